@@ -1,0 +1,3 @@
+from vtools.cli import main
+
+main()

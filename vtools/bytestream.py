@@ -1,0 +1,208 @@
+"""Any input as a stream of raw JSON values: JSONL or one array, plain, gzip, zstd or parquet, from a file or a pipe."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from vtools.process import Failure
+
+CHUNK = 1 << 16
+BOM = b"\xef\xbb\xbf"
+# A JSON string is matched whole, so that brackets inside it do not count; a lone quote is a string still open.
+# Possessive repeats: a string that never ends costs one pass, not one for each of its characters.
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{},"]', re.DOTALL)
+
+
+class Torn(Exception):
+    """The stream ended before its data did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One raw JSON value: its bytes, the file it is from, its line (or place in the array), whether it was cut off."""
+
+    raw: bytes
+    file: str
+    number: int
+    torn: str | None = None
+
+
+def values(file: str) -> Iterator[Value]:
+    """Yield the raw values of a file (`-` is stdin). The last one carries `torn` if the input broke off."""
+    with _open(file) as stream:
+        chunks = iter(lambda: stream.read1(CHUNK), b"")  # type: ignore[attr-defined]
+        yield from split(chunks, "stdin" if file == "-" else file)
+
+
+def split(chunks: Iterable[bytes], file: str) -> Iterator[Value]:
+    """Unpack chunks of bytes and cut them into values: elements if the first byte is `[`, lines otherwise."""
+    chunks = _unpacked(iter(chunks), file)
+    head = b""
+    try:
+        for chunk in chunks:
+            head += chunk
+            start = head.removeprefix(BOM).lstrip()
+            if start and not BOM.startswith(head):
+                cut = _elements if start[:1] == b"[" else _lines
+                yield from cut(_prepend(head, chunks), file)
+                return
+    except Torn as torn:
+        yield Value(head, file, 1, str(torn))
+
+
+def _prepend(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    yield head
+    yield from chunks
+
+
+def _lines(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
+    number = 0
+    rest: list[bytes] = []
+    torn = None
+    try:
+        for chunk in chunks:
+            first, *others = chunk.split(b"\n")
+            rest.append(first)
+            for other in others:
+                number += 1
+                line = b"".join(rest)
+                rest = [other]
+                if line.strip(b" \t\r\n"):
+                    yield Value(line, file, number)
+    except Torn as error:
+        torn = str(error)
+    line = b"".join(rest)
+    if torn or line.strip(b" \t\r\n"):
+        yield Value(line, file, number + 1, torn or "")
+
+
+def _elements(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
+    """Cut an array (or several, one after the other) at its top-level commas, without parsing what is between."""
+    buffer, position, start, depth, number, dropped = b"", 0, 0, 0, 0, 0
+    torn = "the array is not closed"
+    wanted = (
+        1  # bytes to read before the next attempt: doubled while one string does not end, so that time stays linear
+    )
+    while True:
+        pieces, got = [], 0
+        try:
+            while got < wanted:
+                piece = next(chunks)
+                pieces.append(piece)
+                got += len(piece)
+        except StopIteration:
+            pass
+        except Torn as error:
+            torn = str(error)
+        if not pieces:
+            break
+        keep = min(start, position) if depth else position
+        buffer, dropped = buffer[keep:] + b"".join(pieces), dropped + keep
+        start, position, wanted = start - keep, position - keep, 1
+        while token := _TOKEN.search(buffer, position):
+            kind = token[0]
+            if kind == b'"':
+                position = token.start()
+                wanted = len(buffer) - position
+                break
+            position = token.end()
+            if depth == 1 and kind in b"],":
+                raw = buffer[start : token.start()].strip()
+                start = position
+                if raw:
+                    number += 1
+                    yield Value(raw, file, number)
+            elif depth == 0 and kind == b"[":
+                start = position
+            if kind in b"[{":
+                depth += 1
+            elif kind in b"]}":
+                depth -= 1
+            if depth < 0:
+                yield Value(kind, file, number + 1, f"a bracket too many at byte {dropped + token.start()}")
+                return
+        else:
+            position = len(buffer)
+    if depth > 0:
+        rest, place = buffer[start:].strip(), f"{torn}: it breaks off at byte {dropped + len(buffer)}"
+        if depth == 1 and rest:  # a whole record, with only the bracket missing
+            number += 1
+            yield Value(rest, file, number)
+            rest = b""
+        yield Value(rest, file, number + 1, place)
+
+
+def _open(file: str) -> BinaryIO:
+    if file == "-":
+        if sys.stdin.isatty():
+            print("reading JSONL from the terminal; end with Ctrl-D", file=sys.stderr)
+        return io.BufferedReader(io.FileIO(0, closefd=False), CHUNK)
+    return open(file, "rb")
+
+
+def _unpacked(chunks: Iterator[bytes], file: str) -> Iterator[bytes]:
+    """Chunks of the uncompressed bytes. Only a first byte that may be magic is worth waiting for three more."""
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= 4 or head[:1] not in (b"\x1f", b"\x28", b"P"):
+            break
+    chunks = _prepend(head, chunks)
+    if head[:2] == b"\x1f\x8b":
+        import zlib
+
+        return _decompressed(chunks, lambda: zlib.decompressobj(wbits=31), "gzip")
+    if head[:4] == b"\x28\xb5\x2f\xfd":
+        import zstandard
+
+        return _decompressed(chunks, lambda: zstandard.ZstdDecompressor().decompressobj(), "zstd")
+    if head[:4] == b"PAR1":
+        return _parquet(chunks, file)
+    return chunks
+
+
+def _decompressed(chunks: Iterator[bytes], new: Callable[[], Any], name: str) -> Iterator[bytes]:
+    stream: Any = None
+    for chunk in chunks:
+        while chunk:
+            if stream is None:
+                if chunk.count(0) == len(chunk):
+                    break  # zero padding after the last member, as tapes and some tools write it
+                stream = new()
+            try:
+                data = stream.decompress(chunk)
+            except Exception as error:  # zlib.error or ZstdError
+                raise Torn(f"the {name} data is damaged: {error}") from None
+            if data:
+                yield data
+            chunk = b""
+            if stream.eof:
+                chunk, stream = stream.unused_data, None
+    if stream is not None:
+        raise Torn(f"the {name} data ends early")
+
+
+def _parquet(chunks: Iterator[bytes], file: str) -> Iterator[bytes]:
+    """Parquet keeps its index at the end, so a copy on disk is needed; rows come out as JSON lines."""
+    import tempfile
+
+    import orjson
+
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise Failure(f"{file}: reading parquet needs pyarrow: pip install 'vtools[hub]'") from None
+    with tempfile.TemporaryFile() as spool:
+        spool.writelines(chunks)
+        try:
+            for batch in pyarrow.parquet.ParquetFile(spool).iter_batches(batch_size=64):
+                for row in batch.to_pylist():
+                    yield orjson.dumps(row, default=str) + b"\n"
+        except pyarrow.ArrowException as error:
+            raise Torn(f"the parquet data is damaged: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,119 @@
+"""The record: the shapes that are read, the shape that is written, roles, and content ids."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import orjson
+
+from vtools.jsonl import Record, Reject
+
+ROLES = {
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "assistant": "assistant", "system": "system",
+}  # fmt: skip
+SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+def read(value: Record) -> Record:
+    """Turn an object of any known shape into a record; other keys pass through. Raises Reject.
+
+    Shapes: OpenAI `messages`, ShareGPT `conversations` or `items` (`from`/`value`), Alpaca
+    `instruction`/`input`/`output`, `prompt`/`completion` pairs (texts or lists of messages).
+    """
+    rest = dict(value)
+    for key in ("messages", "conversations", "conversation", "items"):
+        turns = rest.get(key)
+        if isinstance(turns, list):
+            del rest[key]
+            messages = [_message(turn, f"{key}[{index}]") for index, turn in enumerate(turns)]
+            break
+        if turns is not None:
+            raise Reject("bad_schema", f"{key} is not a list")
+    else:
+        if "instruction" in rest and "output" in rest:
+            question = _text(rest.pop("instruction"), "instruction")
+            given = _text(rest.pop("input", None) or "", "input")
+            messages = _pair(question + (f"\n\n{given}" if given else ""), rest.pop("output"), "output")
+        elif "prompt" in rest and "completion" in rest:
+            prompt, completion = rest.pop("prompt"), rest.pop("completion")
+            if isinstance(prompt, list) and isinstance(completion, list):
+                messages = [_message(turn, f"prompt[{index}]") for index, turn in enumerate([*prompt, *completion])]
+            else:
+                messages = _pair(_text(prompt, "prompt"), completion, "completion")
+        else:
+            keys = ", ".join(list(value)[:6]) or "no keys"
+            raise Reject(
+                "bad_schema", f"no messages, conversations, items, instruction/output or prompt/completion ({keys})"
+            )
+    identity = rest.pop("id", None)
+    notes = rest.pop("vtools", None)
+    if identity is None or identity == "":
+        identity = content_id(messages)
+    record: Record = {"id": identity if isinstance(identity, str) else str(identity), "messages": messages, **rest}
+    if notes is not None:
+        record["vtools"] = notes
+    return record
+
+
+def shape(value: Record) -> str:
+    """Name the shape of an object, for `source.kind`."""
+    for key, name in (
+        ("messages", "messages"),
+        ("conversations", "sharegpt"),
+        ("conversation", "messages"),
+        ("items", "sharegpt"),
+    ):
+        if key in value:
+            return name
+    return "alpaca" if "instruction" in value else "prompt-completion"
+
+
+def _pair(question: str, answer: Any, where: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": _text(answer, where)}]
+
+
+def _message(turn: Any, where: str) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        raise Reject("bad_schema", f"{where} is not an object")
+    rest = dict(turn)
+    role = rest.pop("role", None) if "role" in rest else rest.pop("from", None)
+    for key in ("content", "value", "text"):
+        if key in rest:
+            content = rest.pop(key)
+            break
+    else:
+        raise Reject("bad_schema", f"{where} has no content")
+    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
+        raise Reject("unknown_role", f"{where}: {role!r}")
+    return {"role": known, "content": _text(content, where), **rest}
+
+
+def _text(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        if all(isinstance(part, str) for part in parts):
+            return "".join(parts)
+        raise Reject("bad_schema", f"{where} holds a part that is not text")
+    raise Reject("bad_schema", f"{where}: the text is {'null' if content is None else type(content).__name__}")
+
+
+def content_id(messages: list[dict[str, Any]]) -> str:
+    """32 hexadecimal digits that depend on the roles and texts alone (BLAKE2b, 128 bits)."""
+    canonical = orjson.dumps([[message["role"], message["content"]] for message in messages])
+    return hashlib.blake2b(canonical, digest_size=16).hexdigest()
+
+
+def to_sharegpt(record: Record) -> Record:
+    """The record in FastChat's shape: `conversations` with `from` and `value`."""
+    turns = [{"from": SHAREGPT_ROLES[message["role"]], "value": message["content"]} for message in record["messages"]]
+    return {
+        "id": record["id"],
+        "conversations": turns,
+        **{k: v for k, v in record.items() if k not in ("id", "messages")},
+    }

@@ -1,0 +1,52 @@
+"""`vtools fetch`: files and URLs to records."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated
+
+import typer
+
+from vtools import conversation, jsonl, options
+from vtools.jsonl import Record
+
+
+def fetch(
+    sources: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE|URL...]", help="Files, http(s) URLs; - is stdin (default).")
+    ] = None,
+    license: Annotated[str | None, typer.Option("--license", help="Licence of the text, kept in each record.")] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=0, help="Stop after this many records.")] = None,
+    out: options.Out = None,
+    rejects: options.RejectsFile = None,
+    stats: options.Stats = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Read conversations of any shape from files or URLs and write records.
+
+    Reads JSONL and JSON arrays, plain or gzip, zstd or parquet, with OpenAI `messages`, ShareGPT `conversations` or
+    `items`, Alpaca `instruction`/`output`, or `prompt`/`completion`. Each record says where it is from. A download
+    that breaks off is resumed; what cannot be read goes to --rejects.
+
+    \b
+    Examples:
+      vtools fetch sharegpt.json.gz --rejects rejects.jsonl > raw.jsonl
+      vtools fetch https://example.org/chats.jsonl --license cc-by-4.0 -o raw.jsonl
+      echo '{"prompt": "Hi", "completion": "Hello!"}' | vtools fetch
+    """
+    from vtools.fetch import source
+
+    origin = source.Origin()
+
+    def work(value: Record) -> Record:
+        record = conversation.read(value)
+        if not isinstance(record.get("source"), dict):
+            record["source"] = {"kind": conversation.shape(value), **origin.describe()}
+            if license:
+                record["source"]["license"] = license
+        return jsonl.stamp(record, "fetch")
+
+    with jsonl.output(out) as output:
+        values = itertools.islice(source.values(sources or ["-"], origin), limit)
+        jsonl.run("fetch", work, values=values, write=output.write, rejects=rejects, stats=stats, quiet=quiet)

@@ -1,0 +1,102 @@
+"""Files and URLs as raw values; a download that breaks off is taken up again where it broke."""
+
+from __future__ import annotations
+
+import email.utils
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from vtools import __version__, bytestream, jsonl
+from vtools.process import Failure
+
+TRIES = 5
+LONGEST_WAIT = 60.0  # seconds
+
+
+@dataclass
+class Origin:
+    """Where the value that was read last is from."""
+
+    uri: str = ""
+    fetched_at: str | None = None
+
+    def describe(self) -> dict[str, str]:
+        """The keys for a record's `source`."""
+        return {"uri": self.uri} | ({"fetched_at": self.fetched_at} if self.fetched_at else {})
+
+
+def values(sources: list[str], origin: Origin) -> Iterator[bytestream.Value]:
+    """The raw values of files and http(s) URLs, one after the other; `origin` follows along."""
+    for name in sources:
+        if name.startswith(("http://", "https://")):
+            origin.uri, origin.fetched_at = name, jsonl.now()
+            yield from bytestream.split(download(name), name)
+        else:
+            origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
+            yield from bytestream.values(name)
+
+
+def download(url: str) -> Iterator[bytes]:
+    """The bytes of a URL. After a broken connection it asks for the rest (RFC 9110, Range and If-Range).
+
+    Raises Failure if the server says no, Torn if the rest cannot be had.
+    """
+    import httpx2
+
+    got, tries, validator = 0, 0, None
+    agent = {"User-Agent": f"vtools/{__version__}", "Accept-Encoding": "identity"}
+    with httpx2.Client(follow_redirects=True, timeout=30.0, headers=agent) as client:
+        while True:
+            tries += 1
+            wait = min(2.0**tries, LONGEST_WAIT) * random.random()  # full jitter
+            headers = {"Range": f"bytes={got}-"} | ({"If-Range": validator} if validator else {}) if got else {}
+            try:
+                with client.stream("GET", url, headers=headers) as response:
+                    if response.status_code in (429, 500, 502, 503, 504) and tries < TRIES:
+                        wait = _retry_after(response.headers.get("retry-after")) or wait
+                    elif response.status_code not in (200, 206):
+                        raise _refused(url, got, f"HTTP {response.status_code} {response.reason_phrase}")
+                    else:
+                        skip = got if response.status_code == 200 else 0
+                        if skip and validator and _validator(response) != validator:
+                            raise bytestream.Torn(f"the file changed on the server after byte {got}")
+                        validator = _validator(response)
+                        for chunk in response.iter_raw(bytestream.CHUNK):
+                            fresh, skip = chunk[skip:], max(0, skip - len(chunk))
+                            if fresh:
+                                got += len(fresh)
+                                tries = 0
+                                yield fresh
+                        return
+            except (httpx2.TransportError, httpx2.TooManyRedirects, httpx2.InvalidURL) as error:
+                if tries >= TRIES or not isinstance(error, httpx2.TransportError | httpx2.RemoteProtocolError):
+                    raise _refused(url, got, str(error) or type(error).__name__) from None
+                if isinstance(error, httpx2.UnsupportedProtocol | httpx2.ConnectError) and not got and tries >= 2:
+                    raise _refused(url, got, str(error)) from None
+            time.sleep(wait)
+
+
+def _refused(url: str, got: int, why: str) -> Exception:
+    return bytestream.Torn(f"the download broke off at byte {got}: {why}") if got else Failure(f"{url}: {why}")
+
+
+def _validator(response: Any) -> str | None:
+    tag = response.headers.get("etag")
+    return tag if tag and not tag.startswith("W/") else response.headers.get("last-modified")
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header: a number or a date."""
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return None
+    return min(max(seconds, 0.0), LONGEST_WAIT)

@@ -1,0 +1,179 @@
+"""How a vtools process ends: exit codes, signals, locks, and children that die with their parent."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import os
+import select
+import signal
+import stat
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+
+class Failure(Exception):
+    """Bad data or a failed step: one line for the user, exit 1."""
+
+    exit_code = 1
+
+
+class UsageFailure(Failure):
+    """The command line cannot be carried out as typed: exit 2."""
+
+    exit_code = 2
+
+
+class TryAgain(Failure):
+    """Nothing is wrong, but not now (lock held, preempted and saved): exit 75, EX_TEMPFAIL."""
+
+    exit_code = 75
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to end; open files are cleaned up on the way out."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+
+
+def die_of(signum: int) -> NoReturn:
+    """End by the signal itself, so that shells see what happened and stop their loops."""
+    signal.signal(signum, signal.SIG_DFL)
+    os.kill(os.getpid(), signum)
+    os._exit(128 + signum)  # only if the signal is blocked
+
+
+def _raise_interrupted(signum: int, frame: object) -> None:
+    raise Interrupted(signum)
+
+
+def missing_extra(module: str, extra: str, what: str) -> Failure:
+    """The error for an optional library that is not installed."""
+    return Failure(f"{what} needs {module}: pip install 'vtools[{extra}]'")
+
+
+# Modules of the extras, so that a bare `import torch` deep inside a room ends in advice and not in a traceback.
+EXTRAS = {
+    "torch": "train", "transformers": "train", "safetensors": "train", "gguf": "train", "numpy": "train",
+    "blake3": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve", "uvicorn": "serve",
+    "openai": "judge", "prompt_toolkit": "judge", "turbohtml": "fast", "matplotlib": "plot",
+}  # fmt: skip
+
+
+def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
+    """Wrap a tool's function so that every way out of it follows the exit rules."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        verbose = bool(kwargs.get("verbose"))
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup keeps its meaning
+                signal.signal(signum, _raise_interrupted)
+        try:
+            function(*args, **kwargs)
+            sys.stdout.flush()
+            return
+        except Interrupted as interrupt:
+            die_of(interrupt.signum)
+        except KeyboardInterrupt:
+            die_of(signal.SIGINT)
+        except BrokenPipeError:
+            die_of(signal.SIGPIPE)
+        except Failure as failure:
+            message, code = str(failure), failure.exit_code
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get((error.name or "").partition(".")[0])
+            if extra is None:
+                raise
+            message, code = str(missing_extra(error.name or "", extra, tool)), 1
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            message, code = f"{where}{error.strerror or error}", 1
+        except RecursionError:
+            message, code = "a value is nested too deeply", 1
+        except Exception as error:  # no traceback reaches a user who did not ask for it
+            message, code = f"{type(error).__name__}: {error} (a bug; -v shows where)", 1
+        if verbose:
+            traceback.print_exc()
+        print(f"vtools {tool}: {message}", file=sys.stderr)
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        # Threads blocked in a read must not hold the process, and nothing is buffered any more.
+        sys.stderr.flush()
+        os._exit(code)
+
+    return wrapped
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Ask the kernel to kill this process when its parent ends; `parent` is the pid it should still have."""
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:  # it died between fork and prctl
+        os._exit(1)
+
+
+def child_of_pool(parent: int) -> None:
+    """Initialise a pool worker: the terminal's Ctrl-C is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    die_with_parent(parent)
+
+
+_watched = False
+
+
+def die_when_reader_goes() -> None:
+    """Die of SIGPIPE as soon as the reader of stdout has gone, even while nothing is being written."""
+    global _watched
+    if _watched or not stat.S_ISFIFO(os.fstat(1).st_mode):
+        return
+    _watched = True
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(1, 0)  # POLLERR and POLLHUP are reported unasked
+        while True:
+            if any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, event in poll.poll()):
+                break
+        # A Python-level handler would wait for the main thread, which may be blocked in a read.
+        die_of_in_thread(signal.SIGPIPE)
+
+    threading.Thread(target=watch, daemon=True, name="reader-watch").start()
+
+
+def die_of_in_thread(signum: int) -> NoReturn:
+    """`die_of` for a thread: Python lets only the main thread set handlers, so ask libc."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.signal(signum, 0)
+    os.kill(os.getpid(), signum)
+    os._exit(128 + signum)
+
+
+@contextlib.contextmanager
+def lock(folder: Path | str, wait: bool = False) -> Iterator[None]:
+    """Own an output folder for the length of the block; when another process does, wait or raise TryAgain."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TryAgain(
+                f"{folder}: another vtools process is writing here; try again when it has finished"
+            ) from None
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,358 @@
+"""Prompt templates: a conversation to text, token ids and loss mask, built from pieces.
+
+Every template is a Jinja chat template. It is rendered with a mark in the place of each message's text; cut at the
+marks, the rendering gives the literal pieces between the texts. Control tokens are looked up in the literals alone,
+so what a user typed stays text, and the mask is known by construction: an answer and what ends it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vtools.jsonl import Reject, atomic
+from vtools.process import Failure
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from vtools.model import Tokenizer
+
+_SYSTEM = "{% if messages and messages[0].role == 'system' %}{{ messages[0].content }}{% else %}SYSTEM{% endif %}"
+_CHECK = (
+    "{% for message in messages %}{% if message.role == 'system' and not loop.first %}"
+    "{{ raise_exception('a system message is not the first') }}{% endif %}{% endfor %}"
+)
+_CHAT = "A chat between a curious {0} and an artificial intelligence assistant. "
+_POLITE = "The assistant gives helpful, detailed, and polite answers to the {0}'s questions."
+
+# The formats are facts: the models were trained on exactly these strings.
+SOURCES = {
+    "vicuna-v1.1": _CHECK
+    + "{{ bos_token }}"
+    + _SYSTEM.replace("SYSTEM", (_CHAT + _POLITE).format("user"))
+    + "{% for message in messages %}{% if message.role == 'user' %}"
+    "{% if loop.first or loop.index0 == 1 and messages[0].role == 'system' %} {% endif %}"
+    "USER: {{ message.content }} ASSISTANT:"
+    "{% elif message.role == 'assistant' %} {{ message.content }}{{ eos_token }}{% endif %}{% endfor %}",
+    "vicuna-v0": _CHECK
+    + "{{ bos_token }}"
+    + _SYSTEM.replace("SYSTEM", (_CHAT + _POLITE).format("human"))
+    + "{{ '\\n\\n###' }}{% for message in messages %}{% if message.role == 'user' %}"
+    " Human: {{ message.content }}{{ '\\n### Assistant:' }}"
+    "{% elif message.role == 'assistant' %} {{ message.content }}{{ '\\n###' }}{% endif %}{% endfor %}",
+    "alpaca": _CHECK
+    + "{{ bos_token }}"
+    + _SYSTEM.replace(
+        "SYSTEM",
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.",
+    )
+    + "{% for message in messages %}{% if message.role == 'user' %}"
+    "{{ '\\n\\n### Instruction:\\n' }}{{ message.content }}{{ '\\n\\n### Response:\\n' }}"
+    "{% elif message.role == 'assistant' %}{{ message.content }}{{ eos_token }}{% endif %}{% endfor %}",
+    "llama-2": _CHECK + "{% for message in messages %}{% if message.role == 'user' %}{{ bos_token }}[INST] "
+    "{% if loop.index0 == 1 and messages[0].role == 'system' %}"
+    "{{ '<<SYS>>\\n' }}{{ messages[0].content }}{{ '\\n<</SYS>>\\n\\n' }}{% endif %}"
+    "{{ message.content }} [/INST]"
+    "{% elif message.role == 'assistant' %} {{ message.content }} {{ eos_token }}{% endif %}{% endfor %}",
+    "chatml": "{% for message in messages %}{{ '<|im_start|>' }}{{ message.role }}{{ '\\n' }}{{ message.content }}"
+    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+}
+STOP_STRINGS = {"vicuna-v0": ("###",)}
+NAMES = (*SOURCES, "auto")
+
+_MARK = re.compile("\ue000(\\d+)\ue001")
+_LLAMA_VOCABULARY = 32000
+# How a run of text is encoded depends on what stands before it: nothing, a control token, or text.
+FIRST, AFTER_TOKEN, INSIDE = range(3)
+
+
+class Rendered(NamedTuple):
+    """Token ids of a conversation, and for each whether it is trained."""
+
+    ids: list[int]
+    mask: list[bool]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A control token (`token`), or text: a literal, or the place of message number `slot`."""
+
+    trained: bool
+    token: int | None = None
+    text: str = ""
+    slot: int | None = None
+
+
+def load(name: str | None, tokenizer: Tokenizer) -> Template:
+    """The template of that name for that tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
+
+    Raises Failure if there is none, or if the tokenizer lacks a token that the template needs.
+    """
+    where = tokenizer.folder
+    if name in (None, "auto"):
+        if tokenizer.chat_template:
+            return Template("auto", tokenizer.chat_template, tuple(tokenizer.stop_strings), tokenizer)
+        if (
+            name is None
+            and len(tokenizer) in (_LLAMA_VOCABULARY, _LLAMA_VOCABULARY + 1)
+            and tokenizer.id_of("<0x0A>") == 13
+        ):
+            name = "vicuna-v1.1"
+        else:
+            raise Failure(
+                f"{where}: the tokenizer carries no chat template; choose one: --template {'|'.join(SOURCES)}"
+            )
+    source = SOURCES.get(name)
+    if source is None:
+        raise Failure(f"--template {name}: no such template; there are {', '.join(NAMES)}")
+    if "eos_token" in source and not tokenizer.eos:
+        raise Failure(
+            f"{where}: the tokenizer has no end token, which {name} needs: set eos_token in tokenizer_config.json"
+        )
+    if name == "chatml" and "<|im_end|>" not in tokenizer.added:
+        raise Failure(f"{where}: the tokenizer has no <|im_end|> token, which chatml needs; choose another --template")
+    if not _adds_bos(tokenizer):  # the model never saw one
+        source = source.replace("{{ bos_token }}", "")
+    return Template(name, source, STOP_STRINGS.get(name, ()), tokenizer)
+
+
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    return bool(tokenizer.bos) and tokenizer.backend.encode("a").ids[0] == tokenizer.id_of(tokenizer.bos or "")
+
+
+class Template:
+    """A chat template bound to a tokenizer."""
+
+    def __init__(self, name: str, source: str, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> None:
+        self.name, self.source, self.stop_strings, self.tokenizer = name, source, stop_strings, tokenizer
+        self._jinja = _compile(source, f"{tokenizer.folder}: chat template")
+        self._tokens = {
+            text: number for text in tokenizer.added if text and (number := tokenizer.id_of(text)) is not None
+        }
+        alternatives = "|".join(re.escape(text) for text in sorted(self._tokens, key=len, reverse=True))
+        self._control = re.compile(f"({alternatives})" if alternatives else r"(?!)")
+        ends = [text for text, token in tokenizer.added.items() if token.special and text] + list(stop_strings)
+        self._end = re.compile(rf"\s*?(?:{'|'.join(re.escape(text) for text in sorted(ends, key=len, reverse=True))})")
+        self._has_ends = bool(ends)
+        self._skeleton = lru_cache(maxsize=4096)(self._build)
+        self._encoders = _encoders(tokenizer)
+        # Tokens that text must never become: special ones, and whatever the template itself uses as one.
+        used = {number for text, number in self._tokens.items() if text in source}
+        self._forbidden = {
+            number: text for text, number in self._tokens.items() if number in tokenizer.special_ids | used
+        }
+        self._ids = lru_cache(maxsize=256)(self._encode)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the template's own end token, and the tokenizer's and the generation config's."""
+        probe = self._skeleton(("user", "assistant"), False)
+        ends = {piece.token for piece in probe if piece.trained and piece.token is not None}
+        eos = self.tokenizer.id_of(self.tokenizer.eos) if self.tokenizer.eos else None
+        return frozenset(number for number in (*ends, eos, *self.tokenizer.end_ids) if number is not None)
+
+    def render(self, messages: list[dict[str, Any]]) -> Rendered:
+        """Ids and mask of a whole conversation: each answer and the token that ends it are trained.
+
+        Raises Reject("template_error") for an empty answer or a conversation that the template cannot render.
+        """
+        for index, message in enumerate(messages):
+            if message["role"] == "assistant" and not message["content"].strip():
+                raise Reject("template_error", f"messages[{index}]: the answer is empty")
+        return self._assemble(messages, False)
+
+    def prompt(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Ids of a conversation up to the place where the assistant's next answer starts. Raises Reject."""
+        return self._assemble(messages, True).ids
+
+    def text(self, messages: list[dict[str, Any]], generation: bool = False) -> str:
+        """The conversation as Jinja renders it to text, as other engines see it."""
+        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+        return self._render_jinja(plain, generation)
+
+    def save(self, folder: Path | str) -> None:
+        """Store the template with a model: chat_template.jinja, and in generation_config.json what ends an answer."""
+        folder = Path(folder)
+        with atomic(folder / "chat_template.jinja") as stream:
+            stream.write(self.source.encode())
+        path = folder / "generation_config.json"
+        config = json.loads(path.read_text()) if path.exists() else {}
+        ends = sorted(self.stop_ids)
+        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        config.pop("stop_strings", None)
+        if self.stop_strings:
+            config["stop_strings"] = list(self.stop_strings)
+        with atomic(path) as stream:
+            stream.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+
+    def _assemble(self, messages: list[dict[str, Any]], generation: bool) -> Rendered:
+        skeleton = self._skeleton(tuple(message["role"] for message in messages), generation)
+        ids: list[int] = []
+        mask: list[bool] = []
+        run = ""
+        encoder, trained = FIRST, False
+
+        def flush() -> None:
+            nonlocal run
+            if run:
+                found = self._ids(encoder, run)
+                ids.extend(found)
+                mask.extend([trained] * len(found))
+                run = ""
+
+        for piece in skeleton:
+            if piece.token is not None:
+                flush()
+                ids.append(piece.token)
+                mask.append(piece.trained)
+                encoder, trained = AFTER_TOKEN, piece.trained
+                continue
+            if piece.trained != trained:
+                if run:
+                    flush()
+                    encoder = INSIDE
+                trained = piece.trained
+            run += piece.text if piece.slot is None else messages[piece.slot]["content"]
+        flush()
+        return Rendered(ids, mask)
+
+    def _build(self, roles: tuple[str, ...], generation: bool) -> list[_Piece]:
+        """The pieces of a conversation with these roles, whatever its texts are."""
+        marked = [{"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)]
+        parts = _MARK.split(self._render_jinja(marked, generation))
+        literals, slots = parts[0::2], [int(number) for number in parts[1::2]]
+        if slots != list(range(len(roles))):
+            lost = next((index for index in range(len(roles)) if index not in slots), 0)
+            raise Reject("template_error", f"messages[{lost}]: the template {self.name} has no place for this message")
+        pieces: list[_Piece] = []
+        for index, literal in enumerate(literals):
+            if index and roles[index - 1] == "assistant" and (end := self._has_ends and self._end.match(literal)):
+                pieces += self._literal(literal[: end.end()], True)
+                literal = literal[end.end() :]
+            answer = index < len(roles) and roles[index] == "assistant"
+            # Tokenizers join a space to the word after it, so this one is the answer's.
+            space = answer and literal.endswith(" ")
+            pieces += self._literal(literal[:-1] if space else literal, False)
+            if space:
+                pieces.append(_Piece(True, text=" "))
+            if index < len(roles):
+                pieces.append(_Piece(answer, slot=index))
+        return pieces
+
+    def _literal(self, literal: str, trained: bool) -> list[_Piece]:
+        """The control tokens of a literal, and the text between them."""
+        pieces = []
+        strip = False
+        for index, part in enumerate(self._control.split(literal)):
+            if index % 2 == 0:
+                part = part.lstrip() if strip else part
+                if part:
+                    pieces.append(_Piece(trained, text=part))
+                continue
+            token = self.tokenizer.added[part]
+            if token.lstrip and pieces and pieces[-1].token is None:
+                pieces[-1] = _Piece(trained, text=pieces[-1].text.rstrip())
+            strip = token.rstrip
+            pieces.append(_Piece(trained, token=self._tokens[part]))
+        return pieces
+
+    def _encode(self, encoder: int, text: str) -> list[int]:
+        """Text to ids, never to a control token: where one comes out, the text is cut inside the token's name."""
+        ids = self._encoders[encoder].encode(text, add_special_tokens=False).ids
+        for number in ids:
+            name = self._forbidden.get(number)
+            if name is not None and (place := text.find(name)) >= 0:
+                return self._encode(encoder, text[: place + 1]) + self._encode(INSIDE, text[place + 1 :])
+        return ids
+
+    def _render_jinja(self, messages: list[dict[str, Any]], generation: bool) -> str:
+        import jinja2
+
+        try:
+            return self._jinja.render(
+                messages=messages,
+                add_generation_prompt=generation,
+                bos_token=self.tokenizer.bos or "",
+                eos_token=self.tokenizer.eos or "",
+                pad_token=self.tokenizer.pad or "",
+            )
+        except jinja2.TemplateError as error:
+            raise Reject("template_error", f"the template {self.name} refuses the conversation: {error}") from None
+
+
+def _compile(source: str, where: str) -> Any:
+    """Compile a chat template as transformers does (transformers.utils.chat_template_utils), without importing it.
+
+    There is no clock in it: a template that asks for today's date falls back to its own, so that the same input
+    gives the same tokens on any day.
+    """
+    import jinja2
+    import jinja2.sandbox
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    # transformers' own block, which marks answers there; our pieces know them already.
+    source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
+    source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise Failure(f"{where} does not compile: {error}") from None
+
+
+def _encoders(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer, tokenizers.Tokenizer]:
+    """Encoders for text at the start, after a control token, and inside running text; none parses control tokens.
+
+    SentencePiece tokenizers put a space before a text: always (LLaMA's, "legacy") or only at the very start.
+    """
+    import tokenizers
+
+    original = tokenizer.backend
+    inside = tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(json.loads(original.to_str()))))
+    first = tokenizers.Tokenizer.from_str(original.to_str())
+    probe = next((text for text, token in tokenizer.added.items() if token.special and not token.rstrip and text), None)
+    after = first
+    if probe is not None:
+        joint = original.encode(probe + "a", add_special_tokens=False).ids[1:]
+        if joint != original.encode("a", add_special_tokens=False).ids:
+            after = inside
+    for encoder in (first, inside):
+        encoder.encode_special_tokens = True
+        encoder.no_truncation()
+        encoder.no_padding()
+    return first, after, inside
+
+
+def _without_prefix(value: Any) -> Any:
+    """A tokenizer's JSON without the part that puts a space before a text."""
+    if isinstance(value, list):
+        return [
+            _without_prefix(item) for item in value if not (isinstance(item, dict) and item.get("type") == "Prepend")
+        ]
+    if not isinstance(value, dict):
+        return value
+    if value.get("type") == "Prepend":
+        return None
+    changed = {key: _without_prefix(item) if key in _PREFIX_PARTS else item for key, item in value.items()}
+    if value.get("type") == "Metaspace":
+        changed["prepend_scheme"] = "never"
+    if value.get("type") == "ByteLevel":
+        changed["add_prefix_space"] = False
+    return changed
+
+
+_PREFIX_PARTS = ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers")
