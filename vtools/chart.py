@@ -100,7 +100,7 @@ def stacked_bars(path: str | Path, title: str, rows: list[tuple[str, dict[str, f
 
 
 def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
-    """Round numbers from below `low` to above `high`, about `wanted` of them, in steps of 1, 2 or 5 by a power of ten."""
+    """Round numbers from below `low` to above `high`, about `wanted` of them: steps of 1, 2 or 5 by a power of ten."""
     if high <= low:
         low, high = low - 0.5, high + 0.5
     rough = (high - low) / wanted
