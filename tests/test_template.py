@@ -135,9 +135,13 @@ def test_a_missing_end_token_is_an_error_before_anything_is_rendered(tokenizers)
 
 WORDS = ["Hi", " there", "\n", "  ", "\t", "1. x", "```py\nx = 1\n```", "中文", "é", "🙂", "a_b", "<|im_end|>", "</s>", "<s>",
          "<|eot|>", "<|im_start|>", "USER:", " ASSISTANT: ", "###", "### Human:", "[INST]", "[/INST]", "<unk>", "<|head|>", ")", ":", "."]  # fmt: skip
-TEXT = st.one_of(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map("".join), st.text(min_size=1, max_size=30))
+TEXT = st.one_of(
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map("".join), st.text(min_size=1, max_size=30)
+)
 ANSWER = TEXT.filter(lambda text: text.strip())
-CHATS = st.lists(st.tuples(TEXT, ANSWER), min_size=1, max_size=4).map(lambda turns: chat(*[t for turn in turns for t in turn]))
+CHATS = st.lists(st.tuples(TEXT, ANSWER), min_size=1, max_size=4).map(
+    lambda turns: chat(*[t for turn in turns for t in turn])
+)
 
 
 @pytest.fixture(scope="session")

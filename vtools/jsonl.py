@@ -121,10 +121,15 @@ class Output:
             self.stream.flush()
 
 
+_stdout_shows_data = False
+
+
 @contextlib.contextmanager
 def output(path: str | Path | None) -> Iterator[Output]:
     """Open stdout (`None` or `-`) or a file for records."""
+    global _stdout_shows_data
     if path is None or str(path) == "-":
+        _stdout_shows_data = True
         process.die_when_reader_goes()
         yield Output(sys.stdout.buffer, flush=True)
     else:
@@ -405,7 +410,8 @@ def _parallel(
 @contextlib.contextmanager
 def progress(tool: str, quiet: bool, total: int | None = None, unit: str = " records") -> Iterator[Callable[..., Any]]:
     """A bar on stderr if it is a terminal that does not also show the data; yields the function that advances it."""
-    if quiet or not sys.stderr.isatty() or (sys.stdout.isatty() and os.path.sameopenfile(1, 2)):
+    shared = _stdout_shows_data and sys.stdout.isatty() and os.path.sameopenfile(1, 2)
+    if quiet or shared or not sys.stderr.isatty():
         yield lambda n=1: None
         return
     from tqdm import tqdm

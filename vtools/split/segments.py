@@ -49,7 +49,7 @@ def split(record: Record, *, reference: str, template: str | None, limit: int) -
     segments = []
     for index, (start, end) in enumerate(zip(cuts, [*cuts[1:], len(pairs)], strict=True)):
         segment = record | {
-            "id": f"{record['id']}_{sum(len(pair) for pair in pairs[:start])}",
+            "id": record["id"] if len(cuts) == 1 else f"{record['id']}_{sum(map(len, pairs[:start]))}",
             "messages": system + [message for pair in pairs[start:end] for message in pair],
             "segment": {"of": record["id"], "index": index, "count": len(cuts), "tokens": tokens[index]},
         }
