@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import io
 import json
@@ -73,10 +74,8 @@ def start(tmp_path):
         process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             if stream and not stream.closed:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     stream.close()
-                except BrokenPipeError:
-                    pass
 
 
 def read_line(stream, seconds: float = 30) -> bytes:
@@ -317,10 +316,9 @@ def zst(data: bytes) -> bytes:
 
 def parquet(data: bytes) -> bytes:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    files = pytest.importorskip("pyarrow.parquet")
     sink = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([json.loads(line) for line in data.splitlines()]), sink)
+    files.write_table(pyarrow.Table.from_pylist([json.loads(line) for line in data.splitlines()]), sink)
     return sink.getvalue()
 
 

@@ -104,7 +104,7 @@ def test_no_conversation_is_on_both_sides_and_a_rerun_gives_the_same_sides(vtool
     assert len(sides[0] | sides[1]) == 200
     assert 20 <= len(sides[1]) <= 60
     assert hold_out(vtools, eot, data, tmp_path, "-j", 2) == [train, held]
-    backwards, held_backwards = hold_out(vtools, eot, "\n".join(map(json.dumps, records[::-1])), tmp_path)
+    _, held_backwards = hold_out(vtools, eot, "\n".join(map(json.dumps, records[::-1])), tmp_path)
     assert {part["id"] for part in held_backwards} == {part["id"] for part in held}
 
 

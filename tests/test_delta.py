@@ -1,0 +1,598 @@
+"""make-delta and apply-delta: exact, checked, whole or not at all."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+np = pytest.importorskip("numpy")
+blake3 = pytest.importorskip("blake3").blake3
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from vtools.delta import bits  # noqa: E402
+
+VTOOLS = [sys.executable, "-m", "vtools"]
+
+
+def vtools(*arguments, **options):
+    command = [*VTOOLS, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def good(*arguments):
+    done = vtools(*arguments)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def bad(*arguments, code=1):
+    done = vtools(*arguments)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def write(path, tensors, padding=0):
+    """A safetensors file with a header of our own spacing, as other writers make them. Tensors: name -> (dtype, array)."""
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, (dtype, array) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    raw = json.dumps(header, ensure_ascii=False).encode() + b" " * padding
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"".join(array.tobytes() for _, array in tensors.values()))
+
+
+def weights(dtype, shape, seed, near=None):
+    """Random weights; `near` gives a fine-tune of them (small changes, most of them in the last bits)."""
+    source = np.random.default_rng(seed)
+    values = source.standard_normal(shape, np.float32) * np.float32(0.02)
+    if near is not None:
+        old = near if near.dtype != np.uint16 else (near.astype("<u4") << 16).view("<f4")
+        values = old.astype("<f4") + source.standard_normal(shape, np.float32) * np.float32(5e-4)
+    if dtype == "BF16":
+        return (values.view("<u4") >> 16).astype("<u2")
+    return values.astype({"F16": "<f2", "F32": "<f4"}[dtype])
+
+
+def model(folder, dtype="F16", seed=0, near=None, rows=50, scale=1):
+    """A small model in one file; its tensors."""
+    shapes = {
+        "model.embed_tokens.weight": (rows, 64 * scale),
+        "model.layers.0.w": (128, 65 * scale),
+        "model.norm": (64,),
+    }
+    tensors = {
+        name: (dtype, weights(dtype, shape, (seed, place), near[name][1] if near else None))
+        for place, (name, shape) in enumerate(shapes.items())
+    }
+    write(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(json.dumps({"seed": seed}))
+    return tensors
+
+
+def pair(folder, dtype="F16", scale=1):
+    """Base and target folders."""
+    base = model(folder / "base", dtype, 1, scale=scale)
+    model(folder / "target", dtype, 2, near=base, scale=scale)
+    return folder / "base", folder / "target"
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("codec", ["zstd", "raw"])
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32"])
+def test_a_round_trip_gives_every_file_back_byte_for_byte(tmp_path, dtype, codec):
+    base, target = pair(tmp_path, dtype)
+    (target / "tokenizer.json").write_bytes(random.Random(0).randbytes(3_000_000))
+    (target / "1_Pooling").mkdir()
+    (target / "1_Pooling/config.json").write_text("{}\r\n")
+    (target / ".gitattributes").write_text("*.bin lfs\n")
+    (target / "training_args.bin").write_bytes(b"\x80\x02}q\x00.")
+    (target / "empty.txt").touch()
+    good("make-delta", base, target, tmp_path / "delta", "--codec", codec)
+    good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(target)
+    assert names(tmp_path) == ["base", "delta", "out", "target"]
+
+
+def test_shards_vocabulary_ties_dtypes_and_new_tensors_may_all_differ_between_base_and_target(tmp_path):
+    def tensor(dtype, shape, seed):
+        return dtype, weights(dtype, shape, seed)
+
+    base, target = tmp_path / "base", tmp_path / "target"
+    embedding, big = tensor("BF16", (100, 32), 1), tensor("BF16", (3000, 1000), 2)  # big: two chunks, a ragged end
+    buffer = "I64", np.arange(7, dtype="<i8")
+    write(
+        base / "model-00001-of-00002.safetensors",
+        {"model.embed_tokens.weight": embedding, "shrunk": tensor("F16", (9, 4), 3)},
+    )
+    write(
+        base / "model-00002-of-00002.safetensors",
+        {"big": big, "cast": tensor("F16", (33, 5), 4), "gone": tensor("F32", (2, 2), 5), "buffer": buffer, "turned": tensor("F16", (5, 3), 9)},
+    )  # fmt: skip
+    grown = np.vstack([embedding[1], weights("BF16", (3, 32), 6)])
+    write(target / "a.safetensors", {"big": ("BF16", big[1] ^ 1), "lm_head.weight": ("BF16", grown)}, padding=13)
+    write(
+        target / "sub/b.safetensors", {"model.embed_tokens.weight": ("BF16", grown), "new ü": tensor("F32", (4, 4), 7)}
+    )
+    write(
+        target / "c.safetensors",
+        {
+            "shrunk": tensor("F16", (5, 4), 3), "cast": tensor("F32", (33, 5), 4), "scalar": ("F32", np.array(3.5, "<f4")),
+            "none": ("F16", np.zeros((0, 8), "<f2")), "buffer": ("I64", buffer[1] * -3), "flags": ("BOOL", np.array([1, 0, 1], "u1")),
+            "turned": tensor("F16", (3, 5), 9), "tiny": ("F8_E4M3", np.arange(11, dtype="u1")),
+        },
+    )  # fmt: skip
+    write(target / "d.safetensors", {})
+    *_, totals = good("make-delta", base, target, tmp_path / "delta")
+    *lines, _ = good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(target)
+    assert (
+        totals["stored_whole"] == 6
+    )  # new ü, scalar, none, flags, turned, tiny: the rest has a base, lm_head a tied one
+    stored = {line["tensor"] for line in lines}
+    assert {"lm_head.weight", "new ü", "none", "scalar"} <= stored
+    manifest = json.loads((tmp_path / "delta/delta.json").read_text())
+    of = {tensor["name"]: tensor["base"] for file in manifest["files"] for tensor in file["tensors"]}
+    assert of["lm_head.weight"]["name"] == "model.embed_tokens.weight"
+    assert of["cast"]["dtype"] == "F16" and of["shrunk"]["shape"] == [9, 4]
+    # The hash of the base is that of its whole tensor, also where the target needs only its first rows.
+    assert of["shrunk"]["blake3"] == blake3(weights("F16", (9, 4), 3).tobytes()).hexdigest()
+
+    # The same base in other shards is the same base.
+    resharded = tmp_path / "resharded"
+    merged = {"turned": tensor("F16", (5, 3), 9), "gone": tensor("F32", (2, 2), 5), "cast": tensor("F16", (33, 5), 4)}
+    merged |= {"buffer": buffer, "big": big, "shrunk": tensor("F16", (9, 4), 3), "model.embed_tokens.weight": embedding}
+    write(resharded / "model.safetensors", merged)
+    good("apply-delta", resharded, tmp_path / "delta", tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(target)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.sampled_from([1, 2, 4, 8]), st.sampled_from(["zstd", "raw"]))
+def test_the_difference_of_any_two_bit_patterns_is_exact(data, width, codec):
+    size = width * data.draw(st.integers(1, 40))
+    base, target = (np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), "u1") for _ in "bt")
+    assert bits.decode(bits.encode(target, base, width, codec), base, width, codec).tobytes() == target.tobytes()
+
+
+def test_conversion_and_addition_have_the_bits_of_torch():
+    torch = pytest.importorskip("torch")
+    patterns = np.arange(65536, dtype="<u2").view("u1")
+    other = np.random.default_rng(0).permutation(65536).astype("<u2").view("u1")
+    single = np.random.default_rng(1).integers(0, 2**32, 200_000, dtype="<u4").view("u1")
+    dtypes = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+
+    def of(raw, dtype):
+        return torch.from_numpy(raw.copy()).view(dtypes[dtype])
+
+    def same(ours, theirs, dtype):
+        theirs, ours = theirs.contiguous(), of(ours, dtype)
+        assert torch.equal(ours.isnan(), theirs.isnan())
+        ours, theirs = (value.view(torch.uint8).view(-1, value.element_size()) for value in (ours, theirs))
+        real = ~of(np.ascontiguousarray(ours.numpy()).reshape(-1), dtype).isnan()
+        assert torch.equal(ours[real], theirs[real])
+
+    for source, raw in (("F16", patterns), ("BF16", patterns), ("F32", single)):
+        for wanted in dtypes:
+            same(bits.convert(raw, source, wanted), of(raw, source).to(dtypes[wanted]), wanted)
+    for dtype in ("F16", "BF16"):
+        same(bits.add(patterns, other, dtype), of(patterns, dtype) + of(other, dtype), dtype)
+
+
+def test_a_real_model_with_tied_embeddings_comes_back_and_loads(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    tied = transformers.LlamaForCausalLM(config).bfloat16()
+    tied.save_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        for parameter in tied.parameters():
+            parameter.add_(torch.randn_like(parameter) * 5e-4)
+    tied.resize_token_embeddings(131, mean_resizing=False)
+    tied.save_pretrained(tmp_path / "target", max_shard_size="40KB")
+    assert len(list((tmp_path / "target").glob("*.safetensors"))) > 1
+    good("make-delta", tmp_path / "base", tmp_path / "target", tmp_path / "delta")
+    good("apply-delta", tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "target")
+    loaded = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), tied.parameters(), strict=True))
+
+
+def test_a_delta_is_small_readable_by_the_safetensors_library_and_the_same_every_time(tmp_path):
+    safetensors = pytest.importorskip("safetensors")
+    base, target = pair(tmp_path, "BF16", scale=40)
+    *lines, totals = good("make-delta", base, target, tmp_path / "delta")
+    good("make-delta", base, target, tmp_path / "again")
+    assert contents(tmp_path / "delta") == contents(tmp_path / "again")
+    assert totals["delta_bytes"] == sum(map(len, contents(tmp_path / "delta").values()))
+    assert totals["delta_bytes"] < 0.55 * totals["bytes"]
+    with safetensors.safe_open(tmp_path / "delta/delta-00001-of-00001.safetensors", "numpy") as stored:
+        assert {name: stored.get_tensor(name).nbytes for name in stored.keys()} == {  # noqa: SIM118
+            line["tensor"]: line["delta_bytes"] for line in lines
+        }
+        assert all(stored.get_tensor(name).dtype == np.uint8 for name in stored.keys())  # noqa: SIM118
+    assert not (tmp_path / "delta/config.json").exists()  # nobody loads a delta as if it were the model
+
+
+def test_each_line_names_a_tensor_and_its_hash_and_the_last_one_counts(tmp_path):
+    base, target = pair(tmp_path)
+    good("make-delta", "--base", base, "--target", target, "--delta", tmp_path / "delta")
+    *lines, totals = good("apply-delta", "--base", base, "--target", tmp_path / "out", "--delta", tmp_path / "delta")
+    safetensors = pytest.importorskip("safetensors.numpy")
+    tensors = safetensors.load_file(target / "model.safetensors")
+    assert {line["tensor"]: (line["bytes"], line["blake3"]) for line in lines} == {
+        name: (tensor.nbytes, blake3(tensor.tobytes()).hexdigest()) for name, tensor in tensors.items()
+    }
+    assert all(isinstance(line["ms"], int) for line in lines)
+    assert (totals["tensors"], totals["files"], totals["sha256_verified"]) == (3, 2, 2)
+    assert totals["bytes"] == sum(map(len, contents(target).values())) and totals["out"] == str(tmp_path / "out")
+    manifest = json.loads((tmp_path / "delta/delta.json").read_text())
+    assert {file["path"]: file["sha256"] for file in manifest["files"]} == {
+        name: hashlib.sha256(raw).hexdigest() for name, raw in contents(target).items()
+    }
+    assert manifest["base"] == "base" and str(tmp_path) not in (tmp_path / "delta/delta.json").read_text()
+
+
+def test_a_wrong_base_is_refused_by_the_name_of_its_first_wrong_tensor(tmp_path):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    raw = bytearray((base / "model.safetensors").read_bytes())
+    raw[-129] ^= 1  # the last byte of model.layers.0.w
+    (base / "model.safetensors").write_bytes(raw)
+    assert "tensor model.layers.0.w is not the one" in bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert "tensor model.embed_tokens.weight is not the one" in bad(
+        "apply-delta", target, tmp_path / "delta", tmp_path / "out"
+    )
+    model(tmp_path / "other", "BF16")
+    assert "is BF16 [50, 64], the delta was made from F16 [50, 64]" in bad(
+        "apply-delta", tmp_path / "other", tmp_path / "delta", tmp_path / "out"
+    )
+    write(tmp_path / "fewer/model.safetensors", {"model.norm": ("F16", weights("F16", (64,), 1))})
+    assert "model.embed_tokens.weight is missing" in bad(
+        "apply-delta", tmp_path / "fewer", tmp_path / "delta", tmp_path / "out"
+    )
+    assert names(tmp_path) == ["base", "delta", "fewer", "other", "target"]
+
+
+@pytest.mark.parametrize("codec", ["zstd", "raw"])
+def test_a_flipped_bit_anywhere_in_a_delta_never_gives_a_wrong_model(tmp_path, codec):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta", "--codec", codec)
+    chance = random.Random(7)
+    blamed = 0
+    for name in ["delta-00001-of-00001.safetensors", "delta.json", "files/config.json"] * 3:
+        path = tmp_path / "delta" / name
+        whole = path.read_bytes()
+        place = chance.randrange(len(whole) // 3 if "delta-" in name else 0, len(whole))
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :])
+        done = vtools("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+        path.write_bytes(whole)
+        assert "Traceback" not in done.stderr and "a bug" not in done.stderr
+        if done.returncode == 0:  # a bit of delta.json that says nothing about the result
+            assert name == "delta.json" and contents(tmp_path / "out") == contents(target)
+            shutil.rmtree(tmp_path / "out")
+        else:
+            blamed += "delta" in done.stderr
+            assert not name.startswith("delta-") or "tensor model." in done.stderr
+        assert names(tmp_path) == ["base", "delta", "target"]
+    assert blamed >= 6
+
+
+def test_a_cut_off_file_is_named(tmp_path):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    for path in (tmp_path / "delta/delta-00001-of-00001.safetensors", base / "model.safetensors"):
+        whole = path.read_bytes()
+        for size in (0, 5, 60, len(whole) - 1):
+            path.write_bytes(whole[:size])
+            error = bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+            assert str(path) in error and "cut off" in error
+        path.write_bytes(whole)
+    (tmp_path / "delta/files/config.json").unlink()
+    assert "files/config.json: missing" in bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert names(tmp_path) == ["base", "delta", "target"]
+
+
+def test_an_existing_folder_is_kept_unless_force_is_given(tmp_path):
+    base, target = pair(tmp_path)
+    out = tmp_path / "out"
+    out.mkdir()
+    good("make-delta", base, target, tmp_path / "delta")
+    good("apply-delta", base, tmp_path / "delta", out)  # an empty folder is no obstacle
+    (out / "notes.txt").write_text("mine")
+    before = contents(out)
+    assert "--force" in bad("apply-delta", base, tmp_path / "delta", out)
+    assert "--force" in bad("make-delta", base, target, tmp_path / "delta")
+    assert contents(out) == before
+    assert "is not the one" in bad("apply-delta", target, tmp_path / "delta", out, "--force")
+    assert contents(out) == before  # a failed replacement replaces nothing
+    good("apply-delta", base, tmp_path / "delta", out, "--force")
+    assert contents(out) == contents(target)
+    for folder in (base, tmp_path / "delta", tmp_path):
+        assert "choose another" in bad("apply-delta", base, tmp_path / "delta", folder, "--force", code=2)
+    assert names(tmp_path) == ["base", "delta", "out", "target"]
+
+
+def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path):
+    base, target = pair(tmp_path)
+    (tmp_path / "delta.partial").mkdir()
+    (tmp_path / "delta.partial/thesis.txt").write_text("mine")
+    assert "not ours" in bad("make-delta", base, target, tmp_path / "delta")
+    assert contents(tmp_path / "delta.partial") == {"thesis.txt": b"mine"}
+
+
+def killed(command, seconds):
+    """Start a command and kill it with -9 that long after its first tensor."""
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+        assert running.stdout.readline().startswith(b'{"tensor"')
+        time.sleep(seconds)
+        running.kill()
+        running.stdout.read()
+
+
+def test_killed_at_any_moment_the_rerun_finishes_right(tmp_path):
+    base, target = pair(tmp_path, "F16", scale=600)
+    delta, out = tmp_path / "delta", tmp_path / "out"
+    good("make-delta", base, target, delta)
+    wanted = contents(delta)
+    chance = random.Random(3)
+    make = ["make-delta", base, target, tmp_path / "second"]
+    apply = ["apply-delta", base, delta, out]
+    for command, result in [(make, wanted), (apply, contents(target)), ([*apply, "--force"], contents(target))]:
+        if "--force" in command:
+            (out / "older").touch()
+        before = contents(out) if out.exists() else None
+        for attempt in range(4):
+            killed([*VTOOLS, *command], attempt * chance.random() * 0.05)
+            place = command[3]
+            assert not place.exists() or contents(place) in (result, before)
+            if place.exists() and "--force" not in command:
+                break  # it was done
+        else:
+            good(*command)
+        assert contents(place) == result
+        shutil.rmtree(tmp_path / "second.partial", ignore_errors=True)
+    assert names(tmp_path) == ["base", "delta", "out", "second", "target"]
+
+
+def test_killed_between_the_two_renames_the_old_folder_is_not_lost(tmp_path):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    # What is on disk then: the old folder set aside, the new one whole but not yet under its name.
+    model(tmp_path / "out.partial/replaced")
+    shutil.copytree(target, tmp_path / "out.partial/fresh")
+    (tmp_path / "out.partial/.lock").touch()
+    old = contents(tmp_path / "out.partial/replaced")
+    assert "--force" in bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert contents(tmp_path / "out") == old
+    assert names(tmp_path) == ["base", "delta", "out", "target"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_behind_and_dies_of_the_signal(tmp_path, signum):
+    base, target = pair(tmp_path, scale=600)
+    command = [*VTOOLS, "make-delta", str(base), str(target), str(tmp_path / "delta")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.readline()
+        running.send_signal(signum)
+        assert b"Traceback" not in running.communicate(timeout=60)[1]
+    assert running.returncode == -signum
+    assert names(tmp_path) == ["base", "target"]
+
+
+def test_two_runs_on_one_folder_do_not_mix(tmp_path):
+    base, target = pair(tmp_path, scale=600)
+    command = [*VTOOLS, "make-delta", str(base), str(target), str(tmp_path / "delta")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        running.stdout.readline()
+        running.send_signal(signal.SIGSTOP)
+        assert "another vtools process" in bad("make-delta", base, target, tmp_path / "delta", code=75)
+        running.send_signal(signal.SIGCONT)
+        running.communicate(timeout=60)
+    assert running.returncode == 0
+    good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(target)
+
+
+def test_a_full_disk_is_said_before_or_during_the_work_and_leaves_nothing(tmp_path):
+    base, target = pair(tmp_path, scale=100)  # 2.3 MB a model
+    good("make-delta", base, target, tmp_path / "delta")
+    (tmp_path / "small").mkdir()
+    script = 'mount -t tmpfs -o size=$1 none small && shift && ("$@"; code=$?; ls -A small >&2; exit $code)'
+    inside = ["unshare", "-rm", "sh", "-c", script, "sh"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*inside, "1m", "true"], cwd=tmp_path, capture_output=True).returncode
+    ):
+        pytest.skip("no tmpfs can be mounted here")
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    for size, arguments, said in [
+        ("1m", ["apply-delta", "base", "delta", "small/out"], "bytes, the disk has"),
+        ("1m", ["make-delta", "base", "target", "small/delta"], "the disk is full"),  # too big only when it is known
+    ]:
+        done = subprocess.run([*inside, size, *VTOOLS, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)  # fmt: skip
+        assert done.returncode == 1 and said in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr  # `ls` found nothing
+
+
+def test_pickled_weights_are_refused_with_what_to_do(tmp_path):
+    base, target = pair(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/pytorch_model.bin").write_bytes(b"PK")
+    for arguments in (("make-delta", tmp_path / "old", target), ("make-delta", base, tmp_path / "old"), ("apply-delta", base, tmp_path / "old")):  # fmt: skip
+        assert "not read yet" in bad(*arguments, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    assert "no *.safetensors file" in bad("make-delta", tmp_path / "empty", target, tmp_path / "out")
+    assert "no such folder" in bad("make-delta", tmp_path / "nowhere", target, tmp_path / "out")
+    assert names(tmp_path) == ["base", "empty", "old", "target"]
+
+
+def edited(delta, change):
+    manifest = json.loads((delta / "delta.json").read_text())
+    change(manifest)
+    (delta / "delta.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("path", ["../escaped", "/tmp/escaped", "a/../../escaped", ""])
+def test_a_hostile_delta_cannot_write_or_read_elsewhere(tmp_path, path):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    edited(tmp_path / "delta", lambda manifest: manifest["files"][0].update(path=path))
+    assert "leads out of the folder" in bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+
+
+def test_a_hostile_delta_cannot_exhaust_memory(tmp_path):
+    import zstandard
+
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    bomb = zstandard.compress(bytes(1 << 31))  # some 64 kB
+    shard = tmp_path / "delta/delta-00001-of-00001.safetensors"
+    write(shard, {name: ("U8", np.frombuffer(bomb, "u1")) for name in ("model.embed_tokens.weight", "model.layers.0.w", "model.norm")})  # fmt: skip
+
+    def change(manifest):
+        for tensor in manifest["files"][-1]["tensors"]:
+            tensor["chunks"] = [len(bomb)]
+
+    edited(tmp_path / "delta", change)
+    code, error, kilobytes = measured("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert code == 1 and "the delta is damaged" in error and kilobytes < 300_000
+
+
+def test_a_newer_format_is_refused_as_such(tmp_path):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    edited(tmp_path / "delta", lambda manifest: manifest.update(version=2))
+    assert "newer vtools" in bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+
+
+def test_dry_run_says_what_it_would_do_and_does_nothing(tmp_path):
+    base, target = pair(tmp_path)
+    (line,) = good("make-delta", "-n", base, target, tmp_path / "delta")
+    assert line["dry_run"] and line["tensors"] == 3 and line["stored_whole"] == 0
+    assert names(tmp_path) == ["base", "target"]
+    good("make-delta", base, target, tmp_path / "delta")
+    (line,) = good("apply-delta", "-n", base, tmp_path / "delta", tmp_path / "out")
+    assert line["bytes"] == sum(map(len, contents(target).values()))
+    assert names(tmp_path) == ["base", "delta", "target"]
+
+
+def test_verify_checks_a_folder_and_changes_nothing(tmp_path):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    *lines, totals = good("apply-delta", "--delta", tmp_path / "delta", "--verify", target)
+    assert [line["ok"] for line in lines] == [True, True] and totals["sha256_verified"] == 2
+    (target / "config.json").write_text("{}")
+    assert "config.json: its SHA-256" in bad("apply-delta", tmp_path / "delta", "--verify", target)
+    (target / "config.json").unlink()
+    assert "config.json: missing" in bad("apply-delta", tmp_path / "delta", "--verify", target)
+    assert "needs --delta" in bad("apply-delta", "--verify", target, code=2)
+
+
+def test_too_few_or_too_many_operands_are_usage_errors(tmp_path):
+    assert "OUT not given" in bad("make-delta", "a", "b", code=2)
+    assert "TARGET and OUT not given" in bad("make-delta", "--base", "a", code=2)
+    assert "d: one operand too many" in bad("apply-delta", "a", "b", "c", "d", code=2)
+
+
+def test_training_checkpoints_and_hidden_folders_are_not_part_of_the_model(tmp_path):
+    base, target = pair(tmp_path)
+    for name in (".git", "checkpoint-100"):
+        (target / name).mkdir()
+        (target / name / "state").write_text("x")
+    done = vtools("make-delta", base, target, tmp_path / "delta")
+    assert "left out: .git, checkpoint-100" in done.stderr
+    good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert names(tmp_path / "out") == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+def test_a_published_delta_without_manifest_is_added_with_torchs_bits(tmp_path, dtype):
+    torch = pytest.importorskip("torch")
+    safetensors = pytest.importorskip("safetensors.torch")
+    torch.manual_seed(0)
+    kind = {"F16": torch.float16, "BF16": torch.bfloat16}[dtype]
+    base = {"model.embed_tokens.weight": torch.randn(50, 64) * 0.02, "model.layers.0.w": torch.randn(3000, 1000) * 0.02}
+    base = {name: tensor.to(torch.float16) for name, tensor in base.items()}
+    delta = {name: (torch.randn(tensor.shape) * 5e-4).to(kind) for name, tensor in base.items()}
+    delta["model.embed_tokens.weight"] = torch.cat(
+        [delta["model.embed_tokens.weight"], torch.full((1, 64), 0.5).to(kind)]
+    )
+    for name, tensors in (("base", base), ("delta", delta)):
+        (tmp_path / name).mkdir()
+        safetensors.save_file(tensors, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "tokenizer.json").write_text(name)
+    (tmp_path / "base/config.json").write_text("{}")
+    good("apply-delta", tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    result = safetensors.load_file(tmp_path / "out/model.safetensors")
+    wanted = {name: delta[name].clone() for name in delta}
+    for name, tensor in base.items():
+        wanted[name][: len(tensor)] += tensor.to(kind)
+    assert result.keys() == wanted.keys()
+    assert all(torch.equal(result[name].view(torch.int16), wanted[name].view(torch.int16)) for name in wanted)
+    assert (tmp_path / "out/tokenizer.json").read_text() == "delta" and (tmp_path / "out/config.json").exists()
+    assert "whole model" in bad("apply-delta", "-q", tmp_path / "base", tmp_path / "base", tmp_path / "twice")
+
+
+def measured(*arguments):
+    """Exit code, stderr and peak resident set (kB) of a run.
+
+    A small process stands between, because a child starts with its parent's peak, and pytest's is large.
+    """
+    launcher = (
+        "import resource, subprocess, sys\n"
+        "code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode\n"
+        "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", launcher, *VTOOLS, *map(str, arguments)], capture_output=True, text=True
+    )
+    code, kilobytes = map(int, done.stdout.split())
+    return code, done.stderr, kilobytes
+
+
+def peak(*arguments):
+    code, error, kilobytes = measured(*arguments)
+    assert code == 0, error
+    return kilobytes
+
+
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    peaks = {}
+    for name, scale in (("small", 500), ("large", 2000)):  # 12 and 46 MB
+        base, target = pair(tmp_path / name, scale=scale)
+        peaks[name] = (
+            peak("make-delta", base, target, tmp_path / name / "delta"),
+            peak("apply-delta", base, tmp_path / name / "delta", tmp_path / name / "out"),
+        )
+        shutil.rmtree(tmp_path / name)
+    for small, large in zip(peaks["small"], peaks["large"], strict=True):
+        assert large < 1.1 * small and large < 128_000
