@@ -1,0 +1,488 @@
+"""`vtools train`: what is trained, with which numbers, and what ends up in the folder."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from vtools import model as models  # noqa: E402
+from vtools import template as templates  # noqa: E402
+from vtools.process import Failure  # noqa: E402
+from vtools.train import attention, data, export, loop, loss, pack, plan  # noqa: E402
+
+CPU = torch.device("cpu")
+METRICS = ["step", "epoch", "loss", "lr", "grad_norm", "tokens", "trained_tokens", "tokens_per_s", "ms", "eta_s"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("train") / "base")
+
+
+@pytest.fixture(scope="module")
+def template(base: Path) -> templates.Template:
+    return templates.load(None, models.tokenizer(str(base)))
+
+
+def load(folder: Path) -> Any:
+    network = models.load(str(folder))
+    network.set_attn_implementation(attention.NAME)
+    return network
+
+
+def corpus_of(template: templates.Template, folder: Path, number: int, seed: int = 0) -> data.Corpus:
+    path = tiny.write(folder / f"{number}-{seed}.jsonl", tiny.conversations(number, seed))
+    return data.read(str(path), template, 512, "error", quiet=True)[0]
+
+
+def run(*arguments: object, given: bytes = b"", **extra: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        tiny.command(*arguments), input=given, capture_output=True, env=tiny.environment(**extra), timeout=240
+    )
+
+
+def lines(stdout: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stdout.splitlines()]
+
+
+# The plan
+
+
+def test_an_epoch_trains_every_conversation_once_in_an_order_of_its_own() -> None:
+    lengths = list(range(1, 102))
+    first, again, second = (plan.plan(lengths, 7, epoch, 8) for epoch in (0, 0, 1))
+    assert first == again != second
+    assert plan.plan(lengths, 8, 0, 8) != first
+    for steps in (first, second):
+        assert [len(step) for step in steps] == [8] * 12 + [5]
+        assert sorted(index for step in steps for index in step) == list(range(101))
+
+
+@pytest.mark.parametrize("budget", [1, 50, 333, 10_000])
+def test_micro_batches_hold_each_conversation_of_the_step_once_and_keep_to_the_budget(budget: int) -> None:
+    lengths = [(index * 37) % 200 + 1 for index in range(64)]
+    packs = plan.micro_batches(lengths, range(0, 64, 2), budget)
+    assert sorted(index for pack in packs for index in pack) == list(range(0, 64, 2))
+    assert all(len(pack) == 1 or sum(lengths[index] for index in pack) <= budget for pack in packs)
+
+
+def test_the_learning_rate_is_transformers_cosine_and_the_one_in_vicunas_log() -> None:
+    from transformers import get_cosine_schedule_with_warmup
+
+    assert plan.warmup_steps(0.04, 2133) == 86
+    assert plan.learning_rate(3, 2133, 86, 2e-5) == 6.976744186046513e-07
+    for steps, warmup in ((2133, 86), (20, 0), (7, 1), (5, 5), (3, 8)):
+        optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-5)
+        schedule = get_cosine_schedule_with_warmup(optimizer, warmup, steps)
+        for step in range(steps):
+            assert plan.learning_rate(step, steps, warmup, 2e-5) == schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+    assert plan.learning_rate(2133, 2133, 86, 2e-5) == pytest.approx(0, abs=1e-20)
+
+
+# Packing and the loss
+
+
+def gradients(network: Any) -> dict[str, Any]:
+    found = {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+    network.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_conversations_have_the_logits_and_gradients_of_single_ones(
+    tied: bool, tmp_path: Path, template: templates.Template
+) -> None:
+    network = load(tiny.make(tmp_path / "model", tied=tied))
+    corpus = corpus_of(template, tmp_path, 5)
+    conversations = [corpus.conversation(index) for index in range(5)]
+    packed = pack.pack(conversations, CPU)
+    weight = network.get_output_embeddings().weight
+    logits = pack.hidden_states(network, packed) @ weight.T
+    loss.summed_loss(network, packed, torch.float32).backward()
+    ours = gradients(network)
+
+    network.set_attn_implementation("eager")
+    alone, total = [], torch.zeros(())
+    for ids, mask in conversations:
+        row = torch.tensor([list(ids)])
+        own = network(row, use_cache=False).logits[0]
+        alone.append(own.detach())
+        wanted = torch.tensor(list(mask[1:]), dtype=torch.bool)
+        total = total + torch.nn.functional.cross_entropy(own[:-1][wanted], row[0, 1:][wanted], reduction="sum")
+    total.backward()
+    assert (logits - torch.cat(alone)).abs().max() < 1e-5 * torch.cat(alone).abs().max()
+    for name, reference in gradients(network).items():
+        assert (ours[name] - reference).norm() < 1e-5 * reference.norm(), name
+
+
+def test_contamination_between_packed_conversations_would_be_seen(
+    base: Path, template: templates.Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, corpus = load(base), corpus_of(template, tmp_path, 3)
+    probe = [list(corpus.conversation(index)[0][:32]) for index in range(3)]
+    assert pack.self_check(network, probe, torch.float32) < 1e-5
+
+    honest = pack.pack
+
+    def one_document(conversations: Any, device: Any) -> pack.Packed:
+        packed = honest(conversations, device)
+        end = packed.input_ids.shape[1]
+        return packed._replace(starts=torch.tensor([0, end], dtype=torch.int32), longest=end)
+
+    monkeypatch.setattr(pack, "pack", one_document)
+    with pytest.raises(Failure, match="other logits"):
+        pack.self_check(network, probe, torch.float32)
+
+
+def test_a_sliding_window_sees_as_far_back_as_it_says() -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 11, 8) for heads in (4, 2, 2))
+    starts = torch.tensor([0, 7, 11], dtype=torch.int32)
+    layer = torch.nn.Identity()
+    found, _ = attention.document_attention(
+        layer, query, key, value, None, cu_seq_lens_q=starts, max_length_q=7, sliding_window=3
+    )
+    wide_key, wide_value = (tensor.repeat_interleave(2, dim=1) for tensor in (key, value))
+    place = torch.arange(11)
+    document = (place >= 7).long()
+    distance = place[:, None] - place[None, :]
+    seen = (document[:, None] == document[None, :]) & (distance >= 0) & (distance < 3)
+    scores = (query @ wide_key.transpose(2, 3) / math.sqrt(8)).masked_fill(~seen, -math.inf)
+    assert torch.allclose(found, (scores.softmax(-1) @ wide_value).transpose(1, 2), atol=1e-6)
+
+
+def test_the_gpu_kernel_accepts_grouped_queries_forward_and_backward() -> None:
+    query, key, value = (
+        torch.empty(1, heads, 12, 64, device="meta", dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)
+    )
+    starts = torch.empty(3, dtype=torch.int32, device="meta")
+    output, _ = attention.document_attention(
+        torch.nn.Identity(), query, key, value, None, cu_seq_lens_q=starts, max_length_q=8
+    )
+    assert output.shape == (1, 12, 4, 64)
+    output.sum().backward()
+    assert key.grad is not None and key.grad.shape == key.shape
+
+
+def test_the_loss_is_the_cross_entropy_of_the_trained_tokens_and_of_no_other(
+    base: Path, template: templates.Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 7 * 400)  # several chunks, the last one short
+    network, corpus = load(base), corpus_of(template, tmp_path, 6)
+    found = loss.summed_loss(network, pack.pack(map(corpus.conversation, range(6)), CPU), torch.float32).item()
+
+    exact = models.load(str(base), dtype="float64")
+    by_hand, answers = 0.0, 0
+    for record in tiny.conversations(6):
+        rendered = template.render(record["messages"])
+        probabilities = exact(torch.tensor([rendered.ids]), use_cache=False).logits[0].log_softmax(-1)
+        for place, trained in enumerate(rendered.mask):
+            if trained:
+                by_hand -= probabilities[place - 1, rendered.ids[place]].item()
+        spoken = [ident for ident, trained in zip(rendered.ids, rendered.mask, strict=True) if trained]
+        texts = [message["content"] + "<|im_end|>" for message in record["messages"] if message["role"] == "assistant"]
+        assert template.tokenizer.decode(spoken, skip_special=False) == "".join(texts)
+        answers += len(spoken)
+    assert answers == corpus.trained_tokens
+    assert found == pytest.approx(by_hand, rel=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_chunked_cross_entropy_has_the_gradients_of_float64(dtype: Any, tolerance: float, monkeypatch: Any) -> None:
+    monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 10 * 300)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(37, 48).requires_grad_(), torch.randn(300, 48).mul_(0.2).requires_grad_()
+    targets = torch.randint(300, (37,))
+    (loss.LinearCrossEntropy.apply(hidden, weight, targets, dtype) / 37).backward()
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    torch.nn.functional.cross_entropy(exact[0] @ exact[1].T, targets).backward()
+    for ours, reference in zip((hidden, weight), exact, strict=True):
+        assert (ours.grad - reference.grad).norm() < tolerance * reference.grad.norm()
+
+
+def test_how_a_step_is_cut_into_micro_batches_does_not_change_its_loss(
+    base: Path, template: templates.Template, tmp_path: Path
+) -> None:
+    corpus = corpus_of(template, tmp_path, 13)
+    curves = []
+    for micro_tokens in (1, 150, 10_000):
+        rows: list[dict[str, Any]] = []
+        recipe = loop.Recipe(
+            steps=6, batch=5, micro_tokens=micro_tokens, lr=1e-3, warmup=1, seed=0, dtype=torch.float32, eval_every=0
+        )
+        saving = loop.Saving(tmp_path / str(micro_tokens), 0, 0.0, 2, {})
+        loop.run(load(base), corpus, None, recipe, saving, False, rows.append, lambda n: None)
+        curves.append(rows)
+    for row, *others in zip(*curves, strict=True):
+        for other in others:
+            assert other["loss"] == pytest.approx(row["loss"], rel=1e-6)
+            assert other["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-4)
+            assert [other[key] for key in ("tokens", "trained_tokens", "lr")] == [
+                row[key] for key in ("tokens", "trained_tokens", "lr")
+            ]
+
+
+# The saved model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_exported_model_gives_the_logits_it_was_trained_to(tied: bool, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tiny.make(tmp_path / "model", tied=tied, seed=3)
+    chosen = templates.load("vicuna-v1.1", models.tokenizer(str(folder)))
+    network = load(folder)
+    network.generation_config.temperature = 0.6  # as LLaMA's own file has it, without do_sample
+    with torch.no_grad():
+        network.get_input_embeddings().weight.add_(0.01)
+    rows = torch.tensor([[5, 9, 77, 3, 120, 40]])
+    network.set_attn_implementation("sdpa")
+    before = network(rows).logits
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "model-00001-of-00002.safetensors").write_bytes(b"of an earlier run")
+    export.export(network, chosen, out, "fp32", {"tool": "train", "run": {}})
+    again = AutoModelForCausalLM.from_pretrained(out)
+    assert torch.equal(again(rows).logits, before)
+    assert again.config.use_cache and again.config.tie_word_embeddings == tied
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert generation["use_cache"] is True and generation["eos_token_id"] == 2
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.chat_template == chosen.source
+    assert sorted(path.name for path in out.iterdir()) == [
+        "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json", "vtools.json",
+    ]  # fmt: skip
+    assert (out / "model.safetensors").stat().st_mode & 0o777 == (out / "config.json").stat().st_mode & 0o777
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """One whole run from stdin, of data that holds a bad line, an unanswered and an overlong conversation."""
+    folder = tmp_path_factory.mktemp("finished")
+    records: list[Any] = tiny.conversations(20)
+    records[3] = {"id": "unanswered", "messages": [{"role": "user", "content": "anyone there?"}]}
+    records[5] = {
+        "id": "shaped",
+        "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "a cat"}],
+    }
+    records[7]["messages"][1]["content"] = "the cat sat " * 60
+    text = "".join(json.dumps(record) + "\n" for record in records[:9]) + "{torn\n"
+    text += "".join(json.dumps(record) + "\n" for record in records[9:])
+    held = tiny.write(folder / "held.jsonl", tiny.conversations(4, seed=9))
+    arguments = [
+        "--model",
+        base,
+        "--out",
+        folder / "out",
+        "--eval",
+        held,
+        "--eval-every",
+        4,
+        "--batch",
+        4,
+        "--epochs",
+        4,
+    ]
+    arguments += ["--lr", 1e-2, "--max-tokens", 128, "--rejects", folder / "rejects.jsonl", "--dtype", "fp32"]
+    done = run(*arguments, given=text.encode())
+    assert done.returncode == 0, done.stderr.decode()
+    return {
+        "folder": folder,
+        "arguments": arguments,
+        "text": text,
+        "stdout": done.stdout,
+        "stderr": done.stderr.decode(),
+    }
+
+
+def test_metrics_have_one_line_a_step_and_the_held_out_loss_falls(finished: dict[str, Any]) -> None:
+    rows = lines(finished["stdout"])
+    head, *rest = rows
+    assert head["steps"] == 20 and head["conversations"] == 19 and head["truncated"] >= 1
+    steps = [row for row in rest if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, 21))
+    for row in steps:
+        assert list(row) == METRICS and all(math.isfinite(value) for value in row.values())
+        assert 0 < row["trained_tokens"] < row["tokens"]
+    assert sum(row["tokens"] for row in steps) == 4 * head["data_tokens"]
+    assert sum(row["trained_tokens"] for row in steps) == 4 * head["data_trained_tokens"]
+    assert steps[4]["epoch"] == 1.0 and steps[-1]["epoch"] == 4.0
+    assert steps[0]["lr"] == 0 and steps[1]["lr"] == 1e-2
+    held = [row for row in rest if "eval_loss" in row]
+    assert [row["step"] for row in held] == [0, 4, 8, 12, 16, 20]
+    assert all(set(row) == {"step", "eval_loss", "eval_tokens"} for row in held)
+    assert held[-1]["eval_loss"] < held[0]["eval_loss"] - 1
+    assert [row["step"] for row in rest[:2]] == [0, 1] and rest[-1]["step"] == 20 and "eval_loss" in rest[-1]
+
+
+def test_what_cannot_be_trained_is_counted_and_saved_with_its_reason(finished: dict[str, Any]) -> None:
+    rejects = lines((finished["folder"] / "rejects.jsonl").read_bytes())
+    assert Counter(row["reason"] for row in rejects) == {"bad_json": 1, "template_error": 1}
+    assert next(row for row in rejects if row["reason"] == "template_error")["id"] == "unanswered"
+    assert lines(finished["stdout"])[0]["reasons"] == {"bad_json": 1, "template_error": 1}
+    assert "21 in, 19 out, 2 rejected" in finished["stderr"]
+
+
+def test_the_folder_says_what_the_model_was_made_from(finished: dict[str, Any]) -> None:
+    out = finished["folder"] / "out"
+    about = json.loads((out / "vtools.json").read_text())
+    assert about["data"]["sources"] == {"own": 10, "sharegpt": 8, "unknown": 1}
+    assert about["data"]["licenses"] == {"none": 18, "unknown": 1}
+    assert about["result"]["steps"] == 20
+    rows = lines(finished["stdout"])
+    assert about["result"]["loss"] == next(row for row in reversed(rows) if "loss" in row)["loss"]
+    held = [row["eval_loss"] for row in rows if "eval_loss" in row]
+    assert [about["result"][f"eval_loss_{when}"] for when in ("before", "after")] == [held[0], held[-1]]
+    assert {"vtools", "torch", "transformers", "python"} <= about["versions"].keys()
+    from safetensors.torch import load_file
+
+    assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    assert not (out / "checkpoints").exists()
+    assert not [path for path in out.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+def test_a_finished_run_given_again_changes_nothing_and_another_is_refused(finished: dict[str, Any]) -> None:
+    out = finished["folder"] / "out"
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
+    again = run(*finished["arguments"], given=finished["text"].encode())
+    assert again.returncode == 0 and again.stdout == b"" and b"nothing to do" in again.stderr
+    other = run(*finished["arguments"], "--lr", 3e-3, given=finished["text"].encode())
+    assert other.returncode == 1 and b"--lr was 0.01, now 0.003" in other.stderr
+    other = run(*finished["arguments"], given=finished["text"].encode() + b'{"prompt": "a", "completion": "b"}\n')
+    assert other.returncode == 1 and b"data was" in other.stderr and b"Traceback" not in other.stderr
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
+
+
+def test_a_locked_folder_is_left_alone(base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    with open(out / ".lock", "w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        done = run("--model", base, "--out", out, given=b"")
+    assert done.returncode == 75 and b"another vtools process" in done.stderr
+
+
+def test_a_dry_run_shows_the_job_and_needs_no_torch(base: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    for name in ("torch", "transformers"):
+        (blocked / f"{name}.py").write_text("raise ImportError('a dry run loads no weights')")
+    path = tiny.write(tmp_path / "data.jsonl", tiny.conversations(9))
+    search = f"{tiny.ROOT}{os.pathsep}{blocked}"
+    done = run("--model", base, "--data", path, "--batch", 2, "--epochs", 3, "-n", PYTHONPATH=search)
+    assert done.returncode == 0, done.stderr.decode()
+    (row,) = lines(done.stdout)
+    assert row["conversations"] == 9 and row["steps"] == 15 and 0 < row["trained_share"] < 1
+    shown = done.stderr.decode()
+    answers = [message["content"] for message in tiny.conversations(9)[0]["messages"] if message["role"] == "assistant"]
+    for answer in answers:
+        assert f"<|im_start|>assistant\n⟦{answer}<|im_end|>⟧" in shown
+
+
+def test_overlong_conversations_are_cut_dropped_or_refused_as_asked(
+    base: Path, template: templates.Template, tmp_path: Path
+) -> None:
+    records = tiny.conversations(6)
+    records[2]["messages"] = [
+        {"role": "user", "content": "one bird"},
+        {"role": "assistant", "content": "some cat " * 120},
+    ]
+    records[4]["messages"] = [{"role": "user", "content": "red hills " * 120}, {"role": "assistant", "content": "a"}]
+    path = str(tiny.write(tmp_path / "long.jsonl", records))
+    lengths = [
+        len(template.render(record["messages"]).ids) - 1 for record in records
+    ]  # the last newline is not trained
+    limit = 160
+    over = sum(length > limit for length in lengths)
+    cut, counts = data.read(path, template, limit, "truncate", quiet=True)
+    assert counts.reasons == {"overlong": 1} and cut.truncated == over - 1 and max(cut.lengths) <= limit
+    ids, mask = cut.conversation(2)
+    full = template.render(records[2]["messages"])
+    assert list(ids) == full.ids[:limit] and list(mask) == [int(one) for one in full.mask[:limit]]
+    kept, counts = data.read(path, template, limit, "drop", quiet=True)
+    assert counts.reasons == {"overlong": over} and len(kept) == 6 - over and not kept.truncated
+    with pytest.raises(Failure, match="--max-tokens is 160"):
+        data.read(path, template, limit, "error", quiet=True)
+
+
+def test_several_processes_read_the_same_corpus(template: templates.Template, tmp_path: Path) -> None:
+    path = str(tiny.write(tmp_path / "data.jsonl", tiny.conversations(40)))
+    one, four = (data.read(path, template, 64, "truncate", jobs=jobs, quiet=True)[0] for jobs in (1, 4))
+    assert one.digest() == four.digest() and one.truncated == four.truncated
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (b"", "no conversations"),
+        (b'{"messages": [{"role": "user", "content": "hello"}]}\n', "no conversation has a token to train"),
+        (b'{"prompt": "a", "completion": "b"}\n', "--warmup 0"),
+        (b'{"prompt": "a", "comp', "stdin:1"),
+    ],
+)
+def test_input_that_teaches_nothing_is_refused_with_advice(given: bytes, says: str, base: Path, tmp_path: Path) -> None:
+    done = run("--model", base, "--out", tmp_path / "out", "--epochs", 1, given=given)
+    message = done.stderr.decode()
+    assert done.returncode == 1 and says in message and "Traceback" not in message
+    assert done.stdout == b""
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_spares_what_was_saved(base: Path, tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "data.jsonl", tiny.conversations(12))
+    out = tmp_path / "out"
+    done = run(
+        "--model", base, "--data", path, "--out", out, "--batch", 4, "--lr", 1e38, "--warmup", 2, "--save-every", 1,
+        "--dtype", "fp32",
+    )  # fmt: skip
+    message = done.stderr.decode()
+    assert done.returncode == 1 and "diverged" in message and "--lr" in message and "Traceback" not in message
+    assert all(math.isfinite(row["loss"]) for row in lines(done.stdout) if "loss" in row)
+    assert (out / "checkpoints" / "step-1" / "note.json").exists()
+    assert not (out / "vtools.json").exists()
+
+
+def test_a_disk_without_room_ends_the_run_in_one_line_and_leaves_no_torn_checkpoint(base: Path, tmp_path: Path) -> None:
+    path = tiny.write(tmp_path / "data.jsonl", tiny.conversations(12))
+    limit = 600_000  # bytes a file: a checkpoint has twice as many
+    done = subprocess.run(
+        tiny.command("--model", base, "--data", path, "--out", tmp_path / "out", "--batch", 4, "--save-every", 2),
+        capture_output=True,
+        env=tiny.environment(),
+        timeout=240,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    message = done.stderr.decode()
+    assert done.returncode == 1 and "cannot be saved" in message and "Traceback" not in message
+    assert len([row for row in lines(done.stdout) if "loss" in row]) == 2
+    assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_before_training(base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(base, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] = 60
+    (folder / "config.json").write_text(json.dumps(config))
+    path = tiny.write(tmp_path / "data.jsonl", tiny.conversations(4))
+    done = run("--model", folder, "--data", path, "-n")
+    assert done.returncode == 1 and b"rows for 60" in done.stderr

@@ -1,0 +1,103 @@
+# ruff: noqa: TID253
+"""Attention inside each conversation of a packed row, registered with transformers under its own name."""
+
+from __future__ import annotations
+
+import inspect
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface
+
+from vtools.process import Failure
+
+# No mask is registered under this name, so transformers builds none and passes attention_mask=None.
+NAME = "vtools_documents"
+
+
+def document_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within documents: q, k, v [1, heads, tokens, size] to [1, tokens, heads, size].
+
+    `cu_seq_lens_q` (int32, documents + 1) holds where each document starts, and the end: transformers' own name for
+    it, so that flash attention takes the same batch.
+    """
+    if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
+        raise ValueError("packed rows need cu_seq_lens_q and max_length_q, and come one at a time")
+    unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if unknown:
+        raise Failure(
+            f"{type(module).__name__}: this kind of attention ({', '.join(unknown)}) cannot be trained packed"
+        )
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave fp32
+    half = value.dtype in (torch.bfloat16, torch.float16)
+    if half and not dropout and value.device.type in ("cuda", "meta"):
+        return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
+    key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
+    starts = cu_seq_lens_q.tolist()
+    outputs = []
+    for start, end in pairwise(starts):
+        banded = sliding_window is not None and end - start > sliding_window
+        output = F.scaled_dot_product_attention(
+            query[:, :, start:end],
+            key[:, :, start:end],
+            value[:, :, start:end],
+            attn_mask=_band(end - start, sliding_window or 0, value.device) if banded else None,
+            is_causal=not banded,
+            dropout_p=dropout,
+            scale=scaling,
+        )
+        outputs.append(output.transpose(1, 2))
+    return torch.cat(outputs, dim=1), None
+
+
+def _varlen(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """torch's own variable-length flash attention (CUDA, half precision)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    options: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0)}
+    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+        options["enable_gqa"] = True
+    else:  # torch 2.11 and 2.12
+        key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling, **options)
+    assert isinstance(output, torch.Tensor)
+    return output.unsqueeze(0)
+
+
+def _repeated(tensor: torch.Tensor, heads: int) -> torch.Tensor:
+    """Key or value heads repeated to the number of query heads."""
+    times = heads // tensor.shape[1]
+    return tensor if times == 1 else tensor.repeat_interleave(times, dim=1)
+
+
+def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """The causal mask of sliding-window attention: each position sees itself and the `window - 1` before it."""
+    ones = torch.ones(length, length, dtype=torch.bool, device=device)
+    return ones.tril() & ones.triu(1 - window)
+
+
+AttentionInterface.register(NAME, document_attention)
