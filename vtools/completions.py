@@ -27,7 +27,7 @@ def bash() -> str:
     """Options and commands by prefix; file names everywhere else."""
     table = commands()
     cases = "\n".join(
-        f'        {name}) words="{" ".join(opt for option in options for opt in option.opts + option.secondary_opts)} --help" ;;'
+        f'        {name}) words="{" ".join(opt for option in options for opt in _names(option))} --help" ;;'
         for name, (_, options) in table.items()
     )
     return f"""{HEADER}
@@ -57,11 +57,13 @@ def zsh() -> str:
     cases = []
     for name, (_, options) in table.items():
         rows = [
-            f"                {_quoted(f'{opt}[{_plain(option.help)}]' + ('' if option.is_flag else ':value:_files'))} \\"
+            f"                {_quoted(f'{opt}[{_plain(option.help)}]{_value(option)}')} \\"
             for option in options
-            for opt in option.opts + option.secondary_opts
+            for opt in _names(option)
         ]
-        cases.append(f"        {name})\n            _arguments \\\n" + "\n".join(rows) + "\n                '*:file:_files' ;;")
+        cases.append(
+            f"        {name})\n            _arguments \\\n" + "\n".join(rows) + "\n                '*:file:_files' ;;"
+        )
     return f"""#compdef vtools
 {HEADER}
 _vtools() {{
@@ -88,15 +90,26 @@ def fish() -> str:
     """One line a command and one an option."""
     table = commands()
     rows = [HEADER]
-    rows += [f"complete -c vtools -n __fish_use_subcommand -f -a {name} -d {_quoted(text)}" for name, (text, _) in table.items()]
+    rows += [
+        f"complete -c vtools -n __fish_use_subcommand -f -a {name} -d {_quoted(text)}"
+        for name, (text, _) in table.items()
+    ]
     for name, (_, options) in table.items():
         for option in options:
-            names = "".join(
-                f" -l {opt[2:]}" if opt.startswith("--") else f" -s {opt[1:]}" for opt in option.opts + option.secondary_opts
-            )
+            long = [f" -l {opt[2:]}" for opt in _names(option) if opt.startswith("--")]
+            short = [f" -s {opt[1:]}" for opt in _names(option) if not opt.startswith("--")]
+            where = f"complete -c vtools -n '__fish_seen_subcommand_from {name}'"
             needs = "" if option.is_flag else " -r"
-            rows.append(f"complete -c vtools -n '__fish_seen_subcommand_from {name}'{names}{needs} -d {_quoted(_plain(option.help))}")
+            rows.append(f"{where}{''.join(long + short)}{needs} -d {_quoted(_plain(option.help))}")
     return "\n".join(rows) + "\n"
+
+
+def _names(option: Any) -> list[str]:
+    return [*option.opts, *option.secondary_opts]
+
+
+def _value(option: Any) -> str:
+    return "" if option.is_flag else ":value:_files"
 
 
 def _plain(text: str | None) -> str:

@@ -72,7 +72,7 @@ def train(
 
     \b
     Examples:
-      vtools split --max-tokens 2048 chats.jsonl | vtools train --model base --out tuned > metrics.jsonl
+      vtools split --tokenizer base chats.jsonl | vtools train --model base --out tuned > metrics.jsonl
       vtools train --model base --data train.jsonl --template vicuna-v1.1 --dry-run
       vtools train --model base --data train.jsonl --eval held.jsonl --out tuned --save-every 30m >> metrics.jsonl
     """

@@ -1,0 +1,135 @@
+"""The program as a whole: start-up, help, completions, the rules of the house."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from vtools import cli, completions
+
+COMMANDS = list(cli.COMMANDS)
+ROOMS = sorted(path.parent.name for path in (ROOT / "vtools").glob("*/__init__.py"))
+HEAVY = {"torch", "transformers", "openai", "pydantic", "rich", "numpy", "tokenizers", "httpx2", "matplotlib", "tqdm", "bs4"}
+
+
+def test_the_version_is_printed_as_gnu_tools_do(vtools):
+    assert re.fullmatch(rb"vtools \d+\.\d+\.\d+\n", vtools("--version").stdout)
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_every_tool_has_help_with_examples(vtools, command, flag):
+    done = vtools(*([command] if command else []), flag)
+    assert done.returncode == 0
+    assert done.errors == ""
+    if command:
+        assert "Examples:\n" in done.stdout.decode()
+
+
+@pytest.mark.parametrize("args", [["--help"], *([command, "--help"] for command in COMMANDS), ["fetch"], ["clean"]])
+def test_start_up_imports_nothing_heavy(tmp_path, args):
+    code = (
+        "import sys; from vtools.cli import main\n"
+        f"sys.argv = ['vtools', *{args!r}]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT)
+    loaded = set(done.stderr.rpartition("loaded: ")[2].split())
+    assert "vtools" in loaded
+    assert not loaded & HEAVY
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_no_room_imports_another_room():
+    for room in ROOMS:
+        for path in (ROOT / "vtools" / room).glob("*.py"):
+            for name in imports(path):
+                other = name.split(".")[1] if name.startswith("vtools.") else ""
+                assert other not in ROOMS or other == room, f"{path} imports {name}"
+
+
+def test_the_ground_floor_imports_no_room_but_the_table_of_commands():
+    for path in (ROOT / "vtools").glob("*.py"):
+        if path.name != "cli.py":
+            assert not {name.split(".")[1] for name in imports(path) if name.startswith("vtools.")} & set(ROOMS), path
+
+
+NAMES = {"bs4": "beautifulsoup4", "google": "protobuf"}
+
+
+def test_every_library_that_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = project["dependencies"] + [item for extra in project["optional-dependencies"].values() for item in extra]
+    names = {re.split(r"[\[<>=~! ]", item)[0].lower().replace("-", "_") for item in declared}
+    for path in (ROOT / "vtools").rglob("*.py"):
+        for name in imports(path):
+            top = name.partition(".")[0]
+            if top not in sys.stdlib_module_names and top not in ("vtools", "__future__"):
+                assert NAMES.get(top, top) in names, f"{path.relative_to(ROOT)} imports {top}"
+
+
+def test_the_same_flag_means_the_same_in_every_tool():
+    import typer.main
+
+    meanings: dict[str, tuple] = {}
+    shared = {"-q", "-v", "-j", "-n", "--seed", "--rejects", "--stats", "--template", "--quiet", "--verbose", "--jobs", "--dry-run"}
+    for command in typer.main.get_command(cli.app).commands.values():
+        for option in command.params:
+            for name in set(option.opts) & shared:
+                meaning = (option.is_flag, tuple(sorted(option.opts)), option.help)
+                assert meanings.setdefault(name, meaning) == meaning, f"{command.name} {name}"
+
+
+def test_completions_are_fresh():
+    for name, write in completions.FILES.items():
+        assert (ROOT / "completions" / name).read_text() == write(), "run: python -m vtools.completions completions"
+
+
+def test_bash_completes_commands_and_options_without_python():
+    script = (
+        f"source {ROOT / 'completions' / 'vtools.bash'}; PATH=/nowhere\n"
+        "COMP_WORDS=(vtools cl); COMP_CWORD=1; _vtools; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(vtools clean --rej); COMP_CWORD=2; _vtools; echo ${COMPREPLY[@]}\n"
+    )
+    done = subprocess.run([shutil.which("bash"), "-c", script], capture_output=True, text=True)
+    assert done.stdout.split() == ["clean", "--rejects"]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("shell", "file"), [("zsh", "_vtools"), ("fish", "vtools.fish")])
+def test_the_other_shells_accept_their_files(shell, file):
+    if not shutil.which(shell):
+        pytest.skip(f"{shell} is not installed")
+    done = subprocess.run([shell, "-n", str(ROOT / "completions" / file)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_mistyped_command_is_exit_2(vtools):
+    done = vtools("claen")
+    assert done.returncode == 2
+    assert "clean" in done.errors
+
+
+def test_no_committed_file_names_a_place_outside_the_project():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    for name in listed:
+        text = (ROOT / name).read_bytes()
+        assert not re.search(rb"/(work|opt|root)/[a-z]", text) or name == "tests/test_cli.py", name
