@@ -1,0 +1,84 @@
+"""What makes a conversation not worth keeping: one function for each reason."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+
+from vtools.jsonl import Record, Reject
+
+SHORTEST = 16  # characters in all texts together, FastChat's limit
+# What ChatGPT's page showed in place of an answer.
+_NOTICE = re.compile(
+    r"\W*(?:"
+    r"Too many requests in 1 hour\. Try again later\."
+    r"|Too many requests, please slow down\.?"
+    r"|Only one message at a time\. Please allow any other responses to complete before sending another message,"
+    r" or wait one minute\."
+    r"|(?:Something went wrong|An error occurred)\. If this issue persists,? please contact us through our help center"
+    r" at help\.openai\.com\.?"
+    r"|Our systems are a bit busy at the moment, please take a break and try again soon\.?"
+    r"|Network error\.?"
+    r")\s*",
+    re.IGNORECASE,
+)
+
+
+def plugin(record: Record) -> str | None:
+    """The conversation used plug-ins, whose results its texts do not hold."""
+    return "the plugins key is set" if record.get("plugins") is not None else None
+
+
+def blocked_response(record: Record) -> str | None:
+    """An answer is only a notice of the site's: rate limit or failure."""
+    for place, message in enumerate(record["messages"]):
+        text = message["content"]
+        if message["role"] == "assistant" and len(text) < 200 and _NOTICE.fullmatch(text):
+            return f"messages[{place}]: {text.strip()}"
+    return None
+
+
+def rep_digits(record: Record) -> str | None:
+    """One digit stands nine times in a row."""
+    for place, message in enumerate(record["messages"]):
+        for digit in "0123456789":
+            if digit * 9 in message["content"]:
+                return f"messages[{place}]: {digit * 9}"
+    return None
+
+
+def wrong_list(record: Record) -> str | None:
+    """An answer holds a list that begins again at 1 before it came to 2, as broken conversions write them."""
+    for place, message in enumerate(record["messages"]):
+        if message["role"] == "assistant" and any("2" not in gap for gap in message["content"].split("\n1. ")[1:-1]):
+            return f"messages[{place}]: a list goes from 1 to 1"
+    return None
+
+
+def too_short(record: Record) -> str | None:
+    """Too few characters to learn from."""
+    count = sum(len(message["content"]) for message in record["messages"])
+    return f"{count} characters in all" if count < SHORTEST else None
+
+
+FILTERS: tuple[Callable[[Record], str | None], ...] = (plugin, blocked_response, rep_digits, wrong_list, too_short)
+
+
+class Duplicates:
+    """Drops conversations whose texts came before, white space aside; about 80 bytes for each one seen."""
+
+    def __init__(self) -> None:
+        self.seen: set[int] = set()
+
+    def __call__(self, record: Record) -> Record | Reject:
+        digest = hashlib.blake2b(digest_size=16)
+        for message in record["messages"]:
+            digest.update(message["role"].encode())
+            # Joined by NUL, which no text holds; lone surrogates cannot come this far.
+            digest.update(b"\0" + message["content"].encode().translate(None, b" \t\r\n") + b"\0")
+        key = int.from_bytes(digest.digest())
+        if key in self.seen:
+            return Reject("dup_exact", "the same texts came before")
+        self.seen.add(key)
+        return record

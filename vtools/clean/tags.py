@@ -1,0 +1,67 @@
+"""What a tag of an HTML message is, and what becomes of it."""
+
+from __future__ import annotations
+
+import functools
+import html
+import re
+
+# Cuts a message into text and tags by turns. A quote counts only after `=`, and `<` outside quotes begins anew; every
+# repeat is possessive, so that time stays linear.
+CUT = re.compile(
+    r"""(<!--.*?(?:-->|\Z)"""
+    r"""|</?[a-zA-Z][^<>=]*+(?:=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>][^\s<>]*+|)[^<>=]*+)*+>"""
+    r"""|<[!?][^<>]*+>"""
+    r"""|</?[a-zA-Z][^<>]*+\Z)""",
+    re.DOTALL,
+)
+_NAME = re.compile(r"</?([a-zA-Z][^\s/>]*)")
+_ATTRIBUTE = re.compile(r"""\s([a-zA-Z-]+)\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'<>]+))""")
+
+BLOCKS = frozenset(
+    ("div", "p", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "li", "blockquote", "table", "tr", "td", "th")
+)
+HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
+CELLS = frozenset(("td", "th"))
+FLAT = HEADINGS | CELLS  # one line of Markdown: no blocks inside
+PARTS = CELLS | {"li", "tr"}  # of lists and tables
+TABLE = CELLS | {"tr", "table"}
+INLINE = frozenset(("strong", "em", "del", "a"))
+_CODE = frozenset(("code", "kbd", "samp", "tt"))
+_LIKE_DIV = """section article main header footer aside details summary figure figcaption dl dt dd center form"""
+_WITH_CONTENT = """button svg style script head title template select textarea iframe object canvas video audio"""
+_SAME = {"b": "strong", "i": "em", "s": "del", "strike": "del", "menu": "ul", **dict.fromkeys(_LIKE_DIV.split(), "div")}
+_KINDS = {
+    **dict.fromkeys(BLOCKS, "on_block"),
+    **dict.fromkeys(INLINE, "on_inline"),
+    **dict.fromkeys(_CODE, "on_code"),
+    **dict.fromkeys(_WITH_CONTENT.split(), "on_junk"),
+    **{name: f"on_{name}" for name in ("a", "pre", "br", "hr", "img", "input")},
+    "sup": "on_raw",
+    "sub": "on_raw",
+}
+
+
+@functools.lru_cache(4096)
+def kind(tag: str) -> tuple[str, str]:
+    """A tag's name and what becomes of it: the name of a method of Page, or `unwrap`."""
+    match = _NAME.match(tag)
+    if match is None:
+        return "", "unwrap"
+    name = match[1].lower()
+    name = _SAME.get(name, name)
+    if tag[1] == "/":
+        closes = name in BLOCKS or name in INLINE
+        return name, "on_close" if closes else "on_raw" if name in ("sup", "sub") else "unwrap"
+    if "flex-grow" in tag and "flex-shrink-0" in tag:  # ChatGPT's pager, "2 / 3"
+        return name, "on_junk"
+    if name == "span" and "katex" in tag:
+        return name, "on_katex"
+    return name, _KINDS.get(name, "unwrap")
+
+
+def attributes(tag: str) -> dict[str, str]:
+    """The attributes of a tag, their entities resolved."""
+    return {
+        match[1].lower(): html.unescape(match[2] or match[3] or match[4] or "") for match in _ATTRIBUTE.finditer(tag)
+    }

@@ -1,0 +1,55 @@
+"""Which turns of a conversation go on: roles in order, an answer for every question."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from vtools.jsonl import Reject
+
+Message = dict[str, Any]
+# A text without one of these is empty: white space and zero-width characters show nothing.
+_VISIBLE = re.compile("[^\\s\u200b\u200c\u200d\u2060\ufeff\xad]")
+
+
+def is_empty(text: str) -> bool:
+    """Whether a text shows nothing."""
+    return _VISIBLE.search(text) is None
+
+
+def ordered(messages: list[Message], merge: bool) -> list[Message]:
+    """From the first question to the last answer, with a leading system message.
+
+    Two of a role in a row are joined by a blank line with `merge`; otherwise raises Reject("role_order").
+    Raises Reject("empty") when nothing remains.
+    """
+    first = next((place for place, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    leading = [message for message in messages[:first] if message["role"] == "system"]
+    kept: list[Message] = []
+    for place, message in enumerate([*leading, *messages[first:]]):
+        if kept and kept[-1]["role"] == message["role"]:
+            if not merge:
+                raise Reject("role_order", f"two {message['role']} messages in a row, the second is number {place}")
+            texts = [text for text in (kept[-1]["content"], message["content"]) if not is_empty(text)]
+            kept[-1] = {**message, **kept[-1], "content": "\n\n".join(texts)}
+        elif message["role"] == "system" and kept:
+            raise Reject("role_order", f"a system message after a {kept[-1]['role']} message")
+        else:
+            kept.append(message)
+    while kept and kept[-1]["role"] != "assistant":
+        kept.pop()
+    if not kept:
+        raise Reject("empty", "no question with an answer" if messages else "no messages")
+    return kept
+
+
+def until_empty(messages: list[Message]) -> list[Message]:
+    """The turns before the first question or answer that is empty. Raises Reject("empty") when none remains."""
+    start = 1 if messages[0]["role"] == "system" else 0
+    for place in range(start, len(messages)):
+        if is_empty(messages[place]["content"]):
+            end = place - (place - start) % 2
+            if end == start:
+                raise Reject("empty", "the first question or its answer is empty")
+            return messages[:end]
+    return messages
