@@ -1,0 +1,143 @@
+"""`vtools report`: the published figures from the published reviews, and what it says about bad judgments."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import DATA
+
+BLOG = DATA / "vicuna-blog"
+
+
+def review(name: str):
+    path = BLOG / "review" / f"review_{name}_vicuna-13b.jsonl"
+    if not path.exists():
+        pytest.skip(f"no {path} (set VTOOLS_TEST_DATA)")
+    return path
+
+
+def row(id: str, order: str, scores: list[float] | None, verdict: str | None = None, **fields) -> dict:
+    if scores and verdict is None:
+        verdict = "a" if scores[0] > scores[1] else "b" if scores[0] < scores[1] else "tie"
+    return {"id": id, "order": order, "scores": scores, "verdict": verdict, "a": "A", "b": "B", "judge": "J", **fields}
+
+
+def pair(id: str, ab: list[float], ba: list[float], **fields) -> list[dict]:
+    return [row(id, "ab", ab, **fields), row(id, "ba", ba, **fields)]
+
+
+def jsonl(rows: list[dict]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def table(vtools, rows: list[dict], *args: str) -> dict:
+    done = vtools("report", "--json", *args, stdin=jsonl(rows))
+    assert done.returncode == 0, done.errors
+    (only,) = done.records[0]["pairs"]
+    return only
+
+
+def test_chatgpt_against_vicuna_is_as_published(vtools):
+    done = vtools("report", review("gpt35"), "--questions", BLOG / "question.jsonl", "--json")
+    (result,) = done.records[0]["pairs"]
+    assert (result["score_a"], result["score_b"]) == (693.0, 638.0)
+    assert round(result["score_ratio"], 4) == 0.9206
+    assert result["b_wins"] + result["ties"] == 36 and result["n"] == 80 and result["unparsed"] == 0
+    low, high = result["score_ratio_ci"]
+    assert 0.87 < low < 0.89 and 0.95 < high < 0.97
+    ratios = {name: round(counts["score_ratio"], 2) for name, counts in result["categories"].items()}
+    assert ratios == {
+        "coding": 0.72, "common-sense": 1.0, "counterfactual": 1.02, "fermi": 0.79, "generic": 0.97, "knowledge": 1.01,
+        "math": 0.37, "roleplay": 0.98, "writing": 0.98,
+    }  # fmt: skip
+    text = vtools("report", review("gpt35")).stdout.decode()
+    assert "A 693.0, B 638.0" in text and "92.06%" in text and "36/80" in text and "gpt-4-0328" in text
+    assert "80 were shown in one order only" in text
+
+
+def test_alpaca_against_vicuna_is_as_published(vtools):
+    (result,) = vtools("report", review("alpaca-13b"), "--json").records[0]["pairs"]
+    assert (result["score_a"], result["score_b"], result["b_wins"]) == (583.0, 704.0, 76)
+
+
+def test_several_files_are_several_tables(vtools):
+    names = [
+        pair["b"] for pair in vtools("report", review("gpt35"), review("alpaca-13b"), "--json").records[0]["pairs"]
+    ]
+    assert names == ["review_gpt35_vicuna-13b: Assistant 2", "review_alpaca-13b_vicuna-13b: Assistant 2"]
+
+
+def test_orders_that_disagree_are_a_tie_and_scores_are_means_over_the_orders(vtools):
+    rows = pair("1", [9, 7], [7, 9]) + pair("2", [8, 9], [6, 9]) + pair("3", [5, 4], [6, 4]) + pair("4", [5, 5], [5, 5])
+    result = table(vtools, rows)
+    assert (result["b_wins"], result["ties"], result["a_wins"]) == (1, 2, 1)
+    assert (result["score_a"], result["score_b"]) == (8 + 7 + 5.5 + 5, 8 + 9 + 4 + 5)
+    assert (result["inconsistent"], result["first_won"], result["second_won"]) == (0.25, 1, 0)
+    assert result["win_rate"] == 0.5 and result["warnings"] == []
+
+
+def test_a_judge_that_follows_the_order_or_cannot_be_read_is_named_and_warned_of(vtools):
+    rows = [row for n in range(4) for row in pair(str(n), [9, 7], [7, 9])] + [
+        row("x", "ab", None),
+        row("x", "ba", [5, 6]),
+    ]
+    text = vtools("report", stdin=jsonl(rows)).stdout.decode()
+    assert "judge: J" in text
+    assert "warning: 1 of 5 have no verdict" in text
+    assert "warning: the judge changed its mind with the order in 100%" in text
+    assert "the first answer won both times 4, the second 0" in text
+
+
+def test_a_missing_verdict_counts_for_nobody(vtools):
+    result = table(vtools, [*pair("1", [5, 9], [5, 9]), row("2", "ab", [9, 1]), row("2", "ba", None)])
+    assert (result["n"], result["unparsed"], result["a_wins"], result["score_a"]) == (1, 1, 0, 5)
+
+
+def test_identical_answers_are_ties_without_scores(vtools):
+    same = [row("2", order, None, "tie") for order in ("ab", "ba")]
+    result = table(vtools, pair("1", [5, 9], [5, 9]) + same)
+    assert (result["ties"], result["scored"], result["score_b"]) == (1, 1, 9)
+    assert any("leave out 1" in warning for warning in result["warnings"])
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_does_not_move_the_measure(vtools):
+    rows = [row for n in range(20) for row in pair(str(n), [5 + n % 3, 6], [6, 5 + n % 4])]
+    first, again, other = table(vtools, rows), table(vtools, rows), table(vtools, rows, "--seed", "7")
+    assert first == again
+    assert first["score_ratio"] == other["score_ratio"] and first["score_ratio_ci"] != other["score_ratio_ci"]
+
+
+def test_turns_of_one_question_are_drawn_together(vtools):
+    rows = [row for n in range(8) for row in pair(str(n % 2), [5, 6 - n % 2 * 2], [5, 6 - n % 2 * 2], turn=n)]
+    result = table(vtools, rows)
+    assert result["questions"] == 2 and result["judged"] == 8
+    assert result["win_rate"] == 0.5 and result["win_rate_ci"] == [0.0, 1.0]
+
+
+def test_fastchats_judgments_are_read(vtools):
+    shared = {"model_1": "x", "model_2": "y", "judge": ["gpt-4", "pair-v2"], "turn": 1}
+    rows = [
+        {"question_id": 81, "g1_winner": "model_2", "g2_winner": "model_2", **shared},
+        {"question_id": 82, "g1_winner": "model_1", "g2_winner": "model_2", **shared},
+        {"question_id": 83, "g1_winner": "error", "g2_winner": "tie", **shared},
+    ]
+    result = table(vtools, rows)
+    assert (result["judge"], result["a"], result["b"]) == ("gpt-4", "x", "y")
+    assert (result["b_wins"], result["ties"], result["a_wins"], result["unparsed"]) == (1, 1, 0, 1)
+    assert result["score_ratio"] is None
+
+
+def test_the_chart_is_drawn(vtools, tmp_path):
+    done = vtools("report", "--chart", "wins.svg", stdin=jsonl(pair("1", [5, 9], [5, 9], category="math")))
+    assert done.returncode == 0, done.errors
+    drawn = (tmp_path / "wins.svg").read_text()
+    assert "B v A" in drawn and "math" in drawn and "B wins" in drawn
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [("", "no judgments"), ('{"id":"x","turns":["y"]}', "not a judgment"), ("{", "stdin:1")]
+)
+def test_what_is_no_judgment_is_an_error_of_one_line(vtools, text, why):
+    done = vtools("report", stdin=text)
+    assert done.returncode == 1 and why in done.errors and done.errors.count("\n") == 1

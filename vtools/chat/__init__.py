@@ -1,0 +1,75 @@
+"""`vtools chat`: talk to a model, or put a file of questions to it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vtools import options
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", metavar="MODEL", envvar="VTOOLS_MODEL",
+        help="A name that the server knows, or a folder, .gguf file or hub id to load here.",
+    ),
+]  # fmt: skip
+BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible server. [env var: OPENAI_BASE_URL]"),
+]
+
+
+def chat(
+    files: options.Files = None,
+    model: Model = None,
+    base_url: BaseUrl = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message where there is none.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    seed: options.Seed = 0,
+    template: options.TemplateName = None,
+    text: Annotated[bool, typer.Option("--text", help="Every line is a question; print the bare answers.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest silence of the server.")] = 600.0,
+    out: options.Out = None,
+    rejects: options.RejectsFile = None,
+    stats: options.Stats = None,
+    jobs: options.Jobs = 4,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Talk to a model, or put questions to it: questions in, answers out, one a line.
+
+    In a terminal without FILE it is a conversation; /help lists what else can be typed. Otherwise it reads questions:
+    {"id", "turns": [...]}, FastChat's, {"prompt"}, or conversations, of which all up to the last user turn is asked.
+    Each answer is one line that `vtools judge` reads, in the order of the questions, -j requests at a time.
+
+    The model is on the server of --base-url or OPENAI_BASE_URL (key in OPENAI_API_KEY), or is loaded here if --model
+    is a folder, a .gguf file or a hub id. With neither, the server is `vtools serve` on this machine.
+
+    With -o FILE, what is answered is kept in FILE.journal, and the same command again, after a failure or a kill, asks
+    only for the rest. On plain stdout (and with --text, once FILE is complete) nothing is kept and all is asked again.
+
+    \b
+    Examples:
+      vtools serve vicuna & vtools chat
+      vtools chat --model vicuna < questions.jsonl > answers.jsonl
+      echo 'What is a pipe?' | vtools chat --text --model ./vicuna --temperature 0
+      vtools chat questions.jsonl --base-url https://api.openai.com/v1 --model gpt-4.1 -j 8 -o answers.jsonl
+    """
+    from vtools.chat import asking
+
+    sampling = asking.Sampling(max_tokens, temperature, top_p, seed)
+    if not files and sys.stdin.isatty():
+        from vtools.chat import terminal
+
+        terminal.converse(model, base_url, template, system, sampling, timeout, out)
+        return
+    asking.answer_all(
+        files or [], model, base_url, template, system, sampling, timeout, text=text, out=out, rejects=rejects,
+        stats=stats, jobs=jobs, dry_run=dry_run, quiet=quiet,
+    )  # fmt: skip

@@ -1,0 +1,80 @@
+"""`vtools judge`: let a model compare the answers of two others."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vtools import options
+
+Price = Annotated[float | None, typer.Option(min=0.0, metavar="USD", help="Price per million tokens, for --dry-run.")]
+
+
+def judge(
+    a: Annotated[str, typer.Argument(metavar="A", help="Answers of one model, the one to compare with; - is stdin.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Answers of the other; - is stdin.")],
+    questions: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The questions, where the answers do not carry them.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="JUDGE",
+            envvar="VTOOLS_MODEL",
+            help="The judge: a name that the server knows, or a folder, .gguf file or hub id to load here.",
+        ),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible server. [env var: OPENAI_BASE_URL]"),
+    ] = None,
+    one_order: Annotated[
+        bool, typer.Option("--one-order", help="Show A's answer first, always; judges favour a place, so not advised.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the judge.")] = 2048,
+    seed: options.Seed = 0,
+    template: options.TemplateName = None,
+    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest silence of the server.")] = 600.0,
+    usd_in: Price = None,
+    usd_out: Price = None,
+    out: options.Out = None,
+    rejects: options.RejectsFile = None,
+    stats: options.Stats = None,
+    jobs: options.Jobs = 4,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Compare the answers of two models, question by question: one judgment a line, for `vtools report`.
+
+    Each pair of answers is judged twice, once in each order, for helpfulness, relevance, accuracy and detail, from 1 to
+    10 (programs and mathematics by their own measure, against the reference where the question has one). The judge
+    never sees the models' names. Identical answers are a tie without a call. A reply without scores is asked for once
+    more; then its verdict is null, and the exit code 1. Answers to a question that the other file lacks are left out
+    and counted.
+
+    Answers are those of `vtools chat`, FastChat's or the Vicuna blog's, joined by their question's id.
+
+    With -o FILE, what is judged is kept in FILE.journal, and the same command again, after a failure or a kill, asks
+    only for the rest. On plain stdout nothing is kept and all is asked again.
+
+    \b
+    Examples:
+      vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -n --usd-in 2 --usd-out 8
+      vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -j 8 -o judgments.jsonl
+      vtools judge a.jsonl b.jsonl --questions q.jsonl --base-url http://127.0.0.1:8000/v1 | vtools report
+    """
+    from vtools.judge import judging, matches
+
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
+    tasks = matches.matches(a, b, questions, ("ab",) if one_order else ("ab", "ba"))
+    if dry_run:
+        judging.estimate(tasks, model, base_url, sampling, out, usd_in, usd_out)
+        return
+    judging.judge_all(
+        tasks, model, base_url, template, sampling, timeout,
+        out=out, rejects=rejects, stats=stats, jobs=jobs, quiet=quiet,
+    )  # fmt: skip

@@ -1,0 +1,173 @@
+"""Ask the judge about every match and write what it said."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from vtools import endpoint, journal, jsonl
+from vtools.endpoint import Client, EndpointError
+from vtools.journal import Task
+from vtools.jsonl import Record
+from vtools.judge import rubric, scores
+from vtools.judge.matches import Match
+from vtools.process import Failure
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Judge:
+    """A model that judges, and how its tokens are chosen."""
+
+    client: Client
+    name: str
+    sampling: dict[str, Any]
+
+    def judge(self, match: Match, key: str) -> Record:
+        """One judgment. A reply that cannot be read is asked for once more; then the verdict is null."""
+        record: Record = {"key": key, "id": match.question.id}
+        if match.question.category:
+            record["category"] = match.question.category
+        record |= {"mode": "pair", "a": match.a, "b": match.b, "order": match.order, "judge": self.name}
+        record |= {"judge_reported": None, "prompt": rubric.name(match.question.category)}
+        lengths = [len("".join(turns)) for turns in (match.a_turns, match.b_turns)]
+        if match.a_turns == match.b_turns:
+            return {**record, "scores": None, "verdict": "tie", "parse": "identical", "len": lengths}
+        messages = rubric.messages(match.question, *match.shown())
+        replies = [self.client.complete(messages, **self.sampling)]
+        reading = scores.read(replies[0].text, cut=replies[0].finish == "length")
+        if reading.verdict is None:
+            said = {"role": "assistant", "content": replies[0].text}
+            try:
+                asked = [*messages, said, {"role": "user", "content": rubric.AGAIN}]
+                replies.append(self.client.complete(asked, **self.sampling))
+            except Failure as failure:  # the first reply is paid for: keep it, without a verdict
+                if isinstance(failure, EndpointError) and failure.fatal:
+                    raise
+            else:
+                reading = scores.read(replies[1].text, cut=replies[1].finish == "length")
+        record["judge_reported"] = replies[0].model
+        record["scores"] = list(_in_order(reading.scores, match.order)) if reading.scores else None
+        record["verdict"] = _in_names(reading.verdict, match.order)
+        record["parse"] = reading.parse
+        record["text"] = replies[0].text
+        if len(replies) > 1:
+            record["asked_again"] = replies[1].text
+        record |= {"finish": replies[-1].finish, "len": lengths}
+        usages = [reply.usage for reply in replies if reply.usage]
+        if usages:
+            record["usage"] = {name: sum(usage[name] for usage in usages) for name in endpoint.TOKENS}
+        return {**record, "ms": sum(reply.ms for reply in replies)}
+
+
+def judge_all(
+    tasks: Iterator[Task],
+    model: str | None,
+    base_url: str | None,
+    template: str | None,
+    sampling: dict[str, Any],
+    timeout: float,
+    *,
+    out: str | None,
+    rejects: str | None,
+    stats: str | None,
+    jobs: int,
+    quiet: bool,
+) -> None:
+    """Judge every match and write the judgments. Raises Failure if some have no verdict."""
+    client, name = endpoint.connect(model, base_url, template=template, timeout=timeout)
+    judge = Judge(client, name, sampling)
+    without = total = 0
+
+    def write(output: jsonl.Output, record: Record) -> None:
+        nonlocal without, total
+        total += 1
+        without += record["verdict"] is None
+        output.write(record)
+
+    complaint = journal.run(
+        "judge",
+        _keyed(tasks, name, sampling),
+        lambda task: judge.judge(task.question, task.key),
+        out=out,
+        write=write,
+        finished=has_verdict,
+        rejects=rejects,
+        stats=stats,
+        jobs=jobs,
+        quiet=quiet,
+    )
+    client.close()
+    complaints = [complaint] if complaint else []
+    if without:
+        complaints.append(f"{without} of {total} judgments have no verdict: {name} gave no scores that can be read")
+    if complaints:
+        raise Failure("; ".join(complaints))
+    if not total:
+        raise Failure("nothing to judge: no question has an answer in both files")
+
+
+def has_verdict(record: Record) -> bool:
+    """Whether a judgment of an earlier run counts; one without a verdict is asked for again."""
+    return record.get("verdict") is not None
+
+
+def _keyed(tasks: Iterator[Task], judge: str | None, sampling: dict[str, Any]) -> Iterator[Task]:
+    keys = journal.Keys()
+    for task in tasks:
+        if task.question:
+            match: Match = task.question
+            # The prompt is among the parts, so a changed rubric, question, category or answer is judged anew.
+            prompt = rubric.messages(match.question, *match.shown())
+            task.key = keys.unique(
+                journal.key("judge", match.question.id, match.a, match.b, match.order, judge, prompt, sampling)
+            )
+        yield task
+
+
+def estimate(
+    tasks: Iterator[Task],
+    model: str | None,
+    base_url: str | None,
+    sampling: dict[str, Any],
+    out: str | None,
+    usd_in: float | None,
+    usd_out: float | None,
+) -> None:
+    """Say how many calls, tokens and dollars the same command would take."""
+    known = journal.peek(out, has_verdict)
+    calls = same = done = dropped = characters = 0
+    for task in _keyed(tasks, model, sampling):
+        if task.reject:
+            dropped += 1
+        elif task.key in known:
+            done += 1
+        elif task.question.a_turns == task.question.b_turns:
+            same += 1
+        else:
+            calls += 1
+            prompt = rubric.messages(task.question.question, *task.question.shown())
+            characters += sum(len(message["content"].encode("utf-8", "replace")) for message in prompt)
+    tokens_in, tokens_out = characters // 4, calls * sampling["max_tokens"]
+    place = endpoint.where(model, base_url) or "this process"
+    parts = [
+        f"would ask {model or 'the judge'} at {place} {calls} times",
+        f"about {tokens_in:,} tokens in (4 bytes each) and at most {tokens_out:,} out, without what is asked again",
+        f"{same} identical answers need no call, {done} judgments are there already, {dropped} records are left out",
+    ]
+    if usd_in is not None or usd_out is not None:
+        cost = (tokens_in * (usd_in or 0) + tokens_out * (usd_out or 0)) / 1e6
+        parts.append(f"at most {cost:.2f} USD")
+    print(f"vtools judge: {'; '.join(parts)}", file=sys.stderr)
+
+
+def _in_order(pair: tuple[float, float], order: str) -> tuple[float, float]:
+    """Scores of Assistant 1 and 2 as scores of a and b."""
+    return pair if order == "ab" else (pair[1], pair[0])
+
+
+def _in_names(verdict: str | None, order: str) -> str | None:
+    if order == "ba" and verdict in ("a", "b"):
+        return "b" if verdict == "a" else "a"
+    return verdict
