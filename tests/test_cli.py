@@ -17,7 +17,19 @@ from vtools import cli, completions
 
 COMMANDS = list(cli.COMMANDS)
 ROOMS = sorted(path.parent.name for path in (ROOT / "vtools").glob("*/__init__.py"))
-HEAVY = {"torch", "transformers", "openai", "pydantic", "rich", "numpy", "tokenizers", "httpx2", "matplotlib", "tqdm", "bs4"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "openai",
+    "pydantic",
+    "rich",
+    "numpy",
+    "tokenizers",
+    "httpx2",
+    "matplotlib",
+    "tqdm",
+    "bs4",
+}
 
 
 def test_the_version_is_printed_as_gnu_tools_do(vtools):
@@ -42,7 +54,9 @@ def test_start_up_imports_nothing_heavy(tmp_path, args):
         "try: main()\nexcept SystemExit: pass\n"
         "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT
+    )
     loaded = set(done.stderr.rpartition("loaded: ")[2].split())
     assert "vtools" in loaded
     assert not loaded & HEAVY
@@ -90,7 +104,20 @@ def test_the_same_flag_means_the_same_in_every_tool():
     import typer.main
 
     meanings: dict[str, tuple] = {}
-    shared = {"-q", "-v", "-j", "-n", "--seed", "--rejects", "--stats", "--template", "--quiet", "--verbose", "--jobs", "--dry-run"}
+    shared = {
+        "-q",
+        "-v",
+        "-j",
+        "-n",
+        "--seed",
+        "--rejects",
+        "--stats",
+        "--template",
+        "--quiet",
+        "--verbose",
+        "--jobs",
+        "--dry-run",
+    }
     for command in typer.main.get_command(cli.app).commands.values():
         for option in command.params:
             for name in set(option.opts) & shared:

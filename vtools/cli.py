@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
 from vtools import __version__, chat, clean, delta, fetch, judge, process, report, serve, split, stats, train
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Any]] = {
     "fetch": fetch.fetch,
     "clean": clean.clean,
     "split": split.split,

@@ -97,8 +97,9 @@ def _text(content: Any, where: str) -> str:
         return content
     if isinstance(content, list):
         parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        if all(isinstance(part, str) for part in parts):
-            return "".join(parts)
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return "".join(texts)
         raise Reject("bad_schema", f"{where} holds a part that is not text")
     raise Reject("bad_schema", f"{where}: the text is {'null' if content is None else type(content).__name__}")
 

@@ -56,12 +56,12 @@ class Client(Protocol):
     """What answers: an `Endpoint`, or a model in this process (`vtools.generate.Engine`)."""
 
     def complete(
-        self, messages: Messages, *, max_tokens: int, temperature: float, top_p: float,
+        self, messages: Messages, *, max_tokens: int | None, temperature: float, top_p: float,
         seed: int | None = None, stop: Sequence[str] = (),
     ) -> Answer: ...  # fmt: skip
 
     def stream(
-        self, messages: Messages, *, max_tokens: int, temperature: float, top_p: float,
+        self, messages: Messages, *, max_tokens: int | None, temperature: float, top_p: float,
         seed: int | None = None, stop: Sequence[str] = (),
     ) -> Stream: ...  # fmt: skip
 
@@ -147,7 +147,7 @@ class Endpoint:
         self.model = model or self._only_model()
 
     def complete(
-        self, messages: Messages, *, max_tokens: int, temperature: float, top_p: float,
+        self, messages: Messages, *, max_tokens: int | None, temperature: float, top_p: float,
         seed: int | None = None, stop: Sequence[str] = (),
     ) -> Answer:  # fmt: skip
         """Ask, and wait for the whole answer. Raises EndpointError."""
@@ -160,7 +160,7 @@ class Endpoint:
         return Answer(choice.message.content or "", choice.finish_reason, usage, reply.model, elapsed)
 
     def stream(
-        self, messages: Messages, *, max_tokens: int, temperature: float, top_p: float,
+        self, messages: Messages, *, max_tokens: int | None, temperature: float, top_p: float,
         seed: int | None = None, stop: Sequence[str] = (),
     ) -> Generator[str, None, None]:  # fmt: skip
         """Ask, and yield the answer as it comes. Retries only before the first piece. Raises EndpointError."""
@@ -190,14 +190,19 @@ class Endpoint:
     def _request(
         self,
         messages: Messages,
-        max_tokens: int,
+        max_tokens: int | None,
         temperature: float,
         top_p: float,
         seed: int | None,
         stop: Sequence[str],
     ) -> dict[str, Any]:
-        request = {"model": self.model, "messages": messages, "max_tokens": max_tokens, "temperature": temperature}
-        optional = {"top_p": top_p if top_p < 1 else None, "seed": seed, "stop": list(stop) or None}
+        request = {"model": self.model, "messages": messages, "temperature": temperature}
+        optional = {
+            "max_tokens": max_tokens,
+            "top_p": top_p if top_p < 1 else None,
+            "seed": seed,
+            "stop": list(stop) or None,
+        }
         return request | {name: value for name, value in optional.items() if value is not None}
 
     def _ask(self, request: dict[str, Any], probe: Callable[[Any], Any]) -> Any:
@@ -222,7 +227,7 @@ class Endpoint:
 
     def _adapted(self, request: dict[str, Any]) -> dict[str, Any]:
         sent = {name: value for name, value in request.items() if name not in self._lacks}
-        if "max_tokens" in self._lacks:
+        if "max_tokens" in request.keys() & self._lacks:
             sent["max_completion_tokens"] = request["max_tokens"]
         return sent
 

@@ -15,10 +15,9 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from vtools import bytestream, endpoint, jsonl, process
+from vtools import bytestream, endpoint, filtering, jsonl, process
 from vtools.endpoint import EndpointError
 from vtools.jsonl import Record, Reject
-from vtools.question import Unanswered
 
 
 @dataclass(slots=True)
@@ -156,11 +155,11 @@ def run(
     jobs: int = 1,
     quiet: bool = False,
 ) -> str | None:
-    """`jsonl.run` for work that waits: every task through `ask`, `jobs` at a time, what is finished taken from FILE.
+    """`filtering.run` for work that waits: each task through `ask`, `jobs` at a time, what is finished from FILE.
 
     One question that fails costs the others nothing; what failed is said in the result, and a rerun asks for it again.
     """
-    counts = jsonl.Rejects(tool, rejects)
+    counts = filtering.Rejects(tool, rejects)
     failed = None
     with keep(out, finished) as journal, jsonl.output(out) as output, jsonl.progress(tool, quiet) as tick:
 
@@ -178,7 +177,7 @@ def run(
             except process.Failure as failure:
                 if isinstance(failure, EndpointError) and failure.fatal:
                     raise
-                return Unanswered(str(failure)), False
+                return Reject("unanswered", str(failure)), False
             journal.add(record)
             return record, False
 
@@ -188,7 +187,7 @@ def run(
             tick()
             if isinstance(outcome, Reject):
                 counts.add(outcome, task.value, task.source)
-                if outcome.reason == Unanswered.REASON:
+                if outcome.reason == "unanswered":
                     failed = failed or f"{task.value.file}:{task.value.number}: {outcome.detail}"
                 continue
             write(output, outcome)
@@ -198,10 +197,10 @@ def run(
             if usage:
                 for name in endpoint.TOKENS:
                     counts.extra[f"tokens {name}"] += usage[name]
-    jsonl.close(counts, stats, quiet)
+    filtering.close(counts, stats, quiet)
     if failed:
         again = f" ({out} has the others; the same command again asks only for these)" if out and out != "-" else ""
-        return f"{counts.reasons[Unanswered.REASON]} of {counts.received} failed{again}; the first: {failed}"
+        return f"{counts.reasons['unanswered']} of {counts.received} failed{again}; the first: {failed}"
     if rejects is None and counts.received and counts.reasons["bad_schema"] == counts.received:
         return f"{counts.first} (no record has a shape that vtools {tool} reads)"
     return None

@@ -11,22 +11,6 @@ from vtools.jsonl import Record, Reject
 CONVERSATIONS = ("messages", "conversations", "conversation", "items")
 
 
-class Unanswered(Reject):
-    """A question that got no answer: no fault of the record, so a rerun may do better."""
-
-    REASON = "unanswered"
-
-    def __init__(self, detail: str) -> None:
-        Exception.__init__(self, self.REASON, detail)
-        self.reason, self.detail = self.REASON, detail
-
-
-class Unmatched(Unanswered):
-    """An answer that has none to be compared with."""
-
-    REASON = "unmatched"
-
-
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is asked, turn by turn, after an optional conversation so far (`context`)."""

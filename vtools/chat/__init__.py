@@ -29,7 +29,9 @@ def chat(
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message where there is none.")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. Default: as much as the server or the context allows.")
+    ] = None,
     seed: options.Seed = 0,
     template: options.TemplateName = None,
     text: Annotated[bool, typer.Option("--text", help="Every line is a question; print the bare answers.")] = False,

@@ -19,7 +19,7 @@ from vtools.question import Question, read_question
 class Sampling:
     """How tokens are chosen."""
 
-    max_tokens: int
+    max_tokens: int | None  # None: as many as fit
     temperature: float
     top_p: float
     seed: int | None
@@ -105,8 +105,8 @@ def _tasks(files: list[str], text: bool) -> Iterator[Task]:
     if text:
         yield from _lines(files)
         return
-    for value in jsonl._values(files):
-        record, repaired = jsonl._parse(value)
+    for value in jsonl.values(files):
+        record, repaired = jsonl.parse(value)
         task = Task(value, None if isinstance(record, Reject) else record, repaired=repaired)
         try:
             if isinstance(record, Reject):

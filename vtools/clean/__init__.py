@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from vtools import conversation, jsonl, options, process
+from vtools import conversation, filtering, jsonl, options, process
 from vtools.clean import filters, html, turns
 from vtools.jsonl import Record, Reject
 
@@ -90,7 +90,7 @@ def clean(
         raise process.missing_extra("turbohtml", "fast", "--engine fast")
     kept = frozenset(keep or ())
     with jsonl.output(out) as output:
-        jsonl.run(
+        filtering.run(
             "clean",
             functools.partial(clean_record, engine=engine, merge_same_role=merge_same_role, keep=kept),
             write=output.write

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vtools import conversation, jsonl, options
+from vtools import conversation, filtering, jsonl, options
 from vtools.jsonl import Record
 
 
@@ -49,4 +49,4 @@ def fetch(
 
     with jsonl.output(out) as output:
         values = itertools.islice(source.values(sources or ["-"], origin), limit)
-        jsonl.run("fetch", work, values=values, write=output.write, rejects=rejects, stats=stats, quiet=quiet)
+        filtering.run("fetch", work, values=values, write=output.write, rejects=rejects, stats=stats, quiet=quiet)

@@ -10,7 +10,7 @@ from vtools import bytestream, jsonl
 from vtools.journal import Task
 from vtools.jsonl import Record, Reject
 from vtools.process import Failure
-from vtools.question import Answered, Question, Unmatched, read_answer, read_question
+from vtools.question import Answered, Question, read_answer, read_question
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def matches(a_file: str, b_file: str, questions_file: str | None, orders: tuple[
         elif first.id in seen:
             yield entry.task(_twice(first))
         elif first.id not in others:
-            yield entry.task(Unmatched(f"question {first.id} has no answer in {b_file}"))
+            yield entry.task(Reject("unmatched", f"question {first.id} has no answer in {b_file}"))
         else:
             seen.add(first.id)
             second = others.pop(first.id).answered
@@ -82,7 +82,7 @@ def matches(a_file: str, b_file: str, questions_file: str | None, orders: tuple[
                     yield Task(entry.value, entry.record, match)
     for entry in others.values():
         assert entry.answered is not None
-        yield entry.task(Unmatched(f"question {entry.answered.id} has no answer in {a_file}"))
+        yield entry.task(Reject("unmatched", f"question {entry.answered.id} has no answer in {a_file}"))
 
 
 def _twice(answered: Answered) -> Reject:
@@ -91,7 +91,7 @@ def _twice(answered: Answered) -> Reject:
 
 def _entries(file: str) -> Iterator[_Entry]:
     for value in bytestream.values(file):
-        record = jsonl._parse(value)[0]
+        record = jsonl.parse(value)[0]
         if isinstance(record, Reject):
             yield _Entry(value, None, None, record)
             continue

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from vtools import conversation, jsonl, options
+from vtools import conversation, filtering, jsonl, options
 from vtools.jsonl import Record
 from vtools.process import UsageFailure
 
@@ -61,7 +61,7 @@ def split(
     with contextlib.ExitStack() as stack:
         training = stack.enter_context(jsonl.output(out))
         held = stack.enter_context(jsonl.output(hold_out_file)) if hold_out_file else training
-        counts = jsonl.Rejects("split", rejects)
+        counts = filtering.Rejects("split", rejects)
 
         def write(record: Record) -> None:
             side = held if segments.held_out(segments.base_id(record), share) else training
@@ -70,7 +70,7 @@ def split(
             counts.extra["overlong"] += record.get("segment", {}).get("tokens", 0) > max_tokens
             side.write(conversation.to_sharegpt(record) if sharegpt else record)
 
-        jsonl.run("split", work, files=files or [], write=write, counts=counts, stats=stats, jobs=jobs, quiet=quiet)
+        filtering.run("split", work, files=files or [], write=write, counts=counts, stats=stats, jobs=jobs, quiet=quiet)
 
 
 def _share(text: str) -> float:

@@ -19,7 +19,7 @@ def renderer(reference: str, name: str | None) -> templates.Template:
     return templates.load(name, model.tokenizer(reference))
 
 
-def split(record: Record, *, reference: str, template: str | None, limit: int) -> list[Record] | Reject:
+def split(record: Record, *, reference: str, template: str | None, limit: int) -> Record | list[Record] | Reject:
     """Cut a conversation into segments of at most `limit` tokens between its turn pairs, greedily.
 
     Concatenated, the segments' messages are the conversation's; each repeats the system message. A pair that cannot

@@ -8,7 +8,7 @@ from array import array
 from collections import Counter
 from typing import Any, Literal
 
-from vtools import conversation, jsonl
+from vtools import conversation, filtering
 from vtools.jsonl import Record, Reject
 from vtools.process import Failure
 from vtools.template import Template
@@ -77,7 +77,7 @@ def read(
     rejects: str | None = None,
     jobs: int = 1,
     quiet: bool = False,
-) -> tuple[Corpus, jsonl.Rejects]:
+) -> tuple[Corpus, filtering.Rejects]:
     """Read every conversation of a file (`-` is stdin) and render it; what cannot be trained is a reject.
 
     Raises Failure if nothing at all can be trained.
@@ -86,7 +86,7 @@ def read(
     _template = template
     corpus = Corpus()
     work = functools.partial(tokenise, max_tokens=max_tokens, overlong=overlong)
-    counts = jsonl.run("train", work, write=corpus.add, files=[file], rejects=rejects, jobs=jobs, quiet=quiet)
+    counts = filtering.run("train", work, write=corpus.add, files=[file], rejects=rejects, jobs=jobs, quiet=quiet)
     if not len(corpus):
         name = "stdin" if file == "-" else file
         if counts.received:

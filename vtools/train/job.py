@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtools import jsonl, model, template
+from vtools import filtering, jsonl, model, template
 from vtools.process import Failure, UsageFailure
 from vtools.train import data, plan, provenance
 from vtools.train.data import Overlong
@@ -53,7 +53,7 @@ class Inputs:
 
     template: template.Template
     corpus: data.Corpus
-    counts: jsonl.Rejects
+    counts: filtering.Rejects
     held_out: data.Corpus | None
     max_tokens: int
     steps: int
