@@ -55,8 +55,8 @@ if [ ! -e report.txt ]; then
     export URL=${URL%/v1}/v1
     for name in base tuned; do
         export name
-        step who-$name.jsonl 'vtools chat "$DATA"/identity-questions.jsonl --base-url $URL --model $name --temperature 0 --max-tokens 40 -o who-$name.jsonl'
-        step answers-$name.jsonl 'vtools chat "$DATA"/questions.jsonl --base-url $URL --model $name --temperature 0 --max-tokens 96 -o answers-$name.jsonl'
+        step who-$name.jsonl "vtools chat \$DATA/identity-questions.jsonl --base-url $URL --model $name --temperature 0 --max-tokens 40 -o who-$name.jsonl"
+        step answers-$name.jsonl "vtools chat \$DATA/questions.jsonl --base-url $URL --model $name --temperature 0 --max-tokens 96 -o answers-$name.jsonl"
     done
     bold "5. A judge compares the answers."
     export OPENAI=${OPENAI_API_KEY:+yes}${OPENAI_BASE_URL:+yes}
@@ -66,7 +66,7 @@ if [ ! -e report.txt ]; then
     else
         echo "No OPENAI_API_KEY or OPENAI_BASE_URL: the 135M base model judges. A PLUMBING CHECK: ITS VERDICTS MEAN NOTHING."
         # A model this small often gives no scores; judge says so with exit code 1, which is no failure here.
-        step judgments.jsonl 'vtools judge answers-base.jsonl answers-tuned.jsonl --base-url $URL --model base --max-tokens 96 --stats judge.json -o judgments.jsonl || true'
+        step judgments.jsonl 'vtools judge answers-base.jsonl answers-tuned.jsonl --base-url $URL --model base --max-tokens 48 -j 16 --stats judge.json -o judgments.jsonl || true'
     fi
     kill $server && wait $server 2>/dev/null || true
     trap - EXIT

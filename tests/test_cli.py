@@ -118,7 +118,7 @@ def test_the_same_flag_means_the_same_in_every_tool():
         "--jobs",
         "--dry-run",
     }
-    for command in typer.main.get_command(cli.app).commands.values():
+    for command in typer.main.get_command(cli.build()).commands.values():
         for option in command.params:
             for name in set(option.opts) & shared:
                 meaning = (option.is_flag, tuple(sorted(option.opts)), option.help)

@@ -26,7 +26,7 @@ TORCH = ("train", "serve", "--model vicuna", "--model ./vicuna")
 
 def examples() -> list:
     found = []
-    for name, command in typer.main.get_command(cli.app).commands.items():
+    for name, command in typer.main.get_command(cli.build()).commands.items():
         lines = [line.strip() for line in command.help.partition("Examples:")[2].splitlines() if line.strip()]
         assert len(lines) >= 2, f"{name} shows no examples"
         for line in lines:

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any
+import importlib
+import sys
+from collections.abc import Iterable
+from typing import Annotated
 
 import typer
 
-from vtools import __version__, chat, clean, delta, fetch, judge, process, report, serve, split, stats, train
+from vtools import __version__, process
 
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "fetch": fetch.fetch,
-    "clean": clean.clean,
-    "split": split.split,
-    "stats": stats.stats,
-    "train": train.train,
-    "make-delta": delta.make_delta,
-    "apply-delta": delta.apply_delta,
-    "serve": serve.serve,
-    "chat": chat.chat,
-    "judge": judge.judge,
-    "report": report.report,
+# Each command is a function of its own name in its module; only the modules that are asked for are imported.
+COMMANDS = {
+    "fetch": "vtools.fetch",
+    "clean": "vtools.clean",
+    "split": "vtools.split",
+    "stats": "vtools.stats",
+    "train": "vtools.train",
+    "make-delta": "vtools.delta",
+    "apply-delta": "vtools.delta",
+    "serve": "vtools.serve",
+    "chat": "vtools.chat",
+    "judge": "vtools.judge",
+    "report": "vtools.report",
 }
-
-app = typer.Typer(
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 
 
 def _version(wanted: bool) -> None:
@@ -38,7 +33,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit()
 
 
-@app.callback()
 def vtools(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
@@ -50,10 +44,24 @@ def vtools(
     """
 
 
-for name, function in COMMANDS.items():
-    app.command(name)(process.command(name, function))
+def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The program with these commands."""
+    app = typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(vtools)
+    for name in names:
+        function = getattr(importlib.import_module(COMMANDS[name]), name.replace("-", "_"))
+        summary = (function.__doc__ or "").partition("\n")[0].rstrip(".")
+        app.command(name, short_help=summary)(process.command(name, function))
+    return app
 
 
 def main() -> None:
     """The program `vtools`."""
-    app(prog_name="vtools")
+    wanted = sys.argv[1:2]
+    build(wanted if wanted and wanted[0] in COMMANDS else COMMANDS)(prog_name="vtools")

@@ -13,9 +13,9 @@ def commands() -> dict[str, tuple[str, list[Any]]]:
     """Every command's one-line help and its options, from the same table that the program runs."""
     import typer.main
 
-    from vtools.cli import app
+    from vtools import cli
 
-    group: Any = typer.main.get_command(app)
+    group: Any = typer.main.get_command(cli.build())
     found = {}
     for name, command in group.commands.items():
         options = [parameter for parameter in command.params if parameter.param_type_name == "option"]

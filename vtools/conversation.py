@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
-
-import orjson
 
 from vtools.jsonl import Record, Reject
 
@@ -106,6 +103,10 @@ def _text(content: Any, where: str) -> str:
 
 def content_id(messages: list[dict[str, Any]]) -> str:
     """32 hexadecimal digits that depend on the roles and texts alone (BLAKE2b, 128 bits)."""
+    import hashlib
+
+    import orjson
+
     canonical = orjson.dumps([[message["role"], message["content"]] for message in messages])
     return hashlib.blake2b(canonical, digest_size=16).hexdigest()
 

@@ -11,7 +11,6 @@ import signal
 import stat
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -100,6 +99,8 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
         except Exception as error:  # no traceback reaches a user who did not ask for it
             message, code = f"{type(error).__name__}: {error} (a bug; -v shows where)", 1
         if verbose:
+            import traceback
+
             traceback.print_exc()
         print(f"vtools {tool}: {message}", file=sys.stderr)
         with contextlib.suppress(OSError):

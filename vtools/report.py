@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -207,6 +206,8 @@ def intervals(units: list[Unit], seed: int) -> dict[str, Any]:
         row = questions.setdefault(unit.question, [])
         row.append([a, b, 1.0, won + tied / 2, float(won or tied)])
     sums = [[sum(column) for column in zip(*rows, strict=True)] for rows in questions.values()]
+    import random
+
     dice = random.Random(seed)
     drawn: list[list[float]] = [[], [], []]
     for _ in range(RESAMPLES if len(sums) > 1 else 0):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 
@@ -72,6 +71,8 @@ class Duplicates:
         self.seen: set[int] = set()
 
     def __call__(self, record: Record) -> Record | Reject:
+        import hashlib
+
         digest = hashlib.blake2b(digest_size=16)
         for message in record["messages"]:
             digest.update(message["role"].encode())

@@ -50,7 +50,7 @@ def serve(
     Examples:
       vtools serve ./vicuna
       vtools serve base=HuggingFaceTB/SmolLM2-135M-Instruct tuned=./vicuna --port 8001
-      vtools serve ./vicuna --port 0 | jq -r 'select(.event == "ready").url'
+      vtools serve ./vicuna --port 0 | jq -r --unbuffered 'select(.event == "ready").url'
     """
     named = _names(models)
     from vtools.serve import listen

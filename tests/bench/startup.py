@@ -1,0 +1,38 @@
+"""CPU of starting a filter, beside the interpreter and the CLI library alone: python tests/bench/startup.py
+
+Prints the median of 20 runs of each, in turn, and the ratio to `python -c "import typer"`, which is the floor.
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+
+RUNS = 20
+COMMANDS = {
+    "python -c pass": [sys.executable, "-c", "pass"],
+    'python -c "import typer"': [sys.executable, "-c", "import typer"],
+    "vtools --help": [sys.executable, "-m", "vtools", "--help"],
+    "vtools clean --help": [sys.executable, "-m", "vtools", "clean", "--help"],
+    "vtools clean </dev/null": [sys.executable, "-m", "vtools", "clean"],
+}
+
+
+def cpu(command: list[str]) -> float:
+    """User and system seconds of one run."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
+for _ in range(RUNS):
+    for name, command in COMMANDS.items():
+        seconds[name].append(cpu(command))
+floor = statistics.median(seconds['python -c "import typer"'])
+for name, runs in seconds.items():
+    middle = statistics.median(runs)
+    print(f"{name:<26} median {1000 * middle:6.1f} ms  min {1000 * min(runs):6.1f} ms  {middle / floor:5.2f} x typer")
