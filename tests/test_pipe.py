@@ -126,6 +126,19 @@ def test_the_same_bytes_for_any_number_of_jobs(vtools, tool):
     assert one.errors == two.errors
 
 
+def test_workers_read_only_so_far_ahead_of_a_reader_that_waits(start):
+    process = start("clean", "-j", "2")
+    os.set_blocking(process.stdin.fileno(), False)
+    taken, number, quiet = 0, 0, time.monotonic()
+    while time.monotonic() - quiet < 3 and taken < 100_000_000:
+        try:
+            taken += os.write(process.stdin.fileno(), lines(record(number, 4000)))
+            number, quiet = number + 1, time.monotonic()
+        except BlockingIOError:
+            time.sleep(0.02)
+    assert 100_000 < taken < 40_000_000
+
+
 def test_a_reader_that_goes_away_kills_the_filter_quietly(start, tool, tmp_path):
     (tmp_path / "many.jsonl").write_bytes(lines(*[record(number, 400) for number in range(3000)]))
     process = start(*tool, "many.jsonl")
@@ -301,10 +314,12 @@ def test_lone_surrogates_nan_and_huge_integers_are_repaired_or_kept(vtools, tool
     assert "repaired 1" in done.errors
 
 
-def test_a_very_long_line_goes_through(vtools, tool):
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("megabytes", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_very_long_line_goes_through(vtools, tool, megabytes):
     long = record(1)
-    long["messages"][1]["content"] = "many words " * 900_000  # 10 MB; 100 MB is in test_bad_input.py
-    done = vtools(*tool, stdin=lines(long, record(2)))
+    long["messages"][1]["content"] = "many words " * (megabytes * 100_000)
+    done = vtools(*tool, stdin=lines(long, record(2)), timeout=600)
     assert done.returncode == 0
     assert [item["id"] for item in done.records] == ["c1", "c2"]
     assert done.records[0]["messages"][1]["content"].strip() == long["messages"][1]["content"].strip()

@@ -184,7 +184,7 @@ def test_trained_tokens_decode_to_exactly_the_answers_and_their_ends(templates, 
 
 def survives(render, text):
     """Whether the tokenizer gives this text back when it is encoded by itself."""
-    ids = render._encode(template.FIRST, text)
+    ids = render._encode(template.FIRST, text, True)
     return render.tokenizer.decode(ids, skip_special=False) == text
 
 
@@ -269,3 +269,24 @@ def test_a_stored_template_is_found_again_with_its_stop_strings(stored):
         assert again.render(messages) == render.render(messages)
         assert again.stop_strings == render.stop_strings
         assert again.stop_ids >= render.stop_ids
+
+
+def test_a_token_that_is_not_special_stays_a_token_in_answers_only(eot, tmp_path):
+    """<think> of a reasoning model: its data holds it as one token; typed by a user it is text."""
+    from pathlib import Path
+
+    import tokenizers as library
+
+    backend = library.Tokenizer.from_file(str(Path(eot) / "tokenizer.json"))
+    backend.add_tokens([library.AddedToken("<think>", special=False)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    config = (Path(eot) / "tokenizer_config.json").read_text()
+    # As Qwen3's does, the template itself opens the tag in front of some answers.
+    (tmp_path / "tokenizer_config.json").write_text(
+        config.replace("{% endfor %}", "{% if loop.last %}<think>{% endif %}{% endfor %}")
+    )
+    tokenizer = model.tokenizer(str(tmp_path))
+    render = template.load(None, tokenizer)
+    ids, mask = render.render(chat("what is <think>?", "<think>hm</think> a tag"))
+    found = [on for number, on in zip(ids, mask, strict=True) if number == tokenizer.id_of("<think>")]
+    assert found == [True, False]  # the answer's, and the template's own after it

@@ -75,7 +75,8 @@ def stacked_bars(path: str | Path, title: str, rows: list[tuple[str, dict[str, f
         left = [0.0] * len(rows)
         for index, name in enumerate(names):
             widths = [row.get(name, 0) / (sum(row.values()) or 1) for _, row in rows]
-            axes.barh(labels, widths, left=left, color=COLOURS[index % 8], label=name)
+            bars = axes.barh(labels, widths, left=left, color=COLOURS[index % 8], label=name)
+            axes.bar_label(bars, [f"{row[name]:g}" if row.get(name) else "" for _, row in rows], label_type="center")
             left = [a + b for a, b in zip(left, widths, strict=True)]
         axes.invert_yaxis()
         axes.legend(ncols=len(names), loc="lower center", bbox_to_anchor=(0.5, -0.2))

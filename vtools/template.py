@@ -141,11 +141,10 @@ class Template:
         self._has_ends = bool(ends)
         self._skeleton = lru_cache(maxsize=4096)(self._build)
         self._encoders = _encoders(tokenizer)
-        # Tokens that text must never become: special ones, and whatever the template itself uses as one.
-        used = {number for text, number in self._tokens.items() if text in source}
-        self._forbidden = {
-            number: text for text, number in self._tokens.items() if number in tokenizer.special_ids | used
-        }
+        # Tokens that text must never become: special ones; and for what people typed, whatever the template writes
+        # itself. An answer may hold such a token (<think> of a reasoning model is one) if it is not special.
+        special = {number: text for text, number in self._tokens.items() if number in tokenizer.special_ids}
+        self._forbidden = {True: special, False: special | self._written()}
         self._ids = lru_cache(maxsize=256)(self._encode)
 
     @property
@@ -200,7 +199,7 @@ class Template:
         def flush() -> None:
             nonlocal run
             if run:
-                found = self._ids(encoder, run)
+                found = self._ids(encoder, run, trained)
                 ids.extend(found)
                 mask.extend([trained] * len(found))
                 run = ""
@@ -261,13 +260,23 @@ class Template:
             pieces.append(_Piece(trained, token=self._tokens[part]))
         return pieces
 
-    def _encode(self, encoder: int, text: str) -> list[int]:
+    def _written(self) -> dict[int, str]:
+        """The control tokens that the template writes between texts, by id."""
+        try:
+            pieces = self._skeleton(("user", "assistant", "user", "assistant"), False)
+        except Reject:  # it wants other roles than these
+            return {}
+        names = {number: text for text, number in self._tokens.items()}
+        return {piece.token: names[piece.token] for piece in pieces if piece.token is not None}
+
+    def _encode(self, encoder: int, text: str, answer: bool) -> list[int]:
         """Text to ids, never to a control token: where one comes out, the text is cut inside the token's name."""
         ids = self._encoders[encoder].encode(text, add_special_tokens=False).ids
         for number in ids:
-            name = self._forbidden.get(number)
+            name = self._forbidden[answer].get(number)
             if name is not None and (place := text.find(name)) >= 0:
-                return self._encode(encoder, text[: place + 1]) + self._encode(INSIDE, text[place + 1 :])
+                head, tail = text[: place + 1], text[place + 1 :]
+                return self._encode(encoder, head, answer) + self._encode(INSIDE, tail, answer)
         return ids
 
     def _render_jinja(self, messages: list[dict[str, Any]], generation: bool) -> str:

@@ -52,4 +52,5 @@ def test_ten_times_the_input_takes_no_more_memory(sharegpt, llama, tmp_path):
     assert kept[0] > 1500
     assert kept[1] == pytest.approx(10 * kept[0], rel=0.01)
     for stage, small, large in zip(STAGES, once, ten, strict=True):
+        print(f"{stage[0]}: {small >> 10} MiB for 2,000 conversations, {large >> 10} MiB for 20,000")
         assert large <= small * 1.1, f"{stage[0]}: {small} KiB for 2,000 conversations, {large} KiB for 20,000"

@@ -35,10 +35,11 @@ def split(record: Record, *, reference: str, template: str | None, limit: int) -
     def count(start: int, end: int) -> int:
         return len(render.render(system + [message for pair in pairs[start:end] for message in pair]).ids)
 
-    if count(0, len(pairs)) <= limit:  # also finds what the template cannot render, before anything is cut
+    whole = count(0, len(pairs))
+    if whole <= limit:  # also finds what the template cannot render, before anything is cut
         return jsonl.stamp(record, "split")
     cuts = [0]
-    tokens = [count(0, 1)]
+    tokens = [whole if len(pairs) == 1 else count(0, 1)]
     for end in range(2, len(pairs) + 1):
         longer = count(cuts[-1], end)
         if longer <= limit:

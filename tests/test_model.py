@@ -1,0 +1,102 @@
+"""Model references: a GGUF file is an ordinary model, and what is no model is one clear line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+
+from vtools import model
+from vtools.process import Failure
+
+
+def test_the_real_gguf_is_an_ordinary_model_that_continues_a_sentence(smollm2, tmp_path):
+    import torch
+
+    loaded = model.load(smollm2)
+    tokenizer = model.tokenizer(smollm2)
+    ids = tokenizer.backend.encode("The capital of France is", add_special_tokens=False).ids
+    with torch.no_grad():
+        best = loaded(torch.tensor([ids])).logits[0, -1].argmax().item()
+    assert tokenizer.decode([best]) == " Paris"
+    assert (tokenizer.eos, sorted(tokenizer.special_ids)[:3]) == ("<|im_end|>", [0, 1, 2])
+    assert not hasattr(loaded.config, "quantization_config")
+
+    loss = loaded(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    loss.backward()
+    assert all(weight.grad is not None for weight in loaded.parameters())
+
+    loaded.save_pretrained(tmp_path / "saved")
+    again = model.load(str(tmp_path / "saved"))
+    with torch.no_grad():
+        assert torch.equal(again(torch.tensor([ids])).logits, loaded(torch.tensor([ids])).logits)
+
+
+def test_a_gguf_file_is_converted_once(smollm2):
+    first = model.folder(smollm2)
+    stamp = (first / "model.safetensors").stat().st_mtime_ns
+    assert model.folder(smollm2) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+def test_a_folder_is_itself(tmp_path):
+    folder = tiny.make(tmp_path / "tiny")
+    assert model.folder(str(folder)) == folder
+    assert model.tokenizer(str(folder)).eos == "<|im_end|>"
+
+
+def test_a_sentencepiece_tokenizer_alone_is_enough(llama):
+    tokenizer = model.tokenizer(llama)
+    assert (len(tokenizer), tokenizer.bos, tokenizer.eos, tokenizer.id_of("</s>")) == (32000, "<s>", "</s>", 2)
+    assert tokenizer.decode(tokenizer.backend.encode("Hi there", add_special_tokens=False).ids) == "Hi there"
+
+
+def broken(folder: Path, name: str, text: str) -> str:
+    folder.mkdir()
+    (folder / name).write_text(text)
+    return str(folder)
+
+
+def test_what_is_no_model_is_said_in_one_line(tmp_path):
+    gguf = tmp_path / "x.gguf"
+    gguf.write_bytes(b"GGUF but not really" * 10)
+    cases = {
+        "nowhere": "no such folder",
+        str(tmp_path / "missing.gguf"): "no such file",
+        str(gguf): "not a GGUF file",
+        broken(tmp_path / "empty", "x", ""): "no tokenizer.json",
+        broken(tmp_path / "bad", "tokenizer.json", "{}"): "not a tokenizer",
+    }
+    for reference, why in cases.items():
+        with pytest.raises(Failure, match=why) as caught:
+            model.tokenizer(reference)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(Failure, match=r"no config\.json"):
+        model.load(str(tmp_path / "empty"))
+
+
+def test_a_hub_id_without_the_hub_says_what_went_wrong(monkeypatch):
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(Failure, match="owner/name: no such folder, and the hub has not given it"):
+        model.folder("owner/name")
+
+
+def test_the_older_places_of_a_chat_template_are_read(tmp_path, eot):
+    source = Path(eot) / "tokenizer.json"
+    several = [{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}]
+    for name, config, files in (
+        ("string", {"chat_template": "C"}, {}),
+        ("list", {"chat_template": several}, {}),
+        ("file", {"chat_template": "C"}, {"chat_template.jinja": "J"}),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tokenizer.json").write_bytes(source.read_bytes())
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        for file, text in files.items():
+            (folder / file).write_text(text)
+    found = [model.tokenizer(str(tmp_path / name)).chat_template for name in ("string", "list", "file")]
+    assert found == ["C", "D", "J"]
