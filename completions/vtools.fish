@@ -10,7 +10,7 @@ complete -c vtools -n __fish_use_subcommand -f -a serve -d 'Answer the OpenAI ch
 complete -c vtools -n __fish_use_subcommand -f -a chat -d 'Talk to a model, or put questions to it: questions in, answers out, one a line'
 complete -c vtools -n __fish_use_subcommand -f -a judge -d 'Compare the answers of two models, question by question: one judgment a line, for `vtools report`'
 complete -c vtools -n __fish_use_subcommand -f -a report -d 'Print the table of judgments: who is better, by how much, how sure that is, and in which categories'
-complete -c vtools -n '__fish_seen_subcommand_from fetch' -l license -r -d 'Licence of the text, kept in each record.'
+complete -c vtools -n '__fish_seen_subcommand_from fetch' -l license -r -d 'Licence of the text, for records that do not name their source.'
 complete -c vtools -n '__fish_seen_subcommand_from fetch' -l limit -r -d 'Stop after this many records.'
 complete -c vtools -n '__fish_seen_subcommand_from fetch' -l out -s o -r -d 'Write here, whole or not at all.'
 complete -c vtools -n '__fish_seen_subcommand_from fetch' -l rejects -r -d 'Save what is dropped, with reasons; go on after bad input.'

@@ -37,7 +37,7 @@ step train.jsonl 'vtools split clean.jsonl --tokenizer "$BASE" --max-tokens 1024
 bold "2. Training, on the CPU: 96 real segments, and four rounds of 44 conversations about who the model is."
 step mix.jsonl '(head -n 96 train.jsonl; for round in 1 2 3 4; do cat "$DATA"/identity.jsonl; done) > mix.part && mv mix.part mix.jsonl'
 step held.jsonl 'head -n 12 eval.jsonl > held.jsonl'
-step tuned/vtools.json 'vtools train --model "$BASE" --data mix.jsonl --eval held.jsonl --eval-every 11 --out tuned --max-tokens 1024 --micro-tokens 1024 --epochs 1 --batch 8 --lr 1e-4 --warmup 3 --save-every 60s >> metrics.jsonl'
+step tuned/vtools.json 'vtools train --model "$BASE" --data mix.jsonl --eval held.jsonl --eval-every 11 --out tuned --max-tokens 768 --micro-tokens 768 --epochs 1 --batch 8 --lr 1e-4 --warmup 3 --save-every 60s >> metrics.jsonl'
 step loss.png 'vtools stats metrics.jsonl --plot loss.png -o loss.json'
 
 bold "3. Weights as a delta to the base, and back."

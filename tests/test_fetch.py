@@ -55,6 +55,8 @@ class Server(BaseHTTPRequestHandler):
         )
         self.send_response(206 if start else 200)
         self.send_header("ETag", tag)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
         part = body[start:]

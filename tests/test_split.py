@@ -95,8 +95,10 @@ def hold_out(vtools, eot, data, tmp_path, *more):
 
 
 def test_no_conversation_is_on_both_sides_and_a_rerun_gives_the_same_sides(vtools, eot, tmp_path):
-    # ShareGPT V3's own ids are segments already: c7_0 and c7_4 are one conversation.
-    records = [{"id": f"c{n}_{part}", "messages": chat(*["word " * 30] * 4)} for n in range(200) for part in (0, 4)]
+    # ShareGPT V3's own ids are segments already: Abc0007_0 and Abc0007_4 are one conversation.
+    records = [
+        {"id": f"Abc{n:04}_{part}", "messages": chat(*["word " * 30] * 4)} for n in range(200) for part in (0, 4)
+    ]
     data = "\n".join(map(json.dumps, records))
     train, held = hold_out(vtools, eot, data, tmp_path)
     sides = [{re.sub("_.*", "", part["id"]) for part in side} for side in (train, held)]
@@ -119,3 +121,16 @@ def test_without_a_tokenizer_it_asks_for_one(vtools):
     done = vtools("split", env={"VTOOLS_MODEL": ""})
     assert done.returncode == 2
     assert "--tokenizer MODEL" in done.errors
+
+
+def test_ids_that_only_look_like_segments_are_conversations_of_their_own(vtools, eot, tmp_path):
+    records = [{"id": f"identity_{n}", "messages": chat("Hi", f"Hello {n}")} for n in range(100)]
+    train, held = hold_out(vtools, eot, "\n".join(map(json.dumps, records)), tmp_path)
+    assert 5 <= len(held) <= 40
+    assert len(train) + len(held) == 100
+
+
+def test_a_segment_key_of_somebody_else_passes_through(vtools, eot):
+    record = {"id": "a", "messages": chat("Hi", "Hello"), "segment": "train"}
+    (part,) = vtools("split", "--tokenizer", eot, stdin=json.dumps(record)).records
+    assert part["segment"] == "train"

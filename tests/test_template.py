@@ -271,6 +271,101 @@ def test_a_stored_template_is_found_again_with_its_stop_strings(stored):
         assert again.stop_ids >= render.stop_ids
 
 
+def variant(eot, folder, added=(), template_=None, **config):
+    """The <|eot|> tokenizer with more added tokens (text: flags), another template, other settings."""
+    import json
+    from pathlib import Path
+
+    import tokenizers as library
+
+    folder.mkdir(exist_ok=True)
+    backend = library.Tokenizer.from_file(str(Path(eot) / "tokenizer.json"))
+    for text, flags in dict(added).items():
+        backend.add_tokens([library.AddedToken(text, **{"special": False, "normalized": False, **flags})])
+    backend.save(str(folder / "tokenizer.json"))
+    settings = json.loads((Path(eot) / "tokenizer_config.json").read_text()) | config
+    settings["chat_template"] = template_ or settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return template.load(None, model.tokenizer(str(folder)))
+
+
+def same_as_transformers(render, messages):
+    transformers = pytest.importorskip("transformers")
+    return (
+        by_jinja(transformers.AutoTokenizer.from_pretrained(render.tokenizer.folder), messages)
+        == render.render(messages).ids
+    )
+
+
+LOOP = "{% for message in messages %}<|head|>{{ message.role }}<|/head|>{{ '\\n' }}TEXT{{ 'END' }}{% endfor %}{% if add_generation_prompt %}<|head|>assistant<|/head|>{{ '\\n' }}{% endif %}"
+
+
+def test_an_end_token_that_swallows_the_white_space_after_it_is_rendered_so(eot, tmp_path):
+    """Phi-3's <|end|> is such a token."""
+    render = variant(
+        eot,
+        tmp_path,
+        {"<|end|>": {"special": True, "rstrip": True}},
+        LOOP.replace("TEXT", "{{ message.content }}").replace("END", "<|end|>\\n"),
+    )
+    messages = chat("Hi", "Hello", "And?", "So.")
+    assert same_as_transformers(render, messages)
+    assert trained(render, messages).count("<|end|>") == 2
+    prompt = render.prompt(messages[:3])
+    assert render.render(messages).ids[: len(prompt)] == prompt
+
+
+def test_a_line_break_that_is_a_token_of_its_own_is_text_all_the_same(eot, tmp_path):
+    """Gemma's vocabulary has one, and its template writes it."""
+    render = variant(
+        eot, tmp_path, {"\n": {}}, LOOP.replace("TEXT", "{{ message.content }}").replace("END", "<|eot|>\\n")
+    )
+    messages = chat("Hello\nworld", "a\nb")
+    assert same_as_transformers(render, messages)
+    assert trained(render, messages) == ["a", "\n", "b", "<|eot|>"]
+
+
+def test_the_declared_end_token_is_trained_even_if_it_is_not_flagged_special(eot, tmp_path):
+    render = variant(
+        eot,
+        tmp_path,
+        {"<|stop|>": {}},
+        LOOP.replace("TEXT", "{{ message.content }}").replace("END", "<|stop|>"),
+        eos_token="<|stop|>",
+    )
+    assert trained(render, chat("Hi", "yes"))[-1] == "<|stop|>"
+
+
+def test_what_the_template_writes_after_the_prompt_is_the_models_to_write(eot, tmp_path):
+    """Qwen3 puts an empty <think> in front of the last answer, but not into the prompt."""
+    body = "{% if message.role == 'assistant' and loop.last %}<think>{% endif %}{{ message.content }}"
+    render = variant(eot, tmp_path, {"<think>": {}}, LOOP.replace("TEXT", body).replace("END", "<|eot|>"))
+    messages = chat("Hi", "yes", "And?", "no")
+    assert [piece for piece in trained(render, messages) if piece.startswith("<")] == ["<|eot|>", "<think>", "<|eot|>"]
+    prompt = render.prompt(messages[:3])
+    assert render.render(messages).ids[: len(prompt)] == prompt
+
+
+def test_a_template_that_trims_texts_gets_trimmed_texts(eot, tmp_path):
+    """Llama 3's does; its own prompts never hold the white space."""
+    render = variant(eot, tmp_path, {}, LOOP.replace("TEXT", "{{ message.content | trim }}").replace("END", "<|eot|>"))
+    messages = chat(" Hi \n", " yes ", "\nAnd? ", "no")
+    assert same_as_transformers(render, messages)
+
+
+def test_a_template_that_asks_for_the_date_gives_the_same_tokens_every_day(eot, tmp_path):
+    dated = "{{ strftime_now('%d %b %Y') }}" + LOOP.replace("TEXT", "{{ message.content }}").replace("END", "<|eot|>")
+    render = variant(eot, tmp_path, {}, dated)
+    text = render.tokenizer.decode(render.prompt(chat("Hi")), skip_special=False)
+    assert text.startswith("01 Jan 2024")
+
+
+def test_a_template_that_fails_rejects_the_record_and_not_the_run(eot, tmp_path):
+    render = variant(eot, tmp_path, {}, "{{ 1 / 0 }}")
+    with pytest.raises(Reject, match="division by zero"):
+        render.render(chat("Hi", "yes"))
+
+
 def test_a_token_that_is_not_special_stays_a_token_in_answers_only(eot, tmp_path):
     """<think> of a reasoning model: its data holds it as one token; typed by a user it is text."""
     from pathlib import Path

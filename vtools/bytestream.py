@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from vtools.process import Failure
 
 CHUNK = 1 << 16
+_BETWEEN = b" \t\r\n\xef\xbb\xbf"  # what may stand between one array and the next
 BOM = b"\xef\xbb\xbf"
 # A JSON string is matched whole, so that brackets inside it do not count; a lone quote is a string still open.
 # Possessive repeats: a string that never ends costs one pass, not one for each of its characters.
@@ -60,8 +61,7 @@ def _prepend(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield from chunks
 
 
-def _lines(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
-    number = 0
+def _lines(chunks: Iterator[bytes], file: str, number: int = 0) -> Iterator[Value]:
     rest: list[bytes] = []
     torn = None
     try:
@@ -82,12 +82,13 @@ def _lines(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
 
 
 def _elements(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
-    """Cut an array (or several, one after the other) at its top-level commas, without parsing what is between."""
+    """Cut an array (or several, one after the other) at its top-level commas, without parsing what is between.
+
+    Anything else that follows an array is taken as lines.
+    """
     buffer, position, start, depth, number, dropped = b"", 0, 0, 0, 0, 0
     torn = "the array is not closed"
-    wanted = (
-        1  # bytes to read before the next attempt: doubled while one string does not end, so that time stays linear
-    )
+    wanted = 1  # bytes to read before the next attempt: more while one string does not end, so that time stays linear
     while True:
         pieces, got = [], 0
         try:
@@ -106,6 +107,9 @@ def _elements(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
         start, position, wanted = start - keep, position - keep, 1
         while token := _TOKEN.search(buffer, position):
             kind = token[0]
+            if depth == 0 and (kind != b"[" or buffer[position : token.start()].strip(_BETWEEN)):
+                yield from _lines(_prepend(buffer[position:].lstrip(_BETWEEN), chunks), file, number)
+                return
             if kind == b'"':
                 position = token.start()
                 wanted = len(buffer) - position
@@ -123,11 +127,13 @@ def _elements(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
                 depth += 1
             elif kind in b"]}":
                 depth -= 1
-            if depth < 0:
-                yield Value(kind, file, number + 1, f"a bracket too many at byte {dropped + token.start()}")
-                return
         else:
             position = len(buffer)
+            # A long element of short strings: the copying above must not become quadratic.
+            wanted = max(1, (len(buffer) - start) // 2) if depth else 1
+            if depth == 0 and buffer[start:].strip(_BETWEEN):
+                yield from _lines(_prepend(buffer[start:].lstrip(_BETWEEN), chunks), file, number)
+                return
     if depth > 0:
         rest, place = buffer[start:].strip(), f"{torn}: it breaks off at byte {dropped + len(buffer)}"
         if depth == 1 and rest:  # a whole record, with only the bracket missing
@@ -139,6 +145,8 @@ def _elements(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
 
 def _open(file: str) -> BinaryIO:
     if file == "-":
+        if sys.stdin is None:
+            raise Failure("stdin is closed")
         if sys.stdin.isatty():
             print("reading JSONL from the terminal; end with Ctrl-D", file=sys.stderr)
         return io.BufferedReader(io.FileIO(0, closefd=False), CHUNK)
@@ -204,5 +212,5 @@ def _parquet(chunks: Iterator[bytes], file: str) -> Iterator[bytes]:
             for batch in pyarrow.parquet.ParquetFile(spool).iter_batches(batch_size=64):
                 for row in batch.to_pylist():
                     yield orjson.dumps(row, default=str) + b"\n"
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, OSError) as error:
             raise Torn(f"the parquet data is damaged: {str(error).splitlines()[0]}") from None

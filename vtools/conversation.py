@@ -23,12 +23,14 @@ def read(value: Record) -> Record:
     rest = dict(value)
     for key in ("messages", "conversations", "conversation", "items"):
         turns = rest.get(key)
+        if turns is None:  # tables made of several shapes have a null column for each of the others
+            rest.pop(key, None)
+            continue
         if isinstance(turns, list):
             del rest[key]
             messages = [_message(turn, f"{key}[{index}]") for index, turn in enumerate(turns)]
             break
-        if turns is not None:
-            raise Reject("bad_schema", f"{key} is not a list")
+        raise Reject("bad_schema", f"{key} is not a list")
     else:
         if "instruction" in rest and "output" in rest:
             question = _text(rest.pop("instruction"), "instruction")
@@ -63,7 +65,7 @@ def shape(value: Record) -> str:
         ("conversation", "messages"),
         ("items", "sharegpt"),
     ):
-        if key in value:
+        if value.get(key) is not None:
             return name
     return "alpaca" if "instruction" in value else "prompt-completion"
 
@@ -76,11 +78,12 @@ def _message(turn: Any, where: str) -> dict[str, Any]:
     if not isinstance(turn, dict):
         raise Reject("bad_schema", f"{where} is not an object")
     rest = dict(turn)
-    role = rest.pop("role", None) if "role" in rest else rest.pop("from", None)
-    for key in ("content", "value", "text"):
-        if key in rest:
-            content = rest.pop(key)
-            break
+    role, other = rest.pop("role", None), rest.pop("from", None)
+    role = other if role is None else role
+    names = [key for key in ("content", "value", "text") if key in rest]
+    for key in sorted(names, key=lambda name: rest[name] is None):  # a null only where there is no text
+        content = rest.pop(key)
+        break
     else:
         raise Reject("bad_schema", f"{where} has no content")
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None

@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vtools import __version__, bytestream, jsonl, process
 from vtools.jsonl import Record, Reject
-from vtools.process import Failure
+from vtools.process import Failure, UsageFailure
 
+AHEAD = 4 << 20  # bytes read ahead of the workers, whatever the size of a record
 # Reasons that say the input itself is broken: without --rejects the run stops there.
 BROKEN = frozenset(("bad_json", "not_object", "torn_input"))
 
@@ -20,7 +22,14 @@ BROKEN = frozenset(("bad_json", "not_object", "torn_input"))
 class Rejects:
     """The rejects file and the counts: `in == out + rejected` at every moment between two records."""
 
-    def __init__(self, tool: str, path: str | None) -> None:
+    def __init__(self, tool: str, path: str | None, files: Iterable[str] = ()) -> None:
+        """`files` are the inputs: naming one of them as the rejects file is a UsageFailure."""
+        if (
+            path
+            and os.path.exists(path)
+            and any(os.path.exists(file) and os.path.samefile(path, file) for file in files)
+        ):
+            raise UsageFailure(f"--rejects {path}: that is an input")
         self.tool = tool
         self.stream = open(path, "wb") if path else None  # noqa: SIM115  lives as long as the run
         self.received = self.kept = self.repaired = 0
@@ -108,7 +117,8 @@ def run(
     `values` replaces `files` for a tool that makes its own input, `counts` replaces `rejects` for one that counts more
     than records. Writes the closing line and the stats file.
     """
-    counts = counts or Rejects(tool, rejects)
+    files = list(files)
+    counts = counts or Rejects(tool, rejects, files)
     source = jsonl.values(files) if values is None else values
     outcomes = _serial(work, source) if jobs <= 1 else _parallel(work, source, jobs)
     with jsonl.progress(tool, quiet) as tick:
@@ -168,11 +178,16 @@ def _parallel(
     )
     pool.submit(int).result()  # fork the workers before any thread of ours runs
     incoming: queue.Queue[bytestream.Value | BaseException | None] = queue.Queue(1000)
+    given = taken = 0  # bytes put into the queue, by the reader alone, and taken out of it, by this thread alone
 
     def read() -> None:
+        nonlocal given
         try:
             for value in values:
+                given += len(value.raw)
                 incoming.put(value)
+                while given - taken > AHEAD:
+                    time.sleep(0.002)
             incoming.put(None)
         except BaseException as error:
             incoming.put(error)
@@ -197,6 +212,7 @@ def _parallel(
             if item is not None:
                 batch.append(item)
                 size += len(item.raw)
+                taken += len(item.raw)
             if batch and (item is None or size > 1 << 18 or len(batch) >= 256):
                 window.append((batch, pool.submit(_work_batch, work, batch)))
                 batch, size = [], 0
@@ -204,9 +220,11 @@ def _parallel(
                 done, future = window.popleft()
                 for value, (outcome, repaired) in zip(done, future.result(), strict=True):
                     yield value, outcome, repaired
-    except BrokenProcessPool:
-        raise Failure(
-            "a worker process was killed (out of memory?); the output stops at the last whole record"
-        ) from None
-    finally:
+        pool.shutdown()
+    except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise Failure(
+                "a worker process was killed (out of memory?); the output stops at the last whole record"
+            ) from None
+        raise

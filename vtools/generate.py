@@ -130,21 +130,28 @@ class Engine:
         with self._lock:
             if self._closed:
                 raise EngineStopped(f"{self.name}: the engine is closed")
-            if not self._manager.is_running():
-                self._start()
-            self._mailboxes[name] = mailbox
-            taken = self._manager.add_request(
-                prompt,
-                request_id=name,
-                max_new_tokens=max_tokens,
-                streaming=True,
-                eos_token_id=self._stop_ids,
-                temperature=temperature,
-                top_p=top_p,
-                seed=secrets.randbits(63) if seed is None else seed,
-            )
-            if taken is None:
+            for _ in range(2):
+                if not self._manager.is_running():
+                    self._start()
+                self._mailboxes[name] = mailbox
+                taken = self._manager.add_request(
+                    prompt,
+                    request_id=name,
+                    max_new_tokens=max_tokens,
+                    streaming=True,
+                    eos_token_id=self._stop_ids,
+                    temperature=temperature,
+                    top_p=top_p,
+                    seed=secrets.randbits(63) if seed is None else seed,
+                )
+                if taken is not None:
+                    break
+                # Its thread has just died of another request; the next one starts afresh.
                 del self._mailboxes[name]
+                patience = time.monotonic() + 5
+                while self._manager.is_running() and time.monotonic() < patience:
+                    time.sleep(0.01)
+            else:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
             cancel = _canceller(self._manager, self._mailboxes, name)
         stops = (*self.template.stop_strings, *stop)

@@ -79,7 +79,7 @@ class Journal:
         offset = end = 0
         for line in stream:
             with contextlib.suppress(orjson.JSONDecodeError):
-                record = orjson.loads(line)
+                record = orjson.loads(line) if line.endswith(b"\n") else None  # without its newline it is torn
                 if isinstance(record, dict) and isinstance(record.get("key"), str) and finished(record):
                     self._index[record["key"]] = (stream, offset, len(line))
             offset += len(line)

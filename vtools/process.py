@@ -71,6 +71,9 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         verbose = bool(kwargs.get("verbose"))
+        for name in ("stdout", "stderr"):  # closed by the caller (2>&-): nobody reads it, but it must not be None
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup keeps its meaning
                 signal.signal(signum, _raise_interrupted)

@@ -120,7 +120,7 @@ def sum_up(steps: list[Record]) -> dict[str, Any]:
     """First and last values of a training run's metrics."""
     trained = [step for step in steps if "loss" in step]
     held_out = [step for step in steps if "eval_loss" in step]
-    summary: dict[str, Any] = {"steps": max((step["step"] for step in steps), default=0)}
+    summary: dict[str, Any] = {"steps": max((step.get("step", 0) for step in steps), default=0)}
     if trained:
         summary |= {"first_loss": trained[0]["loss"], "last_loss": trained[-1]["loss"]}
         for key in ("tokens", "trained_tokens"):
@@ -137,7 +137,9 @@ def plot_metrics(steps: list[Record], path: str) -> None:
     # A resumed run repeats no step, but a killed one may have printed steps after its last checkpoint: the last wins.
     series = {}
     for key, name in (("loss", "training loss"), ("eval_loss", "held-out loss")):
-        points = {step["step"]: step[key] for step in steps if isinstance(step.get(key), int | float)}
+        points = {
+            step["step"]: step[key] for step in steps if "step" in step and isinstance(step.get(key), int | float)
+        }
         series[name] = sorted(points.items())
     if not any(series.values()):
         raise Failure("no loss in these metrics, so there is nothing to draw")

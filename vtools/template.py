@@ -7,9 +7,11 @@ so what a user typed stays text, and the mask is known by construction: an answe
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -134,17 +136,22 @@ class Template:
         self._tokens = {
             text: number for text in tokenizer.added if text and (number := tokenizer.id_of(text)) is not None
         }
+        self._names = {number: text for text, number in self._tokens.items()}
         alternatives = "|".join(re.escape(text) for text in sorted(self._tokens, key=len, reverse=True))
         self._control = re.compile(f"({alternatives})" if alternatives else r"(?!)")
-        ends = [text for text, token in tokenizer.added.items() if token.special and text] + list(stop_strings)
+        # What ends an answer: any special token, and the declared end token even where it is not flagged special.
+        self._finals = {number: text for text, number in self._tokens.items() if number in tokenizer.special_ids}
+        declared = {*tokenizer.end_ids, self._tokens.get(tokenizer.eos or "")}
+        self._finals |= {number: text for text, number in self._tokens.items() if number in declared}
+        ends = [*self._finals.values(), *stop_strings]
         self._end = re.compile(rf"\s*?(?:{'|'.join(re.escape(text) for text in sorted(ends, key=len, reverse=True))})")
         self._has_ends = bool(ends)
         self._skeleton = lru_cache(maxsize=4096)(self._build)
         self._encoders = _encoders(tokenizer)
         # Tokens that text must never become: special ones; and for what people typed, whatever the template writes
         # itself. An answer may hold such a token (<think> of a reasoning model is one) if it is not special.
-        special = {number: text for text, number in self._tokens.items() if number in tokenizer.special_ids}
-        self._forbidden = {True: special, False: special | self._written()}
+        self._trimmed = self._trims()
+        self._forbidden = {True: self._finals, False: self._finals | self._written()}
         self._ids = lru_cache(maxsize=256)(self._encode)
 
     @property
@@ -199,7 +206,8 @@ class Template:
         def flush() -> None:
             nonlocal run
             if run:
-                found = self._ids(encoder, run, trained)
+                # Long texts hardly come again, and would hold hundreds of megabytes.
+                found = (self._ids if len(run) < 1 << 14 else self._encode)(encoder, run, trained)
                 ids.extend(found)
                 mask.extend([trained] * len(found))
                 run = ""
@@ -216,7 +224,11 @@ class Template:
                     flush()
                     encoder = INSIDE
                 trained = piece.trained
-            run += piece.text if piece.slot is None else messages[piece.slot]["content"]
+            if piece.slot is None:
+                run += piece.text
+            else:
+                message = messages[piece.slot]
+                run += message["content"].strip() if message["role"] in self._trimmed else message["content"]
         flush()
         return Rendered(ids, mask)
 
@@ -231,17 +243,47 @@ class Template:
         pieces: list[_Piece] = []
         for index, literal in enumerate(literals):
             if index and roles[index - 1] == "assistant" and (end := self._has_ends and self._end.match(literal)):
-                pieces += self._literal(literal[: end.end()], True)
-                literal = literal[end.end() :]
-            answer = index < len(roles) and roles[index] == "assistant"
-            # Tokenizers join a space to the word after it, so this one is the answer's.
-            space = answer and literal.endswith(" ")
-            pieces += self._literal(literal[:-1] if space else literal, False)
-            if space:
-                pieces.append(_Piece(True, text=" "))
-            if index < len(roles):
-                pieces.append(_Piece(answer, slot=index))
+                ending, literal = self._literal(literal[: end.end()], True), literal[end.end() :]
+                last = self._names.get(ending[-1].token or -1)
+                if last is not None and self.tokenizer.added[last].rstrip:
+                    literal = literal.lstrip()
+                pieces += ending
+            if index == len(roles):
+                pieces += self._literal(literal, False)
+                break
+            answer = roles[index] == "assistant"
+            prompt, own = self._opening(roles[:index], literal) if answer else (literal, "")
+            if answer and not own and prompt.endswith(" "):
+                # Tokenizers join a space to the word after it, so this one is the answer's.
+                prompt, own = prompt[:-1], " "
+            pieces += self._literal(prompt, False) + self._literal(own, True)
+            pieces.append(_Piece(answer, slot=index))
         return pieces
+
+    def _opening(self, roles: tuple[str, ...], literal: str) -> tuple[str, str]:
+        """Cut what stands before an answer where a prompt would end: the model has to write the rest itself."""
+        try:
+            marked = [{"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)]
+            prompt = _MARK.split(self._render_jinja(marked, True))[-1]
+        except Reject:
+            return literal, ""
+        own = literal.removeprefix(prompt)
+        if not prompt or own == literal or any(name in own for name in self._finals.values()):
+            return literal, ""
+        return prompt, own
+
+    def _trims(self) -> frozenset[str]:
+        """The roles whose texts the template strips of white space at their edges."""
+        for roles in (("system", "user", "assistant"), ("user", "assistant")):
+            marked = [{"role": role, "content": f"\t\ue000{index}\ue001\t"} for index, role in enumerate(roles)]
+            try:
+                text = self._render_jinja(marked, False)
+            except Reject:
+                continue
+            return frozenset(
+                role for role, message in zip(roles, marked, strict=True) if message["content"] not in text
+            )
+        return frozenset()
 
     def _literal(self, literal: str, trained: bool) -> list[_Piece]:
         """The control tokens of a literal, and the text between them."""
@@ -266,22 +308,26 @@ class Template:
             pieces = self._skeleton(("user", "assistant", "user", "assistant"), False)
         except Reject:  # it wants other roles than these
             return {}
-        names = {number: text for text, number in self._tokens.items()}
-        return {piece.token: names[piece.token] for piece in pieces if piece.token is not None}
+        written = {piece.token: self._names[piece.token] for piece in pieces if piece.token is not None}
+        # Gemma's line breaks are added tokens too: white space is text, whoever writes it.
+        return {number: name for number, name in written.items() if len(name) > 1 and name.strip()}
 
     def _encode(self, encoder: int, text: str, answer: bool) -> list[int]:
         """Text to ids, never to a control token: where one comes out, the text is cut inside the token's name."""
+        forbidden = self._forbidden[answer]
         ids = self._encoders[encoder].encode(text, add_special_tokens=False).ids
-        for number in ids:
-            name = self._forbidden[answer].get(number)
-            if name is not None and (place := text.find(name)) >= 0:
-                head, tail = text[: place + 1], text[place + 1 :]
-                return self._encode(encoder, head, answer) + self._encode(INSIDE, tail, answer)
+        names = [re.escape(name) for number in dict.fromkeys(ids) if (name := forbidden.get(number))]
+        if not names:
+            return ids
+        cuts = [0, *(found.start() + 1 for found in re.finditer("|".join(names), text)), len(text)]
+        ids = []
+        for start, end in itertools.pairwise(cuts):
+            ids += (
+                self._encoders[encoder if start == 0 else INSIDE].encode(text[start:end], add_special_tokens=False).ids
+            )
         return ids
 
     def _render_jinja(self, messages: list[dict[str, Any]], generation: bool) -> str:
-        import jinja2
-
         try:
             return self._jinja.render(
                 messages=messages,
@@ -290,15 +336,18 @@ class Template:
                 eos_token=self.tokenizer.eos or "",
                 pad_token=self.tokenizer.pad or "",
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # templates are programs: they fail in every way
+            if "strftime_now" in str(error) and "strftime_now" not in self._jinja.globals:
+                self._jinja.globals["strftime_now"] = date(2024, 1, 1).strftime
+                return self._render_jinja(messages, generation)
             raise Reject("template_error", f"the template {self.name} refuses the conversation: {error}") from None
 
 
 def _compile(source: str, where: str) -> Any:
     """Compile a chat template as transformers does (transformers.utils.chat_template_utils), without importing it.
 
-    There is no clock in it: a template that asks for today's date falls back to its own, so that the same input
-    gives the same tokens on any day.
+    There is no clock in it: a template that asks for today's date falls back to its own, or gets a fixed one, so that
+    the same input gives the same tokens on any day.
     """
     import jinja2
     import jinja2.sandbox

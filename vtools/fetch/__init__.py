@@ -15,7 +15,9 @@ def fetch(
     sources: Annotated[
         list[str] | None, typer.Argument(metavar="[FILE|URL...]", help="Files, http(s) URLs; - is stdin (default).")
     ] = None,
-    license: Annotated[str | None, typer.Option("--license", help="Licence of the text, kept in each record.")] = None,
+    license: Annotated[
+        str | None, typer.Option("--license", help="Licence of the text, for records that do not name their source.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=0, help="Stop after this many records.")] = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
@@ -41,12 +43,23 @@ def fetch(
 
     def work(value: Record) -> Record:
         record = conversation.read(value)
-        if not isinstance(record.get("source"), dict):
-            record["source"] = {"kind": conversation.shape(value), **origin.describe()}
+        known = record.get("source")
+        if not isinstance(known, dict):
+            named = {} if known is None else {"name": known}
+            record["source"] = {"kind": conversation.shape(value), **origin.describe(), **named}
             if license:
                 record["source"]["license"] = license
         return jsonl.stamp(record, "fetch")
 
     with jsonl.output(out) as output:
         values = itertools.islice(source.values(sources or ["-"], origin), limit)
-        filtering.run("fetch", work, values=values, write=output.write, rejects=rejects, stats=stats, quiet=quiet)
+        filtering.run(
+            "fetch",
+            work,
+            values=values,
+            write=output.write,
+            rejects=rejects,
+            files=sources or [],
+            stats=stats,
+            quiet=quiet,
+        )

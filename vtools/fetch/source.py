@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import email.utils
+import math
 import random
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,14 +59,18 @@ def download(url: str) -> Iterator[bytes]:
                 with client.stream("GET", url, headers=headers) as response:
                     if response.status_code in (429, 500, 502, 503, 504) and tries < TRIES:
                         wait = _retry_after(response.headers.get("retry-after")) or wait
+                    elif response.status_code == 416 and _total(response) == got:
+                        return  # all of it had come, only its end had not been said
                     elif response.status_code not in (200, 206):
                         raise _refused(url, got, f"HTTP {response.status_code} {response.reason_phrase}")
                     else:
                         skip = got if response.status_code == 200 else 0
+                        if response.status_code == 206 and _start(response) != got:
+                            raise bytestream.Torn(f"the server did not go on at byte {got}")
                         if skip and validator and _validator(response) != validator:
                             raise bytestream.Torn(f"the file changed on the server after byte {got}")
                         validator = _validator(response)
-                        for chunk in response.iter_raw(bytestream.CHUNK):
+                        for chunk in response.iter_raw():
                             fresh, skip = chunk[skip:], max(0, skip - len(chunk))
                             if fresh:
                                 got += len(fresh)
@@ -83,6 +89,18 @@ def _refused(url: str, got: int, why: str) -> Exception:
     return bytestream.Torn(f"the download broke off at byte {got}: {why}") if got else Failure(f"{url}: {why}")
 
 
+def _start(response: Any) -> int | None:
+    """Where a partial answer says it begins: `Content-Range: bytes 5-9/10`."""
+    found = re.match(r"bytes (\d+)-", response.headers.get("content-range", ""))
+    return int(found[1]) if found else None
+
+
+def _total(response: Any) -> int | None:
+    """The whole length that a refused range names: `Content-Range: bytes */10`."""
+    found = re.match(r"bytes \*/(\d+)", response.headers.get("content-range", ""))
+    return int(found[1]) if found else None
+
+
 def _validator(response: Any) -> str | None:
     tag = response.headers.get("etag")
     return tag if tag and not tag.startswith("W/") else response.headers.get("last-modified")
@@ -99,4 +117,4 @@ def _retry_after(value: str | None) -> float | None:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
         except ValueError:
             return None
-    return min(max(seconds, 0.0), LONGEST_WAIT)
+    return min(max(seconds, 0.0), LONGEST_WAIT) if math.isfinite(seconds) else None

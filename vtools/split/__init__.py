@@ -53,6 +53,8 @@ def split(
 
     if tokenizer is None:
         raise UsageFailure("whose tokens? give --tokenizer MODEL (a folder, a hub id or a .gguf file)")
+    if hold_out_file is not None and hold_out_file == out:
+        raise UsageFailure("--out and --hold-out-file are the same file")
     if (hold_out is None) != (hold_out_file is None):
         raise UsageFailure("--hold-out and --hold-out-file belong together")
     share = _share(hold_out) if hold_out else 0.0
@@ -61,13 +63,15 @@ def split(
     with contextlib.ExitStack() as stack:
         training = stack.enter_context(jsonl.output(out))
         held = stack.enter_context(jsonl.output(hold_out_file)) if hold_out_file else training
-        counts = filtering.Rejects("split", rejects)
+        counts = filtering.Rejects("split", rejects, files or [])
 
         def write(record: Record) -> None:
             side = held if segments.held_out(segments.base_id(record), share) else training
             counts.extra["segments"] += 1
             counts.extra["held_out"] += side is not training
-            counts.extra["overlong"] += record.get("segment", {}).get("tokens", 0) > max_tokens
+            segment = record.get("segment")
+            tokens = segment.get("tokens") if isinstance(segment, dict) else None
+            counts.extra["overlong"] += isinstance(tokens, int) and tokens > max_tokens
             side.write(conversation.to_sharegpt(record) if sharegpt else record)
 
         filtering.run("split", work, files=files or [], write=write, counts=counts, stats=stats, jobs=jobs, quiet=quiet)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import lru_cache
 from typing import Any
 
@@ -72,9 +73,10 @@ def _pairs(messages: Messages) -> tuple[Messages, list[Messages]]:
 def base_id(record: Record) -> str:
     """The id of the conversation that a segment was cut from; ShareGPT V3's ids are segments already (QWJhYvA_12)."""
     segment = record.get("segment")
-    identity = segment["of"] if isinstance(segment, dict) and "of" in segment else record["id"]
-    head, _, tail = identity.rpartition("_")
-    return head if head and tail.isascii() and tail.isdigit() else identity
+    base = segment.get("of") if isinstance(segment, dict) else None
+    identity = base if isinstance(base, str) else record["id"]
+    sharegpt = re.fullmatch(r"([A-Za-z0-9]{7})_\d+", identity)
+    return sharegpt[1] if sharegpt else identity
 
 
 def held_out(base: str, share: float) -> bool:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import math
 import os
@@ -258,6 +259,12 @@ def prepare(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with a fixed workspace
         torch.backends.cuda.matmul.allow_tf32 = True  # where fp32 products remain
+    else:
+        # Rows of ever other lengths would leave glibc's heap in pieces: large tensors get mappings of their own.
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
+        if mallopt is not None:
+            m_mmap_threshold = -3
+            mallopt(m_mmap_threshold, 1 << 20)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
