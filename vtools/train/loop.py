@@ -264,7 +264,7 @@ def prepare(device: torch.device) -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
         if mallopt is not None:
             m_mmap_threshold = -3
-            mallopt(m_mmap_threshold, 1 << 20)
+            mallopt(m_mmap_threshold, 4 << 20)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
