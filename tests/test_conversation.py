@@ -32,6 +32,14 @@ def test_an_alpaca_input_follows_its_instruction():
     assert record["messages"][0]["content"] == "Add.\n\n1 2"
 
 
+def test_null_columns_of_other_shapes_change_nothing():
+    """Tables made of several shapes have a column for each, null where it is not used."""
+    row = {"id": "a", "messages": None, "items": None, "prompt": None, "conversations": [{"from": "human", "role": None, "value": "Q"}, {"from": "gpt", "text": None, "value": "A"}]}  # fmt: skip
+    record = conversation.read(row)
+    assert [(m["role"], m["content"]) for m in record["messages"]] == [("user", "Q"), ("assistant", "A")]
+    assert conversation.shape(row) == "sharegpt"
+
+
 def test_other_keys_pass_through_in_order_after_id_and_messages():
     record = conversation.read({"b": 1, "conversations": [], "id": 7, "a": 2, "vtools": []})
     assert list(record) == ["id", "messages", "b", "a", "vtools"]

@@ -38,6 +38,21 @@ class Server(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        if self.path == "/exact" and self.headers.get("Range"):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(BODY)}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if self.path == "/exact":
+            self.send_response(200)
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(BODY), BODY))  # and never the last chunk
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(2)
+            return
         if self.path == "/missing":
             self.send_response(404)
             self.send_header("Content-Length", "0")
@@ -80,7 +95,7 @@ def server():
     httpd.server_close()
 
 
-@pytest.mark.parametrize("path", ["/all", "/packed", "/redirect", "/busy", "/breaking", "/norange"])
+@pytest.mark.parametrize("path", ["/all", "/packed", "/redirect", "/busy", "/breaking", "/norange", "/exact"])
 def test_a_url_gives_all_its_records_whatever_happens_on_the_way(vtools, server, path):
     done = vtools("fetch", server.url + path)
     assert done.returncode == 0, done.errors

@@ -126,6 +126,18 @@ def test_the_same_bytes_for_any_number_of_jobs(vtools, tool):
     assert one.errors == two.errors
 
 
+@pytest.mark.slow
+def test_workers_hold_few_records_in_memory_however_long_they_are(start, tmp_path):
+    with open(tmp_path / "long.jsonl", "wb") as file:
+        for number in range(200):
+            file.write(lines(record(number, 1_000_000)))
+    process = start("clean", "-j", "2", "long.jsonl", "-o", "result.jsonl", stdin=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    assert status == 0
+    assert usage.ru_maxrss < 150 * 1024
+
+
 def test_workers_read_only_so_far_ahead_of_a_reader_that_waits(start):
     process = start("clean", "-j", "2")
     os.set_blocking(process.stdin.fileno(), False)
@@ -377,6 +389,40 @@ def test_an_array_element_that_is_broken_does_not_lose_the_others(vtools, tool, 
     assert [item["id"] for item in done.records] == ["c1", "c2", "c3"]
     rejects = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert [(item["reason"], item["line"]) for item in rejects] == [("bad_json", 2), ("not_object", 4)]
+
+
+def test_what_follows_an_array_is_read_as_lines_and_not_lost(vtools, tool, tmp_path):
+    data = b"[" + lines(record(1)).strip() + b"]\n" + lines(record(2)) + b"not json\n" + lines(record(3))
+    done = vtools(*tool, "--rejects", "rejects.jsonl", stdin=data)
+    assert [item["id"] for item in done.records] == ["c1", "c2", "c3"]
+    assert json.loads((tmp_path / "rejects.jsonl").read_text())["reason"] == "bad_json"
+    assert "4 in, 3 out, 1 rejected" in done.errors
+
+
+def test_an_input_is_never_overwritten_by_its_own_rejects(vtools, tool, tmp_path):
+    (tmp_path / "in.jsonl").write_bytes(lines(record(1)))
+    done = vtools(*tool, "in.jsonl", "--rejects", "in.jsonl")
+    assert done.returncode == 2
+    assert (tmp_path / "in.jsonl").read_bytes() == lines(record(1))
+
+
+def test_an_output_through_a_link_writes_what_the_link_points_to(vtools, tool, tmp_path):
+    (tmp_path / "real.jsonl").write_text("old\n")
+    (tmp_path / "link.jsonl").symlink_to("real.jsonl")
+    assert vtools(*tool, "-o", "link.jsonl", stdin=lines(record(1))).returncode == 0
+    assert (tmp_path / "link.jsonl").is_symlink()
+    assert json.loads((tmp_path / "real.jsonl").read_text())["id"] == "c1"
+
+
+def test_closed_streams_do_not_turn_messages_into_data(tool, tmp_path):
+    command = " ".join([*VTOOLS, *tool])
+    for closed in ("2>&-", ">&- -o result.jsonl"):
+        done = subprocess.run(
+            ["bash", "-c", f"{command} {closed}"], input=lines(record(1)), capture_output=True, env=ENV, cwd=tmp_path
+        )
+        assert done.returncode == 0
+        assert b"Traceback" not in done.stderr
+        assert all(json.loads(line)["id"] == "c1" for line in done.stdout.splitlines())
 
 
 TORN = {
