@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from vtools import process
+from vtools import jsonl, process
 from vtools.process import Failure, UsageFailure
 
 
@@ -61,11 +61,11 @@ def folder(out: Path, inputs: list[Path], force: bool) -> Iterator[Path]:
             fresh.mkdir()
             yield fresh
             for root, _, _ in os.walk(fresh):
-                sync(Path(root))
+                jsonl.sync(Path(root))
             if place.exists():
                 os.rename(place, replaced)
             os.rename(fresh, place)
-            sync(place.parent)
+            jsonl.sync(place.parent)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise Failure(f"{out}: the disk is full; nothing was kept") from None
@@ -74,12 +74,3 @@ def folder(out: Path, inputs: list[Path], force: bool) -> Iterator[Path]:
             if replaced.exists() and not place.exists():
                 os.rename(replaced, place)
             shutil.rmtree(work, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    """Make a folder's names survive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from vtools import jsonl
 from vtools.process import Failure
 
 STATE, NOTE = "state.safetensors", "note.json"
@@ -35,7 +36,7 @@ def save(
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, part / STATE)
         (part / NOTE).write_text(json.dumps({**note, "step": step}, indent=1))
         for path in (part / STATE, part / NOTE, part):
-            sync(path)
+            jsonl.sync(path)
     except (SafetensorError, OSError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise Failure(
@@ -44,7 +45,7 @@ def save(
     if target.exists():  # a torn one of this step, or one that was resumed from
         shutil.rmtree(target)
     os.replace(part, target)
-    sync(folder)
+    jsonl.sync(folder)
     for _, old in _steps(folder)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return target
@@ -92,12 +93,3 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
     """Checkpoints by step, the newest first."""
     found = [(int(path.name[5:]), path) for path in folder.glob("step-*") if path.name[5:].isdecimal()]
     return sorted(found, reverse=True)
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, safe from a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

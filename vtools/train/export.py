@@ -17,7 +17,6 @@ from vtools import jsonl
 from vtools.process import Failure
 from vtools.template import Template
 from vtools.train import provenance
-from vtools.train.checkpoint import sync
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
@@ -50,7 +49,7 @@ def export(model: PreTrainedModel, template: Template, out: Path, dtype: str, ab
         os.umask(umask)
         for path in sorted(part.iterdir()):
             path.chmod(0o666 & ~umask)  # safetensors writes files that nobody else may read
-            sync(path)
+            jsonl.sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise Failure(f"{out}: the model cannot be saved ({error}); free space and rerun") from None
@@ -61,7 +60,7 @@ def export(model: PreTrainedModel, template: Template, out: Path, dtype: str, ab
     for path in sorted(part.iterdir()):
         os.replace(path, out / path.name)
     part.rmdir()
-    sync(out)
+    jsonl.sync(out)
     with jsonl.atomic(out / provenance.FILE) as stream:
         stream.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
 
