@@ -224,8 +224,8 @@ def test_a_date_in_retry_after_is_understood():
     import email.utils
 
     later = email.utils.formatdate(time.time() + 60, usegmt=True)
-    assert 55 < endpoint._retry_after({"retry-after": later}) <= 60
-    assert endpoint._retry_after({"retry-after": "soon"}) is None
+    assert 55 < endpoint.retry_after({"retry-after": later}) <= 60
+    assert endpoint.retry_after({"retry-after": "soon"}) is None
 
 
 @pytest.mark.parametrize(("code", "advice"), [(401, "OPENAI_API_KEY"), (404, "--model")])

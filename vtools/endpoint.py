@@ -250,7 +250,7 @@ class Endpoint:
         elif isinstance(error, openai.APIStatusError):
             transient = error.status_code in (408, 409, 425, 429) or error.status_code >= 500
             allowed = self.retries if transient and error.code != "insufficient_quota" else 0
-            asked = _retry_after(error.response.headers)
+            asked = retry_after(error.response.headers)
             if asked is not None and attempt < allowed:
                 return asked * random.uniform(1, 1.25) if asked <= LONGEST_WAIT else None
         else:
@@ -317,7 +317,7 @@ class Endpoint:
         return names[0]
 
 
-def _retry_after(headers: Any) -> float | None:
+def retry_after(headers: Any) -> float | None:
     """The seconds that a server asks to wait (RFC 9110 10.2.3: seconds or a date)."""
     value = headers.get("retry-after")
     if not value:

@@ -194,8 +194,7 @@ class Template:
 
     def _build(self, roles: tuple[str, ...], generation: bool) -> list[_Piece]:
         """The pieces of a conversation with these roles, whatever its texts are."""
-        marked = [{"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)]
-        parts = _MARK.split(self._render_jinja(marked, generation))
+        parts = _MARK.split(self._render_jinja(_marked(roles), generation))
         literals, slots = parts[0::2], [int(number) for number in parts[1::2]]
         if slots != list(range(len(roles))):
             lost = next((index for index in range(len(roles)) if index not in slots), 0)
@@ -223,8 +222,7 @@ class Template:
     def _opening(self, roles: tuple[str, ...], literal: str) -> tuple[str, str]:
         """Cut what stands before an answer where a prompt would end: the model has to write the rest itself."""
         try:
-            marked = [{"role": role, "content": f"\ue000{index}\ue001"} for index, role in enumerate(roles)]
-            prompt = _MARK.split(self._render_jinja(marked, True))[-1]
+            prompt = _MARK.split(self._render_jinja(_marked(roles), True))[-1]
         except Reject:
             return literal, ""
         own = literal.removeprefix(prompt)
@@ -235,7 +233,7 @@ class Template:
     def _trims(self) -> frozenset[str]:
         """The roles whose texts the template strips of white space at their edges."""
         for roles in (("system", "user", "assistant"), ("user", "assistant")):
-            marked = [{"role": role, "content": f"\t\ue000{index}\ue001\t"} for index, role in enumerate(roles)]
+            marked = _marked(roles, edge="\t")
             try:
                 text = self._render_jinja(marked, False)
             except Reject:
@@ -301,6 +299,11 @@ class Template:
                 self._jinja.globals["strftime_now"] = date(2024, 1, 1).strftime
                 return self._render_jinja(messages, generation)
             raise Reject("template_error", f"the template {self.name} refuses the conversation: {error}") from None
+
+
+def _marked(roles: tuple[str, ...], edge: str = "") -> list[dict[str, Any]]:
+    """Messages with these roles, a mark in the place of each text."""
+    return [{"role": role, "content": f"{edge}\ue000{index}\ue001{edge}"} for index, role in enumerate(roles)]
 
 
 def _compile(source: str, where: str) -> Any:

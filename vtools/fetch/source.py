@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
-import math
 import random
 import re
 import time
@@ -11,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vtools import __version__, bytestream, jsonl
+from vtools import __version__, bytestream, endpoint, jsonl
 from vtools.process import Failure
 
 TRIES = 5
@@ -58,7 +56,7 @@ def download(url: str) -> Iterator[bytes]:
             try:
                 with client.stream("GET", url, headers=headers) as response:
                     if response.status_code in (429, 500, 502, 503, 504) and tries < TRIES:
-                        wait = _retry_after(response.headers.get("retry-after")) or wait
+                        wait = min(endpoint.retry_after(response.headers) or wait, LONGEST_WAIT)
                     elif response.status_code == 416 and _total(response) == got:
                         return  # all of it had come, only its end had not been said
                     elif response.status_code not in (200, 206):
@@ -78,7 +76,7 @@ def download(url: str) -> Iterator[bytes]:
                                 yield fresh
                         return
             except (httpx2.TransportError, httpx2.TooManyRedirects, httpx2.InvalidURL) as error:
-                if tries >= TRIES or not isinstance(error, httpx2.TransportError | httpx2.RemoteProtocolError):
+                if tries >= TRIES or not isinstance(error, httpx2.TransportError):
                     raise _refused(url, got, str(error) or type(error).__name__) from None
                 if isinstance(error, httpx2.UnsupportedProtocol | httpx2.ConnectError) and not got and tries >= 2:
                     raise _refused(url, got, str(error)) from None
@@ -104,17 +102,3 @@ def _total(response: Any) -> int | None:
 def _validator(response: Any) -> str | None:
     tag = response.headers.get("etag")
     return tag if tag and not tag.startswith("W/") else response.headers.get("last-modified")
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header: a number or a date."""
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return min(max(seconds, 0.0), LONGEST_WAIT) if math.isfinite(seconds) else None
