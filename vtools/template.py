@@ -203,8 +203,8 @@ class Template:
         for index, literal in enumerate(literals):
             if index and roles[index - 1] == "assistant" and (end := self._has_ends and self._end.match(literal)):
                 ending, literal = self._literal(literal[: end.end()], True), literal[end.end() :]
-                last = self._names.get(ending[-1].token or -1)
-                if last is not None and self.tokenizer.added[last].rstrip:
+                last = ending[-1].token
+                if last is not None and self.tokenizer.added[self._names[last]].rstrip:
                     literal = literal.lstrip()
                 pieces += ending
             if index == len(roles):
