@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vtools import jsonl, options, process
+
+# What made the published models (LMSYS 2023, Stanford 2023); a flag that is given wins.
+PRESETS: dict[str, dict[str, Any]] = {
+    "vicuna-v1.1": {"template": "vicuna-v1.1", "batch": 128, "max_tokens": 2048},
+    "vicuna-v0": {"template": "vicuna-v0", "batch": 32, "max_tokens": 2048},
+    "alpaca": {"template": "alpaca", "batch": 128, "max_tokens": 512},
+}
+PUBLISHED = {"epochs": 3, "lr": 2e-5, "warmup": 0.03, "schedule": "cosine"}  # the same in all of them
+LORA_RATE = 2e-4  # adapters begin at zero, and take steps ten times as long
 
 
 def train(
     model: Annotated[str, typer.Option("--model", envvar="VTOOLS_MODEL", help="Base: folder, hub id or .gguf file.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder for the tuned model.")] = None,
     data: Annotated[str, typer.Option("--data", metavar="FILE", help="Conversations of any shape; - is stdin.")] = "-",
-    epochs: Annotated[int, typer.Option(min=1, help="Times that every conversation is seen.")] = 3,
+    preset: Annotated[
+        Literal["vicuna-v1.1", "vicuna-v0", "alpaca"] | None,
+        typer.Option(help="The published template and hyper-parameters; other flags change them."),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Times that every conversation is seen. Default: 3.")
+    ] = None,
     max_steps: Annotated[
         int | None, typer.Option(min=1, help="Train exactly this many steps, whatever --epochs is.")
     ] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Conversations in an optimiser step.")] = 128,
-    micro_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens at a time: memory, not result. Default: 2048 on CPU, 8192 on CUDA."),
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Conversations in an optimiser step, on all ranks together. Default: 128.")
     ] = None,
-    lr: Annotated[float, typer.Option(min=0, help="Peak learning rate; it then falls along a cosine to 0.")] = 2e-5,
-    warmup: Annotated[float, typer.Option(min=0, help="Warm-up: a share of the steps if below 1, else steps.")] = 0.03,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Peak learning rate. Default: 2e-5, and 2e-4 with --lora.")
+    ] = None,
+    warmup: Annotated[
+        float | None, typer.Option(min=0, help="Warm-up: a share of the steps if below 1, else steps. Default: 0.03.")
+    ] = None,
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"] | None,
+        typer.Option(help="How the rate goes to 0 after the warm-up, or stays. Default: cosine."),
+    ] = None,
     max_tokens: Annotated[
         int | None, typer.Option(min=2, help="Longest conversation. Default: 2048, or the model's limit if lower.")
     ] = None,
@@ -34,11 +56,22 @@ def train(
         Literal["truncate", "drop", "error"],
         typer.Option(help="A longer one is cut at the right, dropped, or an error."),
     ] = "truncate",
+    rope_scaling: Annotated[
+        Literal["linear", "dynamic", "yarn"] | None,
+        typer.Option(help="For --max-tokens beyond the model's limit: stretch its positions."),
+    ] = None,
     template: options.TemplateName = None,
+    lora: Annotated[
+        int | None,
+        typer.Option(metavar="RANK", min=1, help="Train adapters of this rank beside frozen weights (PEFT's format)."),
+    ] = None,
     evaluation: Annotated[
         str | None, typer.Option("--eval", metavar="FILE", help="Held-out conversations: their loss before and after.")
     ] = None,
     eval_every: Annotated[int, typer.Option(min=0, help="Also take the held-out loss every so many steps.")] = 0,
+    samples: Annotated[
+        int, typer.Option(min=0, help="With each held-out loss, answer so many of its first questions.")
+    ] = 0,
     save_every: Annotated[
         str, typer.Option(metavar="STEPS|TIME", help="Checkpoint: 200 (steps), 10m, 90s, 1h.")
     ] = "10m",
@@ -49,31 +82,65 @@ def train(
     resume: Annotated[
         Literal["auto", "never"], typer.Option(help="Go on from the newest checkpoint in --out, or start over.")
     ] = "auto",
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Ranks on this machine. Default: one for each GPU, else one.")
+    ] = None,
+    nnodes: Annotated[int, typer.Option(min=1, help="Machines; give the same command on each.")] = 1,
+    rdzv: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: a free port of one of them.")
+    ] = None,
     dtype: Annotated[
-        Literal["auto", "bf16", "fp32"],
-        typer.Option(help="Compute in this; master weights are fp32. auto: bf16 where fast."),
+        Literal["auto", "bf16", "fp16", "fp32"],
+        typer.Option(help="Compute in this; master weights are fp32. auto: bf16 where fast, fp16 on older GPUs."),
     ] = "auto",
+    attention: Annotated[
+        Literal["auto", "flash-attn", "torch"],
+        typer.Option(help="On GPUs: the package flash-attn, or torch's own kernel; auto: the first if it is there."),
+    ] = "auto",
+    micro_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens at a time on a rank: memory, not result. Default: what fits.")
+    ] = None,
+    recompute: Annotated[
+        Literal["auto", "none", "selective", "full"],
+        typer.Option(help="Activations made again in the backward pass, to save memory. auto: what fits."),
+    ] = "auto",
+    compiled: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile each layer. Default: on GPUs.")
+    ] = None,
     save_dtype: Annotated[Literal["bf16", "fp32", "fp16"], typer.Option(help="Dtype of the saved weights.")] = "bf16",
     rejects: options.RejectsFile = None,
-    jobs: options.Jobs = 1,
+    jobs: Annotated[
+        int | None, typer.Option("-j", "--jobs", min=1, help="Processes that tokenise. Default: one a core.")
+    ] = None,
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --dry-run: plan for this GPU (h200, a100, ...), not for here."),
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(metavar="USD", min=0, help="With --dry-run: dollars an hour and GPU (or machine).")
+    ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Fine-tune a chat model on conversations; metrics go to stdout, one JSON line a step.
 
-    Trains the assistant's answers and the token that ends each, nothing else, with every weight free. Reads all of
-    its input before the first step. --out receives safetensors, tokenizer, template and vtools.json, which says where
-    they came from.
+    Trains the assistant's answers and the token that ends each, nothing else. Reads all of its input before the first
+    step; a second run on the same data finds it tokenised. --out receives safetensors, tokenizer, template, a model
+    card, and vtools.json, which says where they came from.
 
-    A killed run goes on when the same command is given again, and ends with the same weights to the last bit. SIGTERM
-    saves and exits 75; SIGUSR1, or `touch DIR/SAVE`, saves and goes on.
+    On a machine with GPUs every one gets a rank (FSDP2: fp32 weights cut over the ranks, gathered in bf16); --nnodes
+    and --rdzv join several machines, and torchrun works as well. The same conversations make each step on any number
+    of ranks.
+
+    A killed run goes on when the same command is given again, and ends with the same weights to the last bit on as many
+    ranks. SIGTERM saves and exits 75; SIGUSR1, or `touch DIR/SAVE`, saves and goes on.
 
     \b
     Examples:
       vtools split --tokenizer base chats.jsonl | vtools train --model base --out tuned > metrics.jsonl
-      vtools train --model base --data train.jsonl --template vicuna-v1.1 --dry-run
+      vtools train --model base --data train.jsonl --preset vicuna-v1.1 --dry-run --gpu a100 --nproc 8 --price 1.80
       vtools train --model base --data train.jsonl --eval held.jsonl --out tuned --save-every 30m >> metrics.jsonl
     """
     if out is None and not dry_run:
@@ -81,40 +148,64 @@ def train(
     every = _every(save_every)
     if data == "-" and evaluation == "-":
         raise process.UsageFailure("--data and --eval cannot both be stdin")
+    if nnodes > 1 and not rdzv:
+        raise process.UsageFailure("--nnodes needs --rdzv HOST:PORT, the same on every machine")
+    if samples and not evaluation:
+        raise process.UsageFailure("--samples asks the questions of --eval FILE")
+    if gpu and not dry_run:
+        raise process.UsageFailure("--gpu is for --dry-run; a run takes the GPUs that are there")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means "save": harmless before there is something to save
     from vtools.train import job
 
+    chosen: dict[str, Any] = PUBLISHED | {"batch": 128} | (PRESETS[preset] if preset else {})
+    if lora:
+        chosen["lr"] = LORA_RATE
+    given = {
+        "epochs": epochs, "batch": batch, "lr": lr, "warmup": warmup, "schedule": schedule, "max_tokens": max_tokens,
+        "template": template,
+    }  # fmt: skip
+    chosen = {"max_tokens": None, "template": None} | chosen
+    chosen |= {name: value for name, value in given.items() if value is not None}
     request = job.Request(
         model=model,
         data=data,
-        epochs=epochs,
         max_steps=max_steps,
-        batch=batch,
         micro_tokens=micro_tokens,
-        lr=lr,
-        warmup=warmup,
-        max_tokens=max_tokens,
         overlong=overlong,
-        template=template,
+        rope_scaling=rope_scaling,
+        lora=lora,
         evaluation=evaluation,
         eval_every=eval_every,
+        samples=samples,
         save_every=every,
         keep=keep,
         resume=resume == "auto",
+        nproc=nproc,
+        nodes=nnodes,
+        rendezvous=rdzv,
         dtype=dtype,
+        attention=attention,
+        recompute=recompute,
+        compiled=compiled,
         save_dtype=save_dtype,
         rejects=rejects,
-        jobs=jobs,
+        jobs=jobs or len(os.sched_getaffinity(0)),
         seed=seed,
+        gpu=gpu,
+        price=price,
         quiet=quiet,
         verbose=verbose,
+        **chosen,
     )
     if dry_run or out is None:
         with jsonl.output(None) as output:
             output.write(job.dry_run(request))
         return
-    with process.lock(out), jsonl.output(None) as output:
-        job.run(request, out, output.write)
+    if nnodes > 1 or "RANK" in os.environ:  # rank 0 locks the folder, which the machines share
+        job.run(request, out)
+        return
+    with process.lock(out):
+        job.run(request, out)
 
 
 def _every(text: str) -> tuple[int, float]:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import inspect
 from itertools import pairwise
 from typing import Any
@@ -13,8 +15,16 @@ from transformers import AttentionInterface
 
 from vtools.process import Failure
 
-# No mask is registered under this name, so transformers builds none and passes attention_mask=None.
-NAME = "vtools_documents"
+# No mask is registered under these names, so transformers builds none and passes attention_mask=None.
+NAME, FLASH_NAME = "vtools_documents", "vtools_documents_flash"
+
+
+def choose(wanted: str, device_type: str) -> str:
+    """The name of the implementation for `auto`, `flash-attn` or `torch`. Raises Failure."""
+    there = importlib.util.find_spec("flash_attn") is not None
+    if wanted == "flash-attn" and not (there and device_type == "cuda"):
+        raise Failure("--attention flash-attn needs a GPU and flash-attn: pip install 'vtools[flash-attn]'")
+    return FLASH_NAME if there and device_type == "cuda" and wanted != "torch" else NAME
 
 
 def document_attention(
@@ -29,6 +39,7 @@ def document_attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
+    flash: bool = False,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within documents: q, k, v [1, heads, tokens, size] to [1, tokens, heads, size].
@@ -43,10 +54,12 @@ def document_attention(
         raise Failure(
             f"{type(module).__name__}: this kind of attention ({', '.join(unknown)}) cannot be trained packed"
         )
-    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotary embeddings leave fp32
     half = value.dtype in (torch.bfloat16, torch.float16)
-    if half and not dropout and value.device.type in ("cuda", "meta"):
-        return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
+    if half and value.device.type in ("cuda", "meta"):
+        if flash:
+            return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window, dropout), None
+        if not dropout:
+            return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
     key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
     starts = cu_seq_lens_q.tolist()
     outputs = []
@@ -88,6 +101,37 @@ def _varlen(
     return output.unsqueeze(0)
 
 
+def _flash(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    longest: int,
+    scaling: float | None,
+    window: int | None,
+    dropout: float,
+) -> torch.Tensor:
+    """The package flash-attn, whose kernels may be newer than torch's (CUDA, half precision)."""
+    from flash_attn import flash_attn_varlen_func
+
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    output = flash_attn_varlen_func(
+        query,
+        key,
+        value,
+        starts,
+        starts,
+        longest,
+        longest,
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=True,
+        window_size=(-1 if window is None else window - 1, 0),
+        deterministic=torch.are_deterministic_algorithms_enabled(),
+    )
+    return output.unsqueeze(0)
+
+
 def _repeated(tensor: torch.Tensor, heads: int) -> torch.Tensor:
     """Key or value heads repeated to the number of query heads."""
     times = heads // tensor.shape[1]
@@ -101,3 +145,4 @@ def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
 
 
 AttentionInterface.register(NAME, document_attention)
+AttentionInterface.register(FLASH_NAME, functools.partial(document_attention, flash=True))

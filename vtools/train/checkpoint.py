@@ -1,54 +1,139 @@
 # ruff: noqa: TID253
-"""Checkpoints that are whole or absent: written aside, synced, renamed; the newest whole one wins."""
+"""Checkpoints that are whole or absent: written aside, by all ranks, while training goes on; the newest one wins."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import shutil
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PreTrainedModel
 
 from vtools import jsonl
 from vtools.process import Failure
+from vtools.train.ranks import Ranks
 
-STATE, NOTE = "state.safetensors", "note.json"
+NOTE = "note.json"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def save(
-    folder: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict[str, Any], keep: int
-) -> Path:
-    """Write folder/step-N with weights and AdamW's moments (all fp32), then remove all but the newest `keep`."""
-    target = folder / f"step-{step}"
-    part = folder / f".step-{step}.part"
-    discard_parts(folder)
-    part.mkdir(parents=True)
-    state = {}
+@dataclass
+class _Pending:
+    step: int
+    note: dict[str, Any]
+    part: Path
+    written: Future[Any] | None
+
+
+class Checkpoints:
+    """The checkpoints folder/step-N of a run: weights and AdamW's moments in fp32, each rank's shards in its own file.
+
+    The format is torch.distributed.checkpoint's, which any number of ranks can read again.
+    """
+
+    def __init__(self, folder: Path, keep: int, ranks: Ranks) -> None:
+        self.folder, self.keep, self.ranks = folder, keep, ranks
+        self._pending: _Pending | None = None
+
+    def save(
+        self, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict[str, Any], wait: bool
+    ) -> None:
+        """Write a checkpoint: whole when this returns if `wait`, else beside the training, from a copy.
+
+        Raises Failure when it cannot be written; what was saved before stays whole.
+        """
+        self.finish()
+        part = self.folder / f".step-{step}.part"
+        with self._explained(step):
+            if self.ranks.rank == 0:
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+        self.ranks.wait()
+        if not part.is_dir():
+            raise Failure(f"{self.folder}: not the folder that rank 0 writes to; all nodes must share --out")
+        state = state_of(model, optimizer)
+        self._pending = _Pending(step, note, part, None)
+        with self._explained(step), _silent():
+            if wait:
+                dcp.save(state, checkpoint_id=part, process_group=self.ranks.saving)
+            else:
+                future = dcp.async_save(state, checkpoint_id=part, process_group=self.ranks.saving)
+                assert isinstance(future, Future)
+                self._pending.written = future
+        if wait:
+            self.finish()
+
+    def poll(self) -> None:
+        """Name the checkpoint that was being written, if that is done."""
+        if self._pending and (self._pending.written is None or self._pending.written.done()):
+            self._seal()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written."""
+        if self._pending:
+            self._seal()
+        self.ranks.wait()
+
+    def _seal(self) -> None:
+        """When all its files are on disk, and only then, a checkpoint gets its name; older ones go."""
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        with self._explained(pending.step), _silent():
+            if pending.written:
+                pending.written.result()
+            if self.ranks.rank:
+                return
+            sizes = {path.name: path.stat().st_size for path in pending.part.iterdir()}
+            note = {**pending.note, "step": pending.step, "files": sizes}
+            (pending.part / NOTE).write_text(json.dumps(note, indent=1))
+            jsonl.sync(pending.part / NOTE)
+            jsonl.sync(pending.part)
+            target = self.folder / f"step-{pending.step}"
+            if target.exists():  # a torn one of this step
+                shutil.rmtree(target)
+            os.replace(pending.part, target)
+            jsonl.sync(self.folder)
+        for _, old in _steps(self.folder)[self.keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, CheckpointException) as error:
+            causes = getattr(error, "failures", None)  # of a CheckpointException, by rank: (exception, traceback)
+            cause = next(iter(causes.values()))[0] if causes else error
+            shutil.rmtree(self.folder / f".step-{step}.part", ignore_errors=True)
+            reason = str(cause).strip().splitlines()[0]
+            raise Failure(
+                f"{self.folder / f'step-{step}'}: cannot be saved ({reason}); what was saved before is whole: free "
+                f"space and give the same command again"
+            ) from None
+
+
+def state_of(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What is trained and its moments, by name; a moment that is not there yet is zero."""
+    state: dict[str, Any] = {}
     for name, parameter in model.named_parameters():  # a tied weight has one name here
-        state[f"weight/{name}"] = parameter.detach()
-        state.update({f"{key}/{name}": value for key, value in optimizer.state.get(parameter, {}).items()})
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part / STATE)
-        (part / NOTE).write_text(json.dumps({**note, "step": step}, indent=1))
-        for path in (part / STATE, part / NOTE, part):
-            jsonl.sync(path)
-    except (SafetensorError, OSError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise Failure(
-            f"{target}: cannot be saved ({error}); what was saved before is whole, free space and rerun"
-        ) from None
-    if target.exists():  # a torn one of this step, or one that was resumed from
-        shutil.rmtree(target)
-    os.replace(part, target)
-    jsonl.sync(folder)
-    for _, old in _steps(folder)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
-    return target
+        if parameter.requires_grad:
+            state[f"weight/{name}"] = parameter.detach()
+            moments = optimizer.state[parameter]
+            for key in MOMENTS:
+                if key not in moments:
+                    moments[key] = torch.zeros_like(parameter)
+                state[f"{key}/{name}"] = moments[key]
+    return state
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -56,31 +141,25 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     for _, path in _steps(folder):
         try:
             note = json.loads((path / NOTE).read_text())
-            with safe_open(path / STATE, "pt"):  # which refuses a file shorter than its header says
+            if all((path / name).stat().st_size == size for name, size in note["files"].items()):
                 return path, note
-        except (OSError, ValueError, SafetensorError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return None
 
 
-def restore(path: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+def restore(path: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
     """Put a checkpoint's weights and moments into the model and its fresh optimiser, bit by bit."""
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    with safe_open(path / STATE, "pt") as file:
-        names: dict[str, dict[str, str]] = {}
-        for key in file.keys():  # noqa: SIM118  not a dict
-            kind, _, name = key.partition("/")
-            names.setdefault(name, {})[kind] = key
-        parameters = dict(model.named_parameters())
-        if names.keys() != parameters.keys():
-            raise Failure(f"{path}: holds the weights of another model; --resume never starts over")
-        for index, (name, parameter) in enumerate(parameters.items()):
-            kinds = names[name]
-            with torch.no_grad():
-                parameter.copy_(file.get_tensor(kinds.pop("weight")))
-            moments[index] = {kind: file.get_tensor(key) for kind, key in kinds.items()}
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": {i: state for i, state in moments.items() if state}, "param_groups": groups})
+    state = state_of(model, optimizer)
+    with _silent():
+        try:
+            dcp.load(state, checkpoint_id=path, process_group=ranks.saving)
+        except (OSError, RuntimeError, CheckpointException) as error:
+            raise Failure(
+                f"{path}: cannot be read ({str(error).strip().splitlines()[0]}); remove it and rerun"
+            ) from None
+    for moments in optimizer.state.values():
+        moments["step"] = torch.tensor(float(step), device=moments["exp_avg"].device)
 
 
 def discard_parts(folder: Path) -> None:
@@ -93,3 +172,12 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
     """Checkpoints by step, the newest first."""
     found = [(int(path.name[5:]), path) for path in folder.glob("step-*") if path.name[5:].isdecimal()]
     return sorted(found, reverse=True)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """torch.distributed.checkpoint warns of its own internals, on stderr."""
+    logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

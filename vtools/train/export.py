@@ -6,49 +6,60 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from vtools import jsonl
 from vtools.process import Failure
 from vtools.template import Template
-from vtools.train import provenance
+from vtools.train import lora, provenance
+from vtools.train.ranks import Ranks
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt",
 )  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+SHARD_BYTES = 5_000_000_000  # the largest file, as transformers has it
 
 
-def export(model: PreTrainedModel, template: Template, out: Path, dtype: str, about: dict[str, Any]) -> None:
-    """Save the model (which is cast in place) to `out`; the file `about` it comes last and says that all is there.
+def export(
+    model: PreTrainedModel, template: Template, out: Path, dtype: str, about: dict[str, Any], ranks: Ranks
+) -> None:
+    """Save the model to `out`, gathered a tensor at a time; the file `about` it comes last and says that all is there.
 
     Raises Failure if a file cannot be written, or does not read back as the model.
     """
     part = out / ".export.part"
+    adapters = lora.rank_of(model) is not None
+    if ranks.rank:
+        for _ in whole(model, DTYPES[dtype]):
+            pass
+        if adapters:
+            lora.state(model)
+        ranks.wait()
+        return
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
-        model.to(DTYPES[dtype])  # type: ignore[arg-type]
-        model.config.use_cache = True
-        generation = model.generation_config
-        generation.use_cache = True
-        sampled = (generation.temperature or 1.0) != 1.0 or (generation.top_p or 1.0) != 1.0
-        if sampled:  # LLaMA's own files leave it out, and transformers refuses to save them so
-            generation.do_sample = True
-        model.save_pretrained(part, max_shard_size="5GB")
+        _save_weights(model, part, DTYPES[dtype])
+        if adapters:
+            lora.save(model, part / "adapter", about["base"])
+        _save_configs(model, part, dtype)
         _copy_tokenizer(template, part)
         template.save(part)
-        _verify(model, part)
+        (part / "README.md").write_text(provenance.card(about), encoding="utf-8")
         umask = os.umask(0)
         os.umask(umask)
-        for path in sorted(part.iterdir()):
-            path.chmod(0o666 & ~umask)  # safetensors writes files that nobody else may read
+        for path in sorted(part.rglob("*")):
+            if path.is_file():
+                path.chmod(0o666 & ~umask)  # safetensors writes files that nobody else may read
             jsonl.sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
@@ -57,12 +68,84 @@ def export(model: PreTrainedModel, template: Template, out: Path, dtype: str, ab
     for old in out.glob("*.safetensors*"):
         if old.name not in names:
             old.unlink()
+    shutil.rmtree(out / "adapter", ignore_errors=True)
     for path in sorted(part.iterdir()):
         os.replace(path, out / path.name)
     part.rmdir()
     jsonl.sync(out)
     with jsonl.atomic(out / provenance.FILE) as stream:
         stream.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    ranks.wait()
+
+
+def whole(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the model by its name in files, gathered from all ranks to the CPU; LoRA merged.
+
+    A tied matrix comes once. All ranks must take all of them, for each is gathered by all.
+    """
+    model.reshard()  # type: ignore[operator]  whatever ran last, a forward pass leaves the root gathered
+    with torch.no_grad():
+        for name, tensor in lora.merged(model):
+            yield name, tensor.to(dtype).cpu().contiguous()
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in stored:
+            yield name, buffer.cpu().contiguous()
+
+
+def _save_weights(model: PreTrainedModel, part: Path, dtype: torch.dtype) -> None:
+    """Write files of at most SHARD_BYTES, each read back and compared, and their index if there are several."""
+    files: list[tuple[Path, list[str]]] = []
+    total = held = 0
+    tensors: dict[str, torch.Tensor] = {}
+
+    def flush() -> None:
+        path = part / f"{len(files):05}.part"
+        save_file(tensors, path, metadata={"format": "pt"})
+        _verify(path, tensors)
+        files.append((path, list(tensors)))
+        tensors.clear()
+
+    for name, tensor in whole(model, dtype):
+        size = tensor.numel() * tensor.element_size()
+        if tensors and held + size > SHARD_BYTES:
+            flush()
+            held = 0
+        tensors[name] = tensor
+        held, total = held + size, total + size
+    flush()
+    if len(files) == 1:
+        files[0][0].rename(part / "model.safetensors")
+        return
+    weight_map = {}
+    for number, (path, names) in enumerate(files, start=1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        path.rename(part / name)
+        weight_map |= dict.fromkeys(names, name)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (part / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _verify(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Read every saved tensor back and compare it with the model's."""
+    with safe_open(path, "pt") as file:
+        for name, tensor in tensors.items():
+            if not torch.equal(file.get_tensor(name), tensor):
+                raise Failure(f"{path}: {name} does not read back as it was written: the disk is at fault?")
+
+
+def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:
+    config = model.config
+    config.dtype = DTYPES[dtype]
+    config.architectures = [type(model).__name__]
+    config.use_cache = True
+    config.save_pretrained(part)
+    generation = model.generation_config
+    generation.use_cache = True
+    sampled = (generation.temperature or 1.0) != 1.0 or (generation.top_p or 1.0) != 1.0
+    if sampled:  # LLaMA's own files leave it out, and transformers refuses to save them so
+        generation.do_sample = True
+    generation.save_pretrained(part)
 
 
 def _copy_tokenizer(template: Template, part: Path) -> None:
@@ -78,19 +161,3 @@ def _copy_tokenizer(template: Template, part: Path) -> None:
         settings = json.loads(config.read_text(encoding="utf-8"))
         if settings.pop("chat_template", None) is not None:
             config.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _verify(model: PreTrainedModel, part: Path) -> None:
-    """Read every saved tensor back and compare it with the model's."""
-    own = model.state_dict()
-    seen = set()
-    for path in sorted(part.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  not a dict
-                seen.add(name)
-                if name in own and not torch.equal(file.get_tensor(name), own[name].cpu()):
-                    raise Failure(f"{path}: {name} does not read back as it was written: the disk is at fault?")
-    tied = {parameter.data_ptr() for name, parameter in own.items() if name in seen}
-    missing = [name for name, parameter in own.items() if name not in seen and parameter.data_ptr() not in tied]
-    if missing:
-        raise Failure(f"{part}: {missing[0]} was not saved")

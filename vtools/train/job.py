@@ -1,19 +1,19 @@
-"""A training job from its command line to the saved model: reading, refusing, resuming, reporting."""
+"""A training job from its command line to its ranks: reading, refusing, and saying what it will cost."""
 
 from __future__ import annotations
 
 import json
-import shutil
+import math
+import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtools import filtering, jsonl, model, template
+from vtools import model, template
 from vtools.process import Failure, UsageFailure
-from vtools.train import data, plan, provenance
-from vtools.train.data import Overlong
+from vtools.train import data, plan
+from vtools.train.data import Corpus, Overlong
 
 DEFAULT_MAX_TOKENS = 2048
 
@@ -30,34 +30,49 @@ class Request:
     micro_tokens: int | None
     lr: float
     warmup: float
+    schedule: str
     max_tokens: int | None
     overlong: Overlong
+    rope_scaling: str | None
     template: str | None
+    lora: int | None
     evaluation: str | None
     eval_every: int
+    samples: int
     save_every: tuple[int, float]
     keep: int | None
     resume: bool
+    nproc: int | None
+    nodes: int
+    rendezvous: str | None
     dtype: str
+    attention: str
+    recompute: str
+    compiled: bool | None
     save_dtype: str
     rejects: str | None
     jobs: int
     seed: int
+    gpu: str | None
+    price: float | None
     quiet: bool
     verbose: bool
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was read, before any weight is loaded."""
+    """What was read and decided before any weight is loaded; travels to every rank."""
 
-    template: template.Template
-    corpus: data.Corpus
-    counts: filtering.Rejects
-    held_out: data.Corpus | None
+    folder: Path  # of the base
+    template_name: str
+    template_source: str
+    corpus: Corpus
+    held_out: Corpus | None
     max_tokens: int
+    rope: dict[str, Any] | None
     steps: int
     warmup: int
+    nproc: int  # ranks on this node
 
     def summary(self) -> dict[str, Any]:
         """The counts, for the first line of the metrics and for the dry run."""
@@ -65,39 +80,50 @@ class Inputs:
             "steps": self.steps,
             "warmup_steps": self.warmup,
             "conversations": len(self.corpus),
-            "rejected": self.counts.rejected,
-            "reasons": dict(sorted(self.counts.reasons.items())),
+            "rejected": self.corpus.rejected,
+            "reasons": dict(sorted(self.corpus.reasons.items())),
             "truncated": self.corpus.truncated,
             "data_tokens": self.corpus.tokens,
             "data_trained_tokens": self.corpus.trained_tokens,
         }
 
 
-def read(request: Request) -> Inputs:
-    """Read and tokenise all of the input. Raises Failure where nothing could be learned from it."""
+def read(request: Request, weights: bool = True) -> Inputs:
+    """Read and tokenise all of the input. Raises Failure where nothing could be learned from it.
+
+    Without `weights`, a hub model's are not downloaded.
+    """
     tokenizer = model.tokenizer(request.model)
     chosen = template.load(request.template, tokenizer)
     vocabulary, limit = _sizes(tokenizer.folder)
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
+    rope = None
     if limit and max_tokens > limit:
-        raise UsageFailure(f"--max-tokens {max_tokens}: {request.model} was made for {limit} positions")
+        if not request.rope_scaling:
+            raise UsageFailure(
+                f"--max-tokens {max_tokens}: {request.model} was made for {limit} positions; "
+                f"--rope-scaling linear stretches them, as Vicuna 16k did"
+            )
+        rope = {"rope_type": request.rope_scaling, "factor": float(math.ceil(max_tokens / limit))}
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun every rank comes here, and finds the first one's work
+    if not first or "RANK" in os.environ:
+        for name, file in (("--data", request.data), ("--eval", request.evaluation)):
+            if file == "-":
+                raise UsageFailure(f"under torchrun every rank reads the data: give {name} FILE")
+    quiet = request.quiet or not first
     held_out = None
     if request.evaluation:
-        held_out, dropped = data.read(
-            request.evaluation, chosen, max_tokens, request.overlong, jobs=request.jobs, quiet=True
-        )
-        if dropped.rejected and not request.quiet:
-            print(dropped.line().replace("vtools train:", "vtools train: --eval:"), file=sys.stderr)
-    corpus, counts = data.read(
-        request.data,
-        chosen,
-        max_tokens,
-        request.overlong,
-        rejects=request.rejects,
-        jobs=request.jobs,
-        quiet=request.quiet,
+        held_out = data.read(
+            request.evaluation, chosen, max_tokens, request.overlong,
+            rejects=os.devnull if request.rejects else None, jobs=request.jobs, quiet=True,
+        )  # fmt: skip
+        if held_out.rejected and not quiet:
+            print(held_out.line().replace("vtools train:", "vtools train: --eval:"), file=sys.stderr)
+    rejects = request.rejects if first or not request.rejects else os.devnull
+    corpus = data.read(
+        request.data, chosen, max_tokens, request.overlong, rejects=rejects, jobs=request.jobs, quiet=quiet
     )
-    largest = max(max(corpus.ids), max(held_out.ids) if held_out else 0)
+    largest = max(corpus.largest, held_out.largest if held_out else 0)
     if vocabulary and largest >= vocabulary:
         raise Failure(
             f"{request.model}: the tokenizer gives token {largest}, the model has rows for {vocabulary}: "
@@ -110,98 +136,80 @@ def read(request: Request) -> Inputs:
             f"the whole run is one step ({len(corpus)} conversations, --batch {request.batch}), and it is warm-up, "
             f"at rate 0: nothing would be learned; lower --batch, raise --epochs, or give --warmup 0"
         )
-    return Inputs(chosen, corpus, counts, held_out, max_tokens, steps, warmup)
+    folder = model.folder(request.model) if weights else tokenizer.folder
+    return Inputs(
+        folder, chosen.name, chosen.source, corpus, held_out, max_tokens, rope, steps, warmup, _ranks_here(request)
+    )
+
+
+def _ranks_here(request: Request) -> int:
+    """Ranks on this node: as torchrun or --nproc say, else one a GPU, else one."""
+    import torch
+
+    there = torch.cuda.device_count()
+    wanted = int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or request.nproc or there or 1
+    if there and wanted > there and not request.gpu:
+        raise UsageFailure(f"--nproc {wanted}: this machine has {there} GPUs")
+    return wanted
 
 
 def dry_run(request: Request) -> dict[str, Any]:
-    """What `run` would do; one conversation goes to stderr with its trained tokens marked. Loads no weights."""
-    inputs = read(request)
+    """What `run` would do and cost, loading no weights; on stderr in words, with a conversation whose trained tokens are
+    marked.
+    """
+    inputs = read(request, weights=False)
     corpus = inputs.corpus
     if not request.quiet:
+        chosen = template.load(request.template, model.tokenizer(request.model))
         on, off = ("\x1b[1;32m", "\x1b[0m") if _colour() else ("⟦", "⟧")
-        print(f"--- the first conversation ({inputs.template.name}); what is trained is marked", file=sys.stderr)
-        print(data.marked(corpus, 0, inputs.template, on, off), file=sys.stderr)
+        print(f"--- the first conversation ({chosen.name}); what is trained is marked", file=sys.stderr)
+        print(data.marked(corpus, 0, chosen, on, off), file=sys.stderr)
         print("---", file=sys.stderr)
-    return {
+    from vtools.train import rank
+
+    report = {
         **inputs.summary(),
         "trained_share": round(corpus.trained_tokens / corpus.tokens, 4),
         "longest": max(corpus.lengths),
         "tokens_per_step": round(corpus.tokens / len(corpus) * min(request.batch, len(corpus))),
         "eval_conversations": len(inputs.held_out) if inputs.held_out else 0,
-        "template": inputs.template.name,
+        "template": inputs.template_name,
+        **rank.foreseen(request, inputs),
     }
+    if not request.quiet:
+        print(_in_words(report, request), file=sys.stderr)
+    return report
 
 
-def run(request: Request, out: Path, write: Callable[[dict[str, Any]], None]) -> None:
+def _in_words(report: dict[str, Any], request: Request) -> str:
+    """The dry run's report for people."""
+    from datetime import timedelta
+
+    hours = "unknown" if report["seconds"] is None else str(timedelta(seconds=round(report["seconds"])))
+    price = "unknown" if report["usd"] is None else f"${report['usd']:,.2f}"
+    if request.price is None:
+        price += " (give --price USD, an hour and device)" if report["usd"] is None else ""
+    fits = "" if report["problem"] is None else f"\n  BUT {report['problem']}"
+    memory = report["memory_gb"]
+    return (
+        f"vtools train: {report['conversations']} conversations, {report['data_tokens']:,} tokens, "
+        f"{100 * report['trained_share']:.0f} % trained, {report['truncated']} cut, {report['rejected']} rejected\n"
+        f"  {report['steps']} steps of {report['tokens_per_step']:,} tokens on {report['ranks']} x {report['device']}\n"
+        f"  memory of each: {memory.get('total', '?')} GB of {memory.get('available', '?')} "
+        f"(micro-batches of {report['micro_tokens']} tokens, recompute {report['recompute']})\n"
+        f"  {report['flops']:.3g} operations, about {hours} at {100 * report['assumed_mfu']:.0f} % of the peak, "
+        f"cost {price}{fits}"
+    )
+
+
+def run(request: Request, out: Path) -> None:
     """Train and save; `out` is locked by the caller. Raises Failure, TryAgain."""
     if out.resolve() == model.folder(request.model).resolve():
         raise UsageFailure(f"--out {out}: that is the base model; choose another folder")
     inputs = read(request)
-    import torch
+    from vtools.train import launch, rank
 
-    from vtools.train import attention, checkpoint, export, loop, pack
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loop.prepare(device)
-    dtype = loop.compute_dtype(request.dtype, device)
-    identity = provenance.identity(request, inputs, str(dtype).removeprefix("torch."))
-    folder = out / "checkpoints"
-    if request.resume and provenance.finished(out, identity):
-        if request.keep is None:
-            shutil.rmtree(folder, ignore_errors=True)  # the run was killed just after its last file
-        if not request.quiet:
-            print(f"vtools train: {out}: this run is finished; nothing to do", file=sys.stderr)
-        return
-    found = checkpoint.latest(folder) if request.resume else None
-    if found:
-        provenance.refuse_differences(out, found[1]["run"], identity)
-    elif not request.resume:
-        shutil.rmtree(folder, ignore_errors=True)
-        (out / provenance.FILE).unlink(missing_ok=True)
-    if (
-        not folder.exists()
-        and (out / "config.json").exists()
-        and not (out / provenance.FILE).exists()
-        and request.resume
-    ):
-        raise Failure(f"{out}: holds a model that `vtools train` did not make; choose another --out")
-    if folder.exists():
-        checkpoint.discard_parts(folder)
-
-    network = model.load(request.model, dtype="float32").to(device)  # type: ignore[arg-type]
-    network.set_attn_implementation(attention.NAME)
-    corpus = inputs.corpus
-    probe = [list(corpus.conversation(place % len(corpus))[0][:length]) for place, length in enumerate((32, 24, 16))]
-    # On the CPU the same attention serves every dtype, and fp32 shows the smallest fault.
-    gap = pack.self_check(network, probe, torch.float32 if device.type == "cpu" else dtype)
-    if request.verbose:
-        gap_text = f"packed differs from single conversations by {gap:.1g}"
-        print(f"vtools train: {device.type}, {identity['--dtype']}; {gap_text}", file=sys.stderr)
-    recipe = loop.Recipe(
-        steps=inputs.steps,
-        batch=request.batch,
-        micro_tokens=request.micro_tokens or loop.DEFAULT_MICRO_TOKENS[device.type],
-        lr=request.lr,
-        warmup=inputs.warmup,
-        seed=request.seed,
-        dtype=dtype,
-        eval_every=request.eval_every,
-    )
-    saving = loop.Saving(out, *request.save_every, keep=request.keep or 2, note={"run": identity})
-    resumed = found[1]["step"] if found else 0
-    write({"step": resumed, **inputs.summary()})
-    with jsonl.progress("train", request.quiet, inputs.steps, " steps") as tick:
-        result = loop.run(network, corpus, inputs.held_out, recipe, saving, request.resume, write, tick)
-    export.export(
-        network, inputs.template, out, request.save_dtype, provenance.describe(request, inputs, identity, result)
-    )
-    if request.keep is None:
-        shutil.rmtree(folder, ignore_errors=True)
-    if not request.quiet:
-        after = f" (resumed at {resumed})" if resumed else ""
-        held = [f"{loss:.4f}" for _, loss in sorted(result.held_out.items())]
-        ends = f", held-out loss {held[0]} to {held[-1]}" if held else ""
-        print(f"vtools train: {result.step} steps{after}, loss {result.loss:.4f}{ends}; saved {out}", file=sys.stderr)
+    launch.run(rank.Job(request, inputs, out))
 
 
 def _sizes(folder: Path) -> tuple[int | None, int | None]:
@@ -215,6 +223,4 @@ def _sizes(folder: Path) -> tuple[int | None, int | None]:
 
 
 def _colour() -> bool:
-    import os
-
     return sys.stderr.isatty() and not os.environ.get("NO_COLOR")

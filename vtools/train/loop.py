@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""The training loop: steps, held-out loss, metrics, checkpoints, and what signals ask for."""
+"""The training loop: steps, held-out loss, samples, metrics, checkpoints, and what signals ask for."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ import ctypes
 import hashlib
 import math
 import os
+import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from vtools import process
@@ -24,9 +26,11 @@ from vtools.train import checkpoint, plan
 from vtools.train.data import Corpus
 from vtools.train.loss import summed_loss
 from vtools.train.pack import pack
+from vtools.train.ranks import Ranks
 
 CLIP = 1.0
-DEFAULT_MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}
+FIRST_SCALE, SCALE_STEPS = 2.0**16, 2000  # of the loss in fp16; torch.amp.GradScaler's defaults
+WORTH_SAVING = 60.0  # seconds of training
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Recipe:
     micro_tokens: int
     lr: float
     warmup: int
+    schedule: str
     seed: int
     dtype: torch.dtype
     eval_every: int
@@ -52,6 +57,7 @@ class Saving:
     every_seconds: float
     keep: int
     note: dict[str, Any]
+    aside: bool  # whether training goes on while one is written
 
     @property
     def folder(self) -> Path:
@@ -65,22 +71,26 @@ class Result:
     step: int = 0
     loss: float | None = None
     held_out: dict[int, float] = field(default_factory=dict)
+    scale: float = FIRST_SCALE  # the fp16 loss scale, and the good steps since it last changed
+    good_steps: int = 0
 
 
 class Asked:
     """What signals have asked for: SIGTERM, SIGINT and SIGHUP to save and end, SIGUSR1 to save and go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, alone: bool) -> None:
+        """`alone`: nobody forwards signals to this process, so a second one means: now."""
+        self.alone = alone
         self.end: int | None = None
         self.save = False
 
     def __call__(self, signum: int, frame: object) -> None:
         if signum == signal.SIGUSR1:
             self.save = True
-        elif self.end is not None:  # asked twice: do not wait for the save
+        elif self.end is not None and self.alone:  # asked twice: do not wait for the save
             raise process.Interrupted(signum)
         else:
-            self.end = signum
+            self.end = self.end or signum
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -96,160 +106,233 @@ class Asked:
                 signal.signal(signum, handler)
 
 
-def run(
-    model: PreTrainedModel,
-    corpus: Corpus,
-    evaluation: Corpus | None,
-    recipe: Recipe,
-    saving: Saving,
-    resume: bool,
-    write: Callable[[dict[str, Any]], None],
-    tick: Callable[[int], Any],
-) -> Result:
-    """Train the model in place, from the newest checkpoint if there is one; metrics go to `write`.
-
-    Raises TryAgain when preempted and saved, Failure when the loss is no number.
-    """
-    parameters = list(model.parameters())
-    # Rates are set at each step; fused AdamW updates in one pass over memory, on the CPU too.
-    optimizer = torch.optim.AdamW(parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
-    result = Result()
-    found = checkpoint.latest(saving.folder) if resume else None
-    if found:
-        path, note = found
-        checkpoint.restore(path, model, optimizer)
-        result = Result(note["step"], note["loss"], {int(step): loss for step, loss in note["held_out"].items()})
-        tick(result.step)
-    saved_step, saved_at = result.step, time.monotonic()
-    started, done_here = time.monotonic(), 0
-    asked = Asked()
-    trainer = _Trainer(model, optimizer, corpus, recipe)
-
-    def save() -> None:
-        nonlocal saved_step, saved_at
-        if saved_step != result.step:
-            note = {**saving.note, "loss": result.loss, "held_out": result.held_out}
-            checkpoint.save(saving.folder, result.step, model, optimizer, note, saving.keep)
-        saved_step, saved_at = result.step, time.monotonic()
-
-    def end_if_asked() -> None:
-        if asked.end is None:
-            return
-        save()
-        if asked.end != signal.SIGTERM:
-            raise process.Interrupted(asked.end)
-        if not result.step:
-            raise process.TryAgain("preempted before the first step; give the same command again")
-        raise process.TryAgain(f"preempted and saved at step {result.step} of {recipe.steps}; the same command goes on")
-
-    with asked.listening():
-        while True:
-            step = result.step
-            due = step in (0, recipe.steps) or (recipe.eval_every and step % recipe.eval_every == 0)
-            if evaluation is not None and due and step not in result.held_out:
-                loss = held_out_loss(model, evaluation, recipe, lambda: asked.end is not None)
-                end_if_asked()
-                result.held_out[step] = loss
-                write({"step": step, "eval_loss": loss, "eval_tokens": evaluation.trained_tokens})
-            end_if_asked()
-            if step == recipe.steps:
-                return result
-            before = time.monotonic()
-            metrics = trainer.step(step, lambda: asked.end is not None)
-            end_if_asked()
-            assert metrics is not None
-            now = time.monotonic()
-            done_here += 1
-            result.step, result.loss = step + 1, metrics["loss"]
-            metrics["tokens_per_s"] = round(metrics["tokens"] / max(now - before, 1e-9), 1)
-            metrics["ms"] = round((now - before) * 1000)
-            metrics["eta_s"] = round((now - started) / done_here * (recipe.steps - result.step))
-            write(metrics)
-            tick(1)
-            request = saving.out / "SAVE"
-            wanted = asked.save or request.exists()
-            if recipe.steps > result.step and (
-                wanted
-                or (saving.every_steps and result.step % saving.every_steps == 0)
-                or (saving.every_seconds and now - saved_at >= saving.every_seconds)
-            ):
-                asked.save = False
-                save()
-                request.unlink(missing_ok=True)
-
-
-class _Trainer:
-    """One optimiser step at a time, each a function of the weights and the step's number alone."""
+class Trainer:
+    """A run on this rank: one optimiser step at a time, each a function of the weights and the step's number alone."""
 
     def __init__(
-        self, model: PreTrainedModel, optimizer: torch.optim.Optimizer, corpus: Corpus, recipe: Recipe
+        self,
+        model: PreTrainedModel,
+        corpus: Corpus,
+        evaluation: Corpus | None,
+        recipe: Recipe,
+        saving: Saving,
+        ranks: Ranks,
+        alone: bool = True,
     ) -> None:
-        self.model, self.optimizer, self.corpus, self.recipe = model, optimizer, corpus, recipe
-        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        """`model(work, ...)` runs work(model, ...), as vtools.train.shard makes it."""
+        self.model, self.corpus, self.evaluation = model, corpus, evaluation
+        self.recipe, self.saving, self.ranks = recipe, saving, ranks
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # Rates are set at each step; fused AdamW updates in one pass over memory, on the CPU too.
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
+        )
+        self.result = Result()
+        self.checkpoints = checkpoint.Checkpoints(saving.folder, saving.keep, ranks)
+        self.asked = Asked(alone)
+        self.saved_step, self.saved_at = 0, time.monotonic()
         self.epoch, self.steps = -1, [[0]]
 
-    def step(self, step: int, abandon: Callable[[], bool]) -> dict[str, Any] | None:
-        """Train step number `step` (from 0) and return its metrics; None, and nothing changed, if abandoned.
+    def restore(self, path: Path, note: dict[str, Any]) -> None:
+        """Go on from a checkpoint and its note."""
+        held_out = {int(step): loss for step, loss in note["held_out"].items()}
+        self.result = Result(note["step"], note["loss"], held_out, note["scale"], note["good_steps"])
+        checkpoint.restore(path, self.result.step, self.model, self.optimizer, self.ranks)
+        self.saved_step = self.result.step
+
+    def run(
+        self,
+        write: Callable[[dict[str, Any]], None],
+        tick: Callable[[int], Any],
+        sample: Callable[[], list[dict[str, str]]] | None = None,
+        work: Callable[[Sequence[int]], float] | None = None,
+    ) -> Result:
+        """Train to the last step; metrics go to `write`.
+
+        `sample` answers questions beside each held-out loss; `work` turns conversation lengths into the share of the
+        device's peak that a second of them would use. Raises TryAgain when preempted and saved, Failure when the loss
+        is no number.
+        """
+        recipe, result = self.recipe, self.result
+        tick(result.step)
+        started, first = time.monotonic(), result.step
+        with self.asked.listening():
+            while True:
+                step = result.step
+                due = step in (0, recipe.steps) or (recipe.eval_every and step % recipe.eval_every == 0)
+                if self.evaluation is not None and due and step not in result.held_out:
+                    before = time.monotonic()
+                    loss = self._held_out_loss(self.evaluation)
+                    self._end_if_asked()
+                    result.held_out[step] = loss
+                    row = {"step": step, "eval_loss": loss, "eval_tokens": self.evaluation.trained_tokens}
+                    if sample:
+                        row["samples"] = sample()
+                    write(row | {"ms": _ms(before)})
+                self._end_if_asked()
+                if step == recipe.steps:
+                    self._save(
+                        wait=True, only_after=WORTH_SAVING
+                    )  # saving the model may fail, and can then be repeated
+                    return result
+                before = time.monotonic()
+                metrics = self._step(step)
+                self._end_if_asked()
+                assert metrics is not None
+                seconds = time.monotonic() - before
+                lengths = metrics.pop("lengths")
+                metrics["tokens_per_s"] = round(metrics["tokens"] / max(seconds, 1e-9), 1)
+                metrics["mfu"] = round(work(lengths) / seconds, 4) if work else None
+                metrics["mem_gb"] = round(_peak_memory(self.ranks.device) / 1e9, 3)
+                metrics["ms"] = round(seconds * 1000)
+                metrics["ckpt_ms"] = self._save_if_due()
+                elapsed = time.monotonic() - started
+                metrics["eta_s"] = round(elapsed / (result.step - first) * (recipe.steps - result.step))
+                write(metrics)
+                tick(1)
+
+    def _step(self, step: int) -> dict[str, Any] | None:
+        """Train step number `step` (from 0) and return its metrics; None, and nothing changed, if asked to end.
 
         The loss of each micro-batch is divided by the trained tokens of the whole step, so that it does not matter
         how the step was cut. Raises Failure, before the weights change, when loss or gradient is no number.
         """
-        recipe, corpus = self.recipe, self.corpus
+        recipe, corpus, ranks, result = self.recipe, self.corpus, self.ranks, self.result
         epoch, index = divmod(step, math.ceil(len(corpus) / recipe.batch))
         if epoch != self.epoch:
             self.epoch, self.steps = epoch, plan.plan(corpus.lengths, recipe.seed, epoch, recipe.batch)
         conversations = self.steps[index]
         trained = sum(corpus.trained_counts[one] for one in conversations)
-        device = self.parameters[0].device
-        seed = hashlib.blake2b(f"{recipe.seed}:{step}".encode(), digest_size=7).digest()
+        half = recipe.dtype == torch.float16
+        scale = result.scale if half else 1.0
+        seed = hashlib.blake2b(f"{recipe.seed}:{step}:{ranks.rank}".encode(), digest_size=7).digest()
         torch.manual_seed(int.from_bytes(seed, "little"))
         self.model.train()
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for members in plan.micro_batches(corpus.lengths, conversations, recipe.micro_tokens):
-            if abandon():
+        total = torch.zeros((), dtype=torch.float64, device=ranks.device)
+        packing = 0.0
+        for members in self._mine(corpus, conversations):
+            if self._asked_to_end():
                 self.optimizer.zero_grad(set_to_none=True)
                 return None
-            packed = pack((corpus.conversation(one) for one in members), device)
-            loss = summed_loss(self.model, packed, recipe.dtype) / trained
-            loss.backward()
+            before = time.monotonic()
+            packed = pack((corpus.conversation(one) for one in members), ranks.device)
+            packing += time.monotonic() - before
+            loss = self.model(summed_loss, packed) / trained
+            (loss * scale).backward()
             total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP).item()
-        value = total.item()
-        if not (math.isfinite(value) and math.isfinite(norm)):
+        norm = self._clip(scale)
+        (value,) = ranks.sums(total.item())
+        rate = plan.learning_rate(step, recipe.steps, recipe.warmup, recipe.lr, recipe.schedule)
+        finite = math.isfinite(norm)
+        if not math.isfinite(value) or not (finite or (half and scale > 1)):
             raise Failure(
                 f"step {step + 1}: the loss is {value:g} and the gradient's norm {norm:g}: training has diverged; the "
                 f"weights saved before are whole; lower --lr, lengthen --warmup, or try --dtype fp32"
             )
-        rate = plan.learning_rate(step, recipe.steps, recipe.warmup, recipe.lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if half:  # a gradient beyond fp16 skips the step and halves the scale, as torch.amp.GradScaler does
+            result.good_steps = result.good_steps + 1 if finite else 0
+            if not finite or result.good_steps == SCALE_STEPS:
+                result.scale, result.good_steps = scale * (2 if finite else 0.5), 0
+        result.step, result.loss = step + 1, value
+        lengths = [corpus.lengths[one] for one in conversations]
+        seen = epoch * len(corpus) + min((index + 1) * recipe.batch, len(corpus))
         return {
             "step": step + 1,
-            "epoch": round((epoch * len(corpus) + min((index + 1) * recipe.batch, len(corpus))) / len(corpus), 6),
+            "epoch": round(seen / len(corpus), 6),
             "loss": value,
             "lr": rate,
-            "grad_norm": norm,
-            "tokens": sum(corpus.lengths[one] for one in conversations),
+            "grad_norm": norm if finite else None,
+            "tokens": sum(lengths),
             "trained_tokens": trained,
+            "data_ms": round(packing * 1000),
+            "lengths": lengths,
         }
 
+    def _mine(self, corpus: Corpus, conversations: Sequence[int]) -> list[list[int]]:
+        """This rank's micro-batches of some conversations."""
+        return plan.divide(corpus.lengths, conversations, self.ranks.size, self.recipe.micro_tokens)[self.ranks.rank]
 
-@torch.no_grad()
-def held_out_loss(model: PreTrainedModel, corpus: Corpus, recipe: Recipe, abandon: Callable[[], bool]) -> float:
-    """The mean loss of a trained token over conversations that are not trained; NaN if abandoned."""
-    model.eval()
-    device = next(model.parameters()).device
-    total = 0.0
-    for start in range(0, len(corpus), recipe.batch):
-        conversations = range(start, min(start + recipe.batch, len(corpus)))
-        for members in plan.micro_batches(corpus.lengths, conversations, recipe.micro_tokens):
-            if abandon():
-                return math.nan
-            packed = pack((corpus.conversation(one) for one in members), device)
-            total += summed_loss(model, packed, recipe.dtype).item()
-    return total / corpus.trained_tokens
+    def _clip(self, scale: float) -> float:
+        """Undo the loss scale and clip the gradient of all ranks together to norm 1; returns its norm before."""
+        if scale != 1:
+            torch._foreach_mul_([parameter.grad for parameter in self.parameters], 1 / scale)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
+        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+    @torch.no_grad()
+    def _held_out_loss(self, corpus: Corpus) -> float:
+        """The mean loss of a trained token over conversations that are not trained; NaN if asked to end."""
+        self.model.eval()
+        total = 0.0
+        for start in range(0, len(corpus), self.recipe.batch):
+            for members in self._mine(corpus, range(start, min(start + self.recipe.batch, len(corpus)))):
+                if self._asked_to_end():
+                    return math.nan
+                packed = pack((corpus.conversation(one) for one in members), self.ranks.device)
+                total += self.model(summed_loss, packed).item()
+        self.model.reshard()  # without a backward pass the root stays gathered
+        return self.ranks.sums(total)[0] / corpus.trained_tokens
+
+    def _asked_to_end(self) -> bool:
+        """Whether any rank was asked to end: all ranks hear the same answer."""
+        (end,) = self.ranks.largest(self.asked.end or 0)
+        if end:  # never taken back: a signal may have come while the ranks were talking
+            self.asked.end = end
+        return bool(end)
+
+    def _end_if_asked(self) -> None:
+        if not self._asked_to_end():
+            return
+        result = self.result
+        self._save(wait=True)
+        if self.asked.end != signal.SIGTERM:
+            raise process.Interrupted(self.asked.end or signal.SIGTERM)
+        if not result.step:
+            raise process.TryAgain("preempted before the first step; give the same command again")
+        steps = self.recipe.steps
+        raise process.TryAgain(f"preempted and saved at step {result.step} of {steps}; the same command goes on")
+
+    def _save_if_due(self) -> int:
+        """Save when steps, time, a signal or the file SAVE say so; returns how many ms training stood still."""
+        step, saving, before = self.result.step, self.saving, time.monotonic()
+        self.checkpoints.poll()
+        wanted = saving.out / "SAVE"
+        signalled, self.asked.save = self.asked.save, False
+        due = (
+            signalled
+            or (self.ranks.rank == 0 and wanted.exists())
+            or bool(saving.every_steps and step % saving.every_steps == 0)
+            or bool(saving.every_seconds and before - self.saved_at >= saving.every_seconds)
+        )
+        if self.ranks.largest(due)[0] and step < self.recipe.steps:
+            self._save(wait=not saving.aside)
+            wanted.unlink(missing_ok=True)
+        return _ms(before)
+
+    def _save(self, wait: bool, only_after: float = 0) -> None:
+        result = self.result
+        self.checkpoints.finish()
+        (old,) = self.ranks.largest(time.monotonic() - self.saved_at >= only_after)
+        if self.saved_step != result.step and old:
+            note = self.saving.note | vars(result)
+            self.checkpoints.save(result.step, self.model, self.optimizer, note, wait)
+        self.saved_step, self.saved_at = result.step, time.monotonic()
+
+
+def _ms(since: float) -> int:
+    return round((time.monotonic() - since) * 1000)
+
+
+def _peak_memory(device: torch.device) -> int:
+    """The most memory that this rank has used, in bytes: the device's, or on the CPU the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def prepare(device: torch.device) -> None:
@@ -268,11 +351,13 @@ def prepare(device: torch.device) -> None:
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where the hardware multiplies it, else fp32."""
+    """`auto` is bf16 where the hardware multiplies it, fp16 on older GPUs, fp32 on other CPUs."""
     if name != "auto":
-        return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.float16
+        fast = True
     else:
         # Without these instructions oneDNN still takes bf16, and only emulates it.
         emulated = (

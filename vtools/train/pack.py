@@ -5,16 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from vtools.process import Failure
-from vtools.train import attention
 
 # A relative difference between packed and unpacked logits that rounding explains; contamination is far above it.
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 class Packed(NamedTuple):
@@ -28,27 +28,32 @@ class Packed(NamedTuple):
     targets: torch.Tensor  # [trained] int64: those tokens
 
 
-def pack(conversations: Iterable[tuple[Sequence[int], bytes]], device: torch.device) -> Packed:
-    """Lay conversations (ids, mask) end to end. A mask is never 1 at a first token."""
-    ids: list[int] = []
-    positions: list[int] = []
-    trained: list[int] = []
-    starts = [0]
-    for tokens, mask in conversations:
-        trained += [len(ids) + place for place, wanted in enumerate(mask) if wanted]
-        ids += tokens
-        positions += range(len(tokens))
-        starts.append(len(ids))
-    row = torch.tensor(ids)
-    goals = torch.tensor(trained, dtype=torch.int64)
+def pack(conversations: Iterable[tuple[Any, Any]], device: torch.device) -> Packed:
+    """Lay conversations (int32 ids, mask bytes) end to end. A mask is never 1 at a first token.
+
+    None at all make a row of one token that trains nothing: a rank without work still takes part.
+    """
+    pairs = list(conversations) or [([0], b"\0")]
+    rows = [np.asarray(ids, dtype=np.int64) for ids, _ in pairs]
+    lengths = [len(row) for row in rows]
+    row = np.concatenate(rows)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    trained = np.flatnonzero(np.concatenate([np.frombuffer(mask, dtype=np.uint8) for _, mask in pairs]))
+    position = np.arange(len(row)) - np.repeat(starts[:-1], lengths)
     return Packed(
-        row.unsqueeze(0).to(device),
-        torch.tensor(positions).unsqueeze(0).to(device),
-        torch.tensor(starts, dtype=torch.int32, device=device),
-        max(end - start for start, end in pairwise(starts)),
-        (goals - 1).to(device),
-        row[goals].to(device),
+        _on(row, device).unsqueeze(0),
+        _on(position, device).unsqueeze(0),
+        _on(starts.astype(np.int32), device),
+        max(lengths),
+        _on(trained - 1, device),
+        _on(row[trained], device),
     )
+
+
+def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array as a tensor on the device, without waiting for the copy."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
@@ -67,33 +72,39 @@ def hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     ).last_hidden_state[0]
 
 
+def logits(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
+    """The logits [tokens, vocabulary] of a packed row, in fp32."""
+    return (hidden_states(model, packed) @ model.get_output_embeddings().weight.T).float()
+
+
+def logits_alone(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    """The logits [tokens, vocabulary] of one conversation [tokens], by transformers' own forward pass, in fp32."""
+    return type(model).forward(model, ids.unsqueeze(0), use_cache=False).logits[0].to(torch.float32, copy=True)
+
+
 @torch.no_grad()
-def difference(model: PreTrainedModel, conversations: Sequence[Sequence[int]], dtype: torch.dtype) -> float:
+def difference(model: PreTrainedModel, conversations: Sequence[Sequence[int]], device: torch.device) -> float:
     """How far packed logits are from each conversation's own, relative to their size (Frobenius norm).
 
-    Packed as in training, in `dtype`; unpacked by transformers' own eager attention in fp32.
+    `model(work, ...)` runs work(model, ...), as vtools.train.shard makes it; alone is with eager attention.
     """
-    device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     packed = pack([(ids, bytes(len(ids))) for ids in conversations], device)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-        logits = (hidden_states(model, packed) @ model.get_output_embeddings().weight.T).float()
+    together = model(logits, packed)
+    own = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        alone = [
-            model(torch.tensor([list(ids)], device=device), use_cache=False).logits[0].float() for ids in conversations
-        ]
+        rows = [packed.input_ids[0, start:end] for start, end in pairwise(packed.starts.tolist())]
+        alone = torch.cat([model(logits_alone, row) for row in rows])
     finally:
-        model.set_attn_implementation(attention.NAME)
-        model.train(training)
-    own = torch.cat(alone)
-    return ((logits - own).norm() / own.norm()).item()
+        model.set_attn_implementation(own)
+    return ((together - alone).norm() / alone.norm()).item()
 
 
-def self_check(model: PreTrainedModel, conversations: Sequence[Sequence[int]], dtype: torch.dtype) -> float:
+def self_check(
+    model: PreTrainedModel, conversations: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
+) -> float:
     """Refuse a model whose packed logits are not those of each conversation alone; returns the difference."""
-    found = difference(model, conversations, dtype)
+    found = difference(model, conversations, device)
     if not found <= TOLERANCE[dtype]:
         raise Failure(
             f"{type(model).__name__}: packed conversations give other logits than single ones "

@@ -17,22 +17,39 @@ def plan(lengths: Sequence[int], seed: int, epoch: int, batch: int) -> list[list
     return [order[start : start + batch] for start in range(0, len(order), batch)]
 
 
-def micro_batches(lengths: Sequence[int], step: Sequence[int], budget: int) -> list[list[int]]:
-    """Pack the conversations of a step into micro-batches of at most `budget` tokens (first fit, longest first).
+def divide(lengths: Sequence[int], step: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
+    """The micro-batches of each rank, as indices [rank][micro-batch][conversation]: as many on every rank.
 
-    A conversation longer than the budget is a micro-batch by itself.
+    A micro-batch holds at most `budget` tokens, or one longer conversation, or (where conversations are too few) none.
+    Longest first into the cheapest that has room (Graham's LPT rule); then micro-batches of like cost run at the same
+    time, since ranks wait for each other at each.
     """
-    packs: list[list[int]] = []
-    free: list[int] = []
-    for index in sorted(step, key=lambda index: -lengths[index]):
+    order = sorted(step, key=lambda index: -lengths[index])
+    rounds = max(1, math.ceil(sum(lengths[index] for index in step) / (budget * ranks)))
+    while (packs := _filled(lengths, order, rounds * ranks, budget)) is None:
+        rounds += 1
+    packs.sort(key=lambda pack: -sum(cost(lengths[index]) for index in pack))
+    return [packs[rank::ranks] for rank in range(ranks)]
+
+
+def cost(length: int) -> float:
+    """What a conversation costs, in tokens: attention is quadratic, and as much as the rest at 24,000 tokens (7B)."""
+    return length + length * length / 24_000
+
+
+def _filled(lengths: Sequence[int], order: Sequence[int], number: int, budget: int) -> list[list[int]] | None:
+    """`order` laid into `number` micro-batches, or None if they do not hold it."""
+    packs: list[list[int]] = [[] for _ in range(number)]
+    tokens, costs = [0] * number, [0.0] * number
+    for index in order:
         length = lengths[index]
-        place = next((place for place, room in enumerate(free) if room >= length), None)
-        if place is None:
-            packs.append([index])
-            free.append(budget - length)
-        else:
-            packs[place].append(index)
-            free[place] -= length
+        fitting = [place for place in range(number) if not packs[place] or tokens[place] + length <= budget]
+        if not fitting:
+            return None
+        place = min(fitting, key=lambda place: costs[place])
+        packs[place].append(index)
+        tokens[place] += length
+        costs[place] += cost(length)
     return packs
 
 
@@ -46,12 +63,19 @@ def warmup_steps(warmup: float, steps: int) -> int:
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
 
 
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """Linear warm-up, then half a cosine to zero; `step` counts from 0, and a warm-up begins at rate 0.
+SCHEDULES = ("cosine", "linear", "constant")
 
-    The closed form of transformers.get_cosine_schedule_with_warmup, in the same order of operations.
+
+def learning_rate(step: int, steps: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
+    """Linear warm-up, then half a cosine or a line to zero, or no change; `step` counts from 0, warm-up begins at 0.
+
+    The closed forms of transformers.get_scheduler, in the same order of operations.
     """
     if step < warmup:
         return peak * (step / max(1, warmup))
+    if schedule == "constant":
+        return peak
+    if schedule == "linear":
+        return peak * max(0.0, (steps - step) / max(1, steps - warmup))
     progress = (step - warmup) / max(1, steps - warmup)
     return peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * 0.5 * 2.0 * progress)))

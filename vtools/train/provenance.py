@@ -21,20 +21,23 @@ FILE = "vtools.json"
 def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
     """All that decides a run's weights, by the name a user knows it by.
 
-    --micro-tokens is not here: it changes the order of additions, not what is computed, and whoever runs out of
-    memory must be able to lower it.
+    --micro-tokens, --recompute, --compile and the number of ranks are not here: they change the order of additions, not
+    what is computed, and whoever runs out of memory or of GPUs must be able to go on.
     """
-    source = hashlib.blake2b(inputs.template.source.encode(), digest_size=8).hexdigest()
+    source = hashlib.blake2b(inputs.template_source.encode(), digest_size=8).hexdigest()
     return {
-        "--model": _base_digest(inputs.template.tokenizer.folder),
-        "--template": f"{inputs.template.name} {source}",
+        "--model": _base_digest(inputs.folder),
+        "--template": f"{inputs.template_name} {source}",
         "data": inputs.corpus.digest(),
-        "--eval": inputs.held_out.digest() if inputs.held_out else None,
+        "--eval": inputs.held_out.digest() if inputs.held_out is not None else None,
         "--eval-every": request.eval_every,
         "steps": inputs.steps,
         "--batch": request.batch,
         "--lr": request.lr,
+        "--schedule": request.schedule,
         "warm-up steps": inputs.warmup,
+        "--lora": request.lora,
+        "rope scaling": inputs.rope,
         "--seed": request.seed,
         "--dtype": dtype,
     }
@@ -53,18 +56,23 @@ def finished(out: Path, now: dict[str, Any]) -> bool:
     return True
 
 
+def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs between two runs, in words."""
+    return [f"{key} was {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]
+
+
 def refuse_differences(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise Failure naming what differs between the run in `out` and this one."""
-    differences = [f"{key} was {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]
-    if differences:
+    found = differences(before, now)
+    if found:
         raise Failure(
-            f"{out}: holds another run: {'; '.join(differences)}. "
+            f"{out}: holds another run: {'; '.join(found)}. "
             f"Repeat its command, choose another --out, or --resume never to start over"
         )
 
 
 def describe(request: Request, inputs: Inputs, run: dict[str, Any], result: Result) -> dict[str, Any]:
-    """What the weights were made from and with; the same run gives the same text."""
+    """What the weights were made from and with; the same run gives the same text, on any number of ranks."""
     import torch
     import transformers
 
@@ -72,7 +80,7 @@ def describe(request: Request, inputs: Inputs, run: dict[str, Any], result: Resu
     return {
         "tool": "train",
         "base": request.model,
-        "template": inputs.template.name,
+        "template": inputs.template_name,
         "run": run,
         "data": {
             **inputs.summary(),
@@ -86,9 +94,10 @@ def describe(request: Request, inputs: Inputs, run: dict[str, Any], result: Resu
             "batch": request.batch,
             "lr": request.lr,
             "warmup": request.warmup,
+            "schedule": request.schedule,
             "max_tokens": inputs.max_tokens,
             "overlong": request.overlong,
-            "micro_tokens": request.micro_tokens,
+            "lora": request.lora,
             "dtype": run["--dtype"],
             "save_dtype": request.save_dtype,
             "seed": request.seed,
@@ -106,6 +115,48 @@ def describe(request: Request, inputs: Inputs, run: dict[str, Any], result: Resu
             "eval_loss_after": held[-1] if held else None,
         },
     }
+
+
+def card(about: dict[str, Any]) -> str:
+    """The model card that hubs show, from what `describe` has found; only a hub's name is given as the base."""
+    data, arguments, result = about["data"], about["arguments"], about["result"]
+    base = about["base"].removeprefix("hf:")
+    known = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [vtools, chat]"]
+    head += [f"base_model: {base}"] if known else []
+    counts = "\n".join(
+        f"| {kind} | {name} | {count} |"
+        for kind, found in (("source", data["sources"]), ("licence", data["licenses"]))
+        for name, count in found.items()
+    )
+    held = ""
+    if result["eval_loss_before"] is not None:
+        held = f" Held-out loss: {result['eval_loss_before']:.4f} before, {result['eval_loss_after']:.4f} after."
+    settings = "\n".join(f"| {name} | {value} |" for name, value in arguments.items() if value is not None)
+    lines = "\n".join(head)
+    return f"""---
+{lines}
+---
+# A chat model tuned from {Path(base).name if not known else base}
+
+Trained with vtools {about["versions"]["vtools"]} on {data["conversations"]} conversations
+({data["data_tokens"]:,} tokens, of which {data["data_trained_tokens"]:,}, the assistant's, were trained), in {result["steps"]} steps; the last loss was
+{result["loss"]:.4f}.{held} Its prompts follow the template `{about["template"]}`, stored beside the weights.
+
+## Data
+| | | conversations |
+|---|---|---|
+{counts}
+
+A licence of the data, and that of the base, may limit what this model may be used for.
+
+## Settings
+| | |
+|---|---|
+{settings}
+
+`vtools.json` has the digests of data, base and template, and all versions.
+"""
 
 
 def _base_digest(folder: Path) -> str:

@@ -1,0 +1,566 @@
+"""The data of `vtools train`: conversations are tokenised once, whole or not at all, and mapped from then on."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tracemalloc
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny import ROOT, conversations, write
+
+from vtools import model, process
+from vtools import template as templates
+from vtools.jsonl import Reject
+from vtools.process import Failure
+from vtools.template import Template
+from vtools.train import data
+from vtools.train.data import Corpus
+
+# `data.read` as a process of its own: with a template as slow as asked, a note of every rendering, and a place to die.
+PROGRAM = """
+import json, os, signal, sys, time
+from vtools import jsonl, model, process, template
+from vtools.train import data
+
+folder, file, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+slow, log, die_at = options.pop("slow", 0), options.pop("log", os.devnull), options.pop("die_at", None)
+render = template.Template.render
+
+def noted(self, messages):
+    with open(log, "a") as notes:
+        notes.write("x")
+    time.sleep(slow)
+    return render(self, messages)
+
+template.Template.render = noted
+steps = 0
+
+def deadly(function):
+    def wrapped(*arguments, **more):
+        global steps
+        steps += 1
+        if steps == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **more)
+    return wrapped
+
+if die_at:
+    jsonl.sync, os.replace = deadly(jsonl.sync), deadly(os.replace)
+
+def main():
+    chosen = template.load(None, model.tokenizer(folder))
+    options.setdefault("max_tokens", 512)
+    options.setdefault("overlong", "truncate")
+    corpus = data.read(file, chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
+    print(json.dumps({"digest": corpus.digest(), "conversations": len(corpus), "folder": str(corpus.folder)}))
+
+process.command("train", main)()
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the entries are, of a cache of this test's own."""
+    monkeypatch.setenv("VTOOLS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+@pytest.fixture(scope="module")
+def template(eot: str) -> Template:
+    return templates.load(None, model.tokenizer(eot))
+
+
+@pytest.fixture
+def no_rendering(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """After the call, to tokenise anything is an error."""
+
+    def refuse(self: Template, messages: object) -> None:
+        raise AssertionError("a conversation is rendered")
+
+    return lambda: monkeypatch.setattr(Template, "render", refuse)
+
+
+def start(eot: str, file: str | Path, *, stdin: Any = subprocess.DEVNULL, **options: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, eot, str(file), json.dumps(options)],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def ended(running: subprocess.Popen[bytes], given: bytes | None = None) -> tuple[int, Any, str]:
+    """The exit code, the line on stdout and the text on stderr."""
+    stdout, stderr = running.communicate(given, timeout=120)
+    return running.returncode, json.loads(stdout) if stdout else None, stderr.decode()
+
+
+def building(running: subprocess.Popen[bytes], cache: Path) -> subprocess.Popen[bytes]:
+    """Wait until it has begun to build its entry."""
+    while not list(cache.glob(".*.part/ids")):
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    return running
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(path for path in cache.iterdir() if not path.name.startswith("."))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def mixed(folder: Path, number: int = 30) -> Path:
+    """Good records and bad ones: not JSON, no object, no answer, an unknown shape, a huge number, a torn end."""
+    rows = [json.dumps(record) for record in conversations(number)]
+    rows[3:3] = ['{"torn": ', "[1, 2]", '{"id": "none", "messages": [{"role": "user", "content": "anyone?"}]}']
+    rows[9:9] = ['{"some": "thing", "source": "stdin", "number": 123456789012345678901234567890, "large": 1e300}']
+    path = folder / "mixed.jsonl"
+    path.write_text("\n".join(rows) + '\n{"prompt": "a", "compl')
+    return path
+
+
+# What is kept is what the template gives
+
+
+text = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(["<|eot|>", "a<|head|>b", "  ", "né\n\n"])
+answer = text.filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    chats=st.lists(st.lists(st.tuples(text, answer), min_size=1, max_size=3), min_size=1, max_size=5),
+    limit=st.integers(1, 120),
+)
+def test_a_conversation_is_what_the_template_renders_cut_at_the_limit(
+    chats: list[list[tuple[str, str]]], limit: int, template: Template, tmp_path: Path, cache: Path
+) -> None:
+    records = [
+        {
+            "messages": [
+                {"role": role, "content": said}
+                for turn in chat
+                for role, said in zip(("user", "assistant"), turn, strict=True)
+            ]
+        }
+        for chat in chats
+    ]
+    wanted = []
+    for record in records:
+        ids, mask = template.render(record["messages"])
+        trained = [place for place, one in enumerate(mask[:limit]) if one and place]
+        if trained:  # what follows the last trained token is not kept: it changes no loss
+            wanted.append((ids[: trained[-1] + 1], [int(one) for one in mask[: trained[-1] + 1]], any(mask[limit:])))
+    path = write(tmp_path / "chats.jsonl", records)
+    if not wanted:
+        with pytest.raises(Failure, match="no conversation has a token to train"):
+            data.read(str(path), template, limit, "truncate", quiet=True)
+        return
+    corpus = data.read(str(path), template, limit, "truncate", quiet=True)
+    found = [corpus.conversation(index) for index in range(len(corpus))]
+    assert [(ids.tolist(), list(mask)) for ids, mask in found] == [(ids, mask) for ids, mask, _ in wanted]
+    assert corpus.truncated == sum(cut for _, _, cut in wanted)
+    assert corpus.dropped == corpus.rejected == len(records) - len(wanted)
+    assert list(corpus.lengths) == [len(ids) for ids, _, _ in wanted]
+    assert list(corpus.trained_counts) == [sum(mask) for _, mask, _ in wanted]
+    assert corpus.tokens == sum(corpus.lengths) == corpus.starts[-1]
+    assert corpus.trained_tokens == sum(corpus.trained_counts)
+    assert corpus.largest == max(max(ids) for ids, _, _ in wanted)
+
+
+def test_overlong_conversations_are_cut_dropped_or_refused_as_asked(
+    template: Template, tmp_path: Path, cache: Path
+) -> None:
+    records = conversations(6)
+    records[2]["messages"] = [
+        {"role": "user", "content": "one bird"},
+        {"role": "assistant", "content": "some cat " * 120},
+    ]
+    records[4]["messages"] = [{"role": "user", "content": "red hills " * 120}, {"role": "assistant", "content": "a"}]
+    path = str(write(tmp_path / "long.jsonl", records))
+    limit = 200
+    lengths = [len(template.render(record["messages"]).ids) for record in records]
+    over = sum(length > limit for length in lengths)
+    assert 2 <= over < 6
+    cut = data.read(path, template, limit, "truncate", quiet=True)
+    assert cut.reasons == {"overlong": 1} and cut.truncated == over - 1 and max(cut.lengths) <= limit
+    kept = data.read(path, template, limit, "drop", quiet=True)
+    assert kept.reasons == {"overlong": over} and len(kept) == 6 - over and not kept.truncated
+    with pytest.raises(Failure, match="--max-tokens is 200"):
+        data.read(path, template, limit, "error", quiet=True)
+
+
+# Once
+
+
+def test_the_second_run_on_the_same_data_tokenises_nothing(
+    template: Template, tmp_path: Path, cache: Path, no_rendering: Callable[[], None], capsys: Any
+) -> None:
+    path = write(tmp_path / "chats.jsonl", conversations(20))
+    first = data.read(str(path), template, 512, "truncate")
+    said = capsys.readouterr().err
+    no_rendering()
+    moved = path.rename(tmp_path / "moved.jsonl")
+    again = data.read(str(moved), template, 512, "truncate")
+    assert again.folder == first.folder and again.digest() == first.digest()
+    assert capsys.readouterr().err == said == "vtools train: 20 in, 20 out, 0 rejected\n"
+    with pytest.raises(AssertionError, match="is rendered"):  # the proof would notice a rendering
+        data.read(str(moved), template, 511, "truncate")
+
+
+def test_two_runs_at_a_time_on_the_same_data_tokenise_it_once(eot: str, tmp_path: Path, cache: Path) -> None:
+    path, log = write(tmp_path / "chats.jsonl", conversations(60)), tmp_path / "log"
+    first = building(start(eot, path, slow=0.01, log=str(log)), cache)
+    first.send_signal(signal.SIGSTOP)
+    second = start(eot, path, log=str(log))
+    assert second.stderr is not None and b"waiting for another run" in second.stderr.readline()
+    first.send_signal(signal.SIGCONT)
+    (code, row, _), (other_code, other_row, _) = ended(first), ended(second)
+    assert code == other_code == 0 and row == other_row
+    assert len(log.read_text()) == 60
+
+
+@pytest.mark.parametrize("what", ["a byte", "max_tokens", "overlong", "template", "name", "tokenizer", "end"])
+def test_whatever_decides_about_tokens_makes_another_entry(
+    what: str, eot: str, template: Template, tmp_path: Path, cache: Path
+) -> None:
+    path = write(tmp_path / "chats.jsonl", conversations(5))
+    before = data.read(str(path), template, 512, "truncate", quiet=True).folder
+    limit, overlong, chosen = 512, "truncate", template
+    if what == "a byte":
+        path.write_bytes(path.read_bytes() + b"\n")
+    elif what == "max_tokens":
+        limit = 513
+    elif what == "overlong":
+        overlong = "drop"
+    elif what == "name":
+        chosen = Template("other", template.source, template.stop_strings, template.tokenizer)
+    elif what == "template":
+        chosen = Template(template.name, template.source + " ", template.stop_strings, template.tokenizer)
+    else:
+        folder = tmp_path / "model"
+        shutil.copytree(eot, folder)
+        if what == "tokenizer":
+            about = json.loads((folder / "tokenizer.json").read_text())
+            about["model"]["merges"].pop()
+            (folder / "tokenizer.json").write_text(json.dumps(about))
+        else:
+            (folder / "generation_config.json").write_text('{"eos_token_id": [5]}')
+        chosen = templates.load(None, model.tokenizer(str(folder)))
+    after = data.read(str(path), chosen, limit, overlong, quiet=True).folder  # type: ignore[arg-type]
+    assert entries(cache) == sorted([before, after]) and before != after
+
+
+def test_standard_input_and_a_file_are_the_same_data_in_any_number_of_processes(
+    eot: str, template: Template, tmp_path: Path, cache: Path
+) -> None:
+    path = mixed(tmp_path, 300)
+    options = {"rejects": str(tmp_path / "rejects.jsonl")}
+    seen = []
+    with open(path, "rb") as stream:
+        stream.readline()
+        offset = stream.tell()
+    for jobs in (1, 2):
+        for way in ("file", "pipe", "redirected"):
+            shutil.rmtree(cache, ignore_errors=True)
+            with open(path, "rb") as stream:
+                stdin = {"file": subprocess.DEVNULL, "pipe": subprocess.PIPE, "redirected": stream}[way]
+                running = start(eot, path if way == "file" else "-", stdin=stdin, jobs=jobs, **options)
+                code, row, said = ended(running, path.read_bytes() if way == "pipe" else None)
+            assert code == 0 and "305 in, 300 out, 5 rejected" in said, said
+            assert os.listdir(cache / row["folder"]) and not [p for p in cache.iterdir() if p.name.endswith(".part")]
+            seen.append((row["digest"], contents(Path(row["folder"]))))
+    assert all(one == seen[0] for one in seen)
+    with open(path, "rb") as stream:  # the rest of an input that another program has begun
+        os.lseek(stream.fileno(), offset, os.SEEK_SET)
+        code, row, _ = ended(start(eot, "-", stdin=stream, **options))
+    assert code == 0 and row["conversations"] == 299
+
+
+def test_the_digest_depends_on_order_text_and_mask(template: Template, tmp_path: Path, cache: Path) -> None:
+    source = "{% for message in messages %}{{ message.content }}<|eot|>{% endfor %}"
+    bare = Template("bare", source, (), template.tokenizer)  # it shows no roles: they decide about the mask alone
+
+    def corpus(rows: list[dict[str, Any]]) -> Corpus:
+        return data.read(str(write(tmp_path / "x.jsonl", rows)), bare, 512, "truncate", quiet=True)
+
+    def spoken(*roles: str) -> list[dict[str, Any]]:
+        return [{"messages": [{"role": role, "content": "the cat"} for role in roles]}]
+
+    records, other = conversations(3), conversations(3)
+    other[0]["messages"][-1]["content"] += " same"
+    answered, asked, begun = (
+        corpus(spoken(first, second, "assistant"))
+        for first, second in (("user", "assistant"), ("user", "user"), ("assistant", "user"))
+    )
+    assert list(answered.ids) == list(asked.ids) == list(begun.ids)
+    assert begun.trained[0] == 0 and begun.trained[1] == 1  # nothing comes before a first token that could predict it
+    rest = [corpus(rows) for rows in (records, records[::-1], records[:2], other)]
+    assert len({one.digest() for one in (answered, asked, begun, *rest)}) == 7
+    assert all(one.largest == max(one.ids) for one in rest)
+
+
+# Rejects
+
+
+def test_rejects_and_counts_are_the_same_when_nothing_is_read_again(
+    template: Template, tmp_path: Path, cache: Path, no_rendering: Callable[[], None], capsys: Any
+) -> None:
+    path = mixed(tmp_path)
+    saved = tmp_path / "rejects.jsonl"
+    corpus = data.read(str(path), template, 60, "drop", rejects=str(saved))
+    first, said = saved.read_bytes(), capsys.readouterr().err
+    rows = [json.loads(line) for line in first.splitlines()]
+    reasons = [row["reason"] for row in rows]
+    assert {"bad_json", "not_object", "template_error", "bad_schema", "torn_input", "overlong"} == set(reasons)
+    assert corpus.received == len(corpus) + corpus.rejected == 35 and corpus.rejected == len(rows)
+    assert {row["source"] for row in rows} == {str(path)}
+    assert next(row for row in rows if row["reason"] == "bad_json")["line"] == 4
+    assert f"35 in, {len(corpus)} out, {len(rows)} rejected" in said
+    no_rendering()
+    saved.unlink()
+    again = data.read(str(path), template, 60, "drop", rejects=str(saved))
+    assert saved.read_bytes() == first and capsys.readouterr().err == said == again.line() + "\n"
+    other = shutil.copy(path, tmp_path / 'other "name".jsonl')
+    data.read(str(other), template, 60, "drop", rejects=str(saved), quiet=True)
+    assert [json.loads(line) for line in saved.read_bytes().splitlines()] == [
+        {**row, "source": str(other)} for row in rows
+    ]
+    assert b"123456789012345678901234567890" in saved.read_bytes()
+    with pytest.raises(Failure, match="that is an input"):
+        data.read(str(path), template, 60, "drop", rejects=str(path))
+
+
+def test_broken_input_ends_a_run_without_rejects_even_if_another_run_went_on(
+    template: Template, tmp_path: Path, cache: Path
+) -> None:
+    path = mixed(tmp_path)
+    with pytest.raises(Failure, match=r"mixed\.jsonl:4: .*--rejects FILE") as first:
+        data.read(str(path), template, 512, "truncate", quiet=True)
+    assert entries(cache) == []
+    data.read(str(path), template, 512, "truncate", rejects=os.devnull, quiet=True)
+    with pytest.raises(Failure) as second:
+        data.read(str(path), template, 512, "truncate", quiet=True)
+    assert str(first.value) == str(second.value)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_input_that_teaches_nothing_is_refused_with_its_rejects_saved(
+    again: bool, template: Template, tmp_path: Path, cache: Path
+) -> None:
+    path, saved = tmp_path / "x.jsonl", tmp_path / "rejects.jsonl"
+    for _ in range(1 + again):
+        path.write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
+        with pytest.raises(Failure, match=r"no conversation has a token to train \(first: .*x\.jsonl:1: template_err"):
+            data.read(str(path), template, 512, "truncate", rejects=str(saved), quiet=True)
+        assert json.loads(saved.read_bytes())["reason"] == "template_error"
+        path.write_text("\n")
+        with pytest.raises(Failure, match="there are no conversations"):
+            data.read(str(path), template, 512, "truncate", quiet=True)
+
+
+# Whole or not at all
+
+
+def test_a_run_killed_while_it_tokenises_leaves_nothing_that_counts_and_a_rerun_gives_the_same_bytes(
+    eot: str, tmp_path: Path, cache: Path
+) -> None:
+    path = write(tmp_path / "chats.jsonl", conversations(400))
+    code, row, _ = ended(start(eot, path))
+    whole = contents(Path(row["folder"]))
+    shutil.rmtree(cache)
+    source = random.Random(1)
+    for jobs in (1, 2, 1):
+        running = building(start(eot, path, slow=0.01, jobs=jobs), cache)
+        time.sleep(source.uniform(0, 1))
+        running.kill()
+        assert ended(running)[0] == -signal.SIGKILL
+        assert entries(cache) == [] and list(cache.glob(".*.part"))
+    code, again, _ = ended(start(eot, path))
+    assert code == 0 and again == row and contents(Path(row["folder"])) == whole
+    assert not list(cache.glob(".*.part"))
+
+
+def test_a_run_killed_at_any_step_of_its_finish_leaves_an_entry_or_none(eot: str, tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", conversations(10))
+    code, row, _ = ended(start(eot, path))
+    folder = Path(row["folder"])
+    whole = contents(folder)
+    for step in range(1, 20):
+        shutil.rmtree(folder)
+        code, _, _ = ended(start(eot, path, die_at=step))
+        assert code in (0, -signal.SIGKILL)
+        assert not folder.exists() or contents(folder) == whole
+        if code == 0:
+            break
+        log = tmp_path / f"log{step}"
+        complete = folder.exists()
+        assert ended(start(eot, path, log=str(log)))[:2] == (0, row) and contents(folder) == whole
+        assert log.exists() != complete
+    assert step > 8 and code == 0
+
+
+def test_a_run_ended_by_a_signal_cleans_up(eot: str, tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", conversations(400))
+    for jobs in (1, 2):
+        running = building(start(eot, path, slow=0.01, jobs=jobs), cache)
+        running.terminate()
+        assert ended(running)[0] == -signal.SIGTERM
+        assert [path.name for path in cache.iterdir()] == [".locks"]
+
+
+@pytest.mark.parametrize("name", [*data.FORMATS, data.REJECTS, data.ABOUT])
+@pytest.mark.parametrize("damage", ["truncated", "grown", "missing"])
+def test_a_damaged_entry_is_made_again(name: str, damage: str, template: Template, tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", [*conversations(5), {"some": "thing"}])
+    corpus = data.read(str(path), template, 512, "truncate", quiet=True)
+    folder, whole = corpus.folder, contents(corpus.folder)
+    if damage == "missing":
+        (folder / name).unlink()
+    elif damage == "truncated":
+        os.truncate(folder / name, len(whole[name]) - 1)
+    else:
+        (folder / name).write_bytes(whole[name] + b"1")
+    with pytest.raises(Failure, match="not whole"):
+        Corpus(folder)
+    again = data.read(str(path), template, 512, "truncate", quiet=True)
+    assert again.folder == folder and contents(folder) == whole
+
+
+def test_an_input_that_grows_while_it_is_read_is_refused(eot: str, tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", conversations(200))
+    running = building(start(eot, path, slow=0.01), cache)
+    with open(path, "a") as stream:
+        stream.write(json.dumps(conversations(1)[0]) + "\n")
+    code, _, said = ended(running)
+    assert code == 1 and "chats.jsonl: changed while it was being read" in said and entries(cache) == []
+
+
+@pytest.mark.parametrize("way", ["file", "pipe"])
+def test_a_full_disk_ends_in_one_line_that_says_what_to_do(way: str, eot: str, tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", conversations(4000))
+    running = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, eot, str(path) if way == "file" else "-", "{}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    stdout, stderr = running.communicate(path.read_bytes() if way == "pipe" else b"", timeout=120)
+    said = stderr.decode()
+    assert running.returncode == 1 and not stdout and "Traceback" not in said
+    assert said.splitlines()[-1].startswith(f"vtools train: {cache}: ") and "VTOOLS_CACHE" in said
+    assert [path.name for path in cache.iterdir()] == ([".locks"] if way == "file" else [])
+
+
+@pytest.mark.parametrize("way", ["file", "pipe"])
+def test_a_cache_folder_that_cannot_be_made_is_named(way: str, eot: str, tmp_path: Path, cache: Path) -> None:
+    path = write(tmp_path / "chats.jsonl", conversations(4))
+    cache.parent.write_text("a file stands there")
+    running = start(eot, path if way == "file" else "-", stdin=subprocess.PIPE)
+    code, _, said = ended(running, path.read_bytes() if way == "pipe" else None)
+    assert code == 1 and str(cache) in said and "VTOOLS_CACHE" in said and "Traceback" not in said
+
+
+# The cache in the long run
+
+
+def test_entries_that_no_run_has_used_for_a_month_go_unless_they_are_open(
+    template: Template, tmp_path: Path, cache: Path
+) -> None:
+    def made(seed: int) -> Corpus:
+        path = write(tmp_path / f"{seed}.jsonl", conversations(3, seed))
+        return data.read(str(path), template, 512, "truncate", quiet=True)
+
+    def age(folder: Path, days: float) -> None:
+        then = time.time() - days * 24 * 3600
+        os.utime(folder / data.ABOUT, (then, then))
+
+    unused, recent, used = (made(seed).folder for seed in (1, 2, 3))
+    opened = made(4)
+    for folder, days in ((unused, 31), (recent, 29), (used, 31), (opened.folder, 31)):
+        age(folder, days)
+    made(3)  # touches it
+    left, building = cache / f".{'ab' * 16}.part", cache / f".{'cd' * 16}.part"
+    for folder in (left, building):
+        folder.mkdir()
+        (folder / "ids").write_bytes(b"1234")
+    with process.lock(cache / ".locks" / "cd"):
+        newest = made(5).folder
+    assert entries(cache) == sorted([recent, used, opened.folder, newest])
+    assert building.exists() and not left.exists()
+    assert opened.conversation(2)[0].tolist()
+    folder = opened.folder
+    del opened
+    made(6)
+    assert not folder.exists() and not building.exists()
+
+
+def test_a_corpus_travels_as_its_path_and_opens_in_hardly_any_memory(
+    template: Template, tmp_path: Path, cache: Path
+) -> None:
+    path = write(tmp_path / "chats.jsonl", conversations(1))
+    small = data.read(str(path), template, 512, "truncate", quiet=True)
+    number, folder = 1_000_000, tmp_path / "million"
+    folder.mkdir()
+    length = small.lengths[0]
+    (folder / "ids").touch()
+    os.truncate(folder / "ids", 4 * length * number)  # a hole: this test is about the rest
+    (folder / "trained").touch()
+    os.truncate(folder / "trained", length * number)
+    (folder / "lengths").write_bytes(bytes(small.lengths) * number)
+    (folder / "trained_counts").write_bytes(bytes(small.trained_counts) * number)
+    (folder / "starts").write_bytes(array("q", range(0, length * number + 1, length)).tobytes())
+    shutil.copy(small.folder / data.REJECTS, folder)
+    about = json.loads((small.folder / data.ABOUT).read_text())
+    about["bytes"] = {name: (folder / name).stat().st_size for name in about["bytes"]}
+    (folder / data.ABOUT).write_text(json.dumps(about))
+    tracemalloc.start()
+    corpus = Corpus(folder)
+    ids, mask = corpus.conversation(number - 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(corpus) == number and len(ids) == len(mask) == length
+    assert peak < 1 << 18
+    packed = pickle.dumps(corpus)
+    assert len(packed) < 1000
+    assert pickle.loads(packed).conversation(number - 1) == (ids, mask)
+
+
+def test_a_conversation_shown_has_its_trained_tokens_marked(template: Template, tmp_path: Path, cache: Path) -> None:
+    records = conversations(9)
+    corpus = data.read(str(write(tmp_path / "x.jsonl", records)), template, 512, "truncate", quiet=True)
+    shown = data.marked(corpus, 0, template, "⟦", "⟧")
+    for message in records[0]["messages"]:
+        if message["role"] == "assistant":
+            assert f"<|head|>assistant<|/head|>\n\n⟦{message['content']}<|eot|>⟧" in shown
+    assert shown.replace("⟦", "").replace("⟧", "") == template.text(records[0]["messages"])
+
+
+def test_one_object_becomes_ids_and_mask_or_a_reject(template: Template, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "_template", template)
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "a cat"}]
+    row = data.tokenise({"messages": messages, "source": {"kind": "own"}}, 512, "truncate")
+    ids = array("i", row["ids"]).tolist()
+    assert len(ids) == len(row["trained"]) and set(row["trained"]) == {0, 1}
+    assert (row["kind"], row["license"]) == ("own", "unknown") and row["largest"] == max(ids)
+    with pytest.raises(Reject):
+        data.tokenise({"messages": messages[:1]}, 512, "truncate")

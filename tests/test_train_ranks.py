@@ -1,0 +1,193 @@
+"""`vtools train` on several ranks: the same numbers as on one, and nobody left behind when one of them dies."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+from safetensors.torch import load_file  # noqa: E402
+
+
+class Runs:
+    """Training commands over the same base and data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.base = tiny.make(folder / "base")
+        self.data = tiny.write(folder / "data.jsonl", tiny.conversations(40))
+        self.held = tiny.write(folder / "held.jsonl", tiny.conversations(5, seed=5))
+
+    def command(self, out: str, *more: object) -> list[str]:
+        return tiny.command(
+            "--model", self.base, "--data", self.data, "--eval", self.held, "--out", self.folder / out, "--batch", 8,
+            "--lr", 1e-3, "--micro-tokens", 200, "--save-dtype", "fp32", *more,
+        )  # fmt: skip
+
+    def environment(self) -> dict[str, str]:
+        return tiny.environment(VTOOLS_CACHE=str(self.folder / "cache"))
+
+    def finish(self, out: str, *more: object) -> list[dict[str, Any]]:
+        """Run to the end; the metrics."""
+        done = subprocess.run(self.command(out, *more), capture_output=True, env=self.environment(), timeout=280)
+        assert done.returncode == 0, done.stderr.decode()
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    @contextlib.contextmanager
+    def started(self, out: str, *more: object) -> Iterator[subprocess.Popen[bytes]]:
+        """A run under way in a session of its own, past its first step."""
+        child = subprocess.Popen(
+            self.command(out, *more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment(),
+            start_new_session=True,
+        )
+        try:
+            assert child.stdout is not None
+            while b'"loss"' not in (line := child.stdout.readline()):
+                assert line, child.communicate()[1].decode()
+            yield child
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.communicate()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(tmp_path_factory.mktemp("ranks"))
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """Living rank processes of a launcher's session, by /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            command = (path.parent / "cmdline").read_bytes()
+            if int(session) == launcher and state != "Z" and b"spawn_main" in command:
+                found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def gone(launcher: int) -> bool:
+    """Whether a launcher's ranks are gone, at once or after the moment that the kernel takes to bury them."""
+    for _ in range(200):
+        if not ranks_of(launcher):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-6), ("bf16", 1e-3)])
+def test_two_ranks_have_the_losses_and_the_weights_of_one(dtype: str, tolerance: float, runs: Runs) -> None:
+    one, two = (
+        runs.finish(f"{dtype}-{count}", "--dtype", dtype, "--max-steps", 6, "--nproc", count) for count in (1, 2)
+    )
+    assert len(one) == len(two) == 9
+    for row, other in zip(one, two, strict=True):
+        for key in ("loss", "eval_loss"):
+            if key in row:
+                assert other[key] == pytest.approx(row[key], rel=tolerance), (row["step"], key)
+        for key in ("step", "epoch", "lr", "tokens", "trained_tokens"):
+            assert other.get(key) == row.get(key)
+    first, second = (load_file(runs.folder / f"{dtype}-{count}" / "model.safetensors") for count in (1, 2))
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert (weight - second[name]).abs().max() <= tolerance, name
+    abouts = [json.loads((runs.folder / f"{dtype}-{count}" / "vtools.json").read_text()) for count in (1, 2)]
+    assert abouts[0]["run"] == abouts[1]["run"]
+
+
+def test_torchrun_starts_the_same_run(runs: Runs) -> None:
+    command = runs.command("torchrun", "--dtype", "fp32", "--max-steps", 3)[3:]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vtools"]
+    done = subprocess.run(
+        [*launcher, *command],
+        capture_output=True,
+        env=runs.environment() | {"GLOO_SOCKET_IFNAME": "lo"},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
+    assert (runs.folder / "torchrun" / "vtools.json").exists()
+
+
+def test_two_machines_that_meet_train_one_run_and_refuse_to_train_two(runs: Runs, tmp_path: Path) -> None:
+    other = tiny.write(tmp_path / "other.jsonl", tiny.conversations(40, seed=3))
+    for out, data in (("nodes", runs.data), ("unlike", other)):
+        arguments = ["--nnodes", 2, "--nproc", 1, "--rdzv", f"localhost:{29500 + os.getpid() % 500}"]
+        first, second = (
+            subprocess.Popen(
+                runs.command(out, *arguments, "--max-steps", 2, "--data", file),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=runs.environment() | {"GLOO_SOCKET_IFNAME": "lo"},
+            )
+            for file in (runs.data, data)
+        )
+        outputs = [child.communicate(timeout=280) for child in (first, second)]
+        messages = b"".join(stderr for _, stderr in outputs).decode()
+        if out == "nodes":
+            assert first.returncode == second.returncode == 0, messages
+            assert b"".join(stdout for stdout, _ in outputs).count(b'"loss"') == 2  # only rank 0 speaks
+        else:
+            assert first.returncode == second.returncode == 1
+            assert "not given the same run: data was" in messages and "Traceback" not in messages
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_word_about_it_and_no_process_left(runs: Runs) -> None:
+    with runs.started("died", "--max-steps", 5000, "--nproc", 2) as child:
+        os.kill(ranks_of(child.pid)[1], signal.SIGKILL)
+        _, stderr = child.communicate(timeout=120)
+        assert child.returncode == 1
+        message = stderr.decode()
+        assert "died of SIGKILL" in message and "the same command goes on" in message and "Traceback" not in message
+        assert gone(child.pid)
+
+
+def test_ranks_die_with_their_launcher(runs: Runs) -> None:
+    with runs.started("orphans", "--max-steps", 5000, "--nproc", 2) as child:
+        assert len(ranks_of(child.pid)) == 2
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait(timeout=60) == -signal.SIGKILL
+        assert gone(child.pid)
+
+
+@pytest.mark.parametrize(("signum", "ends"), [(signal.SIGTERM, 75), (signal.SIGINT, -signal.SIGINT)])
+def test_a_signal_lets_all_ranks_save_first(signum: signal.Signals, ends: int, runs: Runs) -> None:
+    out = f"asked-{signum.name}"
+    with runs.started(out, "--max-steps", 5000, "--nproc", 2) as child:
+        child.send_signal(signum)
+        _, stderr = child.communicate(timeout=120)
+        assert child.returncode == ends, stderr.decode()
+        assert (b"preempted and saved at step" in stderr) == (signum == signal.SIGTERM)
+        assert gone(child.pid)
+    (saved,) = (runs.folder / out / "checkpoints").iterdir()
+    assert json.loads((saved / "note.json").read_text())["step"] >= 1
+
+
+def test_a_second_signal_does_not_wait_for_the_save(runs: Runs) -> None:
+    with runs.started("impatient", "--max-steps", 5000, "--nproc", 2) as child:
+        for rank in ranks_of(child.pid):
+            os.kill(rank, signal.SIGSTOP)  # a save that takes its time
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        child.send_signal(signal.SIGTERM)
+        _, stderr = child.communicate(timeout=120)
+        assert child.returncode == 75 and b"Traceback" not in stderr
+        assert gone(child.pid)

@@ -1,0 +1,383 @@
+# ruff: noqa: TID253
+"""What a run needs and costs, known before it starts: arithmetic, memory of a rank, time, dollars. No weights are made.
+
+GB are 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import re
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from vtools.process import Failure
+from vtools.train import attention, shard
+from vtools.train.loss import CHUNK_LOGITS
+
+Recompute = Literal["none", "selective", "full"]
+MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}
+SMALLEST_MICRO_TOKENS = 512
+# The time of a step against that of one which keeps everything. Published: selective instead of full is +27 % speed.
+SLOWDOWN: dict[Recompute, float] = {"none": 1.0, "selective": 1.04, "full": 1.3}
+# Every micro-batch gathers and casts all weights and reduces all gradients: about the time of so many tokens.
+TOKENS_OF_A_PASS = 512
+ADAM_BYTES = 16  # fp32: a weight, its gradient, two moments
+FRAGMENTS = 0.05  # what allocators lose, as a share of everything that comes and goes
+RUNTIME_BYTES = {"cpu": 600_000_000, "cuda": 1_500_000_000}  # the program; or CUDA's context, cuBLAS and NCCL
+
+# Dense (not sparse) bf16 products a second with fp32 accumulation (fp16 on V100 and T4), from the makers' datasheets,
+# and about how many GiB torch finds there.
+GPUS = {
+    "B200": (2250e12, 178), "H200": (989e12, 139), "GH200": (989e12, 94), "H100 PCIe": (756e12, 79),
+    "H100 NVL": (835e12, 93), "H100": (989e12, 79), "H20": (148e12, 95), "A100": (312e12, 39), "A100-80G": (312e12, 79),
+    "A40": (149.7e12, 44), "A10G": (70e12, 22), "A10": (125e12, 22), "L40S": (362e12, 44), "L40": (181e12, 44),
+    "L4": (121e12, 22), "RTX 5090": (209.5e12, 31), "RTX 4090": (165.2e12, 23), "RTX 3090": (71e12, 23),
+    "RTX A6000": (154.8e12, 47), "RTX 6000 Ada": (364e12, 47), "V100": (125e12, 15), "V100-32G": (125e12, 31),
+    "T4": (65e12, 14), "MI300X": (1307e12, 191), "MI250X": (191.5e12, 63),
+}  # fmt: skip
+ASSUMED_MFU = 0.45  # of a GPU's datasheet
+ASSUMED_SHARE = 0.5  # of what a CPU reaches in one matrix product
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic needs of a dense model: numbers of parameters, a tied matrix counted once."""
+
+    parameters: int
+    trainable: int
+    frozen_bytes: int
+    matmul_parameters: int  # those a token is multiplied with: never the embedding, always the head
+    trained_matmul_parameters: int
+    layers: int
+    attention_width: int  # query heads * head size
+    vocabulary: int
+    hidden: int
+    layer_parameters: int  # of the largest layer
+    root_parameters: int  # embedding, last norm, head
+
+
+def shape(model: PreTrainedModel) -> Shape:
+    """The shape of a causal language model, on the meta device, real, or sharded. Raises Failure."""
+    config: Any = model.config.get_text_config()
+    every = list(model.parameters())
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    products = [one for one in every if one.dim() > 1 and (one is not embedding or one is head)]
+    layers = shard.layers_of(model)
+    sizes = [_count(layer.parameters()) for layer in layers]
+    return Shape(
+        parameters=_count(every),
+        trainable=_count(one for one in every if one.requires_grad),
+        frozen_bytes=sum(one.numel() * one.element_size() for one in every if not one.requires_grad),
+        matmul_parameters=_count(products),
+        trained_matmul_parameters=_count(one for one in products if one.requires_grad),
+        layers=len(layers),
+        attention_width=config.num_attention_heads
+        * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
+        vocabulary=head.shape[0],
+        hidden=config.hidden_size,
+        layer_parameters=max(sizes),
+        root_parameters=_count(every) - sum(sizes),
+    )
+
+
+def _count(parameters: Any) -> int:
+    return sum(one.numel() for one in parameters)
+
+
+def flops(shape: Shape, tokens: int, squares: int) -> float:
+    """Operations of one forward and backward pass over conversations: the sum of lengths, and of their squares.
+
+    Products are 2 forward, 2 for the gradient of the input and 2 for that of a weight that is trained; attention is
+    causal and inside each conversation. The embedding's look-up, norms and what is computed twice are not counted.
+    """
+    products = (4 * shape.matmul_parameters + 2 * shape.trained_matmul_parameters) * tokens
+    return float(products + 6 * shape.layers * shape.attention_width * squares)
+
+
+def gpu(name: str) -> tuple[float, int]:
+    """Peak operations a second and bytes of a GPU, by torch's name for it or a shorter one. Raises Failure."""
+    patterns = {known: r".*\b".join(re.split("[ -]", known)) for known in GPUS}
+    found = [known for known, pattern in patterns.items() if re.search(rf"\b{pattern}B?\b", name, re.IGNORECASE)]
+    if not found:
+        raise Failure(f"--gpu {name}: not known; known are {', '.join(sorted(GPUS))}")
+    peak, size = GPUS[max(found, key=len)]
+    return peak, size << 30
+
+
+def peak_flops(device_name: str) -> float | None:
+    """A GPU's dense bf16 peak; None if unknown."""
+    with contextlib.suppress(Failure):
+        return gpu(device_name)[0]
+    return None
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes a token. What a layer keeps from its forward to its backward pass, what is outside layers, and the rest."""
+
+    kept: float
+    outside: float
+    passing: float  # at the peak, above what is kept: one layer made again, and the gradients inside it
+
+
+def activations(
+    config: Any,
+    recompute: Recompute,
+    dtype: torch.dtype,
+    device_type: str,
+    prepare: Callable[[PreTrainedModel, Recompute], Any] = shard.recompute_layers,
+) -> Activations:
+    """Measure a packed forward and backward pass over tensors without memory: what is alive, storage by storage.
+
+    `prepare` changes the model as training does (adapters, recomputation). Compiled layers keep less than this.
+    Windows and dropout of attention are left out.
+    """
+    two, three = (_alive(config, layers, recompute, dtype, device_type, prepare) for layers in (2, 3))
+    kept = three[0] - two[0]
+    return Activations(kept, two[0] - 2 * kept, two[1] - two[0])
+
+
+def _alive(
+    config: Any, layers: int, recompute: Recompute, dtype: torch.dtype, device_type: str, prepare: Callable[..., Any]
+) -> tuple[float, float]:
+    """Bytes a token that are alive after the forward pass, and at the worst moment of both passes."""
+    tokens = 1 << 20  # so many that the parameters' gradients do not count; they are not memory
+    config = copy.deepcopy(config.get_text_config())
+    config.num_hidden_layers = layers
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:layers]
+    if getattr(config, "sliding_window", None):
+        config.sliding_window = None
+    config.attention_dropout = 0.0
+    # Attention has a kernel of its own for half precision on CUDA, which meta tensors take too. The others are chosen
+    # by device, so the tensors must say that they are on one.
+    meta = device_type == "cuda" and dtype != torch.float32
+    starts = torch.arange(0, tokens + 1, tokens // 4, dtype=torch.int32)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
+        prepare(model, recompute)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta" if meta else "cpu"):
+        for module in model.modules():
+            for name, old in module.named_parameters(recurse=False):  # sharding gathers all of them in one dtype
+                setattr(module, name, torch.nn.Parameter(torch.empty(old.shape, dtype=dtype), old.requires_grad))
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        ids = torch.empty(1, tokens, dtype=torch.int64)
+        meter = _Meter([ids, *model.parameters(), *model.buffers()])
+        with meter:
+            hidden = model.base_model(
+                input_ids=ids,
+                position_ids=ids,
+                use_cache=False,
+                cu_seq_lens_q=starts,
+                cu_seq_lens_k=starts,
+                max_length_q=tokens // 4,
+                max_length_k=tokens // 4,
+            ).last_hidden_state
+            after_forward = meter.alive
+            hidden.sum().backward()
+    return after_forward / tokens, meter.peak / tokens
+
+
+class _Meter(TorchDispatchMode):
+    """Counts the bytes of storages made under it for as long as they live; those of `known` tensors are not counted."""
+
+    def __init__(self, known: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self._counted = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._counted:
+                storage = tensor.untyped_storage()
+                self._counted.add(storage._cdata)
+                self.alive += storage.nbytes()
+                self.peak = max(self.peak, self.alive)
+                weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
+        return result
+
+    def _gone(self, key: int, size: int) -> None:
+        self.alive -= size
+        self._counted.discard(key)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank at the worst moment."""
+
+    state: int  # weights, gradients, Adam's moments: this rank's share
+    gathered: int  # whole weights and gradients of the root and of the layers at work
+    activations: int
+    logits: int
+    overhead: int
+    total: int
+    available: int
+
+
+def memory(
+    shape: Shape,
+    layer: Activations,
+    world: int,
+    micro_tokens: int,
+    dtype: torch.dtype,
+    device_type: str,
+    available: int,
+) -> Memory:
+    """What a rank of `world` needs for micro-batches of `micro_tokens` (at least the longest conversation)."""
+    size = dtype.itemsize
+    trained = shape.trainable / shape.parameters
+    state = (ADAM_BYTES * shape.trainable + shape.frozen_bytes) / world
+    # The root and two layers (one at work, one fetched ahead); the root's gradient and a layer's, and two in fp32
+    # that are being reduced.
+    gathered = 1.0 * (shape.root_parameters + 2 * shape.layer_parameters) * size
+    gathered += trained * (shape.root_parameters * size + shape.layer_parameters * (size + 2 * 4))
+    active = micro_tokens * (shape.layers * layer.kept + layer.outside + layer.passing)
+    # A chunk of logits in fp32 and its exponentials; the trained positions' hidden states, their gradient and its
+    # scattering; the head's gradient in fp32 and what a chunk adds to it.
+    chunk = min(max(1, CHUNK_LOGITS[device_type] // shape.vocabulary), micro_tokens)
+    logits = 8.0 * chunk * shape.vocabulary + 3 * micro_tokens * shape.hidden * size
+    logits += trained * shape.vocabulary * shape.hidden * (4 + size)
+    overhead = RUNTIME_BYTES[device_type] + FRAGMENTS * (gathered + active + logits)
+    total = state + gathered + active + logits + overhead
+    return Memory(*map(int, (state, gathered, active, logits, overhead, total, available)))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How micro-batches are computed."""
+
+    recompute: Recompute
+    micro_tokens: int
+    compiled: bool
+    memory: Memory
+
+
+def choose(
+    shape: Shape,
+    config: Any,
+    world: int,
+    longest: int,
+    dtype: torch.dtype,
+    device_type: str,
+    available: int,
+    recompute: Recompute | None = None,
+    micro_tokens: int | None = None,
+    compiled: bool | None = None,
+    prepare: Callable[[PreTrainedModel, Recompute], Any] = shard.recompute_layers,
+) -> Plan:
+    """The fastest way that fits into `available` bytes a rank; what is given is kept to. Raises Failure.
+
+    A micro-batch is never smaller than the `longest` conversation, because none is ever cut.
+    """
+    sizes = [micro_tokens or max(MICRO_TOKENS[device_type], longest)]
+    while not micro_tokens and sizes[-1] > max(longest, SMALLEST_MICRO_TOKENS):
+        sizes.append(max(sizes[-1] // 2, longest, SMALLEST_MICRO_TOKENS))
+    modes = [recompute] if recompute else list(SLOWDOWN)
+    measured = functools.cache(lambda mode: activations(config, mode, dtype, device_type, prepare))
+    ways = sorted(product(modes, sizes), key=lambda way: SLOWDOWN[way[0]] * (1 + TOKENS_OF_A_PASS / way[1]))
+
+    def needed(way: tuple[Recompute, int], ranks: int) -> Memory:
+        return memory(shape, measured(way[0]), ranks, max(way[1], longest), dtype, device_type, available)
+
+    for way in ways:
+        found = needed(way, world)
+        if found.total <= available:
+            return Plan(*way, compiled=device_type == "cuda" if compiled is None else compiled, memory=found)
+    least = min(ways, key=lambda way: needed(way, world).total)
+    found = needed(least, world)
+    doubled = (world << power for power in range(1, 11))
+    enough = next((ranks for ranks in doubled if needed(least, ranks).total <= available), None)
+    remedies = {
+        f"{enough} GPUs (--nproc)": device_type == "cuda" and enough,
+        "--lora": shape.trainable == shape.parameters
+        and found.total - found.state + shape.parameters * dtype.itemsize / world < available,
+        "a lower --micro-tokens": micro_tokens and micro_tokens > longest,
+        "a lower --max-tokens": found.state + found.gathered + found.overhead < available,
+        "a smaller model": True,
+    }
+    raise Failure(
+        f"not enough memory: each {'GPU' if device_type == 'cuda' else 'process'} needs {_gb(found.total)} and has "
+        f"{_gb(available)} ({_gb(found.state)} weights, gradients and optimizer, {_gb(found.gathered)} gathered, "
+        f"{_gb(found.activations + found.logits)} for {max(least[1], longest)} tokens); "
+        f"use {' or '.join(remedy for remedy, helps in remedies.items() if helps)}"
+    )
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.1f} GB"
+
+
+def available_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that a rank may use: a GPU's whole memory; of a host's free memory, the share of one of `processes`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return min([free, *_control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]) // processes
+
+
+def _control_groups(own: Path, mounted: Path) -> Iterator[int]:
+    """What each control group around this process still allows, in versions 2 and 1."""
+    files = {
+        "": ("memory.max", "memory.current", "inactive_file"),
+        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    }
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controller, path = line.split(":", 2)
+        if controller not in files:
+            continue
+        top, (most, used, cached) = mounted / controller, files[controller]
+        for folder in [top / path[1:], *(top / path[1:]).parents]:
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                free = int((folder / most).read_text()) - int((folder / used).read_text())
+                # Cached files count as used, and go when memory is asked for.
+                stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                yield max(0, free + int(stat.get(cached, 0)))
+
+
+def speed(device: torch.device, dtype: torch.dtype) -> tuple[float | None, float]:
+    """Peak operations a second, and the share of it that is assumed: a GPU's datasheet, or this CPU's product now.
+
+    On a GPU fp32 runs as TF32, at half the rate. Processes on one CPU share its peak.
+    """
+    if device.type == "cuda":
+        peak = peak_flops(torch.cuda.get_device_name(device))
+        return (peak / 2 if peak and dtype == torch.float32 else peak), ASSUMED_MFU
+    width, best = 512, float("inf")
+    left, right = torch.ones(width, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+    began = time.perf_counter()
+    while time.perf_counter() - began < 0.2:
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * width**3 / best, ASSUMED_SHARE
+
+
+def expected(
+    operations: float, peak: float | None, assumed: float, devices: int = 1, price: float | None = None
+) -> dict[str, float | None]:
+    """Seconds and dollars (`price` an hour and device) of so many operations; None where they cannot be known."""
+    seconds = operations / (peak * assumed * devices) if peak else None
+    usd = None if seconds is None or price is None else round(seconds / 3600 * price * devices, 2)
+    return {
+        "flops": operations,
+        "seconds": None if seconds is None else round(seconds, 1),
+        "usd": usd,
+        "assumed_mfu": assumed,
+    }

@@ -1,0 +1,165 @@
+# ruff: noqa: TID253
+"""Starting a run's ranks through torch elastic, passing signals on to them, and saying how they ended."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from vtools import process
+from vtools.process import Failure, Interrupted, TryAgain, UsageFailure
+from vtools.train import rank, ranks
+
+
+class Died(Failure):
+    """A rank ended without a word of its own."""
+
+
+FAILURES: dict[str, type[Failure]] = {kind.__name__: kind for kind in (Failure, TryAgain, UsageFailure)}
+LET_THE_DEAD_BE_SEEN = 3.0  # seconds
+
+
+def run(job: rank.Job) -> None:
+    """Run the job on as many ranks as it asks for, here or with other nodes. Raises Failure, TryAgain, Interrupted."""
+    inputs, request = job.inputs, job.request
+    if "RANK" in os.environ:
+        _under_torchrun(job)
+    elif inputs.nproc == 1 and request.nodes == 1:
+        _alone(job)
+    else:
+        _launch(job)
+
+
+def _alone(job: rank.Job) -> None:
+    with _joined() as here:
+        rank.work(job, here, alone=True)
+
+
+class _joined:
+    """The process group, for the length of the block."""
+
+    def __enter__(self) -> ranks.Ranks:
+        return ranks.join()
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None:  # after a failure others may never answer
+            dist.destroy_process_group()
+
+
+def _under_torchrun(job: rank.Job) -> None:
+    """One rank among those that torchrun has started; it passes signals on by itself."""
+    with _joined() as here:
+        if here.rank == 0:
+            with process.lock(job.out):
+                rank.work(job, here, alone=False)
+            return
+        try:
+            rank.work(job, here, alone=False)
+        except Failure as failure:
+            time.sleep(1)  # rank 0 says it
+            sys.stderr.flush()
+            os._exit(failure.exit_code)
+
+
+def _launch(job: rank.Job) -> None:
+    """Start the ranks and wait for them. SIGTERM, SIGINT and SIGHUP let them save first; a second one ends them."""
+    request = job.request
+    for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing.spawn"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    asked: list[int] = []
+
+    def forward(signum: int, frame: object) -> None:
+        if signum != signal.SIGUSR1:
+            asked.append(signum)
+        meant = signal.SIGKILL if len(asked) > 1 else signal.SIGUSR1 if signum == signal.SIGUSR1 else signal.SIGTERM
+        for child in multiprocessing.active_children():
+            if child.pid:
+                os.kill(child.pid, meant)
+
+    signals = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
+    for signum in signals:
+        if signum == signal.SIGUSR1 or signal.getsignal(signum) is not signal.SIG_IGN:
+            signal.signal(signum, forward)
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.inputs.nproc)))
+    if request.nodes == 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host whose name nobody resolves trains as well
+    config = LaunchConfig(
+        min_nodes=request.nodes,
+        max_nodes=request.nodes,
+        nproc_per_node=job.inputs.nproc,
+        run_id="vtools",
+        rdzv_backend="c10d",
+        rdzv_endpoint=request.rendezvous or "localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+        signals_to_handle="",
+        local_addr="localhost" if request.nodes == 1 else None,
+    )
+    try:
+        elastic_launch(config, _rank)(job, os.getpid())
+    except ChildFailedError as error:
+        ended = _failure(error, request.verbose)
+        if asked and isinstance(ended, Died):
+            ended = TryAgain("preempted before the first step; give the same command again")
+    else:
+        return
+    if asked and asked[0] != signal.SIGTERM and isinstance(ended, TryAgain):
+        raise Interrupted(asked[0])
+    raise ended
+
+
+def _rank(job: rank.Job, launcher: int) -> None:
+    """A rank's process."""
+    process.die_with_parent(launcher)
+    for signum in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the launcher as well, which passes them on
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
+    if job.request.nodes > 1 and os.environ["RANK"] == "0":
+        with process.lock(job.out):
+            return _worked(job)
+    return _worked(job)
+
+
+def _worked(job: rank.Job) -> None:
+    try:
+        with _joined() as here:
+            rank.work(job, here, alone=False)
+    except (Failure, BrokenPipeError):
+        raise
+    except RuntimeError:
+        # When a rank dies, the others fail at talking to it: the launcher must see first who died.
+        time.sleep(LET_THE_DEAD_BE_SEEN)
+        raise
+
+
+def _failure(error: ChildFailedError, verbose: bool) -> Failure:
+    """What to tell the user: a rank's own words, or how the first of them died."""
+    number, first = error.get_first_failure()
+    if first.exitcode == -signal.SIGPIPE:
+        process.die_of(signal.SIGPIPE)
+    if first.exitcode < 0:
+        name = signal.Signals(-first.exitcode).name
+        hint = " (out of memory? lower --micro-tokens, or use more ranks)" if name == "SIGKILL" else ""
+        return Died(f"rank {number} died of {name}{hint}; what was saved is whole: the same command goes on")
+    details: Any = first.message
+    if isinstance(details, dict):
+        details = details.get("message", "")
+    kind, _, text = str(details).partition(": ")
+    if verbose and first.error_file_data:
+        print(first.error_file_data["message"]["extraInfo"]["py_callstack"], file=sys.stderr)
+    if kind in FAILURES:
+        return FAILURES[kind](text)
+    if "out of memory" in str(details):
+        text += "; lower --micro-tokens, or use more ranks or --recompute full"
+    return Died(f"rank {number}: {kind}: {text.splitlines()[0] if text else ''}; what was saved is whole")

@@ -1,0 +1,230 @@
+# ruff: noqa: TID253
+"""One rank of a training run, from the token cache to the saved model."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from vtools import jsonl, model, template
+from vtools.process import Failure
+from vtools.train import attention, checkpoint, estimate, export, loop, lora, pack, provenance, sample, shard
+from vtools.train.job import Inputs, Request
+from vtools.train.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank is told."""
+
+    request: Request
+    inputs: Inputs
+    out: Path
+
+
+def work(job: Job, ranks: Ranks, alone: bool) -> None:
+    """Train and save. `alone`: no launcher stands between this process and the user's signals.
+
+    Raises Failure, TryAgain, Interrupted: on all ranks, where the reason is not one rank's own.
+    """
+    request, inputs, out = job.request, job.inputs, job.out
+    first = ranks.rank == 0
+    loop.prepare(ranks.device)
+    dtype = loop.compute_dtype(request.dtype, ranks.device)
+    identity = provenance.identity(request, inputs, str(dtype).removeprefix("torch."))
+    others = [other for other in ranks.gathered(identity) if other != identity]
+    if others:
+        differences = provenance.differences(others[0], identity)
+        raise Failure(f"the nodes were not given the same run: {'; '.join(differences)}")
+    folder = out / "checkpoints"
+    found = _earlier(request, out, identity, folder)
+    ranks.wait()
+    if found == "finished":
+        if first:
+            if request.keep is None:
+                shutil.rmtree(folder, ignore_errors=True)  # the run was killed just after its last file
+            _say(request, f"{out}: this run is finished; nothing to do")
+        return
+    if first:
+        _clear(request, out, folder)
+    ranks.wait()
+
+    kernel = attention.choose(request.attention, ranks.device.type)
+    network = shard.empty(inputs.folder, inputs.rope, torch.float32 if not request.lora else dtype, kernel)
+    if request.lora:
+        lora.inject(network, request.lora)
+    shape = estimate.shape(network)
+    available = -ranks.largest(-estimate.available_memory(ranks.device, inputs.nproc))[0]  # of the smallest
+    chosen = planned(request, inputs, network, shape, dtype, ranks.size, ranks.device.type, available)
+    shard.shard(network, ranks.mesh, dtype, chosen.recompute, chosen.compiled)
+    base = shard.Weights(inputs.folder)
+
+    def read(name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
+        made = lora.initial(name, shape, request.seed)
+        return base.read(lora.base_name(name), shape, start, stop) if made is None else made[start:stop]
+
+    shard.fill(network, read, ranks.device)
+    corpus, held_out = inputs.corpus, inputs.held_out
+    probe = [list(corpus.conversation(place % len(corpus))[0][:length]) for place, length in enumerate((32, 24, 16))]
+    gap = pack.self_check(network, probe, dtype, ranks.device)
+    network.reshard()
+    text = template.load(request.template, model.tokenizer(request.model))
+    recipe = loop.Recipe(
+        steps=inputs.steps,
+        batch=request.batch,
+        micro_tokens=chosen.micro_tokens,
+        lr=request.lr,
+        warmup=inputs.warmup,
+        schedule=request.schedule,
+        seed=request.seed,
+        dtype=dtype,
+        eval_every=request.eval_every,
+    )
+    # While a checkpoint is written beside the training, the host holds a copy of it: 12 bytes a parameter.
+    copies = 12 * shape.trainable / ranks.size * inputs.nproc
+    (host,) = ranks.largest(copies * 2 > estimate.available_memory(torch.device("cpu")))
+    saving = loop.Saving(out, *request.save_every, keep=request.keep or 2, note={"run": identity}, aside=not host)
+    trainer = loop.Trainer(network, corpus, held_out, recipe, saving, ranks, alone)
+    if isinstance(found, tuple):
+        trainer.restore(*found)
+    resumed = trainer.result.step
+    if request.verbose and first:
+        _say(
+            request,
+            f"{ranks.size} x {ranks.device.type}, {identity['--dtype']}, recompute {chosen.recompute}, "
+            f"micro-batches of {chosen.micro_tokens} tokens{', compiled' * chosen.compiled}; packed differs from single by {gap:.1g}",
+        )
+    peak = estimate.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
+
+    def share(lengths: Sequence[int]) -> float:
+        flops = estimate.flops(shape, sum(lengths), sum(length * length for length in lengths))
+        return flops / ((peak or 1) * ranks.size)
+
+    def samples() -> list[dict[str, str]]:
+        assert held_out is not None
+        return sample.answers(network, sample.prompts(held_out, request.samples), text, ranks.device)
+
+    with jsonl.output(None if first else "/dev/null") as output:
+        write: Callable[[dict[str, Any]], None] = output.write
+        write({"step": resumed, **inputs.summary()})
+        with jsonl.progress("train", request.quiet or not first, inputs.steps, " steps") as tick:
+            result = trainer.run(write, tick, samples if request.samples else None, share if peak else None)
+    about = provenance.describe(request, inputs, identity, result)
+    export.export(network, text, out, request.save_dtype, about, ranks)
+    if first:
+        if request.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        after = f" (resumed at {resumed})" if resumed else ""
+        held = [f"{loss:.4f}" for _, loss in sorted(result.held_out.items())]
+        ends = f", held-out loss {held[0]} to {held[-1]}" if held else ""
+        _say(request, f"{result.step} steps{after}, loss {result.loss:.4f}{ends}; saved {out}")
+    ranks.wait()
+
+
+def planned(
+    request: Request,
+    inputs: Inputs,
+    network: PreTrainedModel,
+    shape: estimate.Shape,
+    dtype: torch.dtype,
+    size: int,
+    device_type: str,
+    available: int,
+) -> estimate.Plan:
+    """How micro-batches are computed on `size` ranks. Raises Failure where memory does not suffice."""
+    longest = max(max(corpus.lengths) for corpus in (inputs.corpus, inputs.held_out) if corpus is not None)
+
+    def prepare(layers: PreTrainedModel, recompute: estimate.Recompute) -> None:
+        if request.lora:
+            lora.inject(layers, request.lora)
+        shard.recompute_layers(layers, recompute)
+
+    return estimate.choose(
+        shape,
+        network.config,
+        size,
+        longest,
+        dtype,
+        device_type,
+        available,
+        None if request.recompute == "auto" else request.recompute,  # type: ignore[arg-type]
+        request.micro_tokens,
+        request.compiled,
+        prepare,
+    )
+
+
+def foreseen(request: Request, inputs: Inputs) -> dict[str, Any]:
+    """What a run needs and costs, for the dry run: on this machine, or on the GPU that --gpu names."""
+    device = torch.device("cuda" if torch.cuda.is_available() and not request.gpu else "cpu")
+    kind = "cuda" if request.gpu else device.type
+    dtype = torch.bfloat16 if request.gpu and request.dtype == "auto" else loop.compute_dtype(request.dtype, device)
+    network = shard.empty(inputs.folder, inputs.rope, torch.float32 if not request.lora else dtype)
+    if request.lora:
+        lora.inject(network, request.lora)
+    shape = estimate.shape(network)
+    size = inputs.nproc * request.nodes
+    if request.gpu:
+        peak, available = estimate.gpu(request.gpu)
+        assumed = estimate.ASSUMED_MFU
+    else:
+        (peak, assumed), available = estimate.speed(device, dtype), estimate.available_memory(device, inputs.nproc)
+    problem, chosen = None, None
+    try:
+        chosen = planned(request, inputs, network, shape, dtype, size, kind, available)
+    except Failure as failure:
+        problem = str(failure)
+    lengths = inputs.corpus.lengths
+    share = inputs.steps * request.batch / len(lengths) if request.max_steps else request.epochs
+    operations = share * estimate.flops(shape, inputs.corpus.tokens, sum(length * length for length in lengths))
+    devices = size if kind == "cuda" else request.nodes
+    memory = {name: round(value / 1e9, 2) for name, value in vars(chosen.memory).items()} if chosen else {}
+    return {
+        "parameters": shape.parameters,
+        "trainable": shape.trainable,
+        "ranks": size,
+        "device": request.gpu or (torch.cuda.get_device_name() if kind == "cuda" else "cpu"),
+        "dtype": str(dtype).removeprefix("torch."),
+        "recompute": chosen.recompute if chosen else None,
+        "micro_tokens": chosen.micro_tokens if chosen else None,
+        "memory_gb": memory,
+        "problem": problem,
+        **estimate.expected(operations, peak, assumed, devices, request.price),
+    }
+
+
+def _earlier(
+    request: Request, out: Path, identity: dict[str, Any], folder: Path
+) -> tuple[Path, dict[str, Any]] | str | None:
+    """The checkpoint to go on from, or "finished"; None to start. Raises Failure where `out` holds something else."""
+    if not request.resume:
+        return None
+    if provenance.finished(out, identity):
+        return "finished"
+    found = checkpoint.latest(folder)
+    if found:
+        provenance.refuse_differences(out, found[1]["run"], identity)
+    elif not folder.exists() and (out / "config.json").exists():
+        raise Failure(f"{out}: holds a model that `vtools train` did not make; choose another --out")
+    return found
+
+
+def _clear(request: Request, out: Path, folder: Path) -> None:
+    """Make the folder ready: without what a killed run left half written, or without any earlier run."""
+    if not request.resume:
+        shutil.rmtree(folder, ignore_errors=True)
+        (out / provenance.FILE).unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.discard_parts(folder)
+
+
+def _say(request: Request, text: str) -> None:
+    if not request.quiet:
+        print(f"vtools train: {text}", file=sys.stderr)

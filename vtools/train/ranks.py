@@ -1,0 +1,72 @@
+# ruff: noqa: TID253
+"""The processes of a run and what they tell each other, beside the weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+PATIENCE = timedelta(hours=2)  # rank 0 may write a large model while the others wait
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+    mesh: DeviceMesh
+    telling: dist.ProcessGroup  # gloo, on the CPU: flags and sums
+    saving: dist.ProcessGroup  # gloo: a checkpoint is written beside the training, and must not mix with it
+
+    def sums(self, *values: float) -> list[float]:
+        """The sum of each value over all ranks, in float64."""
+        return self._reduced(values, torch.float64, dist.ReduceOp.SUM)
+
+    def largest(self, *values: int) -> list[int]:
+        """The largest of each value over all ranks: whether anybody has asked for something, say."""
+        return self._reduced(values, torch.int64, dist.ReduceOp.MAX)
+
+    def _reduced(self, values: Any, dtype: torch.dtype, operation: Any) -> list[Any]:
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=dtype)
+        dist.all_reduce(tensor, operation, group=self.telling)
+        return tensor.tolist()
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of the ranks."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self.telling)
+        return values
+
+    def wait(self) -> None:
+        """Go on when all ranks are here."""
+        if self.size > 1:
+            dist.barrier(group=self.telling)
+
+
+def join() -> Ranks:
+    """Join the run that the environment describes (as torch elastic and torchrun set it), or be one alone."""
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in DEFAULTS.items())
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    options: dict[str, Any] = {"timeout": PATIENCE}
+    if size == 1:
+        options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **options)
+    mesh = init_device_mesh(device.type, (size,))
+    telling, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
+    return Ranks(rank, size, device, mesh, telling, saving)
+
+
+DEFAULTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}

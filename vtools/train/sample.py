@@ -1,0 +1,57 @@
+# ruff: noqa: TID253
+"""What the model being trained answers: the likeliest tokens after a question, on all ranks at once."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from vtools.template import Template
+from vtools.train.data import Corpus
+
+
+@torch.no_grad()
+def answers(
+    model: PreTrainedModel, prompts: list[list[int]], template: Template, device: torch.device, limit: int = 48
+) -> list[dict[str, str]]:
+    """Each prompt as text, and the first `limit` tokens of its answer, greedily.
+
+    Every rank answers every prompt, since a layer's weights are gathered from all of them.
+    """
+    model.eval()
+    own = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    rows = []
+    try:
+        for ids in prompts:
+            answer = model(_continued, torch.tensor([ids], device=device), limit, template.stop_ids)
+            prompt = template.tokenizer.decode(ids, skip_special=False)
+            rows.append({"prompt": prompt, "answer": template.tokenizer.decode(answer)})
+    finally:
+        model.set_attn_implementation(own)
+        model.reshard()  # type: ignore[operator]  without a backward pass the root stays gathered
+    return rows
+
+
+def prompts(corpus: Corpus, number: int) -> list[list[int]]:
+    """The first `number` conversations up to their first answer."""
+    found = []
+    for index in range(min(number, len(corpus))):
+        ids, trained = corpus.conversation(index)
+        found.append(list(ids[: bytes(trained).index(1)]))
+    return found
+
+
+def _continued(model: PreTrainedModel, ids: torch.Tensor, limit: int, ends: frozenset[int]) -> list[int]:
+    """The `limit` likeliest tokens after ids [1, tokens], one by one, up to one that ends an answer."""
+    cache = None
+    found: list[int] = []
+    for _ in range(limit):
+        output = type(model).forward(model, ids, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        token = int(output.logits[0, -1].argmax())
+        if token in ends:
+            break
+        found.append(token)
+        ids = torch.tensor([[token]], device=ids.device)
+    return found

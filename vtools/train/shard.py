@@ -1,0 +1,188 @@
+# ruff: noqa: TID253
+"""The model of one rank: made without weights, cut over the ranks (FSDP2), and filled with its slices of the base."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import SafetensorError, safe_open
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+
+from vtools.process import Failure
+from vtools.train import attention
+
+# What `selective` keeps: products and attention, which are dear; norms, rotations and activations are made again.
+KEPT = {
+    "aten::mm", "aten::addmm", "aten::_scaled_dot_product_flash_attention_for_cpu", "torch_attn::_varlen_attn",
+    "flash_attn::_flash_attn_varlen_forward",
+}  # fmt: skip
+
+
+def empty(
+    folder: Path,
+    rope: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
+    attention_name: str = attention.NAME,
+) -> PreTrainedModel:
+    """The model of a folder, with its buffers, but with parameters on the meta device. Raises Failure."""
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        if rope:
+            _stretch(config, rope)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise Failure(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    model.tie_weights()
+    model.set_attn_implementation(attention_name)
+    model.config.use_cache = False
+    if (folder / "generation_config.json").exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def _stretch(config: Any, rope: dict[str, Any]) -> None:
+    """Give the configuration rotary embeddings for longer texts: {"rope_type": …, "factor": …}."""
+    before = dict(getattr(config, "rope_parameters", None) or {})
+    if before.get("rope_type", "default") != "default":
+        raise ValueError(f"its rotary embeddings are scaled already ({before['rope_type']})")
+    config.rope_parameters = before | rope
+
+
+def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The decoder's layers. Raises Failure for an architecture that keeps them elsewhere."""
+    layers = getattr(model.base_model, "layers", None)
+    if not isinstance(layers, torch.nn.ModuleList):
+        raise Failure(f"{type(model).__name__}: an architecture without a plain list of layers cannot be trained here")
+    return layers
+
+
+def shard(
+    model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype, recompute: str = "none", compiled: bool = False
+) -> None:
+    """Cut the model's parameters over the ranks of `mesh`; they are gathered in `dtype` where they are needed.
+
+    Weights and gradients stay in fp32, and gradients are summed, not averaged. `model(work, …)` then runs
+    `work(model, …)` with the embeddings, the last norm and the head gathered.
+    """
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    if compiled and recompute == "selective":
+        torch._functorch.config.activation_memory_budget = 0.5  # type: ignore[attr-defined]
+    recompute_layers(model, recompute, compiled)
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
+    model.forward = functools.partial(_with_root, model)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+
+
+def recompute_layers(model: PreTrainedModel, recompute: str, compiled: bool = False) -> None:
+    """Give each layer the forward that training uses: compiled or not, its activations kept or made again."""
+    for layer in layers_of(model):
+        # Compiled first, then recomputed: the other order finds nothing to compile. transformers' own recomputation
+        # is of the layer or of its hooks, by version.
+        if compiled:
+            layer.forward = torch.compile(layer.forward, dynamic=True)
+        if recompute == "full" or (recompute == "selective" and not compiled):
+            layer.forward = _recomputing(layer.forward, recompute == "selective")
+
+
+def _with_root(model: PreTrainedModel, work: Callable[..., Any], *arguments: Any) -> Any:
+    return work(model, *arguments)
+
+
+def _recomputing(forward: Callable[..., Any], selective: bool) -> Callable[..., Any]:
+    """A layer's forward whose activations are made again in the backward pass."""
+
+    def policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if operation.name() in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+
+    options: dict[str, Any] = {"use_reentrant": False}
+    if selective:
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, policy)
+    return functools.partial(checkpoint, forward, **options)
+
+
+def fill(model: PreTrainedModel, read: Callable[[str, tuple[int, ...], int, int], torch.Tensor], device: Any) -> None:
+    """Give every parameter its memory and its values: `read(name, shape, start, stop)` has some of its rows.
+
+    The buffers stay: what is computed at construction, as rotary frequencies are, is in no file.
+    """
+    made: dict[int, torch.nn.Parameter] = {}  # by the parameter it takes the place of, so that tied ones stay tied
+    for name, parameter in model.named_parameters():
+        start, stop = rows_of(parameter)
+        rows = torch.empty((stop - start, *parameter.shape[1:]), dtype=parameter.dtype, device=device)
+        if stop > start:
+            rows.copy_(read(name, tuple(parameter.shape), start, stop))
+        if isinstance(parameter, DTensor):
+            mesh, placements = parameter.device_mesh, parameter.placements
+            rows = DTensor.from_local(
+                rows, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+            )
+        made[id(parameter)] = torch.nn.Parameter(rows, requires_grad=parameter.requires_grad)
+    every = model.named_parameters(remove_duplicate=False)
+    model.load_state_dict({name: made[id(parameter)] for name, parameter in every}, strict=False, assign=True)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+
+
+def rows_of(parameter: torch.Tensor) -> tuple[int, int]:
+    """Which rows of a parameter this rank holds: FSDP2 cuts along the first dimension, as torch.chunk does."""
+    rows = parameter.shape[0]
+    if not isinstance(parameter, DTensor):
+        return 0, rows
+    share = -(-rows // parameter.device_mesh.size())
+    rank = parameter.device_mesh.get_local_rank()
+    return min(rank * share, rows), min((rank + 1) * share, rows)
+
+
+class Weights:
+    """The tensors of a model's folder by name, read by slices: safetensors, or torch's own files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._tensors: dict[str, Any] = {}  # a slice of a safetensors file, or a memory-mapped tensor
+        for path in self._files():
+            try:
+                if path.suffix == ".safetensors":
+                    file = safe_open(path, "pt")
+                    self._tensors |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                else:
+                    self._tensors |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            except (SafetensorError, OSError, RuntimeError, ValueError) as error:
+                raise Failure(f"{path}: not a weight file that can be read: {error}") from None
+
+    def _files(self) -> list[Path]:
+        for name in ("model.safetensors", "pytorch_model.bin"):
+            index = self.folder / f"{name}.index.json"
+            if index.exists():
+                return [
+                    self.folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                ]
+            if (self.folder / name).exists():
+                return [self.folder / name]
+        raise Failure(f"{self.folder}: no model.safetensors and no pytorch_model.bin")
+
+    def read(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
+        """Rows of a tensor that must have this shape. Raises Failure."""
+        found = self._tensors.get(name)
+        if found is None:
+            raise Failure(f"{self.folder}: holds no tensor {name}, which its config.json asks for")
+        own = tuple(found.get_shape() if hasattr(found, "get_shape") else found.shape)
+        if own != shape:
+            raise Failure(f"{self.folder}: {name} is {list(own)}, and config.json makes it {list(shape)}")
+        return found[start:stop]
