@@ -274,7 +274,7 @@ def test_chunked_cross_entropy_has_the_gradients_of_float64(dtype: Any, toleranc
     hidden, weight = (torch.randn(37, 48).to(dtype), torch.randn(300, 48).mul_(0.2).to(dtype))
     hidden.requires_grad_(), weight.requires_grad_()
     targets = torch.randint(300, (37,))
-    found = loss.LinearCrossEntropy.apply(hidden, weight, targets) / 37
+    found = loss.LinearCrossEntropy.apply(hidden, weight, targets, 1 / 37)
     found.backward()
     exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
     expected = torch.nn.functional.cross_entropy(exact[0] @ exact[1].T, targets)
@@ -377,6 +377,7 @@ def test_an_exported_model_gives_the_logits_it_was_trained_to(
     export.export(network, chosen, out, "fp32", ABOUT, alone)
     again = AutoModelForCausalLM.from_pretrained(out)
     assert torch.equal(again(rows.unsqueeze(0)).logits[0], before)
+    assert again.config.architectures == ["LlamaForCausalLM"]
     assert again.config.use_cache and again.config.tie_word_embeddings == tied
     generation = json.loads((out / "generation_config.json").read_text())
     assert generation["use_cache"] is True and generation["eos_token_id"] == 2 and generation["temperature"] == 0.6

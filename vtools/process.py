@@ -60,8 +60,8 @@ def missing_extra(module: str, extra: str, what: str) -> Failure:
 # Modules of the extras, so that a bare `import torch` deep inside a room ends in advice and not in a traceback.
 EXTRAS = {
     "torch": "train", "transformers": "train", "safetensors": "train", "gguf": "train", "numpy": "train",
-    "blake3": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve", "uvicorn": "serve",
-    "openai": "judge", "prompt_toolkit": "judge", "turbohtml": "fast", "matplotlib": "plot",
+    "blake3": "train", "peft": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve",
+    "uvicorn": "serve", "openai": "judge", "prompt_toolkit": "judge", "turbohtml": "fast", "matplotlib": "plot",
 }  # fmt: skip
 
 
@@ -115,12 +115,12 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
     return wrapped
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """Ask the kernel to kill this process when its parent ends; `parent` is the pid it should still have."""
+def die_with_parent(parent: int | None = None, signum: int = signal.SIGKILL) -> None:
+    """Ask the kernel to send this process a signal when its parent ends; `parent` is the pid it should still have."""
     import ctypes
 
     pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signum)
     if parent is not None and os.getppid() != parent:  # it died between fork and prctl
         os._exit(1)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,14 @@ pytest.importorskip("transformers")
 class Job:
     """One training command, and the model that it makes when nothing disturbs it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *more: object) -> None:
+        os.environ["VTOOLS_CACHE"] = str(folder / "cache")  # token caches of tests stay out of the user's
         base = tiny.make(folder / "base", dropout=0.1)  # so that the random numbers of each step count
         self.data = tiny.write(folder / "data.jsonl", tiny.conversations(40))
         held = tiny.write(folder / "held.jsonl", tiny.conversations(4, seed=5))
         self.arguments: list[object] = ["--model", base, "--data", self.data, "--eval", held, "--eval-every", 10]
         self.arguments += ["--batch", 8, "--max-steps", 60, "--lr", 5e-3, "--micro-tokens", 200]
-        self.arguments += ["--save-every", 10]
+        self.arguments += ["--save-every", 10, *more]
         done = self.finish(folder / "alone")
         self.metrics = exact(done.stdout)
         self.model = tiny.tree(folder / "alone")
@@ -44,10 +47,10 @@ class Job:
         return done
 
     @contextlib.contextmanager
-    def started(self, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+    def started(self, out: Path, *more: object) -> Iterator[subprocess.Popen[bytes]]:
         """The command under way, in a session of its own, its metrics read through a pipe."""
         child = subprocess.Popen(
-            tiny.command(*self.arguments, "--out", out),
+            tiny.command(*self.arguments, "--out", out, *more),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=tiny.environment(),
@@ -163,7 +166,7 @@ def test_torn_checkpoints_are_passed_over(job: Job, tmp_path: Path) -> None:
         child.wait(timeout=60)
     newest, older = sorted(saved(out), reverse=True)
     folder = out / "checkpoints"
-    state = folder / f"step-{newest}" / "state.safetensors"
+    (state,) = (folder / f"step-{newest}").glob("*.distcp")
     os.truncate(state, state.stat().st_size // 2)
     (folder / "step-999").mkdir()  # no note: never finished
     shutil.copytree(folder / f"step-{older}", folder / ".step-50.part")
@@ -197,3 +200,140 @@ def test_a_run_resumed_with_other_data_or_settings_is_refused_and_names_the_diff
     assert saved(out) == kept
     job.finish(out, "--resume", "never")
     assert tiny.tree(out) == job.model
+
+
+# Many times, on two ranks
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """A longer run on two ranks that saves every few steps."""
+    return Job(tmp_path_factory.mktemp("pair"), "--nproc", 2, "--max-steps", 400, "--save-every", 7, "--eval-every", 90)
+
+
+def ranks_of(session: int) -> list[int]:
+    found = []
+    for name in processes_of(session):
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{name}/cmdline").read_bytes():
+                found.append(int(name))
+    return sorted(found)
+
+
+def nobody_left(session: int) -> bool:
+    """No process of the session a moment after its launcher has ended."""
+    for _ in range(200):
+        if not processes_of(session):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("victim", ["launcher", "rank", "asked"])
+def test_ten_ends_at_random_moments_change_nothing(victim: str, pair: Job, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    moments = random.Random(victim)
+    print("moments drawn from the seed", victim)
+    for _ in range(10):
+        with pair.started(out) as child:
+            read_to(child, 1)
+            time.sleep(moments.uniform(0, 0.6))
+            if victim == "launcher":
+                child.kill()
+            elif victim == "rank":
+                os.kill(moments.choice(ranks_of(child.pid)), signal.SIGKILL)
+            else:
+                child.terminate()
+            _, stderr = child.communicate(timeout=120)
+            assert child.returncode == {"launcher": -signal.SIGKILL, "rank": 1, "asked": 75}[victim], stderr.decode()
+            assert b"Traceback" not in stderr
+            assert nobody_left(child.pid)
+        assert not (out / "vtools.json").exists(), "the run ended before it could be disturbed: make it longer"
+    done = pair.finish(out)
+    assert tiny.tree(out) == pair.model
+    resumed = exact(done.stdout)
+    assert resumed and resumed == {key: pair.metrics[key] for key in resumed}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ends_during_a_save_change_nothing(pair: Job, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    caught = 0
+    for victim in ("launcher", "rank", "launcher", "rank"):
+        with pair.started(out) as child:
+            read_to(child, 1)
+            parts = out / "checkpoints"
+            for _ in range(100_000):
+                if any(parts.glob(".step-*.part")):
+                    break
+                time.sleep(0.0005)
+            os.kill(child.pid if victim == "launcher" else ranks_of(child.pid)[-1], signal.SIGKILL)
+            child.communicate(timeout=120)
+            assert nobody_left(child.pid)
+        caught += any(parts.glob(".step-*.part"))
+    assert caught, "no save was cut off"
+    pair.finish(out)
+    assert tiny.tree(out) == pair.model
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_the_same_losses_on_more_and_on_fewer_ranks(tmp_path: Path) -> None:
+    base = tiny.make(tmp_path / "base")  # without dropout, whose random numbers are each rank's own
+    data = tiny.write(tmp_path / "data.jsonl", tiny.conversations(40))
+    os.environ["VTOOLS_CACHE"] = str(tmp_path / "cache")
+    arguments = ["--model", base, "--data", data, "--batch", 8, "--max-steps", 24, "--lr", 1e-3, "--dtype", "fp32"]
+
+    def losses(out: str, *more: object, code: int = 0) -> dict[int, float]:
+        done = subprocess.run(
+            tiny.command(*arguments, "--out", tmp_path / out, *more),
+            capture_output=True, env=tiny.environment(), timeout=240,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr.decode()
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+    alone = losses("alone")
+    for first, second in ((1, 2), (2, 1)):
+        out = f"{first}-{second}"
+        full = tmp_path / out
+        child = subprocess.Popen(
+            tiny.command(*arguments, "--out", full, "--nproc", first, "--save-every", 10),
+            stdout=subprocess.PIPE, env=tiny.environment(),
+        )  # fmt: skip
+        read_to(child, 12)
+        child.terminate()
+        child.communicate(timeout=120)
+        assert child.returncode == 75
+        rest = losses(out, "--nproc", second)
+        assert rest and min(rest) > 12 and max(rest) == 24
+        for step, loss in rest.items():
+            assert loss == pytest.approx(alone[step], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_preempted_small_model_is_saved_within_ten_seconds(smollm2: str, tmp_path: Path) -> None:
+    words = ["some bird", "a cat sat", "hills and rain", "one more mat"]
+    records = [
+        {"id": str(index), "messages": [{"role": "user", "content": word}, {"role": "assistant", "content": word * 50}]}
+        for index, word in enumerate(words * 4)
+    ]
+    data = tiny.write(tmp_path / "data.jsonl", records)
+    child = subprocess.Popen(
+        tiny.command("--model", smollm2, "--data", data, "--out", tmp_path / "out", "--batch", 4, "--epochs", 500),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny.environment(OMP_NUM_THREADS="2"),
+    )  # fmt: skip
+    try:
+        read_to(child, 1)
+        child.terminate()
+        before = time.monotonic()
+        _, stderr = child.communicate(timeout=120)
+        seconds = time.monotonic() - before
+    finally:
+        child.kill()
+    assert child.returncode == 75, stderr.decode()
+    assert saved(tmp_path / "out")
+    print(f"SIGTERM to saved: {seconds:.1f} s")
+    assert seconds < 10

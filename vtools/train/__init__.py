@@ -57,7 +57,7 @@ def train(
         typer.Option(help="A longer one is cut at the right, dropped, or an error."),
     ] = "truncate",
     rope_scaling: Annotated[
-        Literal["linear", "dynamic", "yarn"] | None,
+        Literal["linear", "yarn"] | None,
         typer.Option(help="For --max-tokens beyond the model's limit: stretch its positions."),
     ] = None,
     template: options.TemplateName = None,
@@ -155,6 +155,8 @@ def train(
     if gpu and not dry_run:
         raise process.UsageFailure("--gpu is for --dry-run; a run takes the GPUs that are there")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means "save": harmless before there is something to save
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and os.getsid(0) != os.getpid():
+        process.die_with_parent(signum=signal.SIGTERM)  # but not under nohup or setsid, which detach on purpose
     from vtools.train import job
 
     chosen: dict[str, Any] = PUBLISHED | {"batch": 128} | (PRESETS[preset] if preset else {})

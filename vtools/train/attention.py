@@ -27,6 +27,12 @@ def choose(wanted: str, device_type: str) -> str:
     return FLASH_NAME if there and device_type == "cuda" and wanted != "torch" else NAME
 
 
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether there is a kernel for documents of any length: in half precision, on GPUs since Ampere."""
+    new = device.type == "meta" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
+    return new and dtype in (torch.bfloat16, torch.float16)
+
+
 def document_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -54,22 +60,22 @@ def document_attention(
         raise Failure(
             f"{type(module).__name__}: this kind of attention ({', '.join(unknown)}) cannot be trained packed"
         )
-    half = value.dtype in (torch.bfloat16, torch.float16)
-    if half and value.device.type in ("cuda", "meta"):
+    if has_kernel(value.device, value.dtype):
         if flash:
             return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window, dropout), None
         if not dropout:
             return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
     key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
-    starts = cu_seq_lens_q.tolist()
+    lengths = [end - start for start, end in pairwise(cu_seq_lens_q.tolist())]
     outputs = []
-    for start, end in pairwise(starts):
-        banded = sliding_window is not None and end - start > sliding_window
+    for rows in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True):
+        length = rows[0].shape[2]
+        banded = sliding_window is not None and length > sliding_window
         output = F.scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            attn_mask=_band(end - start, sliding_window or 0, value.device) if banded else None,
+            rows[0],
+            rows[1],
+            rows[2],
+            attn_mask=_band(length, sliding_window or 0, value.device) if banded else None,
             is_causal=not banded,
             dropout_p=dropout,
             scale=scaling,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from transformers import PreTrainedModel
 
 from vtools import jsonl
@@ -45,6 +46,9 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, ranks: Ranks) -> None:
         self.folder, self.keep, self.ranks = folder, keep, ranks
         self._pending: _Pending | None = None
+        # The copy that is written beside the training goes to the same pinned memory each time.
+        pinned = StagingOptions(use_shared_memory=False, use_async_staging=False)
+        self._stager = DefaultStager(pinned) if ranks.device.type == "cuda" else None
 
     def save(
         self, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict[str, Any], wait: bool
@@ -68,7 +72,9 @@ class Checkpoints:
             if wait:
                 dcp.save(state, checkpoint_id=part, process_group=self.ranks.saving)
             else:
-                future = dcp.async_save(state, checkpoint_id=part, process_group=self.ranks.saving)
+                future = dcp.async_save(
+                    state, checkpoint_id=part, process_group=self.ranks.saving, async_stager=self._stager
+                )
                 assert isinstance(future, Future)
                 self._pending.written = future
         if wait:
@@ -111,11 +117,11 @@ class Checkpoints:
     def _explained(self, step: int) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, CheckpointException) as error:
+        except (OSError, CheckpointException) as error:  # anything else is a rank that has gone
             causes = getattr(error, "failures", None)  # of a CheckpointException, by rank: (exception, traceback)
             cause = next(iter(causes.values()))[0] if causes else error
             shutil.rmtree(self.folder / f".step-{step}.part", ignore_errors=True)
-            reason = str(cause).strip().splitlines()[0]
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise Failure(
                 f"{self.folder / f'step-{step}'}: cannot be saved ({reason}); what was saved before is whole: free "
                 f"space and give the same command again"
@@ -123,16 +129,17 @@ class Checkpoints:
 
 
 def state_of(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What is trained and its moments, by name; a moment that is not there yet is zero."""
+    """What is trained and its moments, by name; the optimiser gets zeros for those that it does not have yet."""
     state: dict[str, Any] = {}
     for name, parameter in model.named_parameters():  # a tied weight has one name here
         if parameter.requires_grad:
             state[f"weight/{name}"] = parameter.detach()
             moments = optimizer.state[parameter]
-            for key in MOMENTS:
-                if key not in moments:
-                    moments[key] = torch.zeros_like(parameter)
-                state[f"{key}/{name}"] = moments[key]
+            if not moments:
+                moments["step"] = torch.zeros((), device=parameter.device)
+                moments |= {key: torch.zeros_like(parameter) for key in MOMENTS}
+            state |= {f"{key}/{name}": moments[key] for key in MOMENTS}
+    assert len(optimizer.state) == len(optimizer.param_groups[0]["params"]), "a gathered parameter is another one"
     return state
 
 
@@ -148,24 +155,29 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def restore(path: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-    """Put a checkpoint's weights and moments into the model and its fresh optimiser, bit by bit."""
+def restore(path: Path, updates: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
+    """Put a checkpoint's weights and moments into the model and its fresh optimiser, bit by bit.
+
+    `updates` is how often Adam has changed the weights.
+    """
     state = state_of(model, optimizer)
     with _silent():
         try:
             dcp.load(state, checkpoint_id=path, process_group=ranks.saving)
-        except (OSError, RuntimeError, CheckpointException) as error:
-            raise Failure(
-                f"{path}: cannot be read ({str(error).strip().splitlines()[0]}); remove it and rerun"
-            ) from None
+        except (OSError, CheckpointException) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise Failure(f"{path}: cannot be read ({reason}); remove it and give the same command again") from None
     for moments in optimizer.state.values():
-        moments["step"] = torch.tensor(float(step), device=moments["exp_avg"].device)
+        moments["step"] = torch.tensor(float(updates), device=moments["exp_avg"].device)
 
 
-def discard_parts(folder: Path) -> None:
-    """Remove what a killed run left half written."""
+def clear(folder: Path, step: int) -> None:
+    """Remove what a killed run left half written, and torn checkpoints after the one to go on from."""
     for part in folder.glob(".step-*.part"):
         shutil.rmtree(part)
+    for number, path in _steps(folder):
+        if number > step:
+            shutil.rmtree(path)
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:

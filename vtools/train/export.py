@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from vtools import jsonl
 from vtools.process import Failure
 from vtools.template import Template
-from vtools.train import lora, provenance
+from vtools.train import lora, provenance, shard
 from vtools.train.ranks import Ranks
 
 TOKENIZER_FILES = (
@@ -83,7 +83,7 @@ def whole(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tor
 
     A tied matrix comes once. All ranks must take all of them, for each is gathered by all.
     """
-    model.reshard()  # type: ignore[operator]  whatever ran last, a forward pass leaves the root gathered
+    shard.reshard(model)
     with torch.no_grad():
         for name, tensor in lora.merged(model):
             yield name, tensor.to(dtype).cpu().contiguous()
@@ -117,7 +117,7 @@ def _save_weights(model: PreTrainedModel, part: Path, dtype: torch.dtype) -> Non
     if len(files) == 1:
         files[0][0].rename(part / "model.safetensors")
         return
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, (path, names) in enumerate(files, start=1):
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
         path.rename(part / name)
@@ -137,7 +137,6 @@ def _verify(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:
     config = model.config
     config.dtype = DTYPES[dtype]
-    config.architectures = [type(model).__name__]
     config.use_cache = True
     config.save_pretrained(part)
     generation = model.generation_config

@@ -154,9 +154,7 @@ def _ranks_here(request: Request) -> int:
 
 
 def dry_run(request: Request) -> dict[str, Any]:
-    """What `run` would do and cost, loading no weights; on stderr in words, with a conversation whose trained tokens are
-    marked.
-    """
+    """What `run` would do and cost, loading no weights; on stderr in words, and a conversation with its mask."""
     inputs = read(request, weights=False)
     corpus = inputs.corpus
     if not request.quiet:

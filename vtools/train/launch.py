@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -25,6 +28,7 @@ class Died(Failure):
 
 
 FAILURES: dict[str, type[Failure]] = {kind.__name__: kind for kind in (Failure, TryAgain, UsageFailure)}
+LESS_MEMORY = "use more ranks, --recompute full, a lower --micro-tokens, or --lora"
 LET_THE_DEAD_BE_SEEN = 3.0  # seconds
 
 
@@ -44,29 +48,28 @@ def _alone(job: rank.Job) -> None:
         rank.work(job, here, alone=True)
 
 
-class _joined:
-    """The process group, for the length of the block."""
-
-    def __enter__(self) -> ranks.Ranks:
-        return ranks.join()
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is None:  # after a failure others may never answer
-            dist.destroy_process_group()
+@contextlib.contextmanager
+def _joined() -> Iterator[ranks.Ranks]:
+    """The process group, for the length of the block; after a failure others may never answer, so it is left."""
+    try:
+        yield ranks.join()
+    except torch.cuda.OutOfMemoryError as error:
+        raise Failure(f"{str(error).splitlines()[0]} {LESS_MEMORY}") from None
+    dist.destroy_process_group()
 
 
 def _under_torchrun(job: rank.Job) -> None:
     """One rank among those that torchrun has started; it passes signals on by itself."""
-    with _joined() as here:
+    with contextlib.ExitStack() as stack:
+        here = stack.enter_context(_joined())
         if here.rank == 0:
-            with process.lock(job.out):
-                rank.work(job, here, alone=False)
-            return
+            stack.enter_context(process.lock(job.out))
         try:
             rank.work(job, here, alone=False)
         except Failure as failure:
-            time.sleep(1)  # rank 0 says it
-            sys.stderr.flush()
+            if os.environ.get("LOCAL_RANK") == "0":
+                raise
+            time.sleep(1)  # torchrun ends all ranks at the first that goes, and the first of each machine says why
             os._exit(failure.exit_code)
 
 
@@ -78,12 +81,16 @@ def _launch(job: rank.Job) -> None:
     asked: list[int] = []
 
     def forward(signum: int, frame: object) -> None:
-        if signum != signal.SIGUSR1:
-            asked.append(signum)
-        meant = signal.SIGKILL if len(asked) > 1 else signal.SIGUSR1 if signum == signal.SIGUSR1 else signal.SIGTERM
-        for child in multiprocessing.active_children():
+        if signum == signal.SIGUSR1:  # a rank that is still starting would die of the signal
+            (job.out / "SAVE").touch()
+            return
+        asked.append(signum)
+        children = multiprocessing.active_children()
+        for child in children:
             if child.pid:
-                os.kill(child.pid, meant)
+                os.kill(child.pid, signal.SIGKILL if len(asked) > 1 else signal.SIGTERM)
+        if len(children) < job.inputs.nproc:  # still waiting for other machines, or for ranks to start
+            raise Interrupted(signum)
 
     signals = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1]
     for signum in signals:
@@ -111,7 +118,7 @@ def _launch(job: rank.Job) -> None:
     except ChildFailedError as error:
         ended = _failure(error, request.verbose)
         if asked and isinstance(ended, Died):
-            ended = TryAgain("preempted before the first step; give the same command again")
+            ended = TryAgain("ended before it could save once more; the same command goes on from what was saved")
     else:
         return
     if asked and asked[0] != signal.SIGTERM and isinstance(ended, TryAgain):
@@ -150,7 +157,7 @@ def _failure(error: ChildFailedError, verbose: bool) -> Failure:
         process.die_of(signal.SIGPIPE)
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
-        hint = " (out of memory? lower --micro-tokens, or use more ranks)" if name == "SIGKILL" else ""
+        hint = f" (out of memory? {LESS_MEMORY})" if name == "SIGKILL" else ""
         return Died(f"rank {number} died of {name}{hint}; what was saved is whole: the same command goes on")
     details: Any = first.message
     if isinstance(details, dict):
@@ -160,6 +167,4 @@ def _failure(error: ChildFailedError, verbose: bool) -> Failure:
         print(first.error_file_data["message"]["extraInfo"]["py_callstack"], file=sys.stderr)
     if kind in FAILURES:
         return FAILURES[kind](text)
-    if "out of memory" in str(details):
-        text += "; lower --micro-tokens, or use more ranks or --recompute full"
     return Died(f"rank {number}: {kind}: {text.splitlines()[0] if text else ''}; what was saved is whole")

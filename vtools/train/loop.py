@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import dataclasses
 import hashlib
 import math
-import os
-import resource
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +19,12 @@ from transformers import PreTrainedModel
 
 from vtools import process
 from vtools.process import Failure
-from vtools.train import checkpoint, plan
+from vtools.train import checkpoint, device, plan, shard
 from vtools.train.data import Corpus
 from vtools.train.loss import summed_loss
 from vtools.train.pack import pack
 from vtools.train.ranks import Ranks
+from vtools.train.signals import Asked
 
 CLIP = 1.0
 FIRST_SCALE, SCALE_STEPS = 2.0**16, 2000  # of the loss in fp16; torch.amp.GradScaler's defaults
@@ -58,6 +56,7 @@ class Saving:
     keep: int
     note: dict[str, Any]
     aside: bool  # whether training goes on while one is written
+    last: bool = False  # whether the last step is saved in any case
 
     @property
     def folder(self) -> Path:
@@ -73,37 +72,7 @@ class Result:
     held_out: dict[int, float] = field(default_factory=dict)
     scale: float = FIRST_SCALE  # the fp16 loss scale, and the good steps since it last changed
     good_steps: int = 0
-
-
-class Asked:
-    """What signals have asked for: SIGTERM, SIGINT and SIGHUP to save and end, SIGUSR1 to save and go on."""
-
-    def __init__(self, alone: bool) -> None:
-        """`alone`: nobody forwards signals to this process, so a second one means: now."""
-        self.alone = alone
-        self.end: int | None = None
-        self.save = False
-
-    def __call__(self, signum: int, frame: object) -> None:
-        if signum == signal.SIGUSR1:
-            self.save = True
-        elif self.end is not None and self.alone:  # asked twice: do not wait for the save
-            raise process.Interrupted(signum)
-        else:
-            self.end = self.end or signum
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take the signals for the length of the block."""
-        before = {}
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
-            if signum == signal.SIGUSR1 or signal.getsignal(signum) is not signal.SIG_IGN:
-                before[signum] = signal.signal(signum, self)
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+    updates: int = 0  # of the weights: in fp16 a step may be skipped
 
 
 class Trainer:
@@ -133,11 +102,22 @@ class Trainer:
         self.saved_step, self.saved_at = 0, time.monotonic()
         self.epoch, self.steps = -1, [[0]]
 
+    def warm_up(self) -> None:
+        """Compile for a row of the full length, always the same: kernels are made for the first row that they see.
+
+        A run that is resumed would begin with another row, and add in another order.
+        """
+        ids = [token % 1000 for token in range(self.recipe.micro_tokens)]
+        self.model.train()
+        self.model(summed_loss, pack([(ids, b"\0" + b"\1" * (len(ids) - 1))], self.ranks.device), 0.0).backward()
+        self.optimizer.zero_grad(set_to_none=True)
+
     def restore(self, path: Path, note: dict[str, Any]) -> None:
         """Go on from a checkpoint and its note."""
         held_out = {int(step): loss for step, loss in note["held_out"].items()}
-        self.result = Result(note["step"], note["loss"], held_out, note["scale"], note["good_steps"])
-        checkpoint.restore(path, self.result.step, self.model, self.optimizer, self.ranks)
+        known = {name: note[name] for name in ("step", "loss", "scale", "good_steps", "updates")}
+        self.result = Result(held_out=held_out, **known)
+        checkpoint.restore(path, self.result.updates, self.model, self.optimizer, self.ranks)
         self.saved_step = self.result.step
 
     def run(
@@ -165,15 +145,18 @@ class Trainer:
                     loss = self._held_out_loss(self.evaluation)
                     self._end_if_asked()
                     result.held_out[step] = loss
-                    row = {"step": step, "eval_loss": loss, "eval_tokens": self.evaluation.trained_tokens}
+                    row: dict[str, Any] = {
+                        "step": step,
+                        "eval_loss": loss,
+                        "eval_tokens": self.evaluation.trained_tokens,
+                    }
                     if sample:
                         row["samples"] = sample()
                     write(row | {"ms": _ms(before)})
                 self._end_if_asked()
                 if step == recipe.steps:
-                    self._save(
-                        wait=True, only_after=WORTH_SAVING
-                    )  # saving the model may fail, and can then be repeated
+                    # Saving the model may fail, and can then be repeated.
+                    self._save(wait=True, only_after=0 if self.saving.last else WORTH_SAVING)
                     return result
                 before = time.monotonic()
                 metrics = self._step(step)
@@ -183,7 +166,7 @@ class Trainer:
                 lengths = metrics.pop("lengths")
                 metrics["tokens_per_s"] = round(metrics["tokens"] / max(seconds, 1e-9), 1)
                 metrics["mfu"] = round(work(lengths) / seconds, 4) if work else None
-                metrics["mem_gb"] = round(_peak_memory(self.ranks.device) / 1e9, 3)
+                metrics["mem_gb"] = round(device.peak_memory(self.ranks.device) / 1e9, 3)
                 metrics["ms"] = round(seconds * 1000)
                 metrics["ckpt_ms"] = self._save_if_due()
                 elapsed = time.monotonic() - started
@@ -217,9 +200,9 @@ class Trainer:
             before = time.monotonic()
             packed = pack((corpus.conversation(one) for one in members), ranks.device)
             packing += time.monotonic() - before
-            loss = self.model(summed_loss, packed) / trained
-            (loss * scale).backward()
-            total += loss.detach()
+            loss = self.model(summed_loss, packed, scale / trained)
+            loss.backward()
+            total += loss.detach() / scale
         norm = self._clip(scale)
         (value,) = ranks.sums(total.item())
         rate = plan.learning_rate(step, recipe.steps, recipe.warmup, recipe.lr, recipe.schedule)
@@ -233,6 +216,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             self.optimizer.step()
+            result.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
         if half:  # a gradient beyond fp16 skips the step and halves the scale, as torch.amp.GradScaler does
             result.good_steps = result.good_steps + 1 if finite else 0
@@ -260,7 +244,7 @@ class Trainer:
     def _clip(self, scale: float) -> float:
         """Undo the loss scale and clip the gradient of all ranks together to norm 1; returns its norm before."""
         if scale != 1:
-            torch._foreach_mul_([parameter.grad for parameter in self.parameters], 1 / scale)
+            torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], 1 / scale)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
@@ -269,13 +253,15 @@ class Trainer:
         """The mean loss of a trained token over conversations that are not trained; NaN if asked to end."""
         self.model.eval()
         total = 0.0
-        for start in range(0, len(corpus), self.recipe.batch):
-            for members in self._mine(corpus, range(start, min(start + self.recipe.batch, len(corpus)))):
-                if self._asked_to_end():
-                    return math.nan
-                packed = pack((corpus.conversation(one) for one in members), self.ranks.device)
-                total += self.model(summed_loss, packed).item()
-        self.model.reshard()  # without a backward pass the root stays gathered
+        try:
+            for start in range(0, len(corpus), self.recipe.batch):
+                for members in self._mine(corpus, range(start, min(start + self.recipe.batch, len(corpus)))):
+                    if self._asked_to_end():
+                        return math.nan
+                    packed = pack((corpus.conversation(one) for one in members), self.ranks.device)
+                    total += self.model(summed_loss, packed).item()
+        finally:
+            shard.reshard(self.model)
         return self.ranks.sums(total)[0] / corpus.trained_tokens
 
     def _asked_to_end(self) -> bool:
@@ -319,49 +305,10 @@ class Trainer:
         self.checkpoints.finish()
         (old,) = self.ranks.largest(time.monotonic() - self.saved_at >= only_after)
         if self.saved_step != result.step and old:
-            note = self.saving.note | vars(result)
+            note = self.saving.note | dataclasses.asdict(result)  # a copy: the run goes on while it is written
             self.checkpoints.save(result.step, self.model, self.optimizer, note, wait)
         self.saved_step, self.saved_at = result.step, time.monotonic()
 
 
 def _ms(since: float) -> int:
     return round((time.monotonic() - since) * 1000)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """The most memory that this rank has used, in bytes: the device's, or on the CPU the process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def prepare(device: torch.device) -> None:
-    """The same run gives the same bits: kernels that add in a changing order are not used."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with a fixed workspace
-        torch.backends.cuda.matmul.allow_tf32 = True  # where fp32 products remain
-    else:
-        # Rows of ever other lengths would leave glibc's heap in pieces: large tensors get mappings of their own.
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
-        if mallopt is not None:
-            m_mmap_threshold = -3
-            mallopt(m_mmap_threshold, 4 << 20)
-
-
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where the hardware multiplies it, fp16 on older GPUs, fp32 on other CPUs."""
-    if name != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
-    if device.type == "cuda":
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            return torch.float16
-        fast = True
-    else:
-        # Without these instructions oneDNN still takes bf16, and only emulates it.
-        emulated = (
-            torch.backends.cpu.get_cpu_capability().startswith("AVX") and not torch.cpu._is_avx512_bf16_supported()
-        )
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated
-    return torch.bfloat16 if fast else torch.float32

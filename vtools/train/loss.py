@@ -10,35 +10,41 @@ from transformers import PreTrainedModel
 
 from vtools.train.pack import Packed, hidden_states
 
-# On a GPU each chunk adds to the whole gradient of the head, so chunks are few; on the CPU memory is dearer.
+# Logits at a time: each chunk adds to the whole gradient of the head, and costs memory. Inside a chunk the CPU makes
+# the softmax of so many logits as its caches hold.
 CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}
+SOFTMAX_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 28}
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """The summed cross-entropy (float64 scalar) of `hidden @ weight.T` against targets.
+    """The summed cross-entropy (float64 scalar) of `hidden @ weight.T` against targets, times `scale`.
 
     Gradients are made in the forward pass, chunk by chunk, so that logits are computed once and never kept. Matrix
-    products run in the dtype of `hidden` and `weight`, everything else in fp32.
+    products run in the dtype of `hidden` and `weight`, everything else in fp32; the scale comes before rounding, since
+    fp16 needs it.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         """hidden [tokens, width], weight [vocabulary, width], targets [tokens] int64."""
+        device = hidden.device.type
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         hidden_grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        size = max(1, CHUNK_LOGITS.get(hidden.device.type, 1 << 25) // weight.shape[0])
+        size = max(1, CHUNK_LOGITS.get(device, 1 << 25) // weight.shape[0])
+        rows = max(1, SOFTMAX_LOGITS.get(device, 1 << 21) // weight.shape[0])
         for start in range(0, len(targets), size):
-            inputs, goals = hidden[start : start + size], targets[start : start + size]
-            rows = torch.arange(len(goals), device=hidden.device)
-            logits = (inputs @ weight.T).float()
-            norms = logits.logsumexp(dim=-1)
-            total += (norms - logits[rows, goals]).sum(dtype=torch.float64)
-            if hidden_grad is None and weight_grad is None:
-                continue
-            probabilities = logits.sub_(norms.unsqueeze(1)).exp_()
-            probabilities[rows, goals] -= 1
-            slope = probabilities.to(weight.dtype)
+            inputs = hidden[start : start + size]
+            slope = inputs @ weight.T  # the logits, and in their place their gradient
+            for logits, goals in zip(slope.split(rows), targets[start : start + size].split(rows), strict=True):
+                logarithms = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+                total -= logarithms.gather(1, goals.unsqueeze(1)).sum(dtype=torch.float64)
+                if hidden_grad is not None or weight_grad is not None:
+                    probabilities = logarithms.exp_()
+                    probabilities[torch.arange(len(goals), device=hidden.device), goals] -= 1
+                    logits.copy_(probabilities.mul_(scale))
             if hidden_grad is not None:
                 hidden_grad[start : start + size] = slope @ weight
             if weight_grad is not None:
@@ -48,21 +54,24 @@ class LinearCrossEntropy(torch.autograd.Function):
                     weight_grad += slope.T @ inputs
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.dtype = weight.dtype
-        return total
+        return total * scale
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         hidden_grad, weight_grad = ctx.saved_tensors
-        scale = grad_outputs[0].float()
+        slope = grad_outputs[0].float()
         return (
-            None if hidden_grad is None else hidden_grad.mul_(scale),
-            None if weight_grad is None else weight_grad.mul_(scale).to(ctx.dtype),
+            None if hidden_grad is None else hidden_grad.mul_(slope),
+            None if weight_grad is None else weight_grad.mul_(slope).to(ctx.dtype),
+            None,
             None,
         )
 
 
-def summed_loss(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
-    """The loss of a micro-batch summed over its trained tokens (float64 scalar), in the dtype of the weights."""
+def summed_loss(model: PreTrainedModel, packed: Packed, scale: float = 1.0) -> torch.Tensor:
+    """The loss summed over the trained tokens of a micro-batch, times `scale` (float64 scalar)."""
     hidden = hidden_states(model, packed).index_select(0, packed.predicting)
-    loss = LinearCrossEntropy.apply(hidden, model.get_output_embeddings().weight, packed.targets)
-    return loss  # type: ignore[no-any-return]
+    weight = model.get_output_embeddings().weight
+    if not torch.is_grad_enabled():  # inside the function nothing else tells
+        hidden, weight = hidden.detach(), weight.detach()
+    return LinearCrossEntropy.apply(hidden, weight, packed.targets, scale)  # type: ignore[no-any-return]

@@ -88,6 +88,7 @@ def difference(model: PreTrainedModel, conversations: Sequence[Sequence[int]], d
 
     `model(work, ...)` runs work(model, ...), as vtools.train.shard makes it; alone is with eager attention.
     """
+    model.eval()
     packed = pack([(ids, bytes(len(ids))) for ids in conversations], device)
     together = model(logits, packed)
     own = model.config._attn_implementation
@@ -107,7 +108,7 @@ def self_check(
     found = difference(model, conversations, device)
     if not found <= TOLERANCE[dtype]:
         raise Failure(
-            f"{type(model).__name__}: packed conversations give other logits than single ones "
+            f"{type(model).__name__.removeprefix('FSDP')}: packed conversations give other logits than single ones "
             f"(relative difference {found:.2g}): this architecture cannot be trained here"
         )
     return found

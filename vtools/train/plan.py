@@ -63,9 +63,6 @@ def warmup_steps(warmup: float, steps: int) -> int:
     return math.ceil(warmup * steps) if warmup < 1 else int(warmup)
 
 
-SCHEDULES = ("cosine", "linear", "constant")
-
-
 def learning_rate(step: int, steps: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
     """Linear warm-up, then half a cosine or a line to zero, or no change; `step` counts from 0, warm-up begins at 0.
 

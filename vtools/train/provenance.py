@@ -40,6 +40,7 @@ def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
         "rope scaling": inputs.rope,
         "--seed": request.seed,
         "--dtype": dtype,
+        "--save-dtype": request.save_dtype,
     }
 
 
@@ -140,8 +141,9 @@ def card(about: dict[str, Any]) -> str:
 # A chat model tuned from {Path(base).name if not known else base}
 
 Trained with vtools {about["versions"]["vtools"]} on {data["conversations"]} conversations
-({data["data_tokens"]:,} tokens, of which {data["data_trained_tokens"]:,}, the assistant's, were trained), in {result["steps"]} steps; the last loss was
-{result["loss"]:.4f}.{held} Its prompts follow the template `{about["template"]}`, stored beside the weights.
+({data["data_tokens"]:,} tokens, of which {data["data_trained_tokens"]:,}, the assistant's, were trained),
+in {result["steps"]} steps; the last loss was {result["loss"]:.4f}.{held}
+Its prompts follow the template `{about["template"]}`, stored beside the weights.
 
 ## Data
 | | | conversations |

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 
 from vtools import jsonl, model, template
 from vtools.process import Failure
-from vtools.train import attention, checkpoint, estimate, export, loop, lora, pack, provenance, sample, shard
+from vtools.train import attention, checkpoint, device, estimate, export, loop, lora, pack, provenance, sample, shard
 from vtools.train.job import Inputs, Request
 from vtools.train.ranks import Ranks
 
@@ -36,46 +37,17 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     """
     request, inputs, out = job.request, job.inputs, job.out
     first = ranks.rank == 0
-    loop.prepare(ranks.device)
-    dtype = loop.compute_dtype(request.dtype, ranks.device)
+    device.prepare(ranks.device)
+    dtype = device.compute_dtype(request.dtype, ranks.device)
     identity = provenance.identity(request, inputs, str(dtype).removeprefix("torch."))
-    others = [other for other in ranks.gathered(identity) if other != identity]
-    if others:
-        differences = provenance.differences(others[0], identity)
-        raise Failure(f"the nodes were not given the same run: {'; '.join(differences)}")
-    folder = out / "checkpoints"
-    found = _earlier(request, out, identity, folder)
-    ranks.wait()
+    found = _earlier(job, identity, ranks)
     if found == "finished":
         if first:
             if request.keep is None:
-                shutil.rmtree(folder, ignore_errors=True)  # the run was killed just after its last file
+                shutil.rmtree(out / "checkpoints", ignore_errors=True)  # the run was killed just after its last file
             _say(request, f"{out}: this run is finished; nothing to do")
         return
-    if first:
-        _clear(request, out, folder)
-    ranks.wait()
-
-    kernel = attention.choose(request.attention, ranks.device.type)
-    network = shard.empty(inputs.folder, inputs.rope, torch.float32 if not request.lora else dtype, kernel)
-    if request.lora:
-        lora.inject(network, request.lora)
-    shape = estimate.shape(network)
-    available = -ranks.largest(-estimate.available_memory(ranks.device, inputs.nproc))[0]  # of the smallest
-    chosen = planned(request, inputs, network, shape, dtype, ranks.size, ranks.device.type, available)
-    shard.shard(network, ranks.mesh, dtype, chosen.recompute, chosen.compiled)
-    base = shard.Weights(inputs.folder)
-
-    def read(name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
-        made = lora.initial(name, shape, request.seed)
-        return base.read(lora.base_name(name), shape, start, stop) if made is None else made[start:stop]
-
-    shard.fill(network, read, ranks.device)
-    corpus, held_out = inputs.corpus, inputs.held_out
-    probe = [list(corpus.conversation(place % len(corpus))[0][:length]) for place, length in enumerate((32, 24, 16))]
-    gap = pack.self_check(network, probe, dtype, ranks.device)
-    network.reshard()
-    text = template.load(request.template, model.tokenizer(request.model))
+    network, chosen, shape = _built(job, ranks, dtype, found[1] if isinstance(found, tuple) else None)
     recipe = loop.Recipe(
         steps=inputs.steps,
         batch=request.batch,
@@ -87,20 +59,25 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         dtype=dtype,
         eval_every=request.eval_every,
     )
-    # While a checkpoint is written beside the training, the host holds a copy of it: 12 bytes a parameter.
-    copies = 12 * shape.trainable / ranks.size * inputs.nproc
-    (host,) = ranks.largest(copies * 2 > estimate.available_memory(torch.device("cpu")))
-    saving = loop.Saving(out, *request.save_every, keep=request.keep or 2, note={"run": identity}, aside=not host)
-    trainer = loop.Trainer(network, corpus, held_out, recipe, saving, ranks, alone)
+    plan = {name: getattr(chosen, name) for name in PLAN}
+    saving = loop.Saving(
+        out,
+        *request.save_every,
+        keep=request.keep or 2,
+        note={"run": identity, "ranks": ranks.size, "plan": plan},
+        aside=_room_for_a_copy(shape, inputs, ranks),
+        last=request.keep is not None,
+    )
+    trainer = loop.Trainer(network, inputs.corpus, inputs.held_out, recipe, saving, ranks, alone)
+    if chosen.compiled:
+        trainer.warm_up()
+    if first:
+        _clear(request, out, found[1]["step"] if isinstance(found, tuple) else 0)
+    ranks.wait()
     if isinstance(found, tuple):
         trainer.restore(*found)
     resumed = trainer.result.step
-    if request.verbose and first:
-        _say(
-            request,
-            f"{ranks.size} x {ranks.device.type}, {identity['--dtype']}, recompute {chosen.recompute}, "
-            f"micro-batches of {chosen.micro_tokens} tokens{', compiled' * chosen.compiled}; packed differs from single by {gap:.1g}",
-        )
+    text = template.load(request.template, model.tokenizer(request.model))
     peak = estimate.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
 
     def share(lengths: Sequence[int]) -> float:
@@ -108,24 +85,73 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         return flops / ((peak or 1) * ranks.size)
 
     def samples() -> list[dict[str, str]]:
-        assert held_out is not None
-        return sample.answers(network, sample.prompts(held_out, request.samples), text, ranks.device)
+        assert inputs.held_out is not None
+        with device.uncompiled():
+            return sample.answers(network, sample.prompts(inputs.held_out, request.samples), text, ranks)
 
     with jsonl.output(None if first else "/dev/null") as output:
         write: Callable[[dict[str, Any]], None] = output.write
         write({"step": resumed, **inputs.summary()})
         with jsonl.progress("train", request.quiet or not first, inputs.steps, " steps") as tick:
             result = trainer.run(write, tick, samples if request.samples else None, share if peak else None)
-    about = provenance.describe(request, inputs, identity, result)
-    export.export(network, text, out, request.save_dtype, about, ranks)
+    export.export(network, text, out, request.save_dtype, provenance.describe(request, inputs, identity, result), ranks)
     if first:
         if request.keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(out / "checkpoints", ignore_errors=True)
         after = f" (resumed at {resumed})" if resumed else ""
         held = [f"{loss:.4f}" for _, loss in sorted(result.held_out.items())]
         ends = f", held-out loss {held[0]} to {held[-1]}" if held else ""
         _say(request, f"{result.step} steps{after}, loss {result.loss:.4f}{ends}; saved {out}")
     ranks.wait()
+
+
+def _built(
+    job: Job, ranks: Ranks, dtype: torch.dtype, note: dict[str, Any] | None
+) -> tuple[PreTrainedModel, estimate.Plan, estimate.Shape]:
+    """The model with its weights, cut over the ranks and checked, and how it is computed; `note` is a checkpoint's."""
+    request, inputs = job.request, job.inputs
+    kernel = attention.choose(request.attention, ranks.device.type)
+    network = shard.empty(inputs.folder, inputs.rope, torch.float32 if not request.lora else dtype, kernel)
+    if request.lora:
+        lora.inject(network, request.lora)
+    shape = estimate.shape(network)
+    available = -ranks.largest(-estimate.available_memory(ranks.device, inputs.nproc))[0]  # of the smallest
+    quick = attention.has_kernel(ranks.device, dtype) and not getattr(network.config, "attention_dropout", 0)
+    chosen = planned(request, inputs, network, shape, dtype, ranks.size, ranks.device.type, available, quick)
+    if note and note["ranks"] == ranks.size:  # free memory varies, and the same bits need the same cuts
+        before = {name: note["plan"][name] for name, flag in PLAN.items() if getattr(request, flag) in (None, "auto")}
+        chosen = dataclasses.replace(chosen, **before)
+    shard.shard(network, ranks.mesh, dtype, chosen.recompute, chosen.compiled)
+    base = shard.Weights(inputs.folder)
+
+    def read(name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
+        made = lora.initial(name, shape, request.seed)
+        return base.read(lora.base_name(name), shape, start, stop) if made is None else made[start:stop]
+
+    shard.fill(network, read, ranks.device)
+    corpus = inputs.corpus
+    probe = [list(corpus.conversation(place % len(corpus))[0][:length]) for place, length in enumerate((32, 24, 16))]
+    with device.uncompiled():
+        gap = pack.self_check(network, probe, dtype, ranks.device)
+    shard.reshard(network)
+    if request.verbose and ranks.rank == 0:
+        _say(
+            request,
+            f"{ranks.size} x {ranks.device.type}, {str(dtype).removeprefix('torch.')}, recompute {chosen.recompute}, "
+            f"micro-batches of {chosen.micro_tokens} tokens{', compiled' * chosen.compiled}; "
+            f"packed differs from single by {gap:.1g}",
+        )
+    return network, chosen, shape
+
+
+PLAN = {"recompute": "recompute", "micro_tokens": "micro_tokens", "compiled": "compiled"}  # of Plan: of Request
+
+
+def _room_for_a_copy(shape: estimate.Shape, inputs: Inputs, ranks: Ranks) -> bool:
+    """Whether every host can hold what is trained, 12 bytes a parameter, while it is written beside the training."""
+    copies = 12 * shape.trainable / ranks.size * inputs.nproc
+    (short,) = ranks.largest(2 * copies > estimate.available_memory(torch.device("cpu")))
+    return not short
 
 
 def planned(
@@ -137,8 +163,12 @@ def planned(
     size: int,
     device_type: str,
     available: int,
+    quick: bool = True,
 ) -> estimate.Plan:
-    """How micro-batches are computed on `size` ranks. Raises Failure where memory does not suffice."""
+    """How micro-batches are computed on `size` ranks; `quick`: attention has a kernel, so that layers can be compiled.
+
+    Raises Failure where memory does not suffice.
+    """
     longest = max(max(corpus.lengths) for corpus in (inputs.corpus, inputs.held_out) if corpus is not None)
 
     def prepare(layers: PreTrainedModel, recompute: estimate.Recompute) -> None:
@@ -156,26 +186,26 @@ def planned(
         available,
         None if request.recompute == "auto" else request.recompute,  # type: ignore[arg-type]
         request.micro_tokens,
-        request.compiled,
+        request.compiled if quick else request.compiled or False,
         prepare,
     )
 
 
 def foreseen(request: Request, inputs: Inputs) -> dict[str, Any]:
     """What a run needs and costs, for the dry run: on this machine, or on the GPU that --gpu names."""
-    device = torch.device("cuda" if torch.cuda.is_available() and not request.gpu else "cpu")
-    kind = "cuda" if request.gpu else device.type
-    dtype = torch.bfloat16 if request.gpu and request.dtype == "auto" else loop.compute_dtype(request.dtype, device)
+    here = torch.device("cuda" if torch.cuda.is_available() and not request.gpu else "cpu")
+    kind = "cuda" if request.gpu else here.type
+    dtype = torch.bfloat16 if request.gpu and request.dtype == "auto" else device.compute_dtype(request.dtype, here)
     network = shard.empty(inputs.folder, inputs.rope, torch.float32 if not request.lora else dtype)
     if request.lora:
         lora.inject(network, request.lora)
     shape = estimate.shape(network)
     size = inputs.nproc * request.nodes
     if request.gpu:
-        peak, available = estimate.gpu(request.gpu)
-        assumed = estimate.ASSUMED_MFU
+        known, available = estimate.gpu(request.gpu)
+        speed: tuple[float | None, float] = known, estimate.ASSUMED_MFU
     else:
-        (peak, assumed), available = estimate.speed(device, dtype), estimate.available_memory(device, inputs.nproc)
+        speed, available = estimate.speed(here, dtype), estimate.available_memory(here, inputs.nproc)
     problem, chosen = None, None
     try:
         chosen = planned(request, inputs, network, shape, dtype, size, kind, available)
@@ -196,33 +226,48 @@ def foreseen(request: Request, inputs: Inputs) -> dict[str, Any]:
         "micro_tokens": chosen.micro_tokens if chosen else None,
         "memory_gb": memory,
         "problem": problem,
-        **estimate.expected(operations, peak, assumed, devices, request.price),
+        **estimate.expected(operations, *speed, devices, request.price),
     }
 
 
-def _earlier(
-    request: Request, out: Path, identity: dict[str, Any], folder: Path
-) -> tuple[Path, dict[str, Any]] | str | None:
-    """The checkpoint to go on from, or "finished"; None to start. Raises Failure where `out` holds something else."""
-    if not request.resume:
-        return None
-    if provenance.finished(out, identity):
-        return "finished"
-    found = checkpoint.latest(folder)
-    if found:
-        provenance.refuse_differences(out, found[1]["run"], identity)
-    elif not folder.exists() and (out / "config.json").exists():
-        raise Failure(f"{out}: holds a model that `vtools train` did not make; choose another --out")
+def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[Path, dict[str, Any]] | str | None:
+    """The checkpoint to go on from, or "finished"; None to start. Rank 0 looks, all go by what it sees.
+
+    Raises Failure where the folder holds something else, or where the ranks were given different runs.
+    """
+    out, folder = job.out, job.out / "checkpoints"
+    others = [other for other in ranks.gathered(identity) if other != identity]
+    if others:
+        raise Failure(
+            f"the machines were not given the same run: {'; '.join(provenance.differences(others[0], identity))}"
+        )
+    found: tuple[Path, dict[str, Any]] | str | Failure | None = None
+    if ranks.rank == 0:
+        try:
+            if not folder.exists() and (out / "config.json").exists() and not (out / provenance.FILE).exists():
+                raise Failure(f"{out}: holds a model that `vtools train` did not make; choose another --out")
+            if job.request.resume:
+                found = "finished" if provenance.finished(out, identity) else checkpoint.latest(folder)
+            if isinstance(found, tuple):
+                provenance.refuse_differences(out, found[1]["run"], identity)
+        except Failure as failure:
+            found = failure
+    found = ranks.gathered(found)[0]
+    if isinstance(found, Failure):
+        raise found
+    if isinstance(found, tuple) and not found[0].exists():
+        raise Failure(f"{folder}: not the folder that rank 0 reads; all machines must share --out")
     return found
 
 
-def _clear(request: Request, out: Path, folder: Path) -> None:
+def _clear(request: Request, out: Path, step: int) -> None:
     """Make the folder ready: without what a killed run left half written, or without any earlier run."""
+    folder = out / "checkpoints"
     if not request.resume:
         shutil.rmtree(folder, ignore_errors=True)
         (out / provenance.FILE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.discard_parts(folder)
+    checkpoint.clear(folder, step)
 
 
 def _say(request: Request, text: str) -> None:

@@ -55,7 +55,8 @@ class Ranks:
 
 def join() -> Ranks:
     """Join the run that the environment describes (as torch elastic and torchrun set it), or be one alone."""
-    rank, size, local = (int(os.environ.get(name, default)) for name, default in DEFAULTS.items())
+    places = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    rank, size, local = (int(os.environ.get(name, default)) for name, default in places.items())
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local)
@@ -67,6 +68,3 @@ def join() -> Ranks:
     mesh = init_device_mesh(device.type, (size,))
     telling, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
     return Ranks(rank, size, device, mesh, telling, saving)
-
-
-DEFAULTS = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0}

@@ -7,12 +7,14 @@ import torch
 from transformers import PreTrainedModel
 
 from vtools.template import Template
+from vtools.train import shard
 from vtools.train.data import Corpus
+from vtools.train.ranks import Ranks
 
 
 @torch.no_grad()
 def answers(
-    model: PreTrainedModel, prompts: list[list[int]], template: Template, device: torch.device, limit: int = 48
+    model: PreTrainedModel, prompts: list[list[int]], template: Template, ranks: Ranks, limit: int = 48
 ) -> list[dict[str, str]]:
     """Each prompt as text, and the first `limit` tokens of its answer, greedily.
 
@@ -24,12 +26,12 @@ def answers(
     rows = []
     try:
         for ids in prompts:
-            answer = model(_continued, torch.tensor([ids], device=device), limit, template.stop_ids)
+            answer = model(_continued, torch.tensor([ids], device=ranks.device), limit, template.stop_ids, ranks)
             prompt = template.tokenizer.decode(ids, skip_special=False)
             rows.append({"prompt": prompt, "answer": template.tokenizer.decode(answer)})
     finally:
         model.set_attn_implementation(own)
-        model.reshard()  # type: ignore[operator]  without a backward pass the root stays gathered
+        shard.reshard(model)
     return rows
 
 
@@ -42,14 +44,15 @@ def prompts(corpus: Corpus, number: int) -> list[list[int]]:
     return found
 
 
-def _continued(model: PreTrainedModel, ids: torch.Tensor, limit: int, ends: frozenset[int]) -> list[int]:
+def _continued(model: PreTrainedModel, ids: torch.Tensor, limit: int, ends: frozenset[int], ranks: Ranks) -> list[int]:
     """The `limit` likeliest tokens after ids [1, tokens], one by one, up to one that ends an answer."""
     cache = None
     found: list[int] = []
     for _ in range(limit):
         output = type(model).forward(model, ids, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
-        token = int(output.logits[0, -1].argmax())
+        likeliest = int(output.logits[0, -1].argmax()) if ranks.rank == 0 else 0
+        (token,) = ranks.largest(likeliest)  # a near tie may fall otherwise on another rank
         if token in ends:
             break
         found.append(token)

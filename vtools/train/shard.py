@@ -39,8 +39,10 @@ def empty(
         config = AutoConfig.from_pretrained(folder)
         if rope:
             _stretch(config, rope)
+        _refuse_history(config)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            config.architectures = [type(model).__name__]  # cutting the model changes its class
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise Failure(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     model.tie_weights()
@@ -57,6 +59,13 @@ def _stretch(config: Any, rope: dict[str, Any]) -> None:
     if before.get("rope_type", "default") != "default":
         raise ValueError(f"its rotary embeddings are scaled already ({before['rope_type']})")
     config.rope_parameters = before | rope
+
+
+def _refuse_history(config: Any) -> None:
+    """Some rotary embeddings depend on the longest conversation seen so far, and so on what is packed beside what."""
+    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if kind in ("dynamic", "longrope"):
+        raise ValueError(f"{kind} rotary embeddings change with the length of the row, and cannot be trained packed")
 
 
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
@@ -84,9 +93,15 @@ def shard(
     model.forward = functools.partial(_with_root, model)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
-        if isinstance(module, FSDPModule):
+        if isinstance(module, FSDPModule) and mesh.size() > 1:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+
+
+def reshard(model: PreTrainedModel) -> None:
+    """Cut the model again after a forward pass without a backward pass, which leaves its root gathered."""
+    assert isinstance(model, FSDPModule)
+    model.reshard()
 
 
 def recompute_layers(model: PreTrainedModel, recompute: str, compiled: bool = False) -> None:

@@ -1,0 +1,54 @@
+# ruff: noqa: TID253
+"""What a device computes in, how it is made to repeat itself, and how much of its memory was used."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+from typing import Any
+
+import torch
+
+
+def prepare(device: torch.device) -> None:
+    """The same run gives the same bits: kernels that add in a changing order are not used."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with a fixed workspace
+    else:
+        # Rows of ever other lengths would leave glibc's heap in pieces: large tensors get mappings of their own.
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
+        if mallopt is not None:
+            m_mmap_threshold = -3
+            mallopt(m_mmap_threshold, 8 << 20)  # below, fresh pages cost more than the heap's gaps
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 where the hardware multiplies it, fp16 on older GPUs, fp32 on other CPUs."""
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+    if device.type == "cuda":
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.float16
+        fast = True
+    else:
+        # Without these instructions oneDNN still takes bf16, and only emulates it.
+        emulated = (
+            torch.backends.cpu.get_cpu_capability().startswith("AVX") and not torch.cpu._is_avx512_bf16_supported()
+        )
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated
+    return torch.bfloat16 if fast else torch.float32
+
+
+def uncompiled() -> Any:
+    """A block in which nothing is compiled: what runs once would use up the compiler's patience with a layer."""
+    return torch.compiler.set_stance("force_eager")
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most memory that this rank has used, in bytes: the device's, or on the CPU the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

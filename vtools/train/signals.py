@@ -1,0 +1,40 @@
+"""What signals ask of a training run; between two steps it looks."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+
+from vtools import process
+
+
+class Asked:
+    """What signals have asked for: SIGTERM, SIGINT and SIGHUP to save and end, SIGUSR1 to save and go on."""
+
+    def __init__(self, alone: bool) -> None:
+        """`alone`: nobody forwards signals to this process, so a second one means: now."""
+        self.alone = alone
+        self.end: int | None = None
+        self.save = False
+
+    def __call__(self, signum: int, frame: object) -> None:
+        if signum == signal.SIGUSR1:
+            self.save = True
+        elif self.end is not None and self.alone:  # asked twice: do not wait for the save
+            raise process.Interrupted(signum)
+        else:
+            self.end = self.end or signum
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take the signals for the length of the block."""
+        before = {}
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            if signum == signal.SIGUSR1 or signal.getsignal(signum) is not signal.SIG_IGN:
+                before[signum] = signal.signal(signum, self)
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
