@@ -12,7 +12,7 @@ _vtools() {
         clean) words="-o --out --rejects --stats -j --jobs --format --engine --merge-same-role --keep -q --quiet -v --verbose --help" ;;
         split) words="--max-tokens --tokenizer --template --hold-out --hold-out-file --sharegpt -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
         stats) words="--plot -o --out -q --quiet -v --verbose --help" ;;
-        train) words="--model -o --out --data --epochs --max-steps --batch --micro-tokens --lr --warmup --max-tokens --overlong --template --eval --eval-every --save-every --keep --resume --dtype --save-dtype --rejects -j --jobs --seed -n --dry-run -q --quiet -v --verbose --help" ;;
+        train) words="--model -o --out --data --preset --epochs --max-steps --batch --lr --warmup --schedule --max-tokens --overlong --rope-scaling --template --lora --eval --eval-every --samples --save-every --keep --resume --nproc --nnodes --rdzv --dtype --attention --micro-tokens --recompute --compile --no-compile --save-dtype --rejects -j --jobs --seed -n --dry-run --gpu --price -q --quiet -v --verbose --help" ;;
         make-delta) words="--base --base-model-path --target --target-model-path -o --out --delta --delta-path --codec --force -n --dry-run -q --quiet -v --verbose --help" ;;
         apply-delta) words="--base --base-model-path --delta --delta-path -o --out --target --target-model-path --verify --force -n --dry-run -q --quiet -v --verbose --help" ;;
         serve) words="--port --host --template --dtype --max-requests -q --quiet -v --verbose --help" ;;

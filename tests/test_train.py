@@ -23,7 +23,7 @@ pytest.importorskip("transformers")
 from vtools import model as models  # noqa: E402
 from vtools import template as templates  # noqa: E402
 from vtools.process import Failure  # noqa: E402
-from vtools.train import attention, data, export, loop, loss, pack, plan, shard  # noqa: E402
+from vtools.train import attention, data, export, loop, loss, pack, plan, shard, tokens  # noqa: E402
 from vtools.train import ranks as processes  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -65,7 +65,7 @@ def load(folder: Path) -> Any:
 
 def corpus_of(template: templates.Template, folder: Path, number: int, seed: int = 0) -> data.Corpus:
     path = tiny.write(folder / f"{number}-{seed}.jsonl", tiny.conversations(number, seed))
-    return data.read(str(path), template, 512, "error", quiet=True)
+    return tokens.read(str(path), template, 512, "error", quiet=True)
 
 
 def sharded(folder: Path, alone: processes.Ranks, dtype: Any = torch.float32, recompute: str = "none") -> Any:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config  # noqa: E402
 
 from vtools.process import Failure  # noqa: E402
-from vtools.train import attention, estimate, lora, shard  # noqa: E402
+from vtools.train import attention, estimate, lora, machine, shard  # noqa: E402
 
 BF16, FP32, CPU = torch.bfloat16, torch.float32, torch.device("cpu")
 GIB = 1 << 30
@@ -52,7 +52,7 @@ def shape_of(config: Any) -> estimate.Shape:
 
 
 def choose(config: Any, gpu: str, world: int, longest: int = 2048, **given: Any) -> estimate.Plan:
-    available = given.pop("available", None) or estimate.gpu(gpu)[1]
+    available = given.pop("available", None) or machine.gpu(gpu)[1]
     return estimate.choose(shape_of(config), config, world, longest, BF16, "cuda", available, **given)
 
 
@@ -116,7 +116,7 @@ def test_adapters_are_trained_and_the_frozen_base_costs_two_thirds() -> None:
     share = estimate.flops(shape, 2048, 0) / estimate.flops(shape_of(LLAMA_7B), 2048, 0)
     assert 2 / 3 < share < 0.68
     prepare = lambda layers, recompute: (lora.inject(layers, 16), shard.recompute_layers(layers, recompute))  # noqa: E731
-    given = (shape, LLAMA_7B, 1, 2048, BF16, "cuda", estimate.gpu("RTX 4090")[1])
+    given = (shape, LLAMA_7B, 1, 2048, BF16, "cuda", machine.gpu("RTX 4090")[1])
     assert estimate.choose(*given, prepare=prepare).memory.state == int(2 * base + 16 * shape.trainable)
     assert estimate.activations(SMALL, "none", FP32, "cpu", prepare).kept > 0
 
@@ -210,7 +210,7 @@ def test_training_takes_the_memory_that_was_foreseen_and_no_more(dtype: str, rec
 def test_vicuna_7b_fits_one_h200_and_13b_does_not_and_says_what_would_do() -> None:
     plan = choose(LLAMA_7B, "H200", 1)
     assert (plan.recompute, plan.micro_tokens, plan.compiled) == ("selective", 8192, True)
-    assert plan.memory.total < plan.memory.available == estimate.gpu("H200")[1]
+    assert plan.memory.total < plan.memory.available == machine.gpu("H200")[1]
     with pytest.raises(
         Failure, match=r"each GPU needs 2\d\d\.\d GB and has 149\.3 GB .*use 2 GPUs \(--nproc\) or --lora"
     ):
@@ -262,7 +262,7 @@ def test_a_choice_on_the_cpu_is_the_same_where_kernels_must_be_deterministic() -
         return estimate.choose(shape_of(SMALL), SMALL, 2, 100, FP32, "cpu", 4 * GIB)
 
     found = plan()
-    assert (found.recompute, found.micro_tokens, found.compiled) == ("none", 2048, False)
+    assert (found.recompute, found.micro_tokens, found.compiled) == ("none", 1024, False)
     torch.use_deterministic_algorithms(True)
     try:
         assert plan() == found
@@ -297,14 +297,14 @@ def test_a_choice_on_the_cpu_is_the_same_where_kernels_must_be_deterministic() -
     ],
 )
 def test_a_gpu_is_known_by_the_name_that_torch_gives_it(name: str, peak: float, size: int) -> None:
-    assert estimate.gpu(name) == (peak, size * GIB)
-    assert estimate.peak_flops(name) == peak
+    assert machine.gpu(name) == (peak, size * GIB)
+    assert machine.peak_flops(name) == peak
 
 
 def test_an_unknown_gpu_has_no_peak_and_as_a_wish_is_refused() -> None:
-    assert estimate.peak_flops("Voodoo2") is None
+    assert machine.peak_flops("Voodoo2") is None
     with pytest.raises(Failure, match=r"--gpu Voodoo2: not known; known are A10, A100, A100-80G"):
-        estimate.gpu("Voodoo2")
+        machine.gpu("Voodoo2")
 
 
 @pytest.mark.parametrize(
@@ -327,18 +327,18 @@ def test_the_limit_of_a_container_counts_and_its_cached_files_do_not(
         place.mkdir(parents=True)
         for name, text in zip((*names[:2], "memory.stat"), (limit, "700", f"anon 1\n{names[2]} 200"), strict=True):
             (place / name).write_text(text + "\n")
-    assert min(estimate._control_groups(tmp_path / "own", tmp_path)) == 500
-    assert not list(estimate._control_groups(tmp_path / "absent", tmp_path))
+    assert min(machine._control_groups(tmp_path / "own", tmp_path)) == 500
+    assert not list(machine._control_groups(tmp_path / "absent", tmp_path))
 
 
 def test_processes_of_one_host_share_its_memory() -> None:
-    one, four = (estimate.available_memory(CPU, processes) for processes in (1, 4))
+    one, four = (machine.available_memory(CPU, processes) for processes in (1, 4))
     assert 0 < four == pytest.approx(one / 4, rel=0.2)
 
 
 def test_time_and_dollars_follow_from_operations_and_price() -> None:
-    peak = estimate.gpu("H100")[0]
-    found = estimate.expected(8 * 3600 * 0.45 * 989e12, peak, estimate.ASSUMED_MFU, 8, 2.5)
+    peak = machine.gpu("H100")[0]
+    found = estimate.expected(8 * 3600 * 0.45 * 989e12, peak, machine.ASSUMED_MFU, 8, 2.5)
     assert found == {"flops": 8 * 3600 * 0.45 * 989e12, "seconds": 3600.0, "usd": 20.0, "assumed_mfu": 0.45}
     assert estimate.expected(1e15, None, 0.45, 8, 2.5) == {
         "flops": 1e15,
@@ -350,5 +350,5 @@ def test_time_and_dollars_follow_from_operations_and_price() -> None:
 
 
 def test_the_speed_of_a_cpu_is_measured() -> None:
-    peak, assumed = estimate.speed(CPU, FP32)
+    peak, assumed = machine.speed(CPU, FP32)
     assert peak is not None and math.isfinite(peak) and peak > 1e8 and assumed == 0.5

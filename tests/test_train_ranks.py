@@ -191,3 +191,25 @@ def test_a_second_signal_does_not_wait_for_the_save(runs: Runs) -> None:
         _, stderr = child.communicate(timeout=120)
         assert child.returncode == 75 and b"Traceback" not in stderr
         assert gone(child.pid)
+
+
+def test_a_run_whose_parent_dies_saves_and_ends(runs: Runs) -> None:
+    command = runs.command("orphan", "--max-steps", 100_000)
+    metrics = runs.folder / "orphan.jsonl"
+    with open(metrics, "wb") as stdout:
+        shell = subprocess.Popen(
+            ["sh", "-c", '"$@" & echo $! >&2; wait', "sh", *command],
+            stdout=stdout, stderr=subprocess.PIPE, env=runs.environment(),
+        )  # fmt: skip
+    assert shell.stderr is not None
+    launcher = int(shell.stderr.readline())
+    try:
+        while b'"loss"' not in metrics.read_bytes():
+            assert Path(f"/proc/{launcher}").exists()
+            time.sleep(0.1)
+        shell.kill()
+        assert b"preempted and saved at step" in shell.stderr.read()  # to the end: the launcher has gone
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(launcher, signal.SIGKILL)
+    assert list((runs.folder / "orphan" / "checkpoints").glob("step-*/note.json"))

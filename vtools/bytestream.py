@@ -35,7 +35,7 @@ class Value:
 
 def values(file: str) -> Iterator[Value]:
     """Yield the raw values of a file (`-` is stdin). The last one carries `torn` if the input broke off."""
-    with _open(file) as stream:
+    with open_file(file) as stream:
         chunks = iter(lambda: stream.read1(CHUNK), b"")  # type: ignore[attr-defined]
         yield from split(chunks, "stdin" if file == "-" else file)
 
@@ -143,7 +143,8 @@ def _elements(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
         yield Value(rest, file, number + 1, place)
 
 
-def _open(file: str) -> BinaryIO:
+def open_file(file: str) -> BinaryIO:
+    """Open a file as it is, compressed or not; `-` is stdin. Raises Failure if stdin is closed."""
     if file == "-":
         if sys.stdin is None:
             raise Failure("stdin is closed")

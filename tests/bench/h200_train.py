@@ -11,6 +11,11 @@ left out and said so:
   7b          vtools train on the 7B shape
   1b-peers, 7b-peers   TRL packed, TRL padded, HF Trainer padded (and TRL packed with liger, where it is installed)
 
+A first look at a new GPU is --sweep: the 1.1B shape alone, with each --recompute, --compile or not, and micro-batches
+of 8,192 and 16,384 tokens, the fastest of them last in a table of its own. Token cache and compiled kernels begin
+empty and are shared by the runs that follow: first_step_s (from the start of the process to the end of the first step)
+is cold in the first run of a kind, and warm after.
+
 Every trainer is a process of its own over the same token ids, in bf16 with fp32 master weights and AdamW. A step's
 time is the time between the lines that it prints, by this process's clock; the first steps do not count; padding is no
 token. MFU is worked out here, from 6 x matrix parameters + 6 x layers x width x sum(n^2)/sum(n) per token (causal,
@@ -64,9 +69,17 @@ PEER_SETTINGS = {
     ("7b", "packed"): [(2, True), (1, True)],
     ("7b", "padded"): [(4, True), (1, True)],
 }
+# In the order of what is learned soonest; --sweep leaves out the last ones when time is up.
+SWEEP = [
+    f"--{compiled} --recompute {recompute} --micro-tokens {size}"
+    for compiled in ("compile", "no-compile")
+    for size in (8192, 16384)
+    for recompute in ("none", "selective", "full")
+]
 PEERS = ["trl packed", "trl padded", "hf padded", "trl packed liger"]
 # Seconds that each part is expected to take on the H200: whether it is still begun.
 EXPECTED = {"attention": 30, "1b": 75, "stall": 80, "7b": 120, "1b-peers": 45, "7b-peers": 70}
+EXPECTED_OF_SWEEP = 45  # one run
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' }}{{ message.role }}{{ '\\n' }}{{ message.content }}"
     "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
@@ -88,6 +101,8 @@ class Bench:
             "TOKENIZERS_PARALLELISM": "false",
             "PYTORCH_ALLOC_CONF": "expandable_segments:True",
             "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+            "VTOOLS_CACHE": str(work / "cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(work / "kernels"),
         }
         if self.dry:
             self.environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -123,10 +138,11 @@ class Bench:
         except Exception as error:
             self.note(section, part=part, error=f"{type(error).__name__}: {error}"[:600])
 
-    def fits(self, section: str, part: str = "") -> bool:
-        if self.dry or self.left_s >= EXPECTED[section]:
+    def fits(self, section: str, part: str = "", seconds: float | None = None) -> bool:
+        seconds = seconds or EXPECTED[section]
+        if self.dry or self.left_s >= seconds:
             return True
-        self.note(section, part=part, skipped=f"{self.left_s:.0f} s are left and it takes about {EXPECTED[section]} s")
+        self.note(section, part=part, skipped=f"{self.left_s:.0f} s are left and it takes about {seconds:.0f} s")
         return False
 
 
@@ -149,7 +165,15 @@ def main() -> None:
         metavar="OPTIONS",
         help="further options of vtools train, as one text; each --vtools is a run of its own ('' is the default run)",
     )
+    parser.add_argument(
+        "--sweep", action="store_true", help="only the 1.1B shape: each --recompute, --compile and --micro-tokens"
+    )
     settings = parser.parse_args()
+    if settings.sweep:
+        if settings.only or settings.vtools:
+            parser.error("--sweep chooses sections and options itself")
+        # On a CPU one compiled run shows enough, and takes a minute.
+        settings.only, settings.vtools = ["1b"], SWEEP[:1] + SWEEP[6:9] if settings.dry_run else SWEEP
     settings.out.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the work folder goes
     sections: dict[str, Callable[[Bench], None]] = {
@@ -213,16 +237,20 @@ def ours(bench: Bench, name: str) -> None:
     if not bench.fits(name):
         return
     folder = made(bench, name)
-    for options in bench.settings.vtools or [""]:
+    several = bench.settings.vtools or [""]
+    short = name == "7b" or bench.settings.sweep  # 13.5 GB need not be exported to know the speed
+    for number, options in enumerate(several):
+        if number and not bench.fits(name, options, EXPECTED_OF_SWEEP if bench.settings.sweep else None):
+            continue
         with bench.guarded(name, f"vtools {options}".strip()):
             last = STEPS["vtools"]
 
             def enough(step: dict[str, Any], child: subprocess.Popen[str], last: int = last) -> None:
-                if name == "7b" and step["step"] >= last:
-                    trl_train.end(child)  # 13.5 GB need not be exported to know the speed
+                if short and step["step"] >= last:
+                    trl_train.end(child)
 
             found = vtools_train(bench, folder, name, ["--max-steps", str(last), *shlex.split(options)], enough)
-            report(bench, name, f"vtools {options}".strip(), found, "vtools", killed=name == "7b")
+            report(bench, name, f"vtools {options}".strip(), found, "vtools", killed=short)
 
 
 def stall(bench: Bench) -> None:
@@ -400,10 +428,10 @@ def summary(bench: Bench) -> None:
     for name in SHAPES:
         mine = [one for one in bench.results if one["section"] == name and "tokens_per_s" in one]
         rivals = [one for one in bench.results if one["section"] == f"{name}-peers" and "tokens_per_s" in one]
-        for one in mine + rivals:
+        for one in sorted(mine, key=lambda one: one["tokens_per_s"]) + rivals:
             print(
-                f"{name} {one['contender']:<42} {one['tokens_per_s']:9.0f} tok/s  {100 * one['mfu']:5.1f} % MFU  "
-                f"{one['mem_gb']:6.1f} GB, card {one['card_gb']:6.1f} GB"
+                f"{name} {one['contender']:<62} {one['tokens_per_s']:9.0f} tok/s  {100 * one['mfu']:5.1f} % MFU  "
+                f"{one['mem_gb']:6.1f} GB, card {one['card_gb']:6.1f} GB, first step {one['first_step_s']:5.1f} s"
             )
         if mine and rivals:
             best = max(mine, key=lambda one: one["tokens_per_s"])

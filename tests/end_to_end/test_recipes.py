@@ -34,6 +34,30 @@ def test_the_readme_pipeline_works_when_pasted(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_vicuna_recipe_shows_its_plan_and_trains_only_when_told_to(tmp_path):
+    tiny.make(tmp_path / "model")
+    shared = [
+        {"id": row["id"], "conversations": [{"from": m["role"], "value": m["content"]} for m in row["messages"]]}
+        for row in tiny.conversations(200)
+    ]
+    (tmp_path / "shared.json").write_text(json.dumps(shared))
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vtools").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vtools "$@"\n')
+    (tmp_path / "bin" / "vtools").chmod(0o755)
+    env = tiny.environment(
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", VTOOLS_CACHE=str(tmp_path / "cache"), WINDOW="512"
+    )
+    command = ["bash", str(ROOT / "recipes" / "vicuna-7b.sh"), "model", "shared.json", "run"]
+    plan = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert plan.returncode == 0, plan.stderr
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["usd"] is not None
+    assert not (tmp_path / "run" / "tuned").exists()
+    done = subprocess.run(command, cwd=tmp_path, env=env | {"TRAIN": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "delta" / "delta.json").exists() and (tmp_path / "run" / "loss.svg").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_quickstart_shows_every_result_and_a_second_call_skips_what_is_done(tmp_path):
     if not (ROOT / ".venv" / "bin" / "vtools").exists():

@@ -337,3 +337,19 @@ def test_a_preempted_small_model_is_saved_within_ten_seconds(smollm2: str, tmp_p
     assert saved(tmp_path / "out")
     print(f"SIGTERM to saved: {seconds:.1f} s")
     assert seconds < 10
+
+
+@pytest.mark.slow
+def test_a_run_asked_to_end_during_an_evaluation_saves_what_it_had_trained(tmp_path: Path) -> None:
+    held = tiny.write(tmp_path / "held.jsonl", tiny.conversations(1500, seed=6))
+    job = Job(tmp_path / "job", "--eval", held, "--max-steps", 20)
+    out = tmp_path / "out"
+    with job.started(out) as child:
+        read_to(child, 10)  # the evaluation of step 10 comes next
+        time.sleep(0.2)
+        child.terminate()
+        stdout, stderr = child.communicate(timeout=120)
+    assert child.returncode == 75, stderr.decode()
+    assert b'"eval_loss"' not in stdout and saved(out) == [10]
+    job.finish(out)
+    assert tiny.tree(out) == job.model

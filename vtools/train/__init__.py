@@ -19,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "alpaca": {"template": "alpaca", "batch": 128, "max_tokens": 512},
 }
 PUBLISHED = {"epochs": 3, "lr": 2e-5, "warmup": 0.03, "schedule": "cosine"}  # the same in all of them
+CORES = len(os.sched_getaffinity(0))
 LORA_RATE = 2e-4  # adapters begin at zero, and take steps ten times as long
 
 
@@ -109,9 +110,7 @@ def train(
     ] = None,
     save_dtype: Annotated[Literal["bf16", "fp32", "fp16"], typer.Option(help="Dtype of the saved weights.")] = "bf16",
     rejects: options.RejectsFile = None,
-    jobs: Annotated[
-        int | None, typer.Option("-j", "--jobs", min=1, help="Processes that tokenise. Default: one a core.")
-    ] = None,
+    jobs: options.Jobs = CORES,
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
     gpu: Annotated[
@@ -191,7 +190,7 @@ def train(
         compiled=compiled,
         save_dtype=save_dtype,
         rejects=rejects,
-        jobs=jobs or len(os.sched_getaffinity(0)),
+        jobs=jobs,
         seed=seed,
         gpu=gpu,
         price=price,

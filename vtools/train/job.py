@@ -12,7 +12,7 @@ from typing import Any
 
 from vtools import model, template
 from vtools.process import Failure, UsageFailure
-from vtools.train import data, plan
+from vtools.train import data, plan, tokens
 from vtools.train.data import Corpus, Overlong
 
 DEFAULT_MAX_TOKENS = 2048
@@ -113,14 +113,14 @@ def read(request: Request, weights: bool = True) -> Inputs:
     quiet = request.quiet or not first
     held_out = None
     if request.evaluation:
-        held_out = data.read(
+        held_out = tokens.read(
             request.evaluation, chosen, max_tokens, request.overlong,
             rejects=os.devnull if request.rejects else None, jobs=request.jobs, quiet=True,
         )  # fmt: skip
         if held_out.rejected and not quiet:
             print(held_out.line().replace("vtools train:", "vtools train: --eval:"), file=sys.stderr)
     rejects = request.rejects if first or not request.rejects else os.devnull
-    corpus = data.read(
+    corpus = tokens.read(
         request.data, chosen, max_tokens, request.overlong, rejects=rejects, jobs=request.jobs, quiet=quiet
     )
     largest = max(corpus.largest, held_out.largest if held_out else 0)

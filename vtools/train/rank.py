@@ -16,7 +16,20 @@ from transformers import PreTrainedModel
 
 from vtools import jsonl, model, template
 from vtools.process import Failure
-from vtools.train import attention, checkpoint, device, estimate, export, loop, lora, pack, provenance, sample, shard
+from vtools.train import (
+    attention,
+    checkpoint,
+    device,
+    estimate,
+    export,
+    loop,
+    lora,
+    machine,
+    pack,
+    provenance,
+    sample,
+    shard,
+)
 from vtools.train.job import Inputs, Request
 from vtools.train.ranks import Ranks
 
@@ -78,7 +91,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         trainer.restore(*found)
     resumed = trainer.result.step
     text = template.load(request.template, model.tokenizer(request.model))
-    peak = estimate.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
+    peak = machine.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
 
     def share(lengths: Sequence[int]) -> float:
         flops = estimate.flops(shape, sum(lengths), sum(length * length for length in lengths))
@@ -115,7 +128,7 @@ def _built(
     if request.lora:
         lora.inject(network, request.lora)
     shape = estimate.shape(network)
-    available = -ranks.largest(-estimate.available_memory(ranks.device, inputs.nproc))[0]  # of the smallest
+    available = -ranks.largest(-machine.available_memory(ranks.device, inputs.nproc))[0]  # of the smallest
     quick = attention.has_kernel(ranks.device, dtype) and not getattr(network.config, "attention_dropout", 0)
     chosen = planned(request, inputs, network, shape, dtype, ranks.size, ranks.device.type, available, quick)
     if note and note["ranks"] == ranks.size:  # free memory varies, and the same bits need the same cuts
@@ -150,7 +163,7 @@ PLAN = {"recompute": "recompute", "micro_tokens": "micro_tokens", "compiled": "c
 def _room_for_a_copy(shape: estimate.Shape, inputs: Inputs, ranks: Ranks) -> bool:
     """Whether every host can hold what is trained, 12 bytes a parameter, while it is written beside the training."""
     copies = 12 * shape.trainable / ranks.size * inputs.nproc
-    (short,) = ranks.largest(2 * copies > estimate.available_memory(torch.device("cpu")))
+    (short,) = ranks.largest(2 * copies > machine.available_memory(torch.device("cpu")))
     return not short
 
 
@@ -202,10 +215,10 @@ def foreseen(request: Request, inputs: Inputs) -> dict[str, Any]:
     shape = estimate.shape(network)
     size = inputs.nproc * request.nodes
     if request.gpu:
-        known, available = estimate.gpu(request.gpu)
-        speed: tuple[float | None, float] = known, estimate.ASSUMED_MFU
+        known, available = machine.gpu(request.gpu)
+        speed: tuple[float | None, float] = known, machine.ASSUMED_MFU
     else:
-        speed, available = estimate.speed(here, dtype), estimate.available_memory(here, inputs.nproc)
+        speed, available = machine.speed(here, dtype), machine.available_memory(here, inputs.nproc)
     problem, chosen = None, None
     try:
         chosen = planned(request, inputs, network, shape, dtype, size, kind, available)

@@ -1,0 +1,90 @@
+# ruff: noqa: TID253
+"""What a machine has to compute with: the peak of its GPU or CPU, and the memory that a rank may use."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from vtools.process import Failure
+
+# Dense (not sparse) bf16 products a second with fp32 accumulation (fp16 on V100 and T4), from the makers' datasheets,
+# and about how many GiB torch finds there.
+GPUS = {
+    "B200": (2250e12, 178), "H200": (989e12, 139), "GH200": (989e12, 94), "H100 PCIe": (756e12, 79),
+    "H100 NVL": (835e12, 93), "H100": (989e12, 79), "H20": (148e12, 95), "A100": (312e12, 39), "A100-80G": (312e12, 79),
+    "A40": (149.7e12, 44), "A10G": (70e12, 22), "A10": (125e12, 22), "L40S": (362e12, 44), "L40": (181e12, 44),
+    "L4": (121e12, 22), "RTX 5090": (209.5e12, 31), "RTX 4090": (165.2e12, 23), "RTX 3090": (71e12, 23),
+    "RTX A6000": (154.8e12, 47), "RTX 6000 Ada": (364e12, 47), "V100": (125e12, 15), "V100-32G": (125e12, 31),
+    "T4": (65e12, 14), "MI300X": (1307e12, 191), "MI250X": (191.5e12, 63),
+}  # fmt: skip
+ASSUMED_MFU = 0.45  # of a GPU's datasheet
+ASSUMED_SHARE = 0.5  # of what a CPU reaches in one matrix product
+
+
+def gpu(name: str) -> tuple[float, int]:
+    """Peak operations a second and bytes of a GPU, by torch's name for it or a shorter one. Raises Failure."""
+    patterns = {known: r".*\b".join(re.split("[ -]", known)) for known in GPUS}
+    found = [known for known, pattern in patterns.items() if re.search(rf"\b{pattern}B?\b", name, re.IGNORECASE)]
+    if not found:
+        raise Failure(f"--gpu {name}: not known; known are {', '.join(sorted(GPUS))}")
+    peak, size = GPUS[max(found, key=len)]
+    return peak, size << 30
+
+
+def peak_flops(device_name: str) -> float | None:
+    """A GPU's dense bf16 peak; None if unknown."""
+    with contextlib.suppress(Failure):
+        return gpu(device_name)[0]
+    return None
+
+
+def available_memory(device: torch.device, processes: int = 1) -> int:
+    """Bytes that a rank may use: a GPU's whole memory; of a host's free memory, the share of one of `processes`."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return min([free, *_control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]) // processes
+
+
+def _control_groups(own: Path, mounted: Path) -> Iterator[int]:
+    """What each control group around this process still allows, in versions 2 and 1."""
+    files = {
+        "": ("memory.max", "memory.current", "inactive_file"),
+        "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    }
+    for line in own.read_text().splitlines() if own.exists() else []:
+        _, controller, path = line.split(":", 2)
+        if controller not in files:
+            continue
+        top, (most, used, cached) = mounted / controller, files[controller]
+        for folder in [top / path[1:], *(top / path[1:]).parents]:
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+                free = int((folder / most).read_text()) - int((folder / used).read_text())
+                # Cached files count as used, and go when memory is asked for.
+                stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
+                yield max(0, free + int(stat.get(cached, 0)))
+
+
+def speed(device: torch.device, dtype: torch.dtype) -> tuple[float | None, float]:
+    """Peak operations a second, and the share of it that is assumed: a GPU's datasheet, or this CPU's product now.
+
+    On a GPU fp32 runs as TF32, at half the rate. Processes on one CPU share its peak.
+    """
+    if device.type == "cuda":
+        peak = peak_flops(torch.cuda.get_device_name(device))
+        return (peak / 2 if peak and dtype == torch.float32 else peak), ASSUMED_MFU
+    width, best = 512, float("inf")
+    left, right = torch.ones(width, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
+    began = time.perf_counter()
+    while time.perf_counter() - began < 0.2:
+        start = time.perf_counter()
+        left @ right
+        best = min(best, time.perf_counter() - start)
+    return 2 * width**3 / best, ASSUMED_SHARE
