@@ -7,8 +7,10 @@ bash recipes/setup.sh
 export PATH="$PWD/.venv/bin:$PATH" TOKENIZERS_PARALLELISM=false
 
 select=(-m "not slow and not gpu")
+all=
 if [ "${1:-}" = --all ]; then
     shift
+    all=yes
     select=()
     python -m pip install --quiet --disable-pip-version-check --no-deps fschat==0.2.36 xllamacpp==2026.10.11549 2>/dev/null ||
         echo "the peers could not be installed; their comparisons will be skipped" >&2
@@ -17,3 +19,10 @@ ruff check .
 ruff format --check --quiet .
 mypy
 python -m pytest -q "${select[@]}" "$@"
+[ -n "$all" ] && [ $# = 0 ] || exit 0
+
+# The trainer beside its peer, in one run: ratios for people to read. It wants the machine for itself, for ten minutes.
+python -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt trl==1.16.0 datasets==5.2.0 2>/dev/null ||
+    { echo "no peer, no comparison: TRL could not be installed" >&2; exit 0; }
+python tests/bench/trl_train.py --only vtools --only "trl packed 1" --only "trl padded 1" --only "trl packed 1 +gc" \
+    --only "trl padded 8"

@@ -12,7 +12,7 @@ left out and said so:
   1b-peers, 7b-peers   TRL packed, TRL padded, HF Trainer padded (and TRL packed with liger, where it is installed)
 
 A first look at a new GPU is --sweep: the 1.1B shape alone, with each --recompute, --compile or not, and micro-batches
-of 8,192 and 16,384 tokens, the fastest of them last in a table of its own. Token cache and compiled kernels begin
+of 8,192 and 16,384 tokens; the fastest is the last of its table. Token cache and compiled kernels begin
 empty and are shared by the runs that follow: first_step_s (from the start of the process to the end of the first step)
 is cold in the first run of a kind, and warm after.
 
