@@ -107,10 +107,17 @@ class Trainer:
 
         A run that is resumed would begin with another row, and add in another order.
         """
-        ids = [token % 1000 for token in range(self.recipe.micro_tokens)]
         self.model.train()
-        self.model(summed_loss, pack([(ids, b"\0" + b"\1" * (len(ids) - 1))], self.ranks.device), 0.0).backward()
+        vocabulary = self.model.config.get_text_config().vocab_size
+        ids = [token % vocabulary for token in range(self.recipe.micro_tokens)]
+        row = pack([(ids, b"\0" + b"\1" * (len(ids) - 1))], self.ranks.device)
+        self.model(summed_loss, row, 0.0).backward()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.evaluation is not None:
+            self.model.eval()
+            with torch.no_grad():
+                self.model(summed_loss, row)
+            shard.reshard(self.model)
 
     def restore(self, path: Path, note: dict[str, Any]) -> None:
         """Go on from a checkpoint and its note."""
@@ -160,8 +167,8 @@ class Trainer:
                     return result
                 before = time.monotonic()
                 metrics = self._step(step)
-                self._end_if_asked()
-                assert metrics is not None
+                if metrics is None:  # asked to end; a step that was finished is told first
+                    continue
                 seconds = time.monotonic() - before
                 lengths = metrics.pop("lengths")
                 metrics["tokens_per_s"] = round(metrics["tokens"] / max(seconds, 1e-9), 1)

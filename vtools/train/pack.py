@@ -31,9 +31,10 @@ class Packed(NamedTuple):
 def pack(conversations: Iterable[tuple[Any, Any]], device: torch.device) -> Packed:
     """Lay conversations (int32 ids, mask bytes) end to end. A mask is never 1 at a first token.
 
-    None at all make a row of one token that trains nothing: a rank without work still takes part.
+    None at all make a row of two tokens that trains nothing: a rank without work still takes part. (One token would
+    be compiled for by itself.)
     """
-    pairs = list(conversations) or [([0], b"\0")]
+    pairs = list(conversations) or [([0, 0], b"\0\0")]
     rows = [np.asarray(ids, dtype=np.int64) for ids, _ in pairs]
     lengths = [len(row) for row in rows]
     row = np.concatenate(rows)
