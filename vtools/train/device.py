@@ -18,7 +18,7 @@ def prepare(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with a fixed workspace
     else:
-        # Rows of ever other lengths would leave glibc's heap in pieces: large tensors get mappings of their own.
+        # Large tensors get mappings of their own, which leave no gaps in the heap.
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
         if mallopt is not None:
             m_mmap_threshold = -3
@@ -40,6 +40,13 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
         )
         fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated
     return torch.bfloat16 if fast else torch.float32
+
+
+def tidy(device: torch.device) -> None:
+    """Give the heap's gaps back: rows of ever other lengths would otherwise make it grow for as long as a run lasts."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if device.type == "cpu" and trim is not None:
+        trim(0)
 
 
 def uncompiled() -> Any:

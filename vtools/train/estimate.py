@@ -25,7 +25,7 @@ from vtools.train import attention, shard
 from vtools.train.loss import CHUNK_LOGITS
 
 Recompute = Literal["none", "selective", "full"]
-MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}
+MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}
 SMALLEST_MICRO_TOKENS = 512
 # The time of a step against that of one which keeps everything. Published: selective instead of full is +27 % speed.
 SLOWDOWN: dict[Recompute, float] = {"none": 1.0, "selective": 1.04, "full": 1.3}

@@ -225,6 +225,7 @@ class Trainer:
             self.optimizer.step()
             result.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
+        device.tidy(ranks.device)
         if half:  # a gradient beyond fp16 skips the step and halves the scale, as torch.amp.GradScaler does
             result.good_steps = result.good_steps + 1 if finite else 0
             if not finite or result.good_steps == SCALE_STEPS:
