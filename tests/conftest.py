@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,10 @@ DATA = Path(os.environ.get("VTOOLS_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 VTOOLS = [sys.executable, "-m", "vtools"]
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a shell's background job, and so in every process under test
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Result(subprocess.CompletedProcess):

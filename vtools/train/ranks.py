@@ -64,6 +64,7 @@ def join() -> Ranks:
     options: dict[str, Any] = {"timeout": PATIENCE}
     if size == 1:
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host whose name nobody resolves trains as well
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **options)
     mesh = init_device_mesh(device.type, (size,))
     telling, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
