@@ -167,10 +167,10 @@ def test_torch_allocates_for_a_real_layer_what_was_foreseen(kind: Any, recompute
 STEPS = """
 import json, os, resource, sys, torch, torch.distributed as dist
 from transformers import AutoModelForCausalLM, LlamaConfig
-from vtools.train import attention, estimate, loop, loss, pack, shard
+from vtools.train import attention, device, estimate, loss, pack, shard
 
 dtype, recompute, tokens = getattr(torch, sys.argv[1]), sys.argv[2], 2048
-loop.prepare(torch.device("cpu"))
+device.prepare(torch.device("cpu"))
 dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
 mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
 config = LlamaConfig(
