@@ -17,10 +17,10 @@ DATA = Path(os.environ.get("VTOOLS_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 VTOOLS = [sys.executable, "-m", "vtools"]
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in a shell's background job, and so in every process under test
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell's background job ignores Ctrl-C, nohup a hang-up, and so would every process under test.
+for signum, own in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(signum) is signal.SIG_IGN:
+        signal.signal(signum, own)
 
 
 class Result(subprocess.CompletedProcess):
