@@ -71,27 +71,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("ranks"))
 
 
-def ranks_of(launcher: int) -> list[int]:
-    """Living rank processes of a launcher's session, by /proc."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
-            command = (path.parent / "cmdline").read_bytes()
-            if int(session) == launcher and state != "Z" and b"spawn_main" in command:
-                found.append(int(path.parent.name))
-    return sorted(found)
-
-
-def gone(launcher: int) -> bool:
-    """Whether a launcher's ranks are gone, at once or after the moment that the kernel takes to bury them."""
-    for _ in range(200):
-        if not ranks_of(launcher):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-6), ("bf16", 1e-3)])
 def test_two_ranks_have_the_losses_and_the_weights_of_one(dtype: str, tolerance: float, runs: Runs) -> None:
     one, two = (
@@ -152,20 +131,20 @@ def test_two_machines_that_meet_train_one_run_and_refuse_to_train_two(runs: Runs
 
 def test_a_rank_that_dies_ends_the_run_with_a_word_about_it_and_no_process_left(runs: Runs) -> None:
     with runs.started("died", "--max-steps", 5000, "--nproc", 2) as child:
-        os.kill(ranks_of(child.pid)[1], signal.SIGKILL)
+        os.kill(tiny.ranks_of(child.pid)[1], signal.SIGKILL)
         _, stderr = child.communicate(timeout=120)
         assert child.returncode == 1
         message = stderr.decode()
         assert "died of SIGKILL" in message and "the same command goes on" in message and "Traceback" not in message
-        assert gone(child.pid)
+        assert tiny.all_gone(child.pid)
 
 
 def test_ranks_die_with_their_launcher(runs: Runs) -> None:
     with runs.started("orphans", "--max-steps", 5000, "--nproc", 2) as child:
-        assert len(ranks_of(child.pid)) == 2
+        assert len(tiny.ranks_of(child.pid)) == 2
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait(timeout=60) == -signal.SIGKILL
-        assert gone(child.pid)
+        assert tiny.all_gone(child.pid)
 
 
 @pytest.mark.parametrize(("signum", "ends"), [(signal.SIGTERM, 75), (signal.SIGINT, -signal.SIGINT)])
@@ -176,21 +155,21 @@ def test_a_signal_lets_all_ranks_save_first(signum: signal.Signals, ends: int, r
         _, stderr = child.communicate(timeout=120)
         assert child.returncode == ends, stderr.decode()
         assert (b"preempted and saved at step" in stderr) == (signum == signal.SIGTERM)
-        assert gone(child.pid)
+        assert tiny.all_gone(child.pid)
     (saved,) = (runs.folder / out / "checkpoints").iterdir()
     assert json.loads((saved / "note.json").read_text())["step"] >= 1
 
 
 def test_a_second_signal_does_not_wait_for_the_save(runs: Runs) -> None:
     with runs.started("impatient", "--max-steps", 5000, "--nproc", 2) as child:
-        for rank in ranks_of(child.pid):
+        for rank in tiny.ranks_of(child.pid):
             os.kill(rank, signal.SIGSTOP)  # a save that takes its time
         child.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         child.send_signal(signal.SIGTERM)
         _, stderr = child.communicate(timeout=120)
         assert child.returncode == 75 and b"Traceback" not in stderr
-        assert gone(child.pid)
+        assert tiny.all_gone(child.pid)
 
 
 def test_a_run_whose_parent_dies_saves_and_ends(runs: Runs) -> None:

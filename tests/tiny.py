@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,33 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
+
+
+def processes_of(session: int) -> list[int]:
+    """Living processes of a session, by /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, own = path.read_text().rpartition(")")[2].split()[:4]
+            if int(own) == session and state != "Z":
+                found.append(int(path.parent.name))
+    return sorted(found)
+
+
+def ranks_of(session: int) -> list[int]:
+    """The processes of a session that train, not the one that launched them."""
+    found = []
+    for pid in processes_of(session):
+        with contextlib.suppress(OSError):
+            if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def all_gone(session: int) -> bool:
+    """Whether no process of a session is left, at once or after the moment that the kernel takes to bury them."""
+    for _ in range(200):
+        if not processes_of(session):
+            return True
+        time.sleep(0.05)
+    return False

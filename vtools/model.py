@@ -36,8 +36,8 @@ def folder(reference: str, patterns: list[str] | None = None) -> Path:
         if not path.is_file():
             raise Failure(f"{reference}: no such file")
         return _from_gguf(path)
-    name, _, revision = reference.removeprefix("hf:").partition("@")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    name, revision = hub_name(reference), reference.partition("@")[2]
+    if name is None:
         raise Failure(f"{reference}: no such folder (a hub id looks like owner/name)")
     try:
         import huggingface_hub
@@ -50,6 +50,13 @@ def folder(reference: str, patterns: list[str] | None = None) -> Path:
     except Exception as error:  # the hub library has a dozen error classes; the first line of each says it all
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Failure(f"{reference}: no such folder, and the hub has not given it: {reason}") from None
+
+
+def hub_name(reference: str) -> str | None:
+    """The owner/name of a hub reference, without its revision; None for a path, there or not."""
+    name = reference.removeprefix("hf:").partition("@")[0]
+    shaped = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    return name if shaped and not Path(reference).exists() else None
 
 
 def cache() -> Path:

@@ -85,17 +85,6 @@ def read_to(child: subprocess.Popen[bytes], step: int) -> None:
     raise AssertionError(f"the run ended before step {step}")
 
 
-def processes_of(session: int) -> list[str]:
-    """Living processes of a session, by /proc."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            state, _, _, own = path.read_text().rpartition(")")[2].split()[:4]
-            if int(own) == session and state != "Z":
-                found.append(path.parent.name)
-    return found
-
-
 def saved(out: Path) -> list[int]:
     return sorted(int(path.name[5:]) for path in (out / "checkpoints").glob("step-*"))
 
@@ -113,7 +102,7 @@ def test_a_run_killed_between_two_checkpoints_leaves_no_process_and_resumes_to_t
         read_to(child, 23)
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait(timeout=60) == -signal.SIGKILL
-        assert processes_of(child.pid) == []
+        assert tiny.processes_of(child.pid) == []
     assert saved(out) and max(saved(out)) >= 20 and len(saved(out)) <= 2
     assert not (out / "vtools.json").exists()
     done = job.finish(out)
@@ -211,24 +200,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return Job(tmp_path_factory.mktemp("pair"), "--nproc", 2, "--max-steps", 400, "--save-every", 7, "--eval-every", 90)
 
 
-def ranks_of(session: int) -> list[int]:
-    found = []
-    for name in processes_of(session):
-        with contextlib.suppress(OSError):
-            if b"spawn_main" in Path(f"/proc/{name}/cmdline").read_bytes():
-                found.append(int(name))
-    return sorted(found)
-
-
-def nobody_left(session: int) -> bool:
-    """No process of the session a moment after its launcher has ended."""
-    for _ in range(200):
-        if not processes_of(session):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("victim", ["launcher", "rank", "asked"])
@@ -243,13 +214,13 @@ def test_ten_ends_at_random_moments_change_nothing(victim: str, pair: Job, tmp_p
             if victim == "launcher":
                 child.kill()
             elif victim == "rank":
-                os.kill(moments.choice(ranks_of(child.pid)), signal.SIGKILL)
+                os.kill(moments.choice(tiny.ranks_of(child.pid)), signal.SIGKILL)
             else:
                 child.terminate()
             _, stderr = child.communicate(timeout=120)
             assert child.returncode == {"launcher": -signal.SIGKILL, "rank": 1, "asked": 75}[victim], stderr.decode()
             assert b"Traceback" not in stderr
-            assert nobody_left(child.pid)
+            assert tiny.all_gone(child.pid)
         assert not (out / "vtools.json").exists(), "the run ended before it could be disturbed: make it longer"
     done = pair.finish(out)
     assert tiny.tree(out) == pair.model
@@ -270,9 +241,9 @@ def test_ends_during_a_save_change_nothing(pair: Job, tmp_path: Path) -> None:
                 if any(parts.glob(".step-*.part")):
                     break
                 time.sleep(0.0005)
-            os.kill(child.pid if victim == "launcher" else ranks_of(child.pid)[-1], signal.SIGKILL)
+            os.kill(child.pid if victim == "launcher" else tiny.ranks_of(child.pid)[-1], signal.SIGKILL)
             child.communicate(timeout=120)
-            assert nobody_left(child.pid)
+            assert tiny.all_gone(child.pid)
         caught += any(parts.glob(".step-*.part"))
     assert caught, "no save was cut off"
     pair.finish(out)

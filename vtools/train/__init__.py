@@ -18,7 +18,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vicuna-v0": {"template": "vicuna-v0", "batch": 32, "max_tokens": 2048},
     "alpaca": {"template": "alpaca", "batch": 128, "max_tokens": 512},
 }
-PUBLISHED = {"epochs": 3, "lr": 2e-5, "warmup": 0.03, "schedule": "cosine"}  # the same in all of them
+DEFAULTS: dict[str, Any] = {
+    "epochs": 3, "batch": 128, "lr": 2e-5, "warmup": 0.03, "schedule": "cosine", "max_tokens": None, "template": None,
+}  # fmt: skip
 CORES = len(os.sched_getaffinity(0))
 LORA_RATE = 2e-4  # adapters begin at zero, and take steps ten times as long
 
@@ -158,14 +160,11 @@ def train(
         process.die_with_parent(signum=signal.SIGTERM)  # but not under nohup or setsid, which detach on purpose
     from vtools.train import job
 
-    chosen: dict[str, Any] = PUBLISHED | {"batch": 128} | (PRESETS[preset] if preset else {})
-    if lora:
-        chosen["lr"] = LORA_RATE
+    chosen = DEFAULTS | ({"lr": LORA_RATE} if lora else {}) | (PRESETS[preset] if preset else {})
     given = {
         "epochs": epochs, "batch": batch, "lr": lr, "warmup": warmup, "schedule": schedule, "max_tokens": max_tokens,
         "template": template,
     }  # fmt: skip
-    chosen = {"max_tokens": None, "template": None} | chosen
     chosen |= {name: value for name, value in given.items() if value is not None}
     request = job.Request(
         model=model,

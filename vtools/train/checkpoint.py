@@ -82,7 +82,7 @@ class Checkpoints:
 
     def poll(self) -> None:
         """Name the checkpoint that was being written, if that is done."""
-        if self._pending and (self._pending.written is None or self._pending.written.done()):
+        if self._pending and self._pending.written and self._pending.written.done():
             self._seal()
 
     def finish(self) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
 
 def prepare(device: torch.device) -> None:
     """The same run gives the same bits: kernels that add in a changing order are not used."""
@@ -28,7 +30,7 @@ def prepare(device: torch.device) -> None:
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     """`auto` is bf16 where the hardware multiplies it, fp16 on older GPUs, fp32 on other CPUs."""
     if name != "auto":
-        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+        return DTYPES[name]
     if device.type == "cuda":
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.float16

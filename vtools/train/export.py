@@ -19,13 +19,13 @@ from vtools import jsonl
 from vtools.process import Failure
 from vtools.template import Template
 from vtools.train import lora, provenance, shard
+from vtools.train.device import DTYPES
 from vtools.train.ranks import Ranks
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "merges.txt",
 )  # fmt: skip
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SHARD_BYTES = 5_000_000_000  # the largest file, as transformers has it
 
 

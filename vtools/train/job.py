@@ -106,7 +106,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
             )
         rope = {"rope_type": request.rope_scaling, "factor": float(math.ceil(max_tokens / limit))}
     first = os.environ.get("RANK", "0") == "0"  # under torchrun every rank comes here, and finds the first one's work
-    if not first or "RANK" in os.environ:
+    if "RANK" in os.environ:
         for name, file in (("--data", request.data), ("--eval", request.evaluation)):
             if file == "-":
                 raise UsageFailure(f"under torchrun every rank reads the data: give {name} FILE")

@@ -310,11 +310,12 @@ class Trainer:
 
     def _save(self, wait: bool, only_after: float = 0) -> None:
         result = self.result
-        self.checkpoints.finish()
         (old,) = self.ranks.largest(time.monotonic() - self.saved_at >= only_after)
         if self.saved_step != result.step and old:
             note = self.saving.note | dataclasses.asdict(result)  # a copy: the run goes on while it is written
             self.checkpoints.save(result.step, self.model, self.optimizer, note, wait)
+        else:
+            self.checkpoints.finish()
         self.saved_step, self.saved_at = result.step, time.monotonic()
 
 

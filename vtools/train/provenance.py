@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vtools
+from vtools import model
 from vtools.process import Failure
 
 if TYPE_CHECKING:
@@ -121,10 +122,9 @@ def describe(request: Request, inputs: Inputs, run: dict[str, Any], result: Resu
 def card(about: dict[str, Any]) -> str:
     """The model card that hubs show, from what `describe` has found; only a hub's name is given as the base."""
     data, arguments, result = about["data"], about["arguments"], about["result"]
-    base = about["base"].removeprefix("hf:")
-    known = base.count("/") == 1 and not base.startswith((".", "/", "~"))
+    hub = model.hub_name(about["base"])
     head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [vtools, chat]"]
-    head += [f"base_model: {base}"] if known else []
+    head += [f"base_model: {hub}"] if hub else []
     counts = "\n".join(
         f"| {kind} | {name} | {count} |"
         for kind, found in (("source", data["sources"]), ("licence", data["licenses"]))
@@ -138,7 +138,7 @@ def card(about: dict[str, Any]) -> str:
     return f"""---
 {lines}
 ---
-# A chat model tuned from {Path(base).name if not known else base}
+# A chat model tuned from {hub or Path(about["base"]).name}
 
 Trained with vtools {about["versions"]["vtools"]} on {data["conversations"]} conversations
 ({data["data_tokens"]:,} tokens, of which {data["data_trained_tokens"]:,}, the assistant's, were trained),

@@ -124,15 +124,13 @@ def _built(
     """The model with its weights, cut over the ranks and checked, and how it is computed; `note` is a checkpoint's."""
     request, inputs = job.request, job.inputs
     kernel = attention.choose(request.attention, ranks.device.type)
-    network = shard.empty(inputs.folder, inputs.rope, torch.float32 if not request.lora else dtype, kernel)
-    if request.lora:
-        lora.inject(network, request.lora)
+    network = _empty(request, inputs, dtype, kernel)
     shape = estimate.shape(network)
     available = -ranks.largest(-machine.available_memory(ranks.device, inputs.nproc))[0]  # of the smallest
     quick = attention.has_kernel(ranks.device, dtype) and not getattr(network.config, "attention_dropout", 0)
     chosen = planned(request, inputs, network, shape, dtype, ranks.size, ranks.device.type, available, quick)
     if note and note["ranks"] == ranks.size:  # free memory varies, and the same bits need the same cuts
-        before = {name: note["plan"][name] for name, flag in PLAN.items() if getattr(request, flag) in (None, "auto")}
+        before = {name: note["plan"][name] for name in PLAN if getattr(request, name) in (None, "auto")}
         chosen = dataclasses.replace(chosen, **before)
     shard.shard(network, ranks.mesh, dtype, chosen.recompute, chosen.compiled)
     base = shard.Weights(inputs.folder)
@@ -157,7 +155,15 @@ def _built(
     return network, chosen, shape
 
 
-PLAN = {"recompute": "recompute", "micro_tokens": "micro_tokens", "compiled": "compiled"}  # of Plan: of Request
+PLAN = ("recompute", "micro_tokens", "compiled")  # by the same names in Plan and in Request
+
+
+def _empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
+    """The model that is trained, adapters and all, before it has weights; frozen ones need no fp32."""
+    network = shard.empty(inputs.folder, inputs.rope, dtype if request.lora else torch.float32, kernel)
+    if request.lora:
+        lora.inject(network, request.lora)
+    return network
 
 
 def _room_for_a_copy(shape: estimate.Shape, inputs: Inputs, ranks: Ranks) -> bool:
@@ -209,9 +215,7 @@ def foreseen(request: Request, inputs: Inputs) -> dict[str, Any]:
     here = torch.device("cuda" if torch.cuda.is_available() and not request.gpu else "cpu")
     kind = "cuda" if request.gpu else here.type
     dtype = torch.bfloat16 if request.gpu and request.dtype == "auto" else device.compute_dtype(request.dtype, here)
-    network = shard.empty(inputs.folder, inputs.rope, torch.float32 if not request.lora else dtype)
-    if request.lora:
-        lora.inject(network, request.lora)
+    network = _empty(request, inputs, dtype, attention.NAME)
     shape = estimate.shape(network)
     size = inputs.nproc * request.nodes
     if request.gpu:

@@ -106,7 +106,8 @@ def reshard(model: PreTrainedModel) -> None:
 
 def recompute_layers(model: PreTrainedModel, recompute: str, compiled: bool = False) -> None:
     """Give each layer the forward that training uses: compiled or not, its activations kept or made again."""
-    torch._dynamo.config.specialize_float = True  # epsilons never change
+    if compiled:
+        torch._dynamo.config.specialize_float = True  # epsilons never change
     for layer in layers_of(model):
         # Compiled first, then recomputed: the other order finds nothing to compile. transformers' own recomputation
         # is of the layer or of its hooks, by version.
