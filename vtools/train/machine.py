@@ -75,11 +75,10 @@ def _control_groups(own: Path, mounted: Path) -> Iterator[int]:
 def speed(device: torch.device, dtype: torch.dtype) -> tuple[float | None, float]:
     """Peak operations a second, and the share of it that is assumed: a GPU's datasheet, or this CPU's product now.
 
-    On a GPU fp32 runs as TF32, at half the rate. Processes on one CPU share its peak.
+    Unknown for fp32 on a GPU, where it runs without tensor cores. Processes on one CPU share its peak.
     """
     if device.type == "cuda":
-        peak = peak_flops(torch.cuda.get_device_name(device))
-        return (peak / 2 if peak and dtype == torch.float32 else peak), ASSUMED_MFU
+        return None if dtype == torch.float32 else peak_flops(torch.cuda.get_device_name(device)), ASSUMED_MFU
     width, best = 512, float("inf")
     left, right = torch.ones(width, width, dtype=dtype), torch.ones(width, width, dtype=dtype)
     began = time.perf_counter()

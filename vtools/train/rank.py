@@ -220,7 +220,7 @@ def foreseen(request: Request, inputs: Inputs) -> dict[str, Any]:
     size = inputs.nproc * request.nodes
     if request.gpu:
         known, available = machine.gpu(request.gpu)
-        speed: tuple[float | None, float] = known, machine.ASSUMED_MFU
+        speed: tuple[float | None, float] = None if dtype == torch.float32 else known, machine.ASSUMED_MFU
     else:
         speed, available = machine.speed(here, dtype), machine.available_memory(here, inputs.nproc)
     problem, chosen = None, None
