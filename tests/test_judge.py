@@ -313,3 +313,28 @@ def test_files_with_no_question_in_common_are_an_error(vtools, tmp_path):
     with Server(lambda messages, body: grades(5, 4)) as server:
         done = vtools("judge", "a.jsonl", "b.jsonl", "--base-url", server.url)
     assert done.returncode == 1 and "nothing to judge" in done.errors
+
+
+def test_questions_that_stand_in_the_training_data_are_named_at_first_and_at_last(vtools, tmp_path):
+    words = "why do the leaves of some trees turn red in autumn while those of others stay green all winter"
+    for model, name in (("alpha", "a"), ("beta", "b")):
+        rows = [{"id": f"q{n}", "model": model, "question": [text], "turns": [model]} for n, text in enumerate([words + "?", "Who?", "How many of these are there?"])]  # fmt: skip
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chats = [["Well: " + words.upper(), "Because."], ["who", "me"], ["How many of these are there? Two?", "Two."]]
+    data = [
+        {"messages": [{"role": "user", "content": one}, {"role": "assistant", "content": two}]} for one, two in chats
+    ]
+    (tmp_path / "train.jsonl").write_text("{}\nno json\n" + "".join(json.dumps(row) + "\n" for row in data))
+    (tmp_path / "other.jsonl").write_text(json.dumps(data[2]) + "\n")
+    with Server(lambda messages, body: grades(9, 7)) as server:
+        asked = ["a.jsonl", "b.jsonl", "--base-url", server.url, "--model", "j"]
+        done = vtools("judge", *asked, "--training-data", "train.jsonl")
+        clear = vtools("judge", *asked, "--training-data", "other.jsonl")
+    assert done.returncode == clear.returncode == 0
+    said = done.errors.splitlines()
+    assert said[0] == f"vtools judge: question q0 is in train.jsonl:3: {words}"
+    assert said[1] == "vtools judge: question q1 is in train.jsonl:4: who"
+    assert said[-1] == "vtools judge: 2 of 3 questions are in the training data: q0, q1"
+    assert clear.errors.splitlines()[-1] == "vtools judge: 0 of 3 questions are in the training data"
+    assert vtools("judge", *asked, "--training-data", "none.jsonl").returncode == 1
+    assert "holds no conversation" in vtools("judge", *asked, "--training-data", "a.jsonl").errors

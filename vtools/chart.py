@@ -100,6 +100,37 @@ def stacked_bars(path: str | Path, title: str, rows: list[tuple[str, dict[str, f
     _write_svg(path, title, parts, height)
 
 
+def histograms(path: str | Path, title: str, panels: dict[str, dict[str, float]]) -> None:
+    """Draw one panel of horizontal bars for each named set of counts, every panel to its own scale."""
+    panels = {name: bars for name, bars in panels.items() if bars}
+    if _wants_png(path):
+        figure, axes = _figure(title)
+        axes.remove()
+        figure.suptitle(title)
+        figure.set_figheight(1 + sum(0.7 + 0.25 * len(bars) for bars in panels.values()))
+        for place, (name, bars) in enumerate(panels.items()):
+            axes = figure.add_subplot(len(panels), 1, place + 1)
+            drawn = axes.barh(list(bars), list(bars.values()), color=COLOURS[place % 8])
+            axes.bar_label(drawn, [f"{count:,}" for count in bars.values()], padding=3)
+            axes.set_title(name, fontsize="medium")
+            axes.invert_yaxis()
+            axes.margins(x=0.12)  # room for the last label
+        _save(figure, path)
+        return
+    parts, y, margin = [], TOP, 100
+    for place, (name, bars) in enumerate(panels.items()):
+        parts.append(_text(margin, y + 14, name, "start"))
+        y += 24
+        for label, count in bars.items():
+            width = count / (max(bars.values()) or 1) * (WIDTH - margin - 80)
+            parts.append(_text(margin - 8, y + 14, label, "end"))
+            parts.append(f'<rect x="{margin}" y="{y}" width="{width:.1f}" height="18" fill="{COLOURS[place % 8]}"/>')
+            parts.append(_text(margin + width + 6, y + 14, f"{count:,}", "start"))
+            y += 22
+        y += 14
+    _write_svg(path, title, parts, y + 10)
+
+
 def ticks(low: float, high: float, wanted: int = 6) -> list[float]:
     """Round numbers from below `low` to above `high`, about `wanted` of them: steps of 1, 2 or 5 by a power of ten."""
     if high <= low:

@@ -28,7 +28,7 @@ def read(value: Record) -> Record:
             continue
         if isinstance(turns, list):
             del rest[key]
-            messages = [_message(turn, f"{key}[{index}]") for index, turn in enumerate(turns)]
+            messages = _messages(turns, key)
             break
         raise Reject("bad_schema", f"{key} is not a list")
     else:
@@ -39,7 +39,7 @@ def read(value: Record) -> Record:
         elif "prompt" in rest and "completion" in rest:
             prompt, completion = rest.pop("prompt"), rest.pop("completion")
             if isinstance(prompt, list) and isinstance(completion, list):
-                messages = [_message(turn, f"prompt[{index}]") for index, turn in enumerate([*prompt, *completion])]
+                messages = _messages([*prompt, *completion], "prompt")
             else:
                 messages = _pair(_text(prompt, "prompt"), completion, "completion")
         else:
@@ -72,6 +72,18 @@ def shape(value: Record) -> str:
 
 def _pair(question: str, answer: Any, where: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": _text(answer, where)}]
+
+
+def _messages(turns: list[Any], name: str) -> list[dict[str, Any]]:
+    messages = []
+    for place, turn in enumerate(turns):
+        if type(turn) is dict and len(turn) == 2:  # by far the most: no other key, a known role, a text
+            role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
+            if type(role) is str and type(content) is str and role in ROLES:
+                messages.append({"role": ROLES[role], "content": content})
+                continue
+        messages.append(_message(turn, f"{name}[{place}]"))
+    return messages
 
 
 def _message(turn: Any, where: str) -> dict[str, Any]:
@@ -112,6 +124,20 @@ def content_id(messages: list[dict[str, Any]]) -> str:
 
     canonical = orjson.dumps([[message["role"], message["content"]] for message in messages])
     return hashlib.blake2b(canonical, digest_size=16).hexdigest()
+
+
+def text_key(messages: list[dict[str, Any]], texts: bytes | None = None) -> int:
+    """128 bits that depend on the roles and texts alone, white space aside (BLAKE2b): equal for exact duplicates.
+
+    `texts` are the texts in UTF-8 with a NUL between each two, where they are at hand.
+    """
+    import hashlib
+
+    if texts is None:
+        texts = "\0".join([message["content"] for message in messages]).encode("utf-8", "replace")
+    digest = hashlib.blake2b(texts.translate(None, b" \t\r\n"), digest_size=16)
+    digest.update("\0".join(["", *[message["role"] for message in messages]]).encode())
+    return int.from_bytes(digest.digest())
 
 
 def to_sharegpt(record: Record) -> Record:

@@ -79,12 +79,15 @@ def loads(raw: bytes) -> tuple[Any, bool]:
 
 def _has_huge_number(value: Any) -> bool:
     """orjson reads an integer beyond 64 bits as a float, and so would lose its digits."""
-    if type(value) is float:
-        return abs(value) >= 2**63
-    if type(value) is dict:
-        return any(_has_huge_number(item) for item in value.values() if type(item) is not str)
-    if type(value) is list:
-        return any(_has_huge_number(item) for item in value if type(item) is not str)
+    for item in value.values() if type(value) is dict else value if type(value) is list else (value,):
+        kind = type(item)
+        if kind is str:  # by far the most
+            continue
+        if kind is float:
+            if abs(item) >= 2**63:
+                return True
+        elif (kind is dict or kind is list) and _has_huge_number(item):
+            return True
     return False
 
 
@@ -149,11 +152,11 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
 
     The name is fixed, so that what a kill -9 leaves behind is taken over by the next run.
     """
-    path = Path(os.path.realpath(path))  # a link stays a link
-    if path.exists() and not path.is_file():  # /dev/stderr, a named pipe: nothing to rename
+    if os.path.exists(path) and not os.path.isfile(path):  # /dev/stderr, a named pipe: nothing to rename
         with open(path, "wb") as stream:
             yield stream
         return
+    path = Path(os.path.realpath(path))  # a link stays a link
     part = path.with_name(f".{path.name}.part")
     while True:
         handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

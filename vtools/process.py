@@ -61,7 +61,8 @@ def missing_extra(module: str, extra: str, what: str) -> Failure:
 EXTRAS = {
     "torch": "train", "transformers": "train", "safetensors": "train", "gguf": "train", "numpy": "train",
     "blake3": "train", "peft": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve",
-    "uvicorn": "serve", "openai": "judge", "prompt_toolkit": "judge", "turbohtml": "fast", "matplotlib": "plot",
+    "uvicorn": "serve", "openai": "judge", "prompt_toolkit": "judge", "turbohtml": "fast", "pycld2": "filters",
+    "rensa": "filters", "matplotlib": "plot",
 }  # fmt: skip
 
 

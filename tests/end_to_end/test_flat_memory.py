@@ -1,10 +1,12 @@
-"""fetch | clean | split on real conversations: what comes out, and that memory does not grow with the input."""
+"""clean and fetch | clean | split on many conversations: what comes out, and that memory does not grow with them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,50 @@ def test_ten_times_the_input_takes_no_more_memory(sharegpt, llama, tmp_path):
     for stage, small, large in zip(STAGES, once, ten, strict=True):
         print(f"{stage[0]}: {small >> 10} MiB for 2,000 conversations, {large >> 10} MiB for 20,000")
         assert large <= small * 1.1, f"{stage[0]}: {small} KiB for 2,000 conversations, {large} KiB for 20,000"
+
+
+# Distinct conversations of some 400 bytes, one in four with an answer in HTML, one in fifty a duplicate.
+GENERATOR = """
+import sys
+for n in range(int(sys.argv[1])):
+    m = n - 1 if n % 50 == 49 else n
+    words = f"The answer number {m} says {m * 7919 % 1000003} and then {m ^ 0x5bd1}. " * 3
+    answer = f"<p>{words}</p><ul><li>one</li><li>two {m}</li></ul>" if m % 4 == 0 else words
+    print('{"id": "c%d", "conversations": [{"from": "human", "value": "Question number %d, what is it?"}, '
+          '{"from": "gpt", "value": "%s"}]}' % (n, m, answer))
+"""
+
+
+# A process of its own starts the tool: a child's peak memory is never below that of the process that forked it.
+START = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, file=sys.stderr); sys.exit(code)"  # fmt: skip
+
+
+def clean_generated(records: int, *options: str, **env: str) -> tuple[str, int, int]:
+    """A hash of what `vtools clean` makes of generated records, how many lines it is, and its peak RSS in bytes."""
+    source = subprocess.Popen([sys.executable, "-c", GENERATOR, str(records)], stdout=subprocess.PIPE)
+    command = [sys.executable, "-S", "-c", START, *VTOOLS, "clean", "-q", *options]
+    process = subprocess.Popen(command, stdin=source.stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT), **env})  # fmt: skip
+    source.stdout.close()
+    digest, lines = hashlib.blake2b(), 0
+    while chunk := process.stdout.read1(1 << 20):
+        digest.update(chunk)
+        lines += chunk.count(b"\n")
+    _, errors = process.communicate()
+    assert (process.returncode, source.wait()) == (0, 0), errors
+    return digest.hexdigest(), lines, int(errors)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_million_records_are_cleaned_in_150_megabytes_and_two_processes_write_the_same_bytes():
+    one, lines, memory = clean_generated(1_000_000)
+    print(f"a million records: {memory / 1e6:.0f} MB")
+    assert lines == 980_000
+    assert memory <= 150e6
+    assert clean_generated(1_000_000, "-j", "2")[0] == one
+
+
+@pytest.mark.slow
+def test_any_hash_seed_gives_the_same_bytes():
+    found = {clean_generated(20_000, "-j", jobs, PYTHONHASHSEED=seed)[0] for jobs in "12" for seed in "01"}
+    assert len(found) == 1

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import importlib.util
-from collections.abc import Collection
-from typing import Annotated, Literal
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 import typer
 
-from vtools import conversation, filtering, jsonl, options, process
-from vtools.clean import filters, html, turns
+from vtools import bytestream, conversation, filtering, jsonl, options, process
+from vtools.clean import duplicates, steps
+from vtools.clean.steps import Choices, Draft
 from vtools.jsonl import Record, Reject
+from vtools.process import Failure, UsageFailure
 
 
 class Filter(enum.StrEnum):
-    """The filters that --keep switches off; each one's name is the reason that it gives."""
+    """What --keep switches off; a filter's name is the reason that it gives."""
 
+    html = "html"
     plugin = "plugin"
     blocked_response = "blocked_response"
     rep_digits = "rep_digits"
@@ -26,34 +33,31 @@ class Filter(enum.StrEnum):
     dup_exact = "dup_exact"
 
 
-def clean_record(
-    value: Record, *, engine: str = "auto", merge_same_role: bool = False, keep: Collection[str] = ()
-) -> Record:
-    """The cleaned record of any shape; raises Reject with the reason when it is dropped."""
-    record = conversation.read(value)
-    messages = [_readable(message, engine) for message in record["messages"]]
-    messages = turns.ordered(messages, merge_same_role)
-    if merge_same_role:  # two texts without HTML may look like HTML together
-        messages = [_readable(message, engine) for message in messages]
-    record["messages"] = turns.until_empty(messages)
-    for test in filters.FILTERS:
-        if test.__name__ not in keep and (detail := test(record)):
-            raise Reject(test.__name__, detail)
-    return jsonl.stamp(record, "clean")
+def clean_record(value: Record, **chosen: Any) -> Record:
+    """The cleaned record of any shape, duplicates aside, with the fields of `Choices` as chosen. Raises Reject."""
+    return steps.draft(Choices(**chosen), value).record
 
 
-def _readable(message: turns.Message, engine: str) -> turns.Message:
-    text = message["content"]
-    changed = html.to_markdown(text, engine) if message["role"] == "assistant" else html.CONTROLS.sub("", text)
-    return message if changed is text else {**message, "content": changed}
+class Counts(filtering.Rejects):
+    """The counts of a run, with what was found in the texts."""
+
+    def __init__(self, rejects: str | None, files: list[str]) -> None:
+        super().__init__("clean", rejects, files)
+        self.redacted: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
+
+    def add(self, reject: Reject, value: bytestream.Value, record: Any = None) -> None:
+        super().add(reject, value, record)
+        if reject.reason == "lang":
+            self.languages[reject.detail] += 1
+
+    def summary(self) -> dict[str, Any]:
+        found = {"redacted": self.redacted, "languages": self.languages}
+        return super().summary() | {name: dict(counts.most_common()) for name, counts in found.items() if counts}
 
 
 def clean(
     files: options.Files = None,
-    out: options.Out = None,
-    rejects: options.RejectsFile = None,
-    stats: options.Stats = None,
-    jobs: options.Jobs = 1,
     format: Annotated[
         Literal["messages", "sharegpt"], typer.Option("--format", help="Shape of the records that are written.")
     ] = "messages",
@@ -66,9 +70,79 @@ def clean(
     merge_same_role: Annotated[
         bool, typer.Option("--merge-same-role", help="Join two messages of one role in a row instead of dropping all.")
     ] = False,
-    keep: Annotated[
-        list[Filter] | None, typer.Option("--keep", help="Switch off the filter of this name; may be repeated.")
+    preset: Annotated[
+        Literal["vicuna"] | None,
+        typer.Option("--preset", help="FastChat's rules in the place of all that is on by default, to compare with."),
     ] = None,
+    keep: Annotated[
+        list[Filter] | None, typer.Option("--keep", help="Switch off the step of this name; may be repeated.")
+    ] = None,
+    blocked_words: Annotated[
+        str | None,
+        typer.Option("--blocked-words", metavar="FILE", help="Drop what says one of these, whole words, any case."),
+    ] = None,
+    drop_refusals: Annotated[
+        bool, typer.Option("--drop-refusals", help="Drop what holds an answer that only turns the request down.")
+    ] = False,
+    refusals: Annotated[
+        str | None,
+        typer.Option("--refusals", metavar="FILE", help="Drop what holds an answer with one of these phrases."),
+    ] = None,
+    keep_lang: Annotated[
+        str | None,
+        typer.Option("--keep-lang", metavar="CODES", help="Keep only these languages: en,de (un: not told)."),
+    ] = None,
+    skip_lang: Annotated[
+        str | None, typer.Option("--skip-lang", metavar="CODES", help="Drop these languages: zh,ko.")
+    ] = None,
+    pii: Annotated[
+        Literal["redact", "drop", "tag"] | None,
+        typer.Option("--pii", help="Mail addresses, API keys, card and phone numbers, public IP addresses."),
+    ] = None,
+    special_tokens: Annotated[
+        Literal["keep", "drop", "break"],
+        typer.Option("--special-tokens", help="Texts with </s>, <|im_end|>, [INST] and such; break puts a space in."),
+    ] = "keep",
+    dedupe: Annotated[
+        Literal["first", "longest"],
+        typer.Option(
+            "--dedupe", help="Of equal ones the first; longest: nor one that another goes on from (no stream)."
+        ),
+    ] = "first",
+    near_duplicates: Annotated[
+        float | None,
+        typer.Option(
+            "--near-duplicates",
+            min=0.1,
+            max=1.0,
+            metavar="SHARE",
+            help="Drop what is as similar as 0.8 to an earlier one.",
+        ),
+    ] = None,
+    decontaminate: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--decontaminate", metavar="FILE", help="Drop what holds a question of this file; may be repeated."
+        ),
+    ] = None,
+    decontaminate_ngram: Annotated[
+        int, typer.Option("--decontaminate-ngram", min=3, metavar="N", help="So many words in a row are a match.")
+    ] = 13,
+    moderation: Annotated[
+        str | None,
+        typer.Option("--moderation", metavar="URL", help="Drop what this OpenAI-compatible server flags."),
+    ] = None,
+    moderation_model: Annotated[
+        str, typer.Option("--moderation-model", metavar="NAME", help="The model that it is asked for.")
+    ] = "omni-moderation-latest",
+    explain: Annotated[
+        str | None,
+        typer.Option("--explain", metavar="ID", help="Write only what each step does to the records with this id."),
+    ] = None,
+    out: options.Out = None,
+    rejects: options.RejectsFile = None,
+    stats: options.Stats = None,
+    jobs: options.Jobs = 1,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -78,28 +152,135 @@ def clean(
     (control characters aside). Cleaning twice changes nothing. A conversation starts with its first question and ends
     with its last answer, or before the first empty message. Dropped, with the reason given in --rejects FILE:
     role_order, empty, html_parse, and these, which --keep switches off: too_short (under 16 characters), dup_exact
-    (the first stays), plugin, blocked_response (a rate-limit notice as answer), rep_digits, wrong_list.
+    (the first stays), plugin, blocked_response (a rate-limit notice as answer), rep_digits, wrong_list. --keep html
+    leaves HTML as it is.
+
+    Off unless asked for: blocked_word, refusal, lang, pii, special_token, dup_near, contaminated, moderation. They look
+    at texts as they are written, code included (but not for the language). --keep-lang and --skip-lang write the
+    language to `lang`; `un` is too little text or too mixed. The key for --moderation is OPENAI_API_KEY, -j asks
+    for as many at a time, and the scores are kept in `moderation`.
 
     \b
     Examples:
       vtools clean sharegpt.json.gz --rejects rejects.jsonl > clean.jsonl
       vtools fetch dump.json | vtools clean -j 2 --stats stats.json -o clean.jsonl
-      vtools clean --keep wrong_list --merge-same-role --format sharegpt < raw.jsonl
+      vtools clean raw.jsonl --keep wrong_list --merge-same-role --format sharegpt
+      vtools clean raw.jsonl --keep-lang en --drop-refusals --pii redact --near-duplicates 0.8
+      vtools clean raw.jsonl --decontaminate questions.jsonl --dedupe longest -o clean.jsonl
+      vtools clean raw.jsonl --explain chat0
     """
     if engine == "fast" and importlib.util.find_spec("turbohtml") is None:
         raise process.missing_extra("turbohtml", "fast", "--engine fast")
-    kept = frozenset(keep or ())
+    inputs = list(files or ())
+    choices = Choices(
+        engine=engine,
+        merge_same_role=merge_same_role,
+        preset=preset,
+        keep=frozenset(str(name) for name in keep or ()),
+        blocked_words=blocked_words,
+        drop_refusals=drop_refusals,
+        refusals=refusals,
+        keep_languages=_languages("--keep-lang", keep_lang),
+        skip_languages=_languages("--skip-lang", skip_lang),
+        personal=pii,
+        special_tokens=special_tokens,
+        dedupe=dedupe,
+        near=near_duplicates,
+        questions=tuple(decontaminate or ()),
+        ngram=decontaminate_ngram,
+        moderation=(moderation, moderation_model) if moderation else None,
+    )
+    if preset and (keep or merge_same_role or dedupe == "longest"):
+        raise UsageFailure(f"--preset {preset} is a fixed set of rules: no --keep, --merge-same-role, --dedupe longest")
+    if dedupe == "longest" and ("dup_exact" in choices.keep or moderation):
+        raise UsageFailure("--dedupe longest goes neither with --keep dup_exact nor, asking twice, with --moderation")
+    if explain is not None and (rejects or stats):
+        raise UsageFailure("--explain writes no records: no --rejects, no --stats")
+    steps.pure(choices)  # a wrong file fails before any input is read, and the workers share what is made here
+    sources = longer = None
+    if dedupe == "longest":
+        from vtools.clean.spool import Sources
+
+        sources, longer = Sources(inputs), duplicates.Longer()
+        _note_starts(choices, sources.values(), longer, jobs, quiet)
+    ordered = steps.ordered(choices, longer, explain=explain is not None)
     with jsonl.output(out) as output:
-        filtering.run(
-            "clean",
-            functools.partial(clean_record, engine=engine, merge_same_role=merge_same_role, keep=kept),
+        values = sources.values() if sources else jsonl.values(inputs)
+        if explain is not None:
+            from vtools.clean.explain import explain as tell
+
+            tell(explain, choices, values, ordered, output)
+            return
+        counts = Counts(rejects, inputs)
+
+        def finish(made: Draft) -> Record | Reject:
+            if made.failure:
+                raise Failure(made.failure)
+            try:
+                for step in ordered:
+                    step.take(made)
+            except Reject as reject:
+                return reject
+            counts.redacted.update(made.redacted or ())
+            if choices.keep_languages or choices.skip_languages:
+                counts.languages[made.record["lang"]] += 1
+            return made.record
+
+        _run(
+            choices,
+            finish,
             write=output.write
             if format == "messages"
             else lambda record: output.write(conversation.to_sharegpt(record)),
-            files=files or (),
-            finish=None if "dup_exact" in kept else filters.Duplicates(),
-            rejects=rejects,
+            values=values,
+            counts=counts,
             stats=stats,
             jobs=jobs,
             quiet=quiet,
         )
+
+
+def _run(choices: Choices, finish: Any, **keys: Any) -> None:
+    """A run whose work gives drafts, which `finish` turns into records."""
+    work: Any = functools.partial(steps.draft, choices)
+    filtering.run("clean", work, finish=finish, **keys)
+
+
+def _note_starts(
+    choices: Choices, values: Iterator[bytestream.Value], longer: duplicates.Longer, jobs: int, quiet: bool
+) -> None:
+    """The first of two passes: what every conversation begins with. What is rejected is told in the second."""
+    if not quiet:
+        print("vtools clean: --dedupe longest does not stream: it reads all before it writes", file=sys.stderr)
+
+    def note(made: Draft) -> Record:
+        longer.note(made.starts, made.record["id"])
+        return made.record
+
+    _run(
+        dataclasses.replace(choices, near=None),
+        note,
+        write=lambda record: None,
+        values=values,
+        counts=filtering.Rejects("clean", os.devnull),
+        jobs=jobs,
+        quiet=True,
+    )
+
+
+def _languages(option: str, codes: str | None) -> frozenset[str]:
+    """The codes of a list such as en,de. Raises UsageFailure for one that the detector never gives."""
+    if codes is None:
+        return frozenset()
+    from vtools import language
+
+    try:
+        import pycld2
+    except ModuleNotFoundError:
+        raise process.missing_extra("pycld2", "filters", option) from None
+    wanted = frozenset(code.strip().lower() for code in codes.split(",") if code.strip())
+    known = {code for _, code in pycld2.LANGUAGES if len(code) <= 3} - {"iw", "jw"} | {"he", "jv", language.UNKNOWN}
+    unknown = sorted(wanted - known)
+    if unknown or not wanted:
+        raise UsageFailure(f"{option} {codes}: {', '.join(unknown) or 'nothing'} is no language code; such as en,de,zh")
+    return wanted

@@ -1,12 +1,33 @@
-"""The engines that lay out a small HTML document as Markdown; neither is imported before it is needed."""
+"""HTML to Markdown by the engines, which lay out a small HTML document; neither is imported before it is needed."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import re
 from collections.abc import Callable
 
+from vtools.clean import held, page, plain
+from vtools.jsonl import Reject
+
 Engine = Callable[[str], str]
+_BESIDE_BLOCKS = re.compile(" ?(</?(?:p|div|[uo]l|li|h[1-6r]|blockquote|t(?:able|[rdh]))(?: [^<>]*)?>) ?")
+
+
+def convert(text: str, engine: str) -> str:
+    """The Markdown of an HTML message. Raises Reject("html_parse") when no engine takes it."""
+    try:
+        document = plain.document(text) or page.document(text)
+        first, *others = chosen(engine)
+        try:
+            markdown = first(document.html)
+        except Exception:
+            if not others:
+                raise
+            markdown = others[0](document.html)
+        return held.restored(markdown, document.kept)
+    except Exception as error:  # one message must not end the run
+        raise Reject("html_parse", f"{type(error).__name__}: {error}"[:500]) from None
 
 
 @functools.cache
@@ -23,10 +44,10 @@ def fast(document: str) -> str:
 
 
 def reference(document: str) -> str:
-    """markdownify."""
+    """markdownify, which keeps white space beside some blocks."""
     from vtools.clean.reference import Converter
 
-    return Converter().convert(document)
+    return Converter().convert(_BESIDE_BLOCKS.sub(r"\1", document))
 
 
 @functools.cache

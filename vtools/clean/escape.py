@@ -81,7 +81,7 @@ def code(body: str) -> str:
 
 def fence(body: str, language: str) -> str:
     """A fenced block, its fence longer than any run of backticks inside."""
-    marks = "`" * max(3, _longest(body) + 1)
+    marks = "`" * (max(3, _longest(body) + 1) if "```" in body else 3)
     return f"{marks}{language}\n{body}\n{marks}"
 
 

@@ -1,11 +1,12 @@
-"""What makes a conversation not worth keeping: one function for each reason."""
+"""What makes a conversation not worth keeping, by default: one function for each reason."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-from vtools.jsonl import Record, Reject
+from vtools.clean.turns import joined
+from vtools.jsonl import Record
 
 SHORTEST = 16  # characters in all texts together, FastChat's limit
 # What ChatGPT's page showed in place of an answer.
@@ -22,6 +23,9 @@ _NOTICE = re.compile(
     r")\s*",
     re.IGNORECASE,
 )
+# Two items with the number 1 and no digit 2 between.
+_ONE_TO_ONE = re.compile(rb"\n1\. [^2\0]*\n1\. ")
+_DIGITS_TO_0 = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
 
 
 def plugin(record: Record) -> str | None:
@@ -29,17 +33,27 @@ def plugin(record: Record) -> str | None:
     return "the plugins key is set" if record.get("plugins") is not None else None
 
 
+def too_short(record: Record) -> str | None:
+    """Too few characters to learn from."""
+    if len(joined(record["messages"])) >= 4 * SHORTEST + len(record["messages"]):  # at most 4 bytes each
+        return None
+    count = sum([len(message["content"]) for message in record["messages"]])
+    return f"{count} characters in all" if count < SHORTEST else None
+
+
 def blocked_response(record: Record) -> str | None:
     """An answer is only a notice of the site's: rate limit or failure."""
     for place, message in enumerate(record["messages"]):
         text = message["content"]
-        if message["role"] == "assistant" and len(text) < 200 and _NOTICE.fullmatch(text):
+        if len(text) < 200 and message["role"] == "assistant" and _NOTICE.fullmatch(text):
             return f"messages[{place}]: {text.strip()}"
     return None
 
 
 def rep_digits(record: Record) -> str | None:
     """One digit stands nine times in a row."""
+    if b"0" * 9 not in joined(record["messages"]).translate(_DIGITS_TO_0):  # any nine digits at all
+        return None
     for place, message in enumerate(record["messages"]):
         for digit in "0123456789":
             if digit * 9 in message["content"]:
@@ -49,37 +63,12 @@ def rep_digits(record: Record) -> str | None:
 
 def wrong_list(record: Record) -> str | None:
     """An answer holds a list that begins again at 1 before it came to 2, as broken conversions write them."""
+    if not _ONE_TO_ONE.search(joined(record["messages"])):
+        return None
     for place, message in enumerate(record["messages"]):
         if message["role"] == "assistant" and any("2" not in gap for gap in message["content"].split("\n1. ")[1:-1]):
             return f"messages[{place}]: a list goes from 1 to 1"
     return None
 
 
-def too_short(record: Record) -> str | None:
-    """Too few characters to learn from."""
-    count = sum(len(message["content"]) for message in record["messages"])
-    return f"{count} characters in all" if count < SHORTEST else None
-
-
-FILTERS: tuple[Callable[[Record], str | None], ...] = (plugin, blocked_response, rep_digits, wrong_list, too_short)
-
-
-class Duplicates:
-    """Drops conversations whose texts came before, white space aside; about 80 bytes for each one seen."""
-
-    def __init__(self) -> None:
-        self.seen: set[int] = set()
-
-    def __call__(self, record: Record) -> Record | Reject:
-        import hashlib
-
-        digest = hashlib.blake2b(digest_size=16)
-        for message in record["messages"]:
-            digest.update(message["role"].encode())
-            # Joined by NUL, which no text holds; lone surrogates cannot come this far.
-            digest.update(b"\0" + message["content"].encode().translate(None, b" \t\r\n") + b"\0")
-        key = int.from_bytes(digest.digest())
-        if key in self.seen:
-            return Reject("dup_exact", "the same texts came before")
-        self.seen.add(key)
-        return record
+FILTERS: tuple[Callable[[Record], str | None], ...] = (too_short, blocked_response, rep_digits, wrong_list)

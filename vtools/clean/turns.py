@@ -10,20 +10,34 @@ from vtools.jsonl import Reject
 Message = dict[str, Any]
 # A text without one of these is empty: white space and zero-width characters show nothing.
 _VISIBLE = re.compile("[^\\s\u200b\u200c\u200d\u2060\ufeff\xad]")
+_joined: tuple[list[Message], bytes] = ([], b"")
+
+
+def joined(messages: list[Message]) -> bytes:
+    """All texts as UTF-8 with a NUL between each two, made once for one list: several filters ask in a row."""
+    global _joined
+    if _joined[0] is not messages:
+        texts = "\0".join([message["content"] for message in messages])
+        _joined = (messages, texts.encode("utf-8", "surrogatepass"))
+    return _joined[1]
 
 
 def is_empty(text: str) -> bool:
     """Whether a text shows nothing."""
-    return _VISIBLE.search(text) is None
+    return not "!" <= text[:1] <= "~" and _VISIBLE.search(text) is None
 
 
 def ordered(messages: list[Message], merge: bool) -> list[Message]:
-    """From the first question to the last answer, with a leading system message.
+    """From the first question to the last answer, with a leading system message; the same list if that is all of it.
 
     Two of a role in a row are joined by a blank line with `merge`; otherwise raises Reject("role_order").
     Raises Reject("empty") when nothing remains.
     """
-    first = next((place for place, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    roles = [message["role"] for message in messages]
+    pairs, rest = divmod(len(roles) - (roles[:1] == ["system"]), 2)
+    if pairs > 0 and not rest and roles[-2 * pairs :] == ["user", "assistant"] * pairs:
+        return messages
+    first = next((place for place, role in enumerate(roles) if role == "user"), len(messages))
     leading = [message for message in messages[:first] if message["role"] == "system"]
     kept: list[Message] = []
     for place, message in enumerate([*leading, *messages[first:]]):

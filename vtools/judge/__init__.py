@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vtools import options
+
+if TYPE_CHECKING:
+    from vtools.journal import Task
 
 Price = Annotated[float | None, typer.Option(min=0.0, metavar="USD", help="Price per million tokens, for --dry-run.")]
 
@@ -16,6 +21,10 @@ def judge(
     b: Annotated[str, typer.Argument(metavar="B", help="Answers of the other; - is stdin.")],
     questions: Annotated[
         str | None, typer.Option(metavar="FILE", help="The questions, where the answers do not carry them.")
+    ] = None,
+    training_data: Annotated[
+        list[str] | None,
+        typer.Option("--training-data", metavar="FILE", help="Say which questions this file holds; may be repeated."),
     ] = None,
     model: Annotated[
         str | None,
@@ -58,6 +67,9 @@ def judge(
 
     Answers are those of `vtools chat`, FastChat's or the Vicuna blog's, joined by their question's id.
 
+    Questions that a model was trained on tell little: --training-data names those whose words stand in the data that
+    it was trained on (13 in a row; `vtools clean --decontaminate` takes such conversations out), at first and at last.
+
     With -o FILE, what is judged is kept in FILE.journal, and the same command again, after a failure or a kill, asks
     only for the rest. On plain stdout nothing is kept and all is asked again.
 
@@ -71,10 +83,46 @@ def judge(
 
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": 1.0, "seed": seed}
     tasks = matches.matches(a, b, questions, ("ab",) if one_order else ("ab", "ba"))
+    seen = None
+    if training_data:
+        held = list(tasks)
+        seen, tasks = _seen_in_training(held, a, training_data), iter(held)
     if dry_run:
         judging.estimate(tasks, model, base_url, sampling, out, usd_in, usd_out)
         return
-    judging.judge_all(
-        tasks, model, base_url, template, sampling, timeout,
-        out=out, rejects=rejects, stats=stats, jobs=jobs, quiet=quiet,
-    )  # fmt: skip
+    try:
+        judging.judge_all(
+            tasks, model, base_url, template, sampling, timeout,
+            out=out, rejects=rejects, stats=stats, jobs=jobs, quiet=quiet,
+        )  # fmt: skip
+    finally:
+        if seen and not quiet:
+            print(seen, file=sys.stderr)
+
+
+def _seen_in_training(tasks: Sequence[Task], name: str, files: Sequence[str]) -> str:
+    """Say on stderr which questions the training data holds; returns the line that sums it up. Raises Failure."""
+    from vtools import conversation, jsonl, overlap
+    from vtools.jsonl import Reject
+    from vtools.process import Failure
+
+    asked = {task.question.question.id: task.question.question for task in tasks if task.question}
+    index = overlap.Index((name, question) for question in asked.values())
+    seen: dict[str, str] = {}
+    read = 0
+    for value in jsonl.values(files):
+        try:
+            record = jsonl.parse(value)[0]
+            messages = [] if isinstance(record, Reject) else conversation.read(record)["messages"]
+        except Reject:  # no conversation, so nothing was learned from it
+            continue
+        read += bool(messages)
+        for hit in index.hits(message["content"] for message in messages):
+            seen.setdefault(hit.id, f"question {hit.id} is in {value.file}:{value.number}: {hit.words}")
+    if not read:
+        raise Failure(f"--training-data {', '.join(files)}: holds no conversation")
+    for identity in asked:
+        if identity in seen:
+            print(f"vtools judge: {seen[identity]}", file=sys.stderr)
+    found = ", ".join(identity for identity in asked if identity in seen)
+    return f"vtools judge: {len(seen)} of {len(asked)} questions are in the training data{': ' if seen else ''}{found}"

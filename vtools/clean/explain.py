@@ -1,0 +1,74 @@
+"""What happens to the records of one id, step by step; the others run along, for the steps that remember them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from vtools import bytestream, jsonl
+from vtools.clean import steps
+from vtools.clean.steps import Choices, Draft, Step
+from vtools.jsonl import Output, Record, Reject
+from vtools.process import Failure
+
+
+def explain(
+    identity: str, choices: Choices, values: Iterable[bytestream.Value], ordered: list[Step], output: Output
+) -> None:
+    """Write one line a step for every record with this id. Raises Failure if there is none."""
+    found = False
+    for value in values:
+        record = jsonl.parse(value)[0]
+        if isinstance(record, Reject):
+            continue
+        made = Draft(record)
+        lines = story(choices, ordered, made)
+        if str(made.record.get("id")) != identity:  # one that could not be read has the id that it came with
+            continue
+        found = True
+        for line in lines:
+            line = {"id": identity, "file": value.file, "line": value.number, **line}
+            output.write(line)
+            if sys.stderr.isatty():
+                sizes = "" if line["before"] == line["after"] else f" ({line['before']} to {line['after']} characters)"
+                reason = f"{line['reason']}: " if "reason" in line else ""
+                print(f"{line['step']:>16}  {line['outcome']:8}{reason}{line['detail']}{sizes}", file=sys.stderr)
+    if not found:
+        raise Failure(f"no record has the id {identity}")
+
+
+def story(choices: Choices, ordered: list[Step], made: Draft) -> list[Record]:
+    """Take a record through the steps until one drops it: what each did, with the characters before and after it."""
+    lines: list[Record] = []
+    pure = steps.pure(choices)
+    for place, step in enumerate([*pure, *ordered]):
+        if place == len(pure):
+            steps.prepare(choices, made)
+        before = _characters(made)
+        try:
+            detail = step.take(made)
+        except Reject as reject:
+            dropped = {"step": step.name, "outcome": "dropped", "reason": reject.reason, "detail": reject.detail}
+            return [*lines, {**dropped, "before": before, "after": None}]
+        if made.failure:
+            raise Failure(made.failure)
+        outcome = "passed" if detail is None else "changed"
+        lines.append(
+            {
+                "step": step.name,
+                "outcome": outcome,
+                "detail": detail or "",
+                "before": before,
+                "after": _characters(made),
+            }
+        )
+    size = _characters(made)
+    return [*lines, {"step": "write", "outcome": "kept", "detail": "", "before": size, "after": size}]
+
+
+def _characters(made: Draft) -> int | None:
+    """In all texts together; unknown before the record is read."""
+    try:
+        return sum(len(message["content"]) for message in made.record["messages"])
+    except (KeyError, TypeError):
+        return None

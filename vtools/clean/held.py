@@ -1,0 +1,57 @@
+"""What an engine must not touch is held back: placeholders stand for finished Markdown, control characters for `<`, `&`
+and `"` of the text, which no message holds."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+UNUSUAL = re.compile("[\t\n\r\f\xa0]")  # white space that becomes a space
+# A placeholder is in brackets because engines look at the character beside emphasis, and what is held is punctuation.
+TOKEN = re.compile("(\\(\x02\\d+\x03\\))")
+_HELD = re.compile("\\(\x02(\\d+)\x03\\)")
+_SEPARATOR = re.compile("^[ >]*\x02\x03\n(?:[ >]*\n)?", re.MULTILINE)
+SEPARATOR = "<p>\x02\x03</p>"  # between two lists, which would become one
+TO_CONTROLS = {ord("<"): "\x04", ord("&"): "\x05", ord('"'): "\x06"}
+_FROM_CONTROLS = {4: "<", 5: "&", 6: '"'}
+
+
+class Document(NamedTuple):
+    """A small well-formed HTML document for an engine, and what its placeholders stand for."""
+
+    html: str
+    kept: list[str]
+
+
+def token(kept: list[str], markdown: str) -> str:
+    """Keep finished Markdown and give its placeholder."""
+    kept.append(markdown)
+    return f"(\x02{len(kept) - 1}\x03)"
+
+
+def hidden(text: str) -> str:
+    """A text in which an engine finds no tag and no entity."""
+    return text.translate(TO_CONTROLS) if "<" in text or "&" in text else text
+
+
+def restored(markdown: str, kept: list[str]) -> str:
+    """Put what was held back into an engine's result; blocks are indented as their first line is."""
+    if "\x02\x03" in markdown:
+        markdown = _SEPARATOR.sub("", markdown)
+    if "\x04" in markdown or "\x05" in markdown or "\x06" in markdown:
+        markdown = markdown.translate(_FROM_CONTROLS)
+    if kept:
+        markdown = _HELD.sub(lambda match: _indented(kept[int(match[1])], match), markdown)
+    return markdown.strip("\n ")
+
+
+def _indented(text: str, match: re.Match[str]) -> str:
+    """What was held, each line of a block after what stands before the first: a list's indent, a quote's marks."""
+    if "\n" not in text:
+        return text
+    before = match.string[match.string.rfind("\n", 0, match.start()) + 1 : match.start()]
+    if not before:
+        return text
+    indent = re.sub("[^>]", " ", before)
+    first, *rest = text.split("\n")
+    return "\n".join([first, *(indent + line if line else indent.rstrip() for line in rest)])

@@ -1,0 +1,27 @@
+"""Text that looks like a control token of a chat model, so that a careless tokenizer would end a turn there."""
+
+from __future__ import annotations
+
+import re
+
+# LLaMA and its kin, Gemma, ChatML and every other `<|name|>`, DeepSeek's with wide bars, Llama 2 and Mistral prompts.
+_LOOK_ALIKE = re.compile(
+    r"</?s>|<(?:unk|pad|bos|eos|mask|start_of_turn|end_of_turn)>|<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>|\[(?:PAD|BOS|EOS)\]"
+)
+
+
+def found(text: str) -> str | None:
+    """The first look-alike in a text."""
+    match = _LOOK_ALIKE.search(text) if "<" in text or "[" in text else None
+    return match and match[0]
+
+
+def broken(text: str) -> str:
+    """The text with a space behind the first character of each look-alike.
+
+    Tokenizers find control tokens as whole strings, so `< /s>` is text to all of them, and none is left to break.
+    """
+    if "<" not in text and "[" not in text:
+        return text
+    return _LOOK_ALIKE.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)

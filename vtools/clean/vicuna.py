@@ -1,0 +1,103 @@
+"""FastChat's published cleaning rules (`clean_sharegpt.py`; fschat 0.2.36, and the rate-limit rule of June 2024).
+
+Their order, thresholds and keys, for a reproduction that can be compared; the conversion of HTML is ours. So the
+decisions can differ only where the two conversions do: a text's first character, its length, or being equal to another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vtools import conversation
+from vtools.clean import html
+from vtools.clean.filters import SHORTEST
+from vtools.clean.turns import Message
+from vtools.jsonl import Record, Reject
+
+BLOCKED = ("openai", "chatgpt")
+NOTICES = ("Too many requests in 1 hour. Try again later.", "!Too many requests in 1 hour. Try again later.")
+_HUMAN, _GPT, _OTHER = "user", "assistant", "system"
+
+
+def read(value: Record) -> Record:
+    """The record with every role but FastChat's two as `system`; one message too many at either end goes.
+
+    Raises Reject: bad_schema, too_short.
+    """
+    known = {
+        key: [_with_known_role(turn) for turn in turns] if key in _TURNS and isinstance(turns, list) else turns
+        for key, turns in value.items()
+    }
+    record = conversation.read(known)
+    messages = record["messages"]
+    if len(messages) > 1 and messages[0]["role"] != _HUMAN:
+        messages = messages[1:]
+    if len(messages) > 1 and messages[-1]["role"] == _HUMAN:
+        messages = messages[:-1]
+    if len(messages) < 2:
+        raise Reject("too_short", f"{len(messages)} messages with the roles human and gpt in their places")
+    record["messages"] = messages
+    return record
+
+
+_TURNS = ("messages", "conversations", "conversation", "items")
+
+
+def _with_known_role(turn: Any) -> Any:
+    if not isinstance(turn, dict):
+        return turn
+    known = {"human": _HUMAN, "gpt": _GPT}
+    if turn.get("role") is not None:  # not ShareGPT's shape: these names stand for the same two
+        known |= {"user": _HUMAN, "assistant": _GPT}
+    role = turn["role"] if turn.get("role") is not None else turn.get("from")
+    rest = {key: item for key, item in turn.items() if key not in ("role", "from")}
+    return {"role": known.get(role, _OTHER) if isinstance(role, str) else _OTHER, **rest}
+
+
+def converted(messages: list[Message], engine: str) -> list[Message]:
+    """The messages as Markdown, in pairs, up to the first that is empty or begins with what cannot be printed.
+
+    Raises Reject: role_order, blocked_word (anywhere in the raw text, tags too), html_parse, blocked_response,
+    too_short.
+    """
+    kept: list[Message] = []
+    count = 0
+    for place, message in enumerate(messages):
+        raw = message["content"]
+        if message["role"] != (_HUMAN, _GPT)[place % 2]:
+            raise Reject("role_order", f"messages[{place}] is not from {('human', 'gpt')[place % 2]}")
+        if word := next((word for word in BLOCKED if word in raw.lower()), None):
+            raise Reject("blocked_word", f"messages[{place}]: {word}")
+        is_answer = message["role"] == _GPT
+        text = (html.to_markdown(raw, engine) if is_answer else html.without_controls(raw)).strip()
+        if not text or not text[0].isprintable() or not raw.strip()[0].isprintable():
+            break
+        if is_answer and text.startswith(NOTICES):
+            raise Reject("blocked_response", f"messages[{place}]: {text[:60]}")
+        count += len(text)
+        kept.append(message if text == raw else {**message, "content": text})
+    kept = kept[: len(kept) // 2 * 2]
+    if count < SHORTEST or not kept:
+        raise Reject("too_short", f"{count} characters in {len(kept)} messages")
+    return kept
+
+
+class Duplicates:
+    """FastChat's last pass: an id, then plug-ins, then the first question and answer; what is kept is remembered."""
+
+    def __init__(self) -> None:
+        self.ids: set[str] = set()
+        self.pairs: dict[int, str] = {}
+
+    def check(self, record: Record) -> None:
+        """Remember the record. Raises Reject: dup_id, plugin, dup_exact."""
+        identity = record["id"]
+        if identity in self.ids:
+            raise Reject("dup_id", f"the id {identity} came before")
+        if record.get("plugins") is not None:
+            raise Reject("plugin", "the plugins key is set")
+        pair = int.from_bytes(bytes.fromhex(conversation.content_id(record["messages"][:2])))
+        if pair in self.pairs:
+            raise Reject("dup_exact", f"record {self.pairs[pair]} begins with the same question and answer")
+        self.ids.add(identity)
+        self.pairs[pair] = identity

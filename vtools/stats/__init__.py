@@ -1,0 +1,109 @@
+"""`vtools stats`: what is in a file of records, or of training metrics; as numbers, as a table, as a picture."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from vtools import bytestream, conversation, filtering, jsonl, options
+from vtools.jsonl import Record, Reject
+from vtools.process import Failure, UsageFailure
+from vtools.stats import compare, counting, metrics
+
+
+def stats(
+    files: options.Files = None,
+    tokenizer: Annotated[
+        str | None, typer.Option("--tokenizer", metavar="MODEL", help="Count tokens too: a model reference.")
+    ] = None,
+    diff: Annotated[
+        bool, typer.Option("--diff", help="Compare two files: of records, or of counts that a tool wrote.")
+    ] = False,
+    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a picture: .svg, or .png.")] = None,
+    out: options.Out = None,
+    rejects: options.RejectsFile = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Count records, or sum up the metrics of a training run, or compare two such counts.
+
+    Writes one JSON object; on a terminal a table goes to stderr beside it. Conversations, rejects files and the
+    metrics of `vtools train` are told apart by themselves. Tokens are those of the texts, without any template.
+    Languages are counted if pycld2 is installed. A duplicate is a record whose texts, or whose id, came before. Broken
+    input ends the count: what came before it is written, unless --rejects says to go on.
+
+    \b
+    Examples:
+      vtools stats train.jsonl
+      vtools stats train.jsonl --tokenizer ./llama --plot lengths.svg
+      vtools stats --diff raw.jsonl clean.jsonl
+      vtools stats metrics.jsonl --plot loss.svg
+    """
+    names = files or []
+    if diff and (len(names) != 2 or plot):
+        raise UsageFailure("--diff compares two files and draws nothing: vtools stats --diff BEFORE AFTER")
+    counts = filtering.Rejects("stats", rejects, names)
+    inputs = [_Input([name], counts, quiet) for name in names] if diff else [_Input(names, counts, quiet)]
+    found = [_sum_up(each, tokenizer, plot, counted_already=diff) for each in inputs]
+    summary = compare.changes(*found) if diff else found[0]
+    with jsonl.output(out) as output:
+        output.write(summary)
+        for each in inputs:
+            if each.failure:
+                raise each.failure
+    if sys.stderr.isatty() and not quiet:
+        from vtools.stats import table
+
+        table.show(summary)
+
+
+class _Input:
+    """The objects of some files. What ends them early is kept in `failure`, for after the counts are written."""
+
+    def __init__(self, files: list[str], counts: filtering.Rejects, quiet: bool) -> None:
+        self.files, self.counts, self.quiet = files, counts, quiet
+        self.failure: Failure | None = None
+
+    def __iter__(self) -> Iterator[tuple[bytestream.Value, Record]]:
+        try:
+            with jsonl.progress("stats", self.quiet) as tick:
+                for value in jsonl.values(self.files):
+                    record = jsonl.parse(value)[0]
+                    if isinstance(record, Reject):
+                        self.counts.add(record, value)
+                    else:
+                        yield value, record
+                    tick()
+        except Failure as failure:
+            self.failure = failure
+
+
+def _sum_up(source: _Input, tokenizer: str | None, plot: str | None, counted_already: bool) -> dict[str, Any]:
+    counted = counting.Counted(source.counts, tokenizer)
+    objects = iter(source)
+    first = list(itertools.islice(objects, 2))
+    lines = itertools.chain(first, objects)
+    if first and "step" in first[0][1] and "messages" not in first[0][1]:
+        steps = [step for _, step in lines]
+        if plot:
+            metrics.draw(steps, plot)
+        return metrics.sum_up(steps)
+    if counted_already and len(first) == 1 and not _is_conversation(first[0][1]):
+        return first[0][1]
+    for value, record in lines:
+        counted.add(value, record)
+    summary = counted.summary()
+    if plot:
+        counting.draw(summary, plot)
+    return summary
+
+
+def _is_conversation(value: Record) -> bool:
+    try:
+        return bool(conversation.read(value))
+    except Reject:
+        return False

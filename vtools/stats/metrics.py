@@ -1,0 +1,37 @@
+"""The metrics of a training run: first and last values, and the curve of the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vtools import chart
+from vtools.jsonl import Record
+from vtools.process import Failure
+
+
+def sum_up(steps: list[Record]) -> dict[str, Any]:
+    """First and last values of a training run's metrics."""
+    trained = [step for step in steps if "loss" in step]
+    held_out = [step for step in steps if "eval_loss" in step]
+    summary: dict[str, Any] = {"steps": max((step.get("step", 0) for step in steps), default=0)}
+    if trained:
+        summary |= {"first_loss": trained[0]["loss"], "last_loss": trained[-1]["loss"]}
+        for key in ("tokens", "trained_tokens"):
+            summary[key] = sum(step.get(key, 0) for step in trained)
+    if held_out:
+        summary |= {"first_eval_loss": held_out[0]["eval_loss"], "last_eval_loss": held_out[-1]["eval_loss"]}
+    return summary
+
+
+def draw(steps: list[Record], path: str) -> None:
+    """Draw the loss of a run over its steps, and the held-out loss where it was measured."""
+    # A resumed run repeats no step, but a killed one may have printed steps after its last checkpoint: the last wins.
+    series = {}
+    for key, name in (("loss", "training loss"), ("eval_loss", "held-out loss")):
+        points = {
+            step["step"]: step[key] for step in steps if "step" in step and isinstance(step.get(key), int | float)
+        }
+        series[name] = sorted(points.items())
+    if not any(series.values()):
+        raise Failure("no loss in these metrics, so there is nothing to draw")
+    chart.lines(path, "Loss", series, "step", "loss a trained token")

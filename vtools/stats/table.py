@@ -1,0 +1,64 @@
+"""Counts as a table with bars, for a terminal."""
+# ruff: noqa: TID253
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 32  # of a bar
+
+
+def show(summary: dict[str, Any]) -> None:
+    """Print what `vtools stats` wrote on stderr: numbers, then counts with their bars; or two counts side by side."""
+    console = Console(stderr=True, highlight=False)
+    if "changed" in summary:
+        console.print(_changes(summary["changed"]))
+        return
+    numbers = Table(box=None, show_header=False, pad_edge=False)
+    numbers.add_column(min_width=20)
+    numbers.add_column(justify="right")
+    for key, value in summary.items():
+        if not isinstance(value, dict):
+            numbers.add_row(_words(key), _number(value))
+    console.print(numbers)
+    for key, value in summary.items():
+        if isinstance(value, dict) and value:
+            console.print(Text(f"\n{_words(key)}", style="bold"))
+            console.print(_bars(value))
+
+
+def _bars(counts: dict[str, int]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(min_width=20)
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    table.add_column()
+    total, most = sum(counts.values()) or 1, max(counts.values()) or 1
+    for name, count in counts.items():
+        bar = "█" * round(WIDTH * count / most) or ("▏" if count else "")
+        table.add_row(_words(name), _number(count), f"{count / total:.1%}", Text(bar, style="cyan"))
+    return table
+
+
+def _changes(changed: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title in ("", "before", "after", "change"):
+        table.add_column(title, justify="right" if title else "left")
+    for path, change in changed.items():
+        percent = "" if change["percent"] is None else f"{change['percent']:+,.1f} %"
+        table.add_row(_words(path), _number(change["before"]), _number(change["after"]), percent)
+    return table
+
+
+def _number(value: Any) -> Text:
+    return Text(f"{value:,}" if isinstance(value, int | float) else str(value))
+
+
+def _words(key: str) -> Text:
+    """A name from the data as text that does nothing to the terminal."""
+    return Text("".join(letter if letter.isprintable() else "�" for letter in key.replace("_", " ")))
