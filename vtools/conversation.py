@@ -127,17 +127,27 @@ def content_id(messages: list[dict[str, Any]]) -> str:
 
 
 def text_key(messages: list[dict[str, Any]], texts: bytes | None = None) -> int:
-    """128 bits that depend on the roles and texts alone, white space aside (BLAKE2b): equal for exact duplicates.
+    """128 bits that depend on the roles and on the texts as `bare` has them (BLAKE2b): equal for exact duplicates.
 
-    `texts` are the texts in UTF-8 with a NUL between each two, where they are at hand.
+    `texts` are the texts in UTF-8 with \\xff between each two, where they are at hand.
     """
     import hashlib
 
-    if texts is None:
-        texts = "\0".join([message["content"] for message in messages]).encode("utf-8", "replace")
-    digest = hashlib.blake2b(texts.translate(None, b" \t\r\n"), digest_size=16)
+    contents = [message["content"] for message in messages]
+    stripped = [content.strip(_EDGES) for content in contents]
+    if texts is None or stripped != contents or b"\r" in texts:
+        texts = b"\xff".join([bare(content) for content in contents])
+    digest = hashlib.blake2b(texts, digest_size=16)
     digest.update("\0".join(["", *[message["role"] for message in messages]]).encode())
     return int.from_bytes(digest.digest())
+
+
+_EDGES = " \t\r\n"
+
+
+def bare(text: str) -> bytes:
+    """A text without white space at its edges, its line ends those of Unix, in UTF-8."""
+    return text.strip(_EDGES).replace("\r\n", "\n").encode("utf-8", "surrogatepass")
 
 
 def to_sharegpt(record: Record) -> Record:

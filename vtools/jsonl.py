@@ -172,7 +172,7 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
             pass
         os.close(handle)  # the other process renamed it between our open and our lock
     os.ftruncate(handle, 0)
-    stream = os.fdopen(handle, "wb")
+    stream = os.fdopen(handle, "wb", 1 << 18)
     try:
         yield stream
         stream.flush()

@@ -40,8 +40,18 @@ class Rendered(NamedTuple):
     mask: list[bool]
 
 
+class Run(NamedTuple):
+    """A stretch of a rendering that is encoded in one go: text for one of the encoders, or a control token."""
+
+    encoder: int
+    trained: bool
+    place: int  # of its first piece in the skeleton
+    text: str = ""
+    token: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
-class _Piece:
+class Piece:
     """A control token (`token`), or text: a literal, or the place of message number `slot`."""
 
     trained: bool
@@ -83,6 +93,13 @@ def load(name: str | None, tokenizer: Tokenizer) -> Template:
     return Template(name, source, STOP_STRINGS.get(name, ()), tokenizer)
 
 
+def refuse_empty(messages: list[dict[str, Any]]) -> None:
+    """Raise Reject("template_error") for an empty answer: there is nothing in it to train."""
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise Reject("template_error", f"messages[{index}]: the answer is empty")
+
+
 def _adds_bos(tokenizer: Tokenizer) -> bool:
     return bool(tokenizer.bos) and tokenizer.backend.encode("a").ids[0] == tokenizer.id_of(tokenizer.bos or "")
 
@@ -106,18 +123,21 @@ class Template:
         ends = [*self._finals.values(), *stop_strings]
         self._end = re.compile(rf"\s*?(?:{'|'.join(re.escape(text) for text in sorted(ends, key=len, reverse=True))})")
         self._has_ends = bool(ends)
-        self._skeleton = lru_cache(maxsize=4096)(self._build)
-        self._encoders = _encoders(tokenizer)
+        self.skeleton = lru_cache(maxsize=4096)(self._build)
+        self._prompt_end = lru_cache(maxsize=4096)(
+            lambda roles: _MARK.split(self._render_jinja(_marked(roles), True))[-1]
+        )
+        self.encoders = encoders(tokenizer)
         # Tokens that text must never become: special ones; and for what people typed, whatever the template writes
         # itself. An answer may hold such a token (<think> of a reasoning model is one) if it is not special.
         self._trimmed = self._trims()
-        self._forbidden = {True: self._finals, False: self._finals | self._written()}
+        self.forbidden = {True: self._finals, False: self._finals | self._written()}
         self._ids = lru_cache(maxsize=256)(self._encode)
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer: the template's own end token, and the tokenizer's and the generation config's."""
-        probe = self._skeleton(("user", "assistant"), False)
+        probe = self.skeleton(("user", "assistant"), False)
         ends = {piece.token for piece in probe if piece.trained and piece.token is not None}
         eos = self.tokenizer.id_of(self.tokenizer.eos) if self.tokenizer.eos else None
         return frozenset(number for number in (*ends, eos, *self.tokenizer.end_ids) if number is not None)
@@ -127,9 +147,6 @@ class Template:
 
         Raises Reject("template_error") for an empty answer or a conversation that the template cannot render.
         """
-        for index, message in enumerate(messages):
-            if message["role"] == "assistant" and not message["content"].strip():
-                raise Reject("template_error", f"messages[{index}]: the answer is empty")
         return self._assemble(messages, False)
 
     def prompt(self, messages: list[dict[str, Any]]) -> list[int]:
@@ -156,50 +173,58 @@ class Template:
         with atomic(path) as stream:
             stream.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
 
-    def _assemble(self, messages: list[dict[str, Any]], generation: bool) -> Rendered:
-        skeleton = self._skeleton(tuple(message["role"] for message in messages), generation)
-        ids: list[int] = []
-        mask: list[bool] = []
-        run = ""
-        encoder, trained = FIRST, False
+    def runs(self, messages: list[dict[str, Any]], generation: bool = False) -> list[Run]:
+        """The stretches of a rendering, in order: the ids of each (see `encode`), end to end, are those of `render`.
 
-        def flush() -> None:
-            nonlocal run
-            if run:
-                # Long texts hardly come again, and would hold hundreds of megabytes.
-                found = (self._ids if len(run) < 1 << 14 else self._encode)(encoder, run, trained)
-                ids.extend(found)
-                mask.extend([trained] * len(found))
-                run = ""
-
-        for piece in skeleton:
-            if piece.token is not None:
-                flush()
-                ids.append(piece.token)
-                mask.append(piece.trained)
-                encoder, trained = AFTER_TOKEN, piece.trained
-                continue
-            if piece.trained != trained:
-                if run:
-                    flush()
+        Raises Reject as `render` does; with `generation` the rendering is that of `prompt`.
+        """
+        if not generation:
+            refuse_empty(messages)
+        runs = []
+        parts: list[str] = []
+        encoder, trained, begun = FIRST, False, 0
+        for place, piece in enumerate(self.skeleton(tuple(message["role"] for message in messages), generation)):
+            if piece.token is not None or piece.trained != trained:
+                if text := "".join(parts):
+                    runs.append(Run(encoder, trained, begun, text))
                     encoder = INSIDE
+                parts, begun = [], place
                 trained = piece.trained
-            if piece.slot is None:
-                run += piece.text
+            if piece.token is not None:
+                encoder, begun = AFTER_TOKEN, place + 1
+                runs.append(Run(encoder, trained, place, token=piece.token))
+            elif piece.slot is None:
+                parts.append(piece.text)
             else:
                 message = messages[piece.slot]
-                run += message["content"].strip() if message["role"] in self._trimmed else message["content"]
-        flush()
+                parts.append(message["content"].strip() if message["role"] in self._trimmed else message["content"])
+        if text := "".join(parts):
+            runs.append(Run(encoder, trained, begun, text))
+        return runs
+
+    def encode(self, run: Run) -> list[int]:
+        """The token ids of one stretch."""
+        return [run.token] if run.token is not None else self._encode(run.encoder, run.text, run.trained)
+
+    def _assemble(self, messages: list[dict[str, Any]], generation: bool) -> Rendered:
+        ids: list[int] = []
+        mask: list[bool] = []
+        for run in self.runs(messages, generation):
+            # Long texts hardly come again, and would hold hundreds of megabytes.
+            short = run.token is None and len(run.text) < 1 << 14
+            found = self._ids(run.encoder, run.text, run.trained) if short else self.encode(run)
+            ids.extend(found)
+            mask.extend([run.trained] * len(found))
         return Rendered(ids, mask)
 
-    def _build(self, roles: tuple[str, ...], generation: bool) -> list[_Piece]:
+    def _build(self, roles: tuple[str, ...], generation: bool) -> list[Piece]:
         """The pieces of a conversation with these roles, whatever its texts are."""
         parts = _MARK.split(self._render_jinja(_marked(roles), generation))
         literals, slots = parts[0::2], [int(number) for number in parts[1::2]]
         if slots != list(range(len(roles))):
             lost = next((index for index in range(len(roles)) if index not in slots), 0)
             raise Reject("template_error", f"messages[{lost}]: the template {self.name} has no place for this message")
-        pieces: list[_Piece] = []
+        pieces: list[Piece] = []
         for index, literal in enumerate(literals):
             if index and roles[index - 1] == "assistant" and (end := self._has_ends and self._end.match(literal)):
                 ending, literal = self._literal(literal[: end.end()], True), literal[end.end() :]
@@ -216,13 +241,13 @@ class Template:
                 # Tokenizers join a space to the word after it, so this one is the answer's.
                 prompt, own = prompt[:-1], " "
             pieces += self._literal(prompt, False) + self._literal(own, True)
-            pieces.append(_Piece(answer, slot=index))
+            pieces.append(Piece(answer, slot=index))
         return pieces
 
     def _opening(self, roles: tuple[str, ...], literal: str) -> tuple[str, str]:
         """Cut what stands before an answer where a prompt would end: the model has to write the rest itself."""
         try:
-            prompt = _MARK.split(self._render_jinja(_marked(roles), True))[-1]
+            prompt = self._prompt_end(roles)
         except Reject:
             return literal, ""
         own = literal.removeprefix(prompt)
@@ -243,7 +268,7 @@ class Template:
             )
         return frozenset()
 
-    def _literal(self, literal: str, trained: bool) -> list[_Piece]:
+    def _literal(self, literal: str, trained: bool) -> list[Piece]:
         """The control tokens of a literal, and the text between them."""
         pieces = []
         strip = False
@@ -251,19 +276,19 @@ class Template:
             if index % 2 == 0:
                 part = part.lstrip() if strip else part
                 if part:
-                    pieces.append(_Piece(trained, text=part))
+                    pieces.append(Piece(trained, text=part))
                 continue
             token = self.tokenizer.added[part]
             if token.lstrip and pieces and pieces[-1].token is None:
-                pieces[-1] = _Piece(trained, text=pieces[-1].text.rstrip())
+                pieces[-1] = Piece(trained, text=pieces[-1].text.rstrip())
             strip = token.rstrip
-            pieces.append(_Piece(trained, token=self._tokens[part]))
+            pieces.append(Piece(trained, token=self._tokens[part]))
         return pieces
 
     def _written(self) -> dict[int, str]:
         """The control tokens that the template writes between texts, by id."""
         try:
-            pieces = self._skeleton(("user", "assistant", "user", "assistant"), False)
+            pieces = self.skeleton(("user", "assistant", "user", "assistant"), False)
         except Reject:  # it wants other roles than these
             return {}
         written = {piece.token: self._names[piece.token] for piece in pieces if piece.token is not None}
@@ -272,8 +297,8 @@ class Template:
 
     def _encode(self, encoder: int, text: str, answer: bool) -> list[int]:
         """Text to ids, never to a control token: where one comes out, the text is cut inside the token's name."""
-        forbidden = self._forbidden[answer]
-        ids = self._encoders[encoder].encode(text, add_special_tokens=False).ids
+        forbidden = self.forbidden[answer]
+        ids = self.encoders[encoder].encode(text, add_special_tokens=False).ids
         names = [re.escape(name) for number in dict.fromkeys(ids) if (name := forbidden.get(number))]
         if not names:
             return ids
@@ -281,7 +306,7 @@ class Template:
         ids = []
         for start, end in itertools.pairwise(cuts):
             ids += (
-                self._encoders[encoder if start == 0 else INSIDE].encode(text[start:end], add_special_tokens=False).ids
+                self.encoders[encoder if start == 0 else INSIDE].encode(text[start:end], add_special_tokens=False).ids
             )
         return ids
 
@@ -335,7 +360,7 @@ def _compile(source: str, where: str) -> Any:
         raise Failure(f"{where} does not compile: {error}") from None
 
 
-def _encoders(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer, tokenizers.Tokenizer]:
+def encoders(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer, tokenizers.Tokenizer]:
     """Encoders for text at the start, after a control token, and inside running text; none parses control tokens.
 
     SentencePiece tokenizers put a space before a text: always (LLaMA's, "legacy") or only at the very start.
@@ -343,18 +368,23 @@ def _encoders(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.To
     import tokenizers
 
     original = tokenizer.backend
-    inside = tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(json.loads(original.to_str()))))
-    first = tokenizers.Tokenizer.from_str(original.to_str())
-    probe = next((text for text, token in tokenizer.added.items() if token.special and not token.rstrip and text), None)
+    setup = json.loads(original.to_str())
+    # The vocabulary is read once and shared: reading it again takes most of the start-up. Added tokens keep their ids.
+    vocabulary = {token["content"]: token["id"] for token in setup["added_tokens"]}
+    setup["model"] = {"type": "BPE", "vocab": vocabulary, "merges": []}
+    first = tokenizers.Tokenizer.from_str(json.dumps(setup))
+    inside = tokenizers.Tokenizer.from_str(json.dumps(_without_prefix(setup)))
+    for encoder in (first, inside):
+        encoder.model = original.model
+        encoder.encode_special_tokens = True
+        encoder.no_truncation()
+        encoder.no_padding()
     after = first
+    probe = next((text for text, token in tokenizer.added.items() if token.special and not token.rstrip and text), None)
     if probe is not None:
         joint = original.encode(probe + "a", add_special_tokens=False).ids[1:]
         if joint != original.encode("a", add_special_tokens=False).ids:
             after = inside
-    for encoder in (first, inside):
-        encoder.encode_special_tokens = True
-        encoder.no_truncation()
-        encoder.no_padding()
     return first, after, inside
 
 

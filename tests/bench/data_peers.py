@@ -38,7 +38,9 @@ Command = tuple[list[str], dict[str, str]]  # arguments and environment
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=SECTIONS, help="these sections")
-    parser.add_argument("--records", type=int, default=4000, help="conversations of each file")
+    parser.add_argument(
+        "--records", type=int, default=4000, help="conversations for pages and split; the others read all"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--old-markdownify", type=Path, help="a folder that holds markdownify 0.11.6")
     parser.add_argument("--tokenizer", default=str(ROOT.parent / "shared/data/llama-tokenizer"), help="for split")
@@ -82,15 +84,18 @@ def make(folder: Path, count: int) -> None:
         stdout=subprocess.PIPE,
     )
     assert reader.stdout is not None
-    markdown, pages = [], []
+    whole, markdown, pages = [], [], []
     dice = random.Random(0)
     for line in reader.stdout:
         record = json.loads(line)
-        if dice.random() < 0.5 or len(record["messages"]) < 2:
-            continue
         turns = [(message["role"], message["content"]) for message in record["messages"]]
+        if any(text.count("<") > 1000 for _, text in turns):  # one record, at which FastChat ends without any output
+            continue
+        whole.append({"id": record["id"], "conversations": [shaped(role, text) for role, text in turns]})
+        if len(markdown) == count or dice.random() < 0.5 or len(turns) < 2:
+            continue
         era = dice.choice(("extension", "extension", "sanitised"))
-        markdown.append({"id": record["id"], "conversations": [shaped(role, text) for role, text in turns]})
+        markdown.append(whole[-1])
         pages.append(
             {
                 "id": record["id"],
@@ -99,11 +104,8 @@ def make(folder: Path, count: int) -> None:
                 ],
             }
         )
-        if len(markdown) == count:
-            break
-    reader.kill()
     reader.wait()
-    for name, records in (("markdown", markdown), ("html", pages)):
+    for name, records in (("whole", whole), ("markdown", markdown), ("html", pages)):
         (folder / f"{name}.json").write_text(json.dumps(records))
         with (folder / f"{name}.jsonl").open("w") as out:
             out.writelines(json.dumps(record) + "\n" for record in records)
@@ -209,17 +211,20 @@ def pages(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
 
 
 def clean(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
-    """Text that is clean already, all default filters on."""
-    return cleaners(folder, settings, "markdown") | {
-        "vtools clean": vtools("clean", str(folder / "markdown.jsonl"), "-o", str(folder / "ours.jsonl")),
+    """The whole real file, whose text is clean already, all default filters on."""
+    return cleaners(folder, settings, "whole") | {
+        "vtools clean": vtools("clean", str(folder / "whole.jsonl"), "-o", str(folder / "ours.jsonl")),
     }
 
 
 def filters(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
-    """Our default filters on clean text, beside datatrove's reader, one lambda over the texts and its writer."""
+    """Two rules on clean text: datatrove's reader, one lambda and its writer; ours; and ours with all default filters."""
+    only = [f"--keep={name}" for name in ("html", "plugin", "blocked_response", "wrong_list", "dup_exact")]
+    files = str(folder / "whole.jsonl"), "-o", str(folder / "ours.jsonl")
     return {
         "datatrove": ([sys.executable, __file__, "_datatrove", str(folder)], {}),
-        "vtools clean": vtools("clean", str(folder / "markdown.jsonl"), "-o", str(folder / "ours.jsonl")),
+        "vtools clean, the same two rules": vtools("clean", *files, *only),
+        "vtools clean, all default filters": vtools("clean", *files),
     }
 
 
@@ -235,7 +240,7 @@ def split(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
 
 def arrays(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
     """One array cut into its elements, and parsed, beside ijson, which parses as it cuts."""
-    source = str(folder / "markdown.json")
+    source = str(folder / "whole.json")
     ijson = "import ijson, sys; sum(1 for item in ijson.items(open(sys.argv[1], 'rb'), 'item'))"
     ours = "import sys; from vtools import jsonl; sum(1 for value in jsonl.values(sys.argv[1:]) if jsonl.parse(value))"
     return {
@@ -294,7 +299,7 @@ def datatrove_child(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as out:
         LocalPipelineExecutor(
             pipeline=[
-                JsonlReader(str(folder), glob_pattern="markdown.jsonl", adapter=adapt),
+                JsonlReader(str(folder), glob_pattern="whole.jsonl", adapter=adapt),
                 LambdaFilter(lambda document: len(document.text) >= 16 and "000000000" not in document.text),
                 JsonlWriter(out, compression=None),
             ],

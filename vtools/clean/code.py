@@ -8,6 +8,7 @@ import re
 from vtools.clean import tags
 
 CONTROLS = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
+_TAG = re.compile("</?[a-zA-Z][^<>]*>")
 _BREAK = re.compile("<br[^<>]*>", re.IGNORECASE)
 _OPEN = re.compile("<code[^<>]*>", re.IGNORECASE)
 _LANGUAGE = re.compile(r"\b(?:language|lang)-([^\s\"'>]+)")
@@ -37,7 +38,10 @@ def inner(source: str) -> str:
     """The text of an element, its line breaks kept."""
     if "<br" in source or "<BR" in source:
         source = _BREAK.sub("\n", source)
-    return unescape(tags.CUT.sub("", source)).replace("\r\n", "\n")
+    text, found = _TAG.subn("", source)
+    if not found == source.count("<") == source.count(">"):  # not tags alone
+        text = tags.CUT.sub("", source)
+    return unescape(text).replace("\r\n", "\n")
 
 
 def unescape(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vtools import conversation
 from vtools.clean.turns import Message
 
 
@@ -48,7 +49,7 @@ def starts(messages: list[Message]) -> list[int]:
 
     texts, roles, keys = hashlib.blake2b(digest_size=16), b"", []
     for place, message in enumerate(messages[:-1]):
-        texts.update((b"\0" if place else b"") + message["content"].encode().translate(None, b" \t\r\n"))
+        texts.update((b"\xff" if place else b"") + conversation.bare(message["content"]))
         roles += b"\0" + message["role"].encode()
         if message["role"] == "assistant":
             digest = texts.copy()

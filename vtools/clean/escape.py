@@ -66,7 +66,7 @@ def _roles(run: re.Match[str], text: str) -> tuple[bool, bool]:
 
 
 def _longest(text: str) -> int:
-    return max(map(len, _BACKTICKS.findall(text)), default=0)
+    return max(map(len, _BACKTICKS.findall(text))) if "`" in text else 0
 
 
 def code(body: str) -> str:
@@ -81,7 +81,7 @@ def code(body: str) -> str:
 
 def fence(body: str, language: str) -> str:
     """A fenced block, its fence longer than any run of backticks inside."""
-    marks = "`" * (max(3, _longest(body) + 1) if "```" in body else 3)
+    marks = "`" * max(3, _longest(body) + 1)
     return f"{marks}{language}\n{body}\n{marks}"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from vtools.clean.turns import joined
+from vtools.clean.turns import joined, shape
 from vtools.jsonl import Record
 
 SHORTEST = 16  # characters in all texts together, FastChat's limit
@@ -24,8 +24,7 @@ _NOTICE = re.compile(
     re.IGNORECASE,
 )
 # Two items with the number 1 and no digit 2 between.
-_ONE_TO_ONE = re.compile(rb"\n1\. [^2\0]*\n1\. ")
-_DIGITS_TO_0 = bytes(ord("0") if chr(byte).isdigit() and byte < 128 else byte for byte in range(256))
+_ONE_TO_ONE = re.compile(rb"\n1\. [^2\xff]*\n1\. ")
 
 
 def plugin(record: Record) -> str | None:
@@ -52,7 +51,7 @@ def blocked_response(record: Record) -> str | None:
 
 def rep_digits(record: Record) -> str | None:
     """One digit stands nine times in a row."""
-    if b"0" * 9 not in joined(record["messages"]).translate(_DIGITS_TO_0):  # any nine digits at all
+    if b"0" * 9 not in shape(record["messages"]):  # any nine digits at all
         return None
     for place, message in enumerate(record["messages"]):
         for digit in "0123456789":

@@ -76,7 +76,7 @@ def _break_special(made: Draft) -> str | None:
 def _personal(mode: str, made: Draft) -> str | None:
     before = made.record["messages"]
     counts: Counter[str] = Counter()
-    rules = personal.possible(turns.joined(before))
+    rules = personal.possible(turns.shape(before))
     after = each(before, lambda message: personal.redacted(message["content"], rules, counts)) if rules else before
     if not counts:
         return None

@@ -123,7 +123,8 @@ def prepare(choices: Choices, made: Draft) -> None:
     """Stamp the record, and work out beside it what the ordered steps will ask for: here, not in the one process."""
     jsonl.stamp(made.record, "clean")
     messages = made.record["messages"]
-    made.key = conversation.text_key(messages, turns.joined(messages))
+    if "dup_exact" not in choices.keep:
+        made.key = conversation.text_key(messages, turns.joined(messages))
     if choices.dedupe == "longest":
         made.starts = duplicates.starts(messages)
     if choices.near is not None:
@@ -148,16 +149,20 @@ def _read(made: Draft) -> None:
 
 def _html(engine: str, converter: str, made: Draft) -> str | None:
     before = made.record["messages"]
-    texts = turns.joined(before)
-    controls = len(texts) - len(texts.translate(None, _CONTROLS)) >= len(before)  # more than the NULs between texts
-    if not controls and b"<" not in texts and _COUNTER.encode() not in texts:
+    controls, tags = b"\1" in turns.shape(before), b"<" in turns.joined(before)
+
+    def asks(message: Message) -> bool:
+        text = message["content"]
+        is_html = tags and message["role"] == "assistant" and html.looks_like_html(text)
+        return controls or is_html or html.has_counter(text)
+
+    if not any([asks(message) for message in before]):
         return None
 
     def readable(message: Message) -> str:
-        text: str = message["content"]
-        if not controls and (message["role"] != "assistant" or ("<" not in text and _COUNTER not in text)):
-            return text
-        return _readable(message, engine)
+        if controls:
+            return _readable(message, engine)
+        return html.converted(message["content"], engine) if asks(message) else message["content"]
 
     if not made.replace(each(before, readable)):
         return None
@@ -169,11 +174,6 @@ def _html(engine: str, converter: str, made: Draft) -> str | None:
 def _converter(engine: str) -> str:
     fast = engine != "reference" and importlib.util.find_spec("turbohtml") is not None
     return "turbohtml" if fast else "markdownify"
-
-
-# What `html` looks for, to pass over the many texts without it.
-_CONTROLS = bytes([*range(9), 11, 12, *range(14, 32)])
-_COUNTER = " chars / "
 
 
 def _readable(message: Message, engine: str) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Annotated
+import os
+from typing import Annotated, Any, Literal
 
 import typer
 
 from vtools import conversation, filtering, jsonl, options
-from vtools.jsonl import Record
 from vtools.process import UsageFailure
 
 
@@ -23,6 +23,22 @@ def split(
         typer.Option("--tokenizer", envvar="VTOOLS_MODEL", metavar="MODEL", help="Whose tokens: a model reference."),
     ] = None,
     template: options.TemplateName = None,
+    overlong: Annotated[
+        Literal["keep", "drop", "truncate", "split-answer"],
+        typer.Option("--overlong", help="What becomes of a single pair of turns that cannot fit."),
+    ] = "keep",
+    overlap_turns: Annotated[
+        int,
+        typer.Option(
+            "--overlap-turns",
+            min=0,
+            metavar="N",
+            help="Begin each further segment with the last N turn pairs before it.",
+        ),
+    ] = 0,
+    preset: Annotated[
+        Literal["vicuna"] | None, typer.Option("--preset", help="vicuna: FastChat's cuts, counts and losses.")
+    ] = None,
     hold_out: Annotated[
         str | None, typer.Option("--hold-out", metavar="SHARE", help="Share of conversations held out: 1% or 0.01.")
     ] = None,
@@ -39,17 +55,36 @@ def split(
 ) -> None:
     """Cut conversations between turn pairs into segments of at most --max-tokens.
 
-    Tokens are counted as `train` will see them: with the model's own template, to the token. No turn is lost: a
-    single pair that is too long by itself is kept whole and counted as overlong (`train` cuts it). With --hold-out a
-    share of the conversations, chosen by their id, goes to another file; segments of one conversation never fall on
-    both sides.
+    Tokens are counted as `train` will see them: with the model's own template, to the token. No turn is lost: a turn
+    pair (a question and its answer) goes whole into one segment, and every pair into one. A pair that is too long by
+    itself is counted as overlong and, by --overlong:
+
+    \b
+      keep          left as it is (`train` cuts it)
+      drop          put with the rejects
+      truncate      its answer is cut at the end of a word
+      split-answer  its answer is cut into several segments, each with the question: between paragraphs, else lines,
+                    else words, and not inside a code block unless the block is longer than a segment
+
+    A question that is too long by itself is dropped by the last three. With --hold-out a share of the conversations,
+    chosen by their id, goes to another file; segments of one conversation never fall on both sides.
+
+    A segment's id is ID_START, START counting messages, and its `segment` says of which conversation it is, which
+    one of how many, and its tokens. With --overlap-turns, `overlap` in it is the number of messages that were in the
+    segment before (only as many as fit): context for the model, but `train` trains on every answer that it reads, so
+    it trains on those twice.
+
+    --preset vicuna cuts as FastChat 0.2.36 does and writes what it writes; the turns that it loses are counted as
+    turns_lost and go to --rejects.
 
     \b
     Examples:
       vtools clean raw.jsonl | vtools split --max-tokens 2048 --tokenizer ./llama > train.jsonl
       vtools split clean.jsonl --tokenizer ./llama --hold-out 1% --hold-out-file eval.jsonl -o train.jsonl
+      vtools split clean.jsonl --tokenizer ./llama --overlong split-answer --stats split.json > train.jsonl
     """
-    from vtools.split import segments
+    from vtools.split import segments, vicuna
+    from vtools.split.tally import Tally
 
     if tokenizer is None:
         raise UsageFailure("whose tokens? give --tokenizer MODEL (a folder, a hub id or a .gguf file)")
@@ -57,24 +92,41 @@ def split(
         raise UsageFailure("--out and --hold-out-file are the same file")
     if (hold_out is None) != (hold_out_file is None):
         raise UsageFailure("--hold-out and --hold-out-file belong together")
+    if preset and (template or overlong != "keep" or overlap_turns):
+        raise UsageFailure(f"--preset {preset} has its own way: leave out --template, --overlong and --overlap-turns")
     share = _share(hold_out) if hold_out else 0.0
-    work = functools.partial(segments.split, reference=tokenizer, template=template, limit=max_tokens)
-    segments.renderer(tokenizer, template)  # a wrong reference fails before any input is read
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # -j says how many processors it may use
+    # The first call fails for a wrong reference before any input is read, and loads what -j's processes share.
+    work: Any
+    if preset:
+        vicuna.counter(tokenizer)
+        work = functools.partial(vicuna.split, reference=tokenizer, limit=max_tokens)
+    else:
+        segments.rendering(tokenizer, template)
+        work = functools.partial(
+            segments.split,
+            reference=tokenizer,
+            template=template,
+            limit=max_tokens,
+            overlong=overlong,
+            overlap=overlap_turns,
+            exact=stats is not None,
+        )
     with contextlib.ExitStack() as stack:
         training = stack.enter_context(jsonl.output(out))
         held = stack.enter_context(jsonl.output(hold_out_file)) if hold_out_file else training
-        counts = filtering.Rejects("split", rejects, files or [])
+        size, gone = (vicuna.size, "turns_lost") if preset else (segments.size, "turns_dropped")
+        counts = Tally(rejects, files or [], size, gone)
 
-        def write(record: Record) -> None:
-            side = held if segments.held_out(segments.base_id(record), share) else training
-            counts.extra["segments"] += 1
+        def write(record: Any) -> None:
+            if not counts.take(record):
+                return
+            side = held if segments.held_out(record.base, share) else training
             counts.extra["held_out"] += side is not training
-            segment = record.get("segment")
-            tokens = segment.get("tokens") if isinstance(segment, dict) else None
-            counts.extra["overlong"] += isinstance(tokens, int) and tokens > max_tokens
-            side.write(conversation.to_sharegpt(record) if sharegpt else record)
+            side.write(conversation.to_sharegpt(record) if sharegpt and not preset else record)
 
-        filtering.run("split", work, files=files or [], write=write, counts=counts, stats=stats, jobs=jobs, quiet=quiet)
+        values = counts.values()
+        filtering.run("split", work, write=write, values=values, counts=counts, stats=stats, jobs=jobs, quiet=quiet)
 
 
 def _share(text: str) -> float:

@@ -4,58 +4,280 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import Any, Literal
 
 from vtools import conversation, jsonl, model
 from vtools import template as templates
 from vtools.jsonl import Record, Reject
+from vtools.split import answers
+from vtools.split.counting import Rendering
+from vtools.template import Run
 
 Messages = list[dict[str, Any]]
+Overlong = Literal["keep", "drop", "truncate", "split-answer"]
+
+_WINDOW = 32  # pairs that are rendered together
+
+
+class Segment(dict[str, Any]):
+    """A record to write, or with `reject` to put with the rejects; and, beside it, what is counted of it."""
+
+    def __init__(
+        self, record: Record, base: str, counts: dict[str, int], tokens: int | None, reject: Reject | None = None
+    ) -> None:
+        """`base` decides its side with --hold-out; `tokens` is None where nobody had to count them."""
+        super().__init__(record)
+        self.base, self.counts, self.tokens, self.reject = base, counts, tokens, reject
 
 
 @lru_cache(maxsize=1)
-def renderer(reference: str, name: str | None) -> templates.Template:
-    """The template that counts, loaded once a process."""
-    return templates.load(name, model.tokenizer(reference))
+def rendering(reference: str, name: str | None) -> Rendering:
+    """The template and tokenizer that count, loaded once a process."""
+    return Rendering(templates.load(name, model.tokenizer(reference)))
 
 
-def split(record: Record, *, reference: str, template: str | None, limit: int) -> Record | list[Record] | Reject:
+def split(
+    record: Record,
+    *,
+    reference: str,
+    template: str | None,
+    limit: int,
+    overlong: Overlong = "keep",
+    overlap: int = 0,
+    exact: bool = False,
+) -> list[Segment] | Reject:
     """Cut a conversation into segments of at most `limit` tokens between its turn pairs, greedily.
 
-    Concatenated, the segments' messages are the conversation's; each repeats the system message. A pair that cannot
-    fit stands alone. Ids are ID_START as FastChat's (split_long_conversation.py), START being the index of the
-    segment's first message among those after the system message.
+    Concatenated without the first `overlap` of each, the segments' messages are the conversation's; each repeats the
+    system message. `overlong` says what becomes of a pair that cannot fit. Ids are ID_START as FastChat's
+    (split_long_conversation.py), START being the index of the segment's first new message among those after the
+    system message. Without `exact`, nothing is counted of a conversation that fits by its bytes alone.
     """
     record = conversation.read(record)
-    render = renderer(reference, template)
-    system, pairs = _pairs(record["messages"])
-    if not pairs:
+    base = base_id(record)
+    templates.refuse_empty(record["messages"])
+    talk = _Talk(record["messages"], rendering(reference, template), limit)
+    if not talk.pairs:
         return Reject("empty", "no turns")
+    turns = talk.starts[-1]
+    whole, tokens = talk.fits(exact)
+    made = [] if whole else talk.cut(overlong, overlap)
+    if len(made) == 1 and not made[0].note and made[0].tokens <= limit:
+        whole, tokens = True, made[0].tokens
+    if whole:
+        counts = {"segments": 1, "turns_in": turns, "turns_out": turns}
+        return [Segment(jsonl.stamp(record, "split"), base, counts, tokens)]
+    if all(piece.reject for piece in made):
+        return made[0].reject or Reject("overlong")
+    made[0].counts["turns_in"] = turns
+    return _records(record, base, talk.system, made)
 
-    def count(start: int, end: int) -> int:
-        return len(render.render(system + [message for pair in pairs[start:end] for message in pair]).ids)
 
-    whole = count(0, len(pairs))
-    if whole <= limit:  # also finds what the template cannot render, before anything is cut
-        return jsonl.stamp(record, "split")
-    cuts = [0]
-    tokens = [whole if len(pairs) == 1 else count(0, 1)]
-    for end in range(2, len(pairs) + 1):
-        longer = count(cuts[-1], end)
-        if longer <= limit:
-            tokens[-1] = longer
-        else:
-            cuts.append(end - 1)
-            tokens.append(count(end - 1, end))
-    segments = []
-    for index, (start, end) in enumerate(zip(cuts, [*cuts[1:], len(pairs)], strict=True)):
-        segment = record | {
-            "id": record["id"] if len(cuts) == 1 else f"{record['id']}_{sum(map(len, pairs[:start]))}",
-            "messages": system + [message for pair in pairs[start:end] for message in pair],
-            "segment": {"of": record["id"], "index": index, "count": len(cuts), "tokens": tokens[index]},
-        }
-        segments.append(jsonl.stamp(segment, "split"))
+def size(record: Record) -> tuple[int, int]:
+    """How many turns and turn pairs an object of any shape holds; none if it cannot be read."""
+    try:
+        pairs = _pairs(conversation.read(record)["messages"])[1]
+    except Reject:
+        return 0, 0
+    return sum(map(len, pairs)), len(pairs)
+
+
+@dataclass
+class _Piece:
+    """A segment in the making: messages without the system message, the index of its first new one, what is noted."""
+
+    messages: Messages
+    start: int
+    tokens: int
+    counts: dict[str, int]
+    note: dict[str, Any] = field(default_factory=dict)
+    reject: Reject | None = None
+
+
+class _Talk:
+    """The turn pairs of one conversation, and what they count."""
+
+    def __init__(self, messages: Messages, rendering: Rendering, limit: int) -> None:
+        self.system, self.pairs = _pairs(messages)
+        self.starts = list(accumulate(map(len, self.pairs), initial=0))
+        self.limit = limit
+        self._rendering = rendering
+        self._adds: dict[int, int] = {}  # the tokens of a pair that follows another
+        self._regular = all([turn["role"] for turn in pair] == ["user", "assistant"] for pair in self.pairs)
+        rendering.known.clear()
+
+    def _messages(self, start: int, end: int) -> Messages:
+        return self.system + [message for pair in self.pairs[start:end] for message in pair]
+
+    def _count(self, start: int, end: int) -> int:
+        return self._rendering.count(self._messages(start, end))
+
+    def fits(self, exact: bool) -> tuple[bool, int | None]:
+        """Whether the conversation is short and fits whole, and its tokens if they were counted."""
+        if len(self.pairs) > _WINDOW:
+            return False, None
+        runs = self._rendering.template.runs(self._messages(0, len(self.pairs)))
+        if not exact and self._rendering.fits_surely(runs, self.limit):
+            return True, None
+        tokens = self._learn(runs, 0, len(self.pairs))
+        return tokens <= self.limit, tokens
+
+    def cut(self, overlong: Overlong, overlap: int) -> list[_Piece]:
+        """The conversation's segments. Raises Reject for what the template cannot render."""
+        pieces: list[_Piece] = []
+        begin = start = 0
+        while start < len(self.pairs):
+            tokens = self._count(start, start + 1)
+            if tokens > self.limit and overlong != "keep":
+                pieces += self._shorten(start, tokens, overlong)
+                start += 1
+                begin = start
+                continue
+            back = min(overlap, start - begin)
+            while back and (longer := self._count(start - back, start + 1)) > self.limit:
+                back -= 1
+            begin = start - back
+            end, tokens = self._longest(begin, start + 1, longer if back else tokens)
+            repeated = self.starts[start] - self.starts[begin]
+            counts = {
+                "segments": 1,
+                "turns_out": self.starts[end] - self.starts[start],
+                "turns_repeated": repeated,
+                "overlong": int(tokens > self.limit),
+            }
+            messages = self._messages(begin, end)[len(self.system) :]
+            pieces.append(
+                _Piece(messages, self.starts[start], tokens, counts, {"overlap": repeated} if repeated else {})
+            )
+            start = end
+        return pieces
+
+    def _longest(self, begin: int, end: int, tokens: int) -> tuple[int, int]:
+        """The end and the tokens of the longest segment from `begin`, which counts `tokens` up to `end`."""
+        while self._regular and end < len(self.pairs) and self._joints(end + 1 - begin):
+            if tokens + self._add(end) > self.limit:
+                return end, tokens
+            tokens += self._add(end)
+            end += 1
+        # What pairs count depends on their place: count whole segments, doubling the step, then halving it.
+        step = 1
+        while step:
+            longer = self._count(begin, end + step) if end + step <= len(self.pairs) else self.limit + 1
+            if longer <= self.limit:
+                end, tokens, step = end + step, longer, 2 * step
+            else:
+                step //= 2
+        return end, tokens
+
+    def _joints(self, pairs: int) -> list[int] | None:
+        return self._rendering.joints(bool(self.system), pairs)
+
+    def _add(self, pair: int) -> int:
+        if pair not in self._adds:
+            low, pairs = pair - 1, min(_WINDOW, len(self.pairs) - pair + 1)
+            pairs = pairs if self._joints(pairs) else 2
+            self._learn(self._rendering.template.runs(self._messages(low, low + pairs)), low, pairs)
+        return self._adds[pair]
+
+    def _learn(self, runs: list[Run], low: int, pairs: int) -> int:
+        """Note what each pair after `low` counts in a rendering of so many; returns all its tokens."""
+        counts = [self._rendering.tokens(run) for run in runs]
+        joints = self._joints(pairs) if self._regular else None
+        if joints:
+            pair = 0
+            sums = [0] * pairs
+            for run, tokens in zip(runs, counts, strict=True):
+                if run.place >= joints[pair]:
+                    pair += 1
+                sums[pair] += tokens
+            self._adds |= {low + pair: sums[pair] for pair in range(1, pairs)}
+        return sum(counts)
+
+    def _shorten(self, index: int, tokens: int, overlong: Overlong) -> list[_Piece]:
+        """What becomes of a pair that is too long by itself."""
+        pair, start = self.pairs[index], self.starts[index]
+        asked = pair[:1] if pair[0]["role"] == "user" else []
+        replies = pair[len(asked) :]
+        reject = Reject("overlong", f"{tokens} tokens in one pair of turns, --max-tokens is {self.limit}")
+        counts = {"overlong": 1, "overlong_dropped": 1, "turns_dropped": len(pair)}
+        dropped = _Piece(pair, start, tokens, counts, reject=reject)
+        # A question that is cut in the middle would teach nothing.
+        if overlong == "drop" or not replies or self._counter(asked, replies[0])("x") > self.limit:
+            return [dropped]
+        if overlong == "truncate":
+            return self._truncate(asked, replies, start) or [dropped]
+        return self._split_answer(asked, replies, start) or [dropped]
+
+    def _truncate(self, asked: Messages, replies: Messages, start: int) -> list[_Piece]:
+        kept = list(asked)
+        for reply in replies:
+            text = answers.truncate(reply["content"], self._counter(kept, reply), self.limit)
+            if text:
+                kept.append(reply | {"content": text})
+            if text != reply["content"]:
+                break
+        rest = replies[len(kept) - len(asked) :]
+        if len(kept) == len(asked):
+            return []
+        lost = sum(len(reply["content"]) for reply in replies) - sum(
+            len(part["content"]) for part in kept[len(asked) :]
+        )
+        counts = {"segments": 1, "turns_out": len(kept), "overlong": 1, "truncated": 1}
+        tokens = self._rendering.count(self.system + kept, trial=True)
+        pieces = [_Piece(kept, start, tokens, counts, {"truncated": lost})]
+        if rest:  # two answers in a row: the second has no place at all
+            reject = Reject("overlong", "the answer before it was truncated")
+            pieces.append(_Piece(asked + rest, start + len(kept), 0, {"turns_dropped": len(rest)}, reject=reject))
+        return pieces
+
+    def _split_answer(self, asked: Messages, replies: Messages, start: int) -> list[_Piece]:
+        made, current = [], list(asked)
+        for reply in replies:
+            if len(current) > len(asked) and self._counter(current, reply)(reply["content"]) > self.limit:
+                made.append(current)
+                current = list(asked)
+            parts = answers.parts(reply["content"], self._counter(current, reply), self.limit)
+            if not parts:
+                return []
+            for part in parts[:-1]:
+                made.append([*current, reply | {"content": part}])
+                current = list(asked)
+            current.append(reply | {"content": parts[-1]})
+        made.append(current)
+        pieces = []
+        for number, messages in enumerate(made):
+            tokens = self._rendering.count(self.system + messages, trial=True)
+            note = {"part": number, "parts": len(made)}
+            pieces.append(_Piece(messages, start, tokens, {"segments": 1}, note))
+        pieces[0].counts |= {"turns_out": len(asked) + len(replies), "overlong": 1, "split_answers": 1}
+        return pieces
+
+    def _counter(self, before: Messages, reply: dict[str, Any]) -> answers.Count:
+        """What a segment counts that ends with this reply, if its text is another."""
+        lead = self.system + before
+        return lambda text: self._rendering.count([*lead, reply | {"content": text}], trial=True)
+
+
+def _records(record: Record, base: str, system: Messages, made: list[_Piece]) -> list[Segment]:
+    """The segments of a record that was cut: their ids, and in `segment` where each comes from."""
+    known = record.get("segment")
+    of = known.get("of") if isinstance(known, dict) else None
+    of = of if isinstance(of, str) else record["id"]
+    kept = sum(not piece.reject for piece in made)
+    segments: list[Segment] = []
+    for piece in made:
+        part = piece.note.get("part")
+        name = record["id"] if len(made) == 1 else f"{record['id']}_{piece.start}" + (f".{part}" if part else "")
+        about = {"of": of}
+        if not piece.reject:
+            about |= {"index": sum(not one.reject for one in segments), "count": kept, "tokens": piece.tokens}
+        made_of = record | {"id": name, "messages": system + piece.messages, "segment": about | piece.note}
+        if not piece.reject:
+            jsonl.stamp(made_of, "split")
+        segments.append(Segment(made_of, base, piece.counts, piece.tokens, piece.reject))
     return segments
 
 

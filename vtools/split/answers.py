@@ -1,0 +1,124 @@
+"""Cutting an answer that is too long: where a text may be cut, and how much of it fits."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+from collections.abc import Callable
+
+Count = Callable[[str], int]  # the tokens of a segment that holds this text, which is not blank, as its answer
+Block = tuple[int, int]  # where a fenced code block begins, and where the text after it does
+
+_FENCE = re.compile(r"^[ \t]*(?P<mark>`{3,}|~{3,})(?P<info>[^\n]*)\n?", re.M)
+
+
+def truncate(text: str, count: Count, limit: int) -> str:
+    """As much of the beginning as makes a segment of at most `limit` tokens, up to the end of a word; "" if none."""
+    end = _reach(text, 0, count, limit)
+    while end > 0:
+        if end < len(text) and not text[end].isspace():
+            end = _last(text, (" ", "\n", "\t"), end // 2, end) or end
+        part = text[:end].rstrip()
+        if not part or count(part) <= limit:
+            return part
+        end = len(part) - 1
+    return ""
+
+
+def parts(text: str, count: Count, limit: int) -> list[str]:
+    """The text in parts that each make a segment of at most `limit` tokens; none if that cannot be.
+
+    They are cut between paragraphs, else lines, else words, in the second half of what fits; outside fenced code
+    blocks, unless a block is longer than a part.
+    """
+    blocks = fences(text)
+    made = []
+    start, last = 0, len(text.rstrip())
+    while start < len(text):
+        end = _reach(text, start, count, limit)
+        if end < len(text):
+            end = min(end, last - 1)  # what remains must not be white space alone
+            cut = _cut(text, start, end, blocks)
+            if text[start:cut].strip():
+                end = cut
+            while text[start:end].strip() and count(text[start:end]) > limit:
+                end = _cut(text, start, end - 1, blocks)
+        if not text[start:end].strip():
+            return []
+        made.append(text[start:end])
+        start = end
+    return made
+
+
+def fences(text: str) -> list[Block]:
+    """The fenced code blocks of a Markdown text; one that is never closed goes to the end."""
+    blocks = []
+    opening = None
+    for line in _FENCE.finditer(text):
+        mark, info = line["mark"], line["info"]
+        if opening is None:
+            if mark[0] == "~" or "`" not in info:
+                opening = line
+        elif mark.startswith(opening["mark"]) and not info.strip():
+            blocks.append((opening.start(), line.end()))
+            opening = None
+    if opening is not None:
+        blocks.append((opening.start(), len(text)))
+    return blocks
+
+
+def _reach(text: str, start: int, count: Count, limit: int) -> int:
+    """How far a part from `start` may go: it fits, and hardly anything more does. `start` if nothing fits.
+
+    By interpolation, looking at a small multiple of what fits, however long the text is.
+    """
+    low, below = start, 0
+    high, above = len(text) + 1, None
+    end = min(start + 4 * limit, len(text))
+    for _ in range(24):
+        part = text[start:end]
+        tokens = count(part) if part.strip() else 0
+        if tokens <= limit:
+            low, below = end, tokens
+            if low == len(text) or low + 1 == high:
+                break
+        else:
+            high, above = end, tokens
+        if above is None:
+            end = min(start + 2 * (end - start), len(text))
+        elif high - low <= max(1, min(8, (low - start) // 16)) or (low > start and below == limit):
+            break
+        else:
+            end = low + (high - low) * (limit - below) // (above - below)
+            end = max(low + 1, min(end, high - 1))
+    return low
+
+
+def _cut(text: str, start: int, end: int, blocks: list[Block]) -> int:
+    """The best place to cut in (start, end]."""
+    half = start + (end - start) // 2
+    block = _around(blocks, end)
+    if block is not None:
+        begin, after = block
+        if begin > start and after - begin <= end - start:
+            return begin  # the whole block fits into the next part
+        return _last(text, ("\n",), half, end) or _last(text, (" ", "\t"), half, end) or end
+    for mark in ("\n\n", "\n"):
+        high = end
+        while cut := _last(text, (mark,), half, high):
+            inside = _around(blocks, cut)
+            if inside is None:
+                return cut
+            high = inside[0]
+    return _last(text, (" ", "\t"), half, end) or end
+
+
+def _last(text: str, marks: tuple[str, ...], low: int, high: int) -> int:
+    """The end of the last of these marks in text[low:high]; 0 if there is none."""
+    return max(at + len(mark) if (at := text.rfind(mark, low, high)) >= 0 else 0 for mark in marks)
+
+
+def _around(blocks: list[Block], place: int) -> Block | None:
+    """The code block that a cut at this place would cut in two."""
+    index = bisect_left(blocks, (place,)) - 1
+    return blocks[index] if index >= 0 and blocks[index][0] < place < blocks[index][1] else None

@@ -1,0 +1,110 @@
+"""FastChat's own cuts (fastchat/data/split_long_conversation.py, 0.2.36), its losses included, which are reported."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from functools import lru_cache
+
+from vtools import conversation, model
+from vtools import template as templates
+from vtools.jsonl import Record, Reject
+from vtools.split.counting import Counts
+from vtools.split.segments import Segment, base_id
+from vtools.template import FIRST
+
+_EACH = 6  # what FastChat adds to each message for its role and separators
+_ROLES = ("human", "gpt")
+
+
+@lru_cache(maxsize=1)
+def counter(reference: str) -> _Messages:
+    """What counts FastChat's way, loaded once a process."""
+    return _Messages(model.tokenizer(reference))
+
+
+class _Messages:
+    """Tokens of a text by itself: with the tokenizer's own first token, and names of control tokens as those tokens."""
+
+    def __init__(self, tokenizer: model.Tokenizer) -> None:
+        self._backend = tokenizer.backend
+        self._counts = Counts(tokenizer, templates.encoders(tokenizer))
+        self._added = self._backend.num_special_tokens_to_add(False)
+        self._control = re.compile("|".join(map(re.escape, tokenizer.added)) or r"(?!)")
+
+    def tokens(self, text: str) -> int:
+        count = self._counts.count(FIRST, text) if text and not self._control.search(text) else None
+        return len(self._backend.encode(text).ids) if count is None else count + self._added
+
+
+def split(record: Record, *, reference: str, limit: int) -> list[Segment] | Reject:
+    """The samples that FastChat makes of a conversation, and with `reject` the turns that it loses.
+
+    It loses an odd last message, the last rounds when the very last one overflows, and samples whose roles do not
+    alternate human, gpt; a round that is too long by itself it keeps unless it is the last.
+    """
+    turns = _turns(record)
+    name = conversation.read(record)["id"] if record.get("id") in (None, "") else str(record["id"])
+    base = base_id({"id": name, "segment": record.get("segment")})
+    if len(turns) < 2:
+        return Reject("too_short" if turns else "empty", f"{len(turns)} messages")
+    count = counter(reference).tokens
+    rounds = [sum(count(turn["value"]) + _EACH for turn in pair) for pair in zip(turns[::2], turns[1::2], strict=False)]
+    cuts, length, full = [0], 0, False
+    for place, tokens in enumerate(rounds):
+        full = length + tokens > limit
+        if full:
+            cuts.append(place)
+            length = 0
+        length += tokens
+    if not full:
+        cuts.append(len(rounds))
+
+    def made(start: int, end: int, reject: Reject | None = None) -> Segment:
+        sample = {"id": f"{name}_{start}", "model": record.get("model", ""), "conversations": turns[start:end]}
+        tokens = sum(rounds[start // 2 : end // 2])
+        counts = {"turns_lost": end - start} if reject else {"segments": 1, "turns_out": end - start}
+        counts["overlong"] = int(not reject and tokens > limit)
+        return Segment(sample, base, counts, tokens, reject)
+
+    segments = []
+    for start, end in itertools.pairwise(cuts):
+        if start < end:
+            wrong = _wrong_role(turns[2 * start : 2 * end])
+            segments.append(made(2 * start, 2 * end, Reject("role_order", wrong) if wrong else None))
+    end = 2 * cuts[-1]
+    if end < len(rounds) * 2:
+        segments.append(made(end, len(rounds) * 2, Reject("overlong", "FastChat loses the rounds after its last cut")))
+    if len(turns) % 2:
+        reject = Reject("unanswered", "FastChat loses the last of an odd number of messages")
+        segments.append(made(len(turns) - 1, len(turns), reject))
+    if all(segment.reject for segment in segments):
+        return segments[0].reject or Reject("overlong")
+    segments[0].counts["turns_in"] = len(turns)
+    return segments
+
+
+def size(record: Record) -> tuple[int, int]:
+    """How many messages FastChat finds in an object, and no pairs that are too long: it never says so."""
+    try:
+        return len(_turns(record)), 0
+    except Reject:
+        return 0, 0
+
+
+def _turns(record: Record) -> list[Record]:
+    """The messages in FastChat's shape: those of `conversations` as they are, any other shape's by their roles."""
+    found = record.get("conversations")
+    if not isinstance(found, list):
+        return conversation.to_sharegpt(conversation.read(record))["conversations"]
+    for index, turn in enumerate(found):
+        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or "from" not in turn:
+            raise Reject("bad_schema", f"conversations[{index}] has no from and value")
+    return found
+
+
+def _wrong_role(turns: list[Record]) -> str:
+    for index, turn in enumerate(turns):
+        if turn["from"] != _ROLES[index % 2]:
+            return f"{turn['from']!r} where {_ROLES[index % 2]} should be"
+    return ""
