@@ -61,21 +61,32 @@ def tokenizers(llama, smollm2, eot, tmp_path_factory):
         made["pre_tokenizer"]["prepend_scheme"] = "first"
 
     def joined(made):  # a merge across a space: no cut there is harmless
-        made["model"]["vocab"]["t▁h"] = len(made["model"]["vocab"])
-        made["model"]["vocab"]["t▁"] = len(made["model"]["vocab"])
-        made["model"]["merges"] += [["t", "▁"], ["t▁", "h"]]
+        merge(made, ("t", "▁"), ("t▁", "h"))
 
     def thinking(made):
         added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
         made["added_tokens"].append({"id": len(made["model"]["vocab"]), "content": "<think>", **added})
 
+    def merge(made, *pairs):
+        for left, right in pairs:
+            made["model"]["vocab"].setdefault(left + right, len(made["model"]["vocab"]))
+            made["model"]["merges"].append([left, right])
+
+    def line_ends(made):  # as the vocabularies of newer models have them: punctuation with what ends the line
+        merge(made, (".", "Ċ"), ("!", "Ċ"), ("!Ċ", "Ċ"), ("Ċ", "Ċ"), ("ĊĊ", "Ċ"), ("č", "Ċ"), ("Ġ", "Ċ"), ("Ġ", "Ġ"))
+
+    def ending(made):  # text may come out as the end token, and is then cut inside its name
+        merge(made, ("s", ">"), ("</", "s>"))
+
     def qwen(made):
+        line_ends(made)
         made["normalizer"] = {"type": "NFC"}
         made["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = LLAMA3.replace("{1,3}", "")
 
     regex = {"type": "ByteLevel", "trim_offsets": True, "use_regex": True}
 
     def gpt2(made):
+        line_ends(made)
         made["pre_tokenizer"] = {**regex, "add_prefix_space": True}
 
     def digits(made, prefix=False):
@@ -94,6 +105,8 @@ def tokenizers(llama, smollm2, eot, tmp_path_factory):
         "joined": variant(folder / "joined", llama, joined),
         "thinking-llama": variant(folder / "thinking-llama", llama, thinking),
         "thinking": variant(folder / "thinking", eot, thinking),
+        "ending": variant(folder / "ending", llama, ending),
+        "line-ends": variant(folder / "line-ends", eot, line_ends),
         "qwen": variant(folder / "qwen", eot, qwen),
         "gpt2": variant(folder / "gpt2", eot, gpt2),
         "digits": variant(folder / "digits", eot, digits),
@@ -122,6 +135,8 @@ def test_words_are_counted_once_wherever_no_token_can_cross_a_cut(tokenizers):
 @given(messages=CHATS)
 def test_every_template_counts_to_the_token_what_it_renders(renderings, messages):
     for name, style, rendering in renderings:
+        if name == "ending":
+            assert 2 not in rendering.template.encode(template.Run(template.INSIDE, False, 0, "</s>"))
         rendering.known.clear()
         length = len(rendering.template.render(messages).ids)
         assert rendering.count(messages) == length, (name, style)
@@ -269,6 +284,16 @@ def test_what_split_says_fits_train_takes_uncut(eot, messages, limit):
         if not part.reject:
             row = data.tokenise(part, render, limit, "error")
             assert not row["truncated"]
+
+
+def test_a_segment_may_be_exactly_as_long_as_the_limit(eot, chatml):
+    messages = chat(*["word " * (5 + turn) for turn in range(8)])
+    for reference in (eot, chatml):
+        render = template.load(None, model.tokenizer(reference))
+        for pairs in (1, 2, 3):
+            length = len(render.render(messages[: 2 * pairs]).ids)
+            assert len(cut(messages, reference, length)[0][0]["messages"]) == 2 * pairs
+            assert len(cut(messages, reference, length - 1)[0][0]["messages"]) == 2 * max(pairs - 1, 1)
 
 
 @pytest.mark.parametrize("pairs", [3, 40, 150])

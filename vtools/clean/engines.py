@@ -14,20 +14,34 @@ Engine = Callable[[str], str]
 _BESIDE_BLOCKS = re.compile(" ?(</?(?:p|div|[uo]l|li|h[1-6r]|blockquote|t(?:able|[rdh]))(?: [^<>]*)?>) ?")
 
 
-def convert(text: str, engine: str) -> str:
-    """The Markdown of an HTML message. Raises Reject("html_parse") when no engine takes it."""
+def convert(texts: list[str], engine: str) -> list[str]:
+    """The Markdown of HTML messages. Raises Reject("html_parse") when no engine takes one of them."""
     try:
-        document = plain.document(text) or page.document(text)
-        first, *others = chosen(engine)
-        try:
-            markdown = first(document.html)
-        except Exception:
-            if not others:
-                raise
-            markdown = others[0](document.html)
-        return held.restored(markdown, document.kept)
+        documents = [plain.document(text) or page.document(text) for text in texts]
+        engines = chosen(engine)
+        laid_out = _together(documents, engines[0]) or [_alone(document, engines) for document in documents]
+        return [held.restored(text, document.kept) for text, document in zip(laid_out, documents, strict=True)]
     except Exception as error:  # one message must not end the run
         raise Reject("html_parse", f"{type(error).__name__}: {error}"[:500]) from None
+
+
+def _together(documents: list[held.Document], engine: Engine) -> list[str] | None:
+    """All documents laid out as one, which saves the engine's start on each; None if that fails."""
+    try:
+        parts = engine(f"<p>{held.END}</p>".join([document.html for document in documents])).split(held.END)
+    except Exception:
+        return None
+    return parts if len(parts) == len(documents) else None
+
+
+def _alone(document: held.Document, engines: tuple[Engine, ...]) -> str:
+    first, *others = engines
+    try:
+        return first(document.html)
+    except Exception:
+        if not others:
+            raise
+        return others[0](document.html)
 
 
 @functools.cache

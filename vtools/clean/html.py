@@ -40,19 +40,22 @@ def to_markdown(text: str, engine: str) -> str:
 
     The result never looks like HTML, so a second pass changes nothing.
     """
-    return converted(without_controls(text), engine)
+    return converted([without_controls(text)], engine)[0]
 
 
-def converted(text: str, engine: str) -> str:
-    """The same for a text without control characters."""
-    text = _without_counter(text)
-    if not looks_like_html(text):
-        return text
-    from vtools.clean import engines
+def converted(texts: list[str], engine: str) -> list[str]:
+    """The same for several answers without control characters."""
+    texts = [_without_counter(text) for text in texts]
+    places = [place for place, text in enumerate(texts) if looks_like_html(text)]
+    if places:
+        from vtools.clean import engines
 
-    text = _without_counter(engines.convert(text[_HTML.match(text).end() :], engine))  # type: ignore[union-attr]
-    # A tag that was text in the HTML is escaped, if it would look like HTML again.
-    return text.replace("<", "\\<", 1) if looks_like_html(text) else text
+        pages = [texts[place][_HTML.match(texts[place]).end() :] for place in places]  # type: ignore[union-attr]
+        for place, text in zip(places, engines.convert(pages, engine), strict=True):
+            text = _without_counter(text)
+            # A tag that was text in the HTML is escaped, if it would look like HTML again.
+            texts[place] = text.replace("<", "\\<", 1) if looks_like_html(text) else text
+    return texts
 
 
 def _without_counter(text: str) -> str:

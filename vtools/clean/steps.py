@@ -149,26 +149,22 @@ def _read(made: Draft) -> None:
 
 def _html(engine: str, converter: str, made: Draft) -> str | None:
     before = made.record["messages"]
-    controls, tags = b"\1" in turns.shape(before), b"<" in turns.joined(before)
-
-    def asks(message: Message) -> bool:
-        text = message["content"]
-        is_html = tags and message["role"] == "assistant" and html.looks_like_html(text)
-        return controls or is_html or html.has_counter(text)
-
-    if not any([asks(message) for message in before]):
+    if b"\1" in turns.shape(before):
+        texts = [html.without_controls(message["content"]) for message in before]
+    else:
+        texts = [message["content"] for message in before]
+    tags = b"<" in turns.joined(before)
+    asking = [
+        place
+        for place, text in enumerate(texts)
+        if before[place]["role"] == "assistant" and ((tags and html.looks_like_html(text)) or html.has_counter(text))
+    ]
+    is_html = any([html.looks_like_html(texts[place]) for place in asking])
+    for place, text in zip(asking, html.converted([texts[place] for place in asking], engine), strict=True):
+        texts[place] = text
+    if not made.replace(with_texts(before, texts)):
         return None
-
-    def readable(message: Message) -> str:
-        if controls:
-            return _readable(message, engine)
-        return html.converted(message["content"], engine) if asks(message) else message["content"]
-
-    if not made.replace(each(before, readable)):
-        return None
-    if any(message["role"] == "assistant" and html.looks_like_html(message["content"]) for message in before):
-        return f"{converter} {changed(before, made)}"
-    return changed(before, made)
+    return f"{converter} {changed(before, made)}" if is_html else changed(before, made)
 
 
 def _converter(engine: str) -> str:
@@ -183,8 +179,12 @@ def _readable(message: Message, engine: str) -> str:
 
 def each(messages: list[Message], text_of: Callable[[Message], str]) -> list[Message]:
     """The messages with other texts; the same list if no text is another."""
-    texts = [text_of(message) for message in messages]
-    if all(text == message["content"] for text, message in zip(texts, messages, strict=True)):
+    return with_texts(messages, [text_of(message) for message in messages])
+
+
+def with_texts(messages: list[Message], texts: list[str]) -> list[Message]:
+    """The messages with these texts; the same list if they are theirs."""
+    if all([text == message["content"] for text, message in zip(texts, messages, strict=True)]):
         return messages
     return [{**message, "content": text} for text, message in zip(texts, messages, strict=True)]
 
