@@ -19,7 +19,14 @@ _FENCE = re.compile(r"^ {0,3}```", re.MULTILINE)
 
 def looks_like_html(text: str) -> bool:
     """Whether an answer is HTML: it begins with a block, and holds no Markdown fence outside `<pre>`."""
-    return _HTML.match(text) is not None and ("```" not in text or "<pre" in text or _FENCE.search(text) is None)
+    return _start(text) is not None
+
+
+def _start(text: str) -> int | None:
+    """Where the HTML of an answer begins; None if it is not HTML."""
+    match = _HTML.match(text)
+    fenced = match is not None and "```" in text and "<pre" not in text and _FENCE.search(text)
+    return None if match is None or fenced else match.end()
 
 
 def has_counter(text: str) -> bool:
@@ -46,12 +53,11 @@ def to_markdown(text: str, engine: str) -> str:
 def converted(texts: list[str], engine: str) -> list[str]:
     """The same for several answers without control characters."""
     texts = [_without_counter(text) for text in texts]
-    places = [place for place, text in enumerate(texts) if looks_like_html(text)]
-    if places:
+    pages = {place: text[start:] for place, text in enumerate(texts) if (start := _start(text)) is not None}
+    if pages:
         from vtools.clean import engines
 
-        pages = [texts[place][_HTML.match(texts[place]).end() :] for place in places]  # type: ignore[union-attr]
-        for place, text in zip(places, engines.convert(pages, engine), strict=True):
+        for place, text in zip(pages, engines.convert(list(pages.values()), engine), strict=True):
             text = _without_counter(text)
             # A tag that was text in the HTML is escaped, if it would look like HTML again.
             texts[place] = text.replace("<", "\\<", 1) if looks_like_html(text) else text

@@ -153,18 +153,15 @@ def _html(engine: str, converter: str, made: Draft) -> str | None:
         texts = [html.without_controls(message["content"]) for message in before]
     else:
         texts = [message["content"] for message in before]
+    answers = [place for place, message in enumerate(before) if message["role"] == "assistant"]
     tags = b"<" in turns.joined(before)
-    asking = [
-        place
-        for place, text in enumerate(texts)
-        if before[place]["role"] == "assistant" and ((tags and html.looks_like_html(text)) or html.has_counter(text))
-    ]
-    is_html = any([html.looks_like_html(texts[place]) for place in asking])
-    for place, text in zip(asking, html.converted([texts[place] for place in asking], engine), strict=True):
-        texts[place] = text
+    if tags or any([html.has_counter(texts[place]) for place in answers]):
+        converted = html.converted([texts[place] for place in answers], engine)
+        for place, text in zip(answers, converted, strict=True):
+            texts[place] = text
     if not made.replace(with_texts(before, texts)):
         return None
-    return f"{converter} {changed(before, made)}" if is_html else changed(before, made)
+    return f"{converter} {changed(before, made)}" if tags else changed(before, made)
 
 
 def _converter(engine: str) -> str:
