@@ -196,6 +196,7 @@ def cut(messages, reference, limit, system=None, **options):
     for part in made:
         assert part["messages"][: len(lead)] == lead
         assert part["note"] == 1
+        assert part.base == segments.base_id(part) == "x"  # all of a conversation falls on one side, now and later
     assert len({part["id"] for part in made}) == len(made)
     return made, lead
 
