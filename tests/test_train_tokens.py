@@ -563,3 +563,15 @@ def test_one_object_becomes_ids_and_mask_or_a_reject(template: Template) -> None
     assert (row["kind"], row["license"]) == ("own", "unknown") and row["largest"] == max(ids)
     with pytest.raises(Reject):
         data.tokenise({"messages": messages[:1]}, template, 512, "truncate")
+
+
+def test_turns_that_a_segment_repeats_are_context_and_not_trained_twice(template: Template) -> None:
+    messages = [{"role": role, "content": text} for role, text in (
+        ("system", "be kind"), ("user", "hi"), ("assistant", "a cat"), ("user", "and"), ("assistant", "a dog"))]  # fmt: skip
+    whole = data.tokenise({"messages": messages}, template, 512, "truncate")
+    cut = data.tokenise({"messages": messages, "segment": {"overlap": 2}}, template, 512, "truncate")
+    assert cut["ids"] == whole["ids"]
+    once = data.tokenise({"messages": [*messages[:1], *messages[3:]]}, template, 512, "truncate")
+    assert 0 < sum(cut["trained"]) == sum(once["trained"]) < sum(whole["trained"])
+    last = bytes(whole["trained"]).rindex(b"\0") + 1
+    assert cut["trained"][last:] == whole["trained"][last:] and not any(cut["trained"][:last])

@@ -142,12 +142,14 @@ class Template:
         eos = self.tokenizer.id_of(self.tokenizer.eos) if self.tokenizer.eos else None
         return frozenset(number for number in (*ends, eos, *self.tokenizer.end_ids) if number is not None)
 
-    def render(self, messages: list[dict[str, Any]]) -> Rendered:
+    def render(self, messages: list[dict[str, Any]], context: int = 0) -> Rendered:
         """Ids and mask of a whole conversation: each answer and the token that ends it are trained.
+
+        Of the first `context` messages nothing is.
 
         Raises Reject("template_error") for an empty answer or a conversation that the template cannot render.
         """
-        return self._assemble(messages, False)
+        return self._assemble(messages, False, context)
 
     def prompt(self, messages: list[dict[str, Any]]) -> list[int]:
         """Ids of a conversation up to the place where the assistant's next answer starts. Raises Reject."""
@@ -206,7 +208,7 @@ class Template:
         """The token ids of one stretch."""
         return [run.token] if run.token is not None else self._encode(run.encoder, run.text, run.trained)
 
-    def _assemble(self, messages: list[dict[str, Any]], generation: bool) -> Rendered:
+    def _assemble(self, messages: list[dict[str, Any]], generation: bool, context: int = 0) -> Rendered:
         ids: list[int] = []
         mask: list[bool] = []
         for run in self.runs(messages, generation):
@@ -214,7 +216,7 @@ class Template:
             short = run.token is None and len(run.text) < 1 << 14
             found = self._ids(run.encoder, run.text, run.trained) if short else self.encode(run)
             ids.extend(found)
-            mask.extend([run.trained] * len(found))
+            mask.extend([run.trained and run.message >= context] * len(found))
         return Rendered(ids, mask)
 
     def _build(self, roles: tuple[str, ...], generation: bool) -> list[Piece]:

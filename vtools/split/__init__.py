@@ -71,8 +71,7 @@ def split(
 
     A segment's id is ID_START, START counting messages, and its `segment` says of which conversation it is, which
     one of how many, and its tokens. With --overlap-turns, `overlap` in it is the number of messages that were in the
-    segment before (only as many as fit): context for the model, but `train` trains on every answer that it reads, so
-    it trains on those twice.
+    segment before (only as many as fit): context, which `train` does not train a second time.
 
     --preset vicuna cuts as FastChat 0.2.36 does and writes what it writes; the turns that it loses are counted as
     turns_lost and go to --rejects.

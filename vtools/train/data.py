@@ -94,7 +94,7 @@ def _mapped(path: Path, kind: str) -> memoryview:
 def tokenise(value: Record, template: Template, max_tokens: int, overlong: Overlong) -> Record:
     """One object of any known shape to its ids (int32 bytes) and mask (bytes of 0 and 1). Raises Reject."""
     record = conversation.read(value)
-    ids, mask = template.render(record["messages"])
+    ids, mask = template.render(record["messages"], _repeated(record))
     mask = [False, *mask[1:]]  # nothing before the first token predicts it
     end = _last_trained(mask)
     if not end:
@@ -121,6 +121,15 @@ def tokenise(value: Record, template: Template, max_tokens: int, overlong: Overl
         "kind": str(source.get("kind") or "unknown"),
         "license": str(source.get("license") or "unknown"),
     }
+
+
+def _repeated(record: Record) -> int:
+    """How many messages at the start are there as context: a segment of `split --overlap-turns` repeats some."""
+    segment = record.get("segment")
+    overlap = segment.get("overlap") if isinstance(segment, dict) else None
+    if not isinstance(overlap, int) or overlap < 1:
+        return 0
+    return overlap + (record["messages"][0]["role"] == "system")
 
 
 def _last_trained(mask: list[bool]) -> int:
