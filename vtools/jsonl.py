@@ -153,8 +153,8 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
     The name is fixed, so that what a kill -9 leaves behind is taken over by the next run.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # /dev/stderr, a named pipe: nothing to rename
-        with open(path, "wb") as stream:
-            yield stream
+        with open(path, "wb") as device:
+            yield device
         return
     path = Path(os.path.realpath(path))  # a link stays a link
     part = path.with_name(f".{path.name}.part")

@@ -211,12 +211,14 @@ class Template:
     def _assemble(self, messages: list[dict[str, Any]], generation: bool, context: int = 0) -> Rendered:
         ids: list[int] = []
         mask: list[bool] = []
+        pieces = self.skeleton(tuple(message["role"] for message in messages), generation)
+        begin = next((place for place, piece in enumerate(pieces) if piece.slot == context), 0) if context else 0
         for run in self.runs(messages, generation):
             # Long texts hardly come again, and would hold hundreds of megabytes.
             short = run.token is None and len(run.text) < 1 << 14
             found = self._ids(run.encoder, run.text, run.trained) if short else self.encode(run)
             ids.extend(found)
-            mask.extend([run.trained and run.message >= context] * len(found))
+            mask.extend([run.trained and run.place >= begin] * len(found))
         return Rendered(ids, mask)
 
     def _build(self, roles: tuple[str, ...], generation: bool) -> list[Piece]:
