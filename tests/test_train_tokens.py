@@ -41,11 +41,11 @@ folder, file, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 slow, log, die_at = options.pop("slow", 0), options.pop("log", os.devnull), options.pop("die_at", None)
 render = template.Template.render
 
-def noted(self, messages):
+def noted(self, messages, context=0):
     with open(log, "a") as notes:
         notes.write("x")
     time.sleep(slow)
-    return render(self, messages)
+    return render(self, messages, context)
 
 template.Template.render = noted
 steps = 0
@@ -89,7 +89,7 @@ def template(eot: str) -> Template:
 def no_rendering(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """After the call, to tokenise anything is an error."""
 
-    def refuse(self: Template, messages: object) -> None:
+    def refuse(self: Template, messages: object, context: int = 0) -> None:
         raise AssertionError("a conversation is rendered")
 
     return lambda: monkeypatch.setattr(Template, "render", refuse)
