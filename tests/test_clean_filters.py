@@ -673,9 +673,9 @@ def test_explain_tells_each_step_that_a_record_went_through():
     assert [line["step"] for line in told] == ["read", "plugin", "html", "turns", "pii", "too_short", "blocked_response", "rep_digits", "wrong_list", "dup_exact", "write"]  # fmt: skip
     by_step = {line["step"]: line for line in told}
     assert {line["outcome"] for line in told} == {"passed", "changed", "kept"}
-    assert (by_step["html"]["outcome"], by_step["html"]["detail"]) == ("changed", "turbohtml changed messages 1")
+    assert (by_step["html"]["outcome"], by_step["html"]["detail"]) == ("changed", "turbohtml: changed messages 1")
     assert (by_step["html"]["before"], by_step["html"]["after"]) == (61, 51)
-    assert (by_step["turns"]["detail"], by_step["pii"]["detail"]) == ("4 messages to 2", "email 1")
+    assert (by_step["turns"]["detail"], by_step["pii"]["detail"]) == ("4 messages to 2", "email 1: changed messages 0")
     assert told[-1] == {"id": "x", "file": "stdin", "line": 2, "step": "write", "outcome": "kept", "detail": "", "before": 40, "after": 40}  # fmt: skip
     assert "markdownify" in explained("--explain", "x", "--engine", "reference", stdin=lines(record))[2]["detail"]
 

@@ -352,6 +352,18 @@ def test_an_answer_is_cut_between_paragraphs_and_not_in_a_code_block():
     assert all("```" not in part for part in parts if part != parts[1])
 
 
+def test_a_blank_line_inside_a_code_block_is_no_end_of_a_paragraph():
+    text = "One two three four.\n\nfive\n```\nx\n\ny\n```\nsix" + " more" * 30
+    assert answers.parts(text, words, 12)[0] == "One two three four.\n\nfive\n```\nx\n\ny\n```\n"
+
+
+def test_an_answer_is_truncated_at_the_end_of_a_word():
+    assert (
+        answers.truncate("international relations " * 9, len, 60) == "international relations international relations"
+    )
+    assert answers.truncate("中文回答" * 9, len, 10) == ("中文回答" * 9)[:10]
+
+
 def test_a_code_block_longer_than_a_segment_is_cut_between_its_lines():
     block = "~~~~\n" + "".join(f"line {number}\n" for number in range(100)) + "~~~~\n"
     parts = answers.parts(block, words, 25)
@@ -417,6 +429,21 @@ def test_drop_puts_the_pair_with_the_rejects_and_keeps_the_rest(vtools, eot, tmp
     assert (stats["out"], stats["rejected"], stats["overlong_dropped"], stats["turns_dropped"]) == (1, 0, 2, 4)
     again = vtools("split", "--tokenizer", eot, stdin=json.dumps(rejects[0]["record"])).records
     assert again[0]["messages"] == messages[:1] + messages[3:5]
+
+
+def test_a_rejected_part_says_where_its_record_stands(vtools, eot, tmp_path):
+    whole = {"id": "whole", "messages": chat("Hi", "Hello")}
+    part = {"id": "part", "messages": chat("Hi", "Hello", "word " * 99, "word " * 99)}
+    (tmp_path / "a").write_text("\n".join(map(json.dumps, [whole, part, whole])) + "\n")
+    (tmp_path / "b").write_text("no JSON\n\n" + json.dumps(part) + "\n")
+    args = ["--tokenizer", eot, "--max-tokens", 100, "--overlong", "drop", "--rejects", "rejects", "--stats", "stats"]
+    assert vtools("split", "a", "b", *args).returncode == 0
+    rejects, _ = saved(tmp_path)
+    assert [(row["source"], row["line"], row["id"]) for row in rejects] == [
+        ("a", 2, "part_2"),
+        ("b", 1, None),
+        ("b", 3, "part_2"),
+    ]
 
 
 def test_a_conversation_of_which_nothing_is_left_is_a_reject(vtools, eot, tmp_path):
@@ -702,6 +729,7 @@ def fastchat(llama):
         module.max_length = limit
         return module.filter_invalid_roles([made for sample in samples for made in module.split_one_sample(sample)])
 
+    run.tokens = lambda text: len(module.tokenizer(text).input_ids)
     return run
 
 
@@ -720,6 +748,8 @@ def test_the_preset_writes_what_fastchats_own_function_writes(fastchat, llama, v
         for place, (role, text) in enumerate(values)
     ]
     sample = {"id": "X", "model": None, "conversations": turns}
+    for _, text in values:
+        assert vicuna.counter(llama).tokens(text) == fastchat.tokens(text)
     made = vicuna.split(dict(sample), reference=llama, limit=limit)
     expected = fastchat([sample], limit)
     if isinstance(made, Reject):

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from vtools import bytestream, jsonl
 from vtools.clean import steps
 from vtools.clean.steps import Choices, Draft, Step
+from vtools.clean.turns import Message
 from vtools.jsonl import Output, Record, Reject
 from vtools.process import Failure
 
@@ -44,7 +45,7 @@ def story(choices: Choices, ordered: list[Step], made: Draft) -> list[Record]:
     for place, step in enumerate([*pure, *ordered]):
         if place == len(pure):
             steps.prepare(choices, made)
-        before = _characters(made)
+        before, texts = _characters(made), made.record.get("messages") if place else None
         try:
             detail = step.take(made)
         except Reject as reject:
@@ -52,6 +53,8 @@ def story(choices: Choices, ordered: list[Step], made: Draft) -> list[Record]:
             return [*lines, {**dropped, "before": before, "after": None}]
         if made.failure:
             raise Failure(made.failure)
+        if texts is not None:  # the first step reads the record
+            detail = ": ".join(filter(None, (detail, _changed(texts, made.record["messages"])))) or None
         outcome = "passed" if detail is None else "changed"
         lines.append(
             {
@@ -64,6 +67,16 @@ def story(choices: Choices, ordered: list[Step], made: Draft) -> list[Record]:
         )
     size = _characters(made)
     return [*lines, {"step": "write", "outcome": "kept", "detail": "", "before": size, "after": size}]
+
+
+def _changed(before: list[Message], after: list[Message]) -> str:
+    """Which messages are not what they were."""
+    places = [
+        place for place, (old, new) in enumerate(zip(before, after, strict=False)) if old["content"] != new["content"]
+    ]
+    cut = f"{len(before)} messages to {len(after)}" if len(after) != len(before) else ""
+    texts = f"changed messages {', '.join(map(str, places))}" if places else ""
+    return "; ".join(filter(None, (cut, texts)))
 
 
 def _characters(made: Draft) -> int | None:

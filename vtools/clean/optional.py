@@ -8,7 +8,7 @@ from collections import Counter
 from vtools import language, overlap
 from vtools.clean import near, personal, phrases, special, turns, vicuna
 from vtools.clean.moderation import Moderator
-from vtools.clean.steps import Choices, Draft, Step, changed, each, test
+from vtools.clean.steps import Choices, Draft, Step, each, test
 from vtools.jsonl import Record, Reject
 from vtools.process import Failure
 
@@ -67,10 +67,10 @@ def _special(record: Record) -> str | None:
     return None
 
 
-def _break_special(made: Draft) -> str | None:
+def _break_special(made: Draft) -> None:
     before = made.record["messages"]
     broken = each(before, lambda message: special.broken(message["content"]))
-    return changed(before, made) if made.replace(broken) else None
+    made.record["messages"] = broken
 
 
 def _personal(mode: str, made: Draft) -> str | None:
@@ -87,7 +87,7 @@ def _personal(mode: str, made: Draft) -> str | None:
     if mode == "tag":
         made.record["pii"] = dict(sorted(counts.items()))
     else:
-        made.replace(after)
+        made.record["messages"] = after
     return said
 
 
@@ -121,9 +121,9 @@ def _vicuna_read(made: Draft) -> None:
     made.record = vicuna.read(made.record)
 
 
-def _vicuna_texts(engine: str, made: Draft) -> str | None:
+def _vicuna_texts(engine: str, made: Draft) -> None:
     before = made.record["messages"]
-    return changed(before, made) if made.replace(vicuna.converted(before, engine)) else None
+    made.record["messages"] = vicuna.converted(before, engine)
 
 
 def _vicuna_duplicates(seen: vicuna.Duplicates, made: Draft) -> None:

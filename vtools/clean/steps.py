@@ -55,16 +55,9 @@ class Draft:
         self.sketch: Any = None
         self.failure: str | None = None  # why the run must end at this record
 
-    def replace(self, messages: list[Message]) -> bool:
-        """Put other messages in the place of the record's; says whether they are others."""
-        if messages is self.record["messages"]:
-            return False
-        self.record["messages"] = messages
-        return True
-
 
 class Step(NamedTuple):
-    """A named step: it may change the draft, and says how; it raises Reject to drop it."""
+    """A named step: it may change the draft, and say what it found; it raises Reject to drop it."""
 
     name: str
     take: Callable[[Draft], str | None]
@@ -159,9 +152,8 @@ def _html(engine: str, converter: str, made: Draft) -> str | None:
         converted = html.converted([texts[place] for place in answers], engine)
         for place, text in zip(answers, converted, strict=True):
             texts[place] = text
-    if not made.replace(with_texts(before, texts)):
-        return None
-    return f"{converter} {changed(before, made)}" if tags else changed(before, made)
+    made.record["messages"] = with_texts(before, texts)
+    return converter if tags and made.record["messages"] is not before else None
 
 
 def _converter(engine: str) -> str:
@@ -186,24 +178,13 @@ def with_texts(messages: list[Message], texts: list[str]) -> list[Message]:
     return [{**message, "content": text} for text, message in zip(texts, messages, strict=True)]
 
 
-def changed(before: list[Message], made: Draft) -> str:
-    """Which messages are not what they were."""
-    after = made.record["messages"]
-    places = [
-        place for place, (old, new) in enumerate(zip(before, after, strict=False)) if old["content"] != new["content"]
-    ]
-    cut = f"{len(before)} messages to {len(after)}" if len(after) != len(before) else ""
-    texts = f"changed messages {', '.join(map(str, places))}" if places else ""
-    return "; ".join(filter(None, (cut, texts)))
-
-
-def _turns(choices: Choices, made: Draft) -> str | None:
+def _turns(choices: Choices, made: Draft) -> None:
     before = made.record["messages"]
     messages = turns.ordered(before, choices.merge_same_role)
     # Two texts without HTML may look like HTML together.
     if choices.merge_same_role and messages is not before and "html" not in choices.keep:
         messages = each(messages, lambda message: _readable(message, choices.engine))
-    return changed(before, made) if made.replace(turns.until_empty(messages)) else None
+    made.record["messages"] = turns.until_empty(messages)
 
 
 def _exact(exact: duplicates.Exact, longer: duplicates.Longer | None, made: Draft) -> None:
