@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -663,10 +664,11 @@ def test_an_answer_of_many_megabytes_takes_a_few_times_its_size(llama, tmp_path,
 @pytest.mark.slow
 def test_the_words_that_are_remembered_do_not_fill_the_memory(llama, tmp_path):
     """As many different words as a million conversations have, and more."""
+    source = random.Random(0)
     with open(tmp_path / "in", "w") as out:
-        for n in range(2000):
-            text = " ".join("".join(chr(97 + (n * 317 + k * k * j) % 26) for j in range(1, 14)) for k in range(400))
-            out.write(json.dumps({"id": str(n), "messages": chat(text, text[::-1])}) + "\n")
+        for number in range(1000):
+            texts = [" ".join("".join(source.choices("абвгдежзиклмнопр", k=24)) for _ in range(400)) for _ in range(2)]
+            out.write(json.dumps({"id": str(number), "messages": chat(*texts)}) + "\n")
     assert peak(["split", "in", "--tokenizer", llama, "-q", "-o", "out"], tmp_path) < 150 << 20
 
 
