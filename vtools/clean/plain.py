@@ -27,9 +27,12 @@ _LOOSE = re.compile(
 _TWO_LISTS = re.compile("(</[uo]l>) ?(?=<[uo]l)")
 _GROUPS = re.compile("</?t(?:head|body)>")
 _FLAT = tuple(f"<{name}" for name in sorted(tags.FLAT))
-_OUTSIDE = frozenset(("", "div", "li", "blockquote"))  # what blocks may stand in
-_LISTS = frozenset(("ul", "ol"))
-_NO_TEXT = _LISTS | {"table", "tr"}
+# What each element may stand in.
+_OUTSIDE = frozenset(("", "div", "li", "blockquote"))
+_INSIDE = dict.fromkeys((tags.BLOCKS - tags.PARTS) | {"hr"}, _OUTSIDE) | {
+    "li": frozenset(("ul", "ol")), "tr": frozenset(("table",)), "td": frozenset(("tr",)), "th": frozenset(("tr",)),
+    "strong": _OUTSIDE | tags.FLAT | {"p"}, "em": _OUTSIDE | tags.FLAT | {"p"},
+}  # fmt: skip
 _ANY_ATTRIBUTE = tags.HEADINGS | {"div", "p", "blockquote"}
 _DEEPEST = 50
 
@@ -43,9 +46,9 @@ def document(text: str) -> held.Document | None:
     body = _CODE.sub(lambda match: held.token(kept, escape.code(code.unescape(match[1]))), body)
     body = body.replace("\n", " ").replace("\xa0", " ").replace("&nbsp;", " ")
     if "</table>" in body:
-        if any("|" in text for text in kept):
-            return None
         body = _GROUPS.sub("", body)
+        if not _even(body) or any("|" in text for text in kept):
+            return None
     while "  " in body:
         body = body.replace("  ", " ")
     found = _TAG.findall(body)
@@ -92,45 +95,28 @@ def _plain(tag: str) -> str:
 
 
 def _nested(found: list[str]) -> bool:
-    """Whether the tags are known, open and close as HTML has them, and rows of a table are of one length."""
-    names: list[str] = []
-    inside = ""
-    rows: list[int] = []  # of the open table: the number of cells
+    """Whether the tags are known, and open and close as HTML has them."""
+    names = [""]  # of the open elements
     for tag in found:
         name = _plain(tag)
-        if not name:
+        if name[:1] == "/":
+            if names.pop() != name[1:]:
+                return False
+        elif names[-1] not in _INSIDE.get(name, ()) or len(names) > _DEEPEST:
             return False
-        if name[0] == "/":
-            if inside != name[1:] or (name == "/table" and (len(set(rows)) != 1 or not rows[0])):
-                return False
-            names.pop()
-            inside = names[-1] if names else ""
-            continue
-        if name == "li":
-            if inside not in _LISTS:
-                return False
-        elif name in tags.INLINE:
-            if inside in _NO_TEXT or inside in tags.INLINE:
-                return False
-        elif name in tags.CELLS:
-            if inside != "tr":
-                return False
-            rows[-1] += 1
-        elif name == "tr":
-            if inside != "table":
-                return False
-            rows.append(0)
-        elif inside not in _OUTSIDE:
+        elif name != "hr":
+            names.append(name)
+    return names == [""]
+
+
+def _even(body: str) -> bool:
+    """Whether each table's rows have as many cells as its first."""
+    for table in body.split("<table>")[1:]:
+        rows = table.partition("</table>")[0].split("</tr>")[:-1]
+        cells = {row.count("</td>") + row.count("</th>") for row in rows}
+        if len(cells) != 1 or 0 in cells:
             return False
-        elif name == "table":
-            rows = []
-        elif name == "hr":
-            continue
-        names.append(name)
-        inside = name
-        if len(names) > _DEEPEST:
-            return False
-    return not names
+    return True
 
 
 def _marks_are_read(body: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import operator
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,9 +174,11 @@ def each(messages: list[Message], text_of: Callable[[Message], str]) -> list[Mes
 
 def with_texts(messages: list[Message], texts: list[str]) -> list[Message]:
     """The messages with these texts; the same list if they are theirs."""
-    if all([text == message["content"] for text, message in zip(texts, messages, strict=True)]):
-        return messages
-    return [{**message, "content": text} for text, message in zip(texts, messages, strict=True)]
+    after = [
+        message if text is message["content"] else {**message, "content": text}
+        for message, text in zip(messages, texts, strict=True)
+    ]
+    return messages if all(map(operator.is_, messages, after)) else after
 
 
 def _turns(choices: Choices, made: Draft) -> None:
