@@ -39,7 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", action="append", choices=SECTIONS, help="these sections")
     parser.add_argument(
-        "--records", type=int, default=4000, help="conversations for pages and split; the others read all"
+        "--records", type=int, default=8000, help="conversations for pages and split; the others read all"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--old-markdownify", type=Path, help="a folder that holds markdownify 0.11.6")

@@ -17,6 +17,7 @@ _SUSPECT = re.compile(r"[\\`*_~&\]]")  # a plain set is much faster to search fo
 _TO_NUL = bytes(0 if byte in b"\\`*_~&]" else byte for byte in range(256))  # and a table tells faster if there is one
 _LINE_START = re.compile(r"> ?(?:[-+#=]|\d{1,9}[.)])", re.ASCII)
 _INLINE = ("<strong>", "</strong>", "<em>", "</em>")
+_STARTS = frozenset(("<strong>", "<em>"))
 _MARK = re.compile("</?(?:strong|em)>")
 # Content of a list or table outside of its items or cells, and blocks of nothing; and where two lists meet, which a
 # parser would read as one.
@@ -41,9 +42,11 @@ def document(text: str) -> held.Document | None:
     """The document for an engine, or None for a message that needs `page`."""
     kept: list[str] = []
     body = _without_blocks(text, kept)
-    if not text.startswith("<") or body is None or "</code><code" in body:
+    if not text.startswith("<") or body is None:
         return None
     body = _CODE.sub(lambda match: held.token(kept, escape.code(code.unescape(match[1]))), body)
+    if "\x03)(\x02" in body:  # two code spans beside each other
+        return None
     body = body.replace("\n", " ").replace("\xa0", " ").replace("&nbsp;", " ")
     if "</table>" in body:
         body = _GROUPS.sub("", body)
@@ -55,16 +58,18 @@ def document(text: str) -> held.Document | None:
     if not len(found) == body.count("<") == body.count(">") or not _nested(found):
         return None
     loose = _LOOSE.findall(body)
-    if "" in loose or "\t" in body or "\r" in body or "\f" in body or not _marks_are_read(body):
+    if "" in loose or "\t" in body or "\r" in body or "\f" in body:
+        return None
+    marks = not _STARTS.isdisjoint(found)
+    if marks and not _marks_are_read(body):
         return None
     body = _escaped(body)
     if body is None:
         return None
     if loose:
         body = _TWO_LISTS.sub(rf"\1{held.SEPARATOR}", body)
-    for tag, mark in (("strong>", "**"), ("em>", "*")):
-        if tag in body:
-            body = body.replace("<" + tag, mark).replace("</" + tag, mark)
+    if marks:
+        body = body.replace("<strong>", "**").replace("</strong>", "**").replace("<em>", "*").replace("</em>", "*")
     return held.Document(body, kept)
 
 
@@ -121,8 +126,6 @@ def _even(body: str) -> bool:
 
 def _marks_are_read(body: str) -> bool:
     """Whether a parser takes every mark of emphasis for one, and none stands beside another (CommonMark 0.31, 6.2)."""
-    if "<strong>" not in body and "<em>" not in body:
-        return True
     for mark in _MARK.finditer(body):
         before, after = body[mark.start() - 1 : mark.start()] or ">", body[mark.end() : mark.end() + 1] or "<"
         outer, inner = (after, before) if mark[0][1] == "/" else (before, after)
