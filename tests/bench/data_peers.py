@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-SECTIONS = ("pages", "clean", "filters", "split", "arrays", "hostile")
+SECTIONS = ("pages", "clean", "converter", "filters", "split", "arrays", "hostile")
 Command = tuple[list[str], dict[str, str]]  # arguments and environment
 
 
@@ -63,6 +63,8 @@ def main() -> None:
         for section in settings.only or SECTIONS:
             if section == "hostile":
                 hostile(folder)
+            elif section == "converter":
+                converter(folder)
             else:
                 compare(section, globals()[section](folder, settings), settings.rounds)
 
@@ -217,6 +219,37 @@ def clean(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
     }
 
 
+def converter(folder: Path) -> None:
+    """What it costs not to change text that is no HTML: both converters' CPU time on the same answers, nothing else."""
+    took = {}
+    for name in ("fastchat", "vtools"):
+        child = [sys.executable, __file__, "_converter", str(folder), name]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+        took[name] = float(subprocess.run(child, env=environment, capture_output=True, check=True).stdout)
+    print(
+        f"\nconverter alone on clean answers: FastChat {took['fastchat']:.2f} CPU s, vtools {took['vtools']:.3f} CPU s",
+        end="",
+    )
+    print(f"  {took['fastchat'] / took['vtools']:.0f} x", flush=True)
+
+
+def converter_child(folder: Path, name: str) -> None:
+    if name == "fastchat":
+        from fastchat.data.clean_sharegpt import html_to_markdown as convert
+    else:
+        from vtools.clean import html as ours
+
+        def convert(text: str) -> str:
+            return ours.to_markdown(text, "fast")
+
+    records = json.loads((folder / "markdown.json").read_text())[:2000]
+    answers = [turn["value"] for record in records for turn in record["conversations"] if turn["from"] == "gpt"]
+    began = time.process_time()
+    for answer in answers:
+        convert(answer)
+    print(time.process_time() - began)
+
+
 def filters(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
     """Two rules on clean text: datatrove's reader, one lambda and its writer; ours; and ours with all default filters."""
     only = [f"--keep={name}" for name in ("html", "plugin", "blocked_response", "wrong_list", "dup_exact")]
@@ -352,6 +385,8 @@ def compare(section: str, contenders: dict[str, Command], rounds: int) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["_make"]:
         make(Path(sys.argv[2]), int(sys.argv[3]))
+    elif sys.argv[1:2] == ["_converter"]:
+        converter_child(Path(sys.argv[2]), sys.argv[3])
     elif sys.argv[1:2] == ["_datatrove"]:
         datatrove_child(Path(sys.argv[2]))
     else:
