@@ -99,8 +99,8 @@ def record(*texts, **more) -> dict:
 
 def test_exact_duplicates_and_duplicate_ids_are_counted_apart(vtools):
     rows = [
-        record("Hi", "A  word", id="a"),
-        record("Hi", "A word\n", id="b"),
+        record("Hi", " A word", id="a"),
+        record("Hi", "A word\r\n", id="b"),
         record("Hi", "Another", id="a"),
         record("Hi", "Another"),
         record("Hi", "Another"),
