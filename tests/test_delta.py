@@ -180,10 +180,10 @@ def test_conversion_and_addition_have_the_bits_of_torch():
     patterns = np.arange(65536, dtype="<u2").view("u1")
     other = np.random.default_rng(0).permutation(65536).astype("<u2").view("u1")
     single = np.random.default_rng(1).integers(0, 2**32, 200_000, dtype="<u4").view("u1")
-    dtypes = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+    of_torch = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 
     def of(raw, dtype):
-        return torch.from_numpy(raw.copy()).view(dtypes[dtype])
+        return torch.from_numpy(raw.copy()).view(of_torch[dtype])
 
     def same(ours, theirs, dtype):
         theirs, ours = theirs.contiguous(), of(ours, dtype)
@@ -193,8 +193,8 @@ def test_conversion_and_addition_have_the_bits_of_torch():
         assert torch.equal(ours[real], theirs[real])
 
     for source, raw in (("F16", patterns), ("BF16", patterns), ("F32", single)):
-        for wanted in dtypes:
-            same(bits.convert(raw, source, wanted), of(raw, source).to(dtypes[wanted]), wanted)
+        for wanted in of_torch:
+            same(dtypes.convert(raw, source, wanted), of(raw, source).to(of_torch[wanted]), wanted)
     for dtype in ("F16", "BF16"):
         same(bits.add(patterns, other, dtype), of(patterns, dtype) + of(other, dtype), dtype)
 

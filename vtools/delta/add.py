@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np  # noqa: TID253  imported lazily by the command
 from blake3 import blake3
 
-from vtools import jsonl
-from vtools.delta import bits, checkpoint, staging
-from vtools.delta.checkpoint import Files, Tensor
+from vtools import checkpoint, dtypes, jsonl, staging
+from vtools.checkpoint import Files, Tensor
+from vtools.delta import bits
 from vtools.delta.make import copy
 from vtools.process import Failure
 
@@ -30,7 +30,7 @@ def add(base: Path, delta: Path, out: Path, force: bool, quiet: bool, dry_run: b
     weights = {path: checkpoint.read_header(delta / path) for path in paths if path.endswith(".safetensors")}
     if not weights:
         raise checkpoint.no_weights(delta)
-    tensors = checkpoint.base_tensors(base)
+    tensors = checkpoint.tensors(base)
     changes = [tensor for _, group in weights.values() for tensor in group]
     _check(base, delta, tensors, changes)
     carried = {path: delta / path for path in paths if path not in weights}
@@ -59,7 +59,7 @@ def add(base: Path, delta: Path, out: Path, force: bool, quiet: bool, dry_run: b
                         source = bits.Base(files, tensors[change.name], change.dtype)
                         digest = blake3()
                         for start, length in checkpoint.pieces(change.bytes, bits.CHUNK):
-                            raw = bits.empty(length)
+                            raw = dtypes.empty(length)
                             files.read(change.file, change.start + start, raw.data)
                             result = bits.add(source.next(length), raw, change.dtype)
                             digest.update(result.data)
@@ -81,7 +81,7 @@ def _check(base: Path, delta: Path, tensors: dict[str, Tensor], changes: list[Te
         found = tensors.get(change.name)
         if found is None:
             raise Failure(f"{delta}: tensor {change.name} is not in the base {base}: not a delta of this base")
-        if change.dtype not in bits.FLOATS or not bits.comparable(found, change.dtype, change.shape):
+        if change.dtype not in dtypes.FLOATS or not bits.comparable(found, change.dtype, change.shape):
             raise Failure(f"tensor {change.name}: {found} in {base}, {change} in {delta}: not a delta of this base")
         if change.shape[:1] < found.shape[:1]:
             raise Failure(f"tensor {change.name}: {found} in {base}, {change} in {delta}: the base has more rows")
@@ -98,11 +98,11 @@ def _check(base: Path, delta: Path, tensors: dict[str, Tensor], changes: list[Te
 def _looks_like_a_model(base: Tensor, change: Tensor) -> bool:
     """Whether the numbers of a delta are as large as the base's: those of real fine-tunes are under a tenth."""
     with Files() as files:
-        ours, theirs = (bits.empty(min(tensor.bytes, bits.CHUNK)) for tensor in (base, change))
+        ours, theirs = (dtypes.empty(min(tensor.bytes, bits.CHUNK)) for tensor in (base, change))
         files.read(base.file, base.start, ours.data)
         files.read(change.file, change.start, theirs.data)
     spread = [
-        float(np.std(bits.convert(raw, tensor.dtype, "F32").view("<f4"), dtype=np.float64))
+        float(np.std(dtypes.convert(raw, tensor.dtype, "F32").view("<f4"), dtype=np.float64))
         for raw, tensor in ((ours, base), (theirs, change))
     ]
     return spread[1] > 0.7 * spread[0] > 0

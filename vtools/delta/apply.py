@@ -13,9 +13,9 @@ from typing import IO, Any
 
 from blake3 import blake3
 
-from vtools import jsonl
-from vtools.delta import bits, checkpoint, manifest, staging
-from vtools.delta.checkpoint import Files, Tensor
+from vtools import checkpoint, dtypes, jsonl, staging
+from vtools.checkpoint import Files, Tensor
+from vtools.delta import bits, manifest
 from vtools.delta.make import copy
 from vtools.process import Failure
 
@@ -24,7 +24,7 @@ def apply(base: Path, delta: Path, out: Path, force: bool, quiet: bool, dry_run:
     """Rebuild the target of a delta as the folder `out`; stdout gets a line a tensor and one with the totals."""
     staging.check(out, [base, delta], force)
     wanted = manifest.load(delta)
-    tensors = checkpoint.base_tensors(base)
+    tensors = checkpoint.tensors(base)
     shards = [_check_shard(delta, wanted, file, base, tensors) for file in wanted.files]
     free = staging.check_space(out, wanted.bytes)
     if dry_run:
@@ -131,7 +131,7 @@ def _rebuild(
             raise bits.bad_delta(place.file, change.name, "wrong number of chunks")
         start = place.start
         for (_, length), stored in zip(cuts, change.chunks, strict=True):
-            payload = bits.empty(stored)
+            payload = dtypes.empty(stored)
             files.read(place.file, start, payload.data)
             start += stored
             try:

@@ -9,27 +9,19 @@ bytes, ...) and packed as one zstd frame, level 1. Both directions are integer a
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import zstandard
 from blake3 import blake3
 
-from vtools.delta.checkpoint import WIDTHS, Files, Tensor
+from vtools.checkpoint import WIDTHS, Files, Tensor
+from vtools.dtypes import FLOATS, Bytes, convert, empty
 from vtools.process import Failure
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 CHUNK = 4 << 20  # bytes of target in a chunk
-FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
 
 class Damaged(Exception):
     """A chunk that cannot be decoded."""
-
-
-def empty(size: int) -> Bytes:
-    """Memory for `size` bytes."""
-    return np.empty(size, np.uint8)
 
 
 def encode(target: Bytes, base: Bytes, width: int, codec: str) -> bytes:
@@ -69,23 +61,6 @@ def decode(payload: bytes | memoryview, base: Bytes, width: int, codec: str) -> 
     difference ^= sign
     difference += base.view(word)
     return difference.view(np.uint8)
-
-
-def convert(raw: Bytes, source: str, wanted: str) -> Bytes:
-    """Floats of one dtype as floats of another, rounded to nearest even (through F32 where BF16 is wanted)."""
-    if source == wanted:
-        return raw
-    values = raw.view(FLOATS[source])
-    if source == "BF16":
-        values = (values.astype("<u4") << 16).view("<f4")
-    with np.errstate(all="ignore"):
-        if wanted != "BF16":
-            return values.astype(FLOATS[wanted]).view(np.uint8)
-        single = values.astype("<f4", copy=False)
-        word = single.view("<u4")
-        rounded = ((word + (0x7FFF + ((word >> 16) & 1))) >> 16).astype("<u2")
-        rounded[np.isnan(single)] = 0x7FC0
-        return rounded.view(np.uint8)
 
 
 def add(base: Bytes, delta: Bytes, dtype: str) -> Bytes:

@@ -15,9 +15,9 @@ from typing import IO, Any
 import orjson
 from blake3 import blake3
 
-from vtools import jsonl
-from vtools.delta import bits, checkpoint, manifest, staging
-from vtools.delta.checkpoint import Files, Tensor
+from vtools import checkpoint, dtypes, jsonl, staging
+from vtools.checkpoint import Files, Tensor
+from vtools.delta import bits, manifest
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
@@ -38,7 +38,7 @@ class Plan:
 
 def plan(base: Path, target: Path, quiet: bool) -> Plan:
     """Read all headers of both models. Raises Failure for anything that cannot be read as one."""
-    tensors = checkpoint.base_tensors(base)
+    tensors = checkpoint.tensors(base)
     files, left_out = checkpoint.model_files(target)
     if left_out and not quiet:
         print(f"vtools make-delta: not part of the model, left out: {', '.join(left_out)}", file=sys.stderr)
@@ -119,7 +119,7 @@ def _shard(
         digest = blake3()
         chunks: list[int] = []
         for start, length in checkpoint.pieces(target.bytes, bits.CHUNK):
-            raw = bits.empty(length)
+            raw = dtypes.empty(length)
             files.read(target.file, target.start + start, raw.data)
             digest.update(raw.data)
             sha256.update(raw.data)

@@ -1,4 +1,4 @@
-"""A model folder as safetensors files: headers parsed and checked, bytes read with pread, nothing mapped or held."""
+"""A model's weights on disk: which files, which tensors where in them, their bytes read with pread, nothing mapped or held."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def parse_header(header: str, file: Path) -> list[Tensor]:
     return tensors
 
 
-def base_tensors(folder: Path) -> dict[str, Tensor]:
+def tensors(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a model by its name, however it is sharded. Raises Failure if there are none that we read.
 
     Where two files hold the same name, the file that transformers would load wins.
@@ -102,11 +102,11 @@ def base_tensors(folder: Path) -> dict[str, Tensor]:
         for file in sorted(first):
             if not file.is_file():
                 raise Failure(f"{file}: missing, though {index.name} names it")
-    tensors: dict[str, Tensor] = {}
+    found: dict[str, Tensor] = {}
     for file in sorted(files, key=lambda file: (file not in first, file)):
         for tensor in read_header(file)[1]:
-            tensors.setdefault(tensor.name, tensor)
-    return tensors
+            found.setdefault(tensor.name, tensor)
+    return found
 
 
 def no_weights(folder: Path) -> Failure:

@@ -1,0 +1,36 @@
+# ruff: noqa: TID253  imported lazily by the commands
+"""Floating-point numbers of one dtype as those of another, in NumPy, with the bits of torch on a CPU.
+
+BF16, which NumPy does not know, is held as the 16-bit word it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
+
+
+def empty(size: int) -> Bytes:
+    """Memory for `size` bytes."""
+    return np.empty(size, np.uint8)
+
+
+def convert(raw: Bytes, source: str, wanted: str) -> Bytes:
+    """Floats of one dtype as floats of another, rounded to nearest even (through F32 where BF16 is wanted)."""
+    if source == wanted:
+        return raw
+    values = raw.view(FLOATS[source])
+    if source == "BF16":
+        values = (values.astype("<u4") << 16).view("<f4")
+    with np.errstate(all="ignore"):
+        if wanted != "BF16":
+            return values.astype(FLOATS[wanted]).view(np.uint8)
+        single = values.astype("<f4", copy=False)
+        word = single.view("<u4")
+        rounded = ((word + (0x7FFF + ((word >> 16) & 1))) >> 16).astype("<u2")
+        rounded[np.isnan(single)] = 0x7FC0
+        return rounded.view(np.uint8)
