@@ -20,6 +20,7 @@ blake3 = pytest.importorskip("blake3").blake3
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from vtools import dtypes  # noqa: E402
 from vtools.delta import bits  # noqa: E402
 
 VTOOLS = [sys.executable, "-m", "vtools"]

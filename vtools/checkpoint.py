@@ -1,4 +1,4 @@
-"""A model's weights on disk: which files, which tensors where in them, their bytes read with pread, nothing mapped or held."""
+"""Where a model's tensors lie on disk: files found, headers parsed and checked, bytes read with pread."""
 
 from __future__ import annotations
 
