@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -20,6 +21,8 @@ WIDTHS = {
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F32": 4, "I32": 4, "U32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
 }  # fmt: skip
+PICKLED = (".bin", ".pt", ".pth")
+AHEAD = 8 << 20  # bytes asked of a slow disk while those before them are at work
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
 
 
@@ -38,32 +41,46 @@ class Tensor:
         return f"{self.dtype} {list(self.shape)}"
 
 
-def read_header(file: Path) -> tuple[str, list[Tensor]]:
-    """The header of a safetensors file, verbatim, and its tensors in the order of their bytes.
-
-    Format: u64 little-endian length, that much JSON, then the tensors without gaps. Raises Failure.
-    """
+def read(file: Path) -> list[Tensor]:
+    """The tensors of a safetensors or PyTorch (.bin) file, in the order of their bytes. Raises Failure."""
     with open(file, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         prefix = stream.read(8)
+        if prefix.startswith(b"PK") or file.suffix in PICKLED:
+            from vtools import torch_file
+
+            return sorted(torch_file.tensors(file), key=lambda tensor: (tensor.start, -tensor.bytes, tensor.name))
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):
             raise Failure(f"{file}: not a safetensors file, or cut off")
         raw = stream.read(length)
-    try:
-        header = raw.decode()
-    except UnicodeDecodeError:
-        raise Failure(f"{file}: not a safetensors file: its header is not UTF-8") from None
-    tensors = parse_header(header, file)
+    tensors = _parse_header(raw, file)
     end = tensors[-1].start + tensors[-1].bytes if tensors else 8 + length
     if end != size:
         raise Failure(f"{file}: {size} bytes, its header says {end}: the file is cut off or damaged")
-    return header, tensors
+    return tensors
 
 
-def parse_header(header: str, file: Path) -> list[Tensor]:
-    """The tensors that a header describes, in the order of their bytes. Raises Failure if they do not add up."""
-    start = 8 + len(header.encode())
+def header(
+    tensors: Iterable[tuple[str, str, Sequence[int], int]], metadata: dict[str, str], room: int | None = None
+) -> bytes:
+    """The first bytes of a safetensors file of these tensors (name, dtype, shape, bytes).
+
+    Filled up with spaces to `room` bytes, or to a multiple of 8.
+    Format: u64 little-endian length, that much JSON, then the tensors without gaps.
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, dtype, shape, size in tensors:
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    raw = orjson.dumps(entries)
+    raw += b" " * (-len(raw) % 8 if room is None else room - 8 - len(raw))
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _parse_header(header: bytes, file: Path) -> list[Tensor]:
+    start = 8 + len(header)
     tensors = []
     try:
         for name, entry in orjson.loads(header).items():
@@ -84,46 +101,63 @@ def parse_header(header: str, file: Path) -> list[Tensor]:
     return tensors
 
 
-def tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a model by its name, however it is sharded. Raises Failure if there are none that we read.
+def tensors(place: Path) -> dict[str, Tensor]:
+    """Every tensor of a model (a folder or a single file) by its name, however it is sharded. Raises Failure.
 
-    Where two files hold the same name, the file that transformers would load wins.
+    Where two files hold the same name, the file that transformers would load wins: safetensors before .bin, and what
+    an index names before what lies beside it.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise no_weights(folder)
-    first = {folder / "model.safetensors"}
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            first = {folder / name for name in jsonl.loads(index.read_bytes())[0]["weight_map"].values()}
-        except (jsonl.Reject, KeyError, TypeError, AttributeError):
-            raise Failure(f"{index}: not an index of safetensors files") from None
-        for file in sorted(first):
-            if not file.is_file():
-                raise Failure(f"{file}: missing, though {index.name} names it")
     found: dict[str, Tensor] = {}
-    for file in sorted(files, key=lambda file: (file not in first, file)):
-        for tensor in read_header(file)[1]:
+    for file in weight_files(place):
+        for tensor in read(file):
             found.setdefault(tensor.name, tensor)
     return found
 
 
-def no_weights(folder: Path) -> Failure:
-    """The error for a folder without a safetensors file."""
-    if any(folder.glob("*.bin")):
-        return Failure(
-            f"{folder}: its weights are .bin (pickle) files, which are not read yet: "
-            "load the model once with transformers and save it again, which writes safetensors"
-        )
-    return Failure(f"{folder}: no *.safetensors file")
+def weight_files(place: Path) -> list[Path]:
+    """The files that hold a model's weights; those that transformers would load come first. Raises Failure if none."""
+    if place.is_file():
+        return [place]
+    for pattern, whole in (("*.safetensors", "model.safetensors"), ("pytorch_model*.bin", "pytorch_model.bin")):
+        files = sorted(place.glob(pattern))
+        first = {place / whole}
+        index = place / f"{whole}.index.json"
+        if index.is_file():
+            try:
+                first = {place / name for name in jsonl.loads(index.read_bytes())[0]["weight_map"].values()}
+            except (jsonl.Reject, KeyError, TypeError, AttributeError):
+                raise Failure(f"{index}: not an index of weight files") from None
+            for file in sorted(first):
+                if not file.is_file():
+                    raise Failure(f"{file}: missing, though {index.name} names it")
+        if files:
+            return sorted(files, key=lambda file: (file not in first, file))
+    raise Failure(f"{place}: no weights: neither *.safetensors nor pytorch_model*.bin")
+
+
+def holds_weights(file: Path) -> bool:
+    """Whether a file is to be read for its tensors: safetensors, and .bin files of a model's name or that hold some."""
+    if looks_like_weights(file.name):
+        return True
+    try:
+        return file.suffix in PICKLED and bool(read(file))
+    except Failure:  # training_args.bin and its like hold other things, which nobody should unpickle
+        return False
+
+
+def looks_like_weights(name: str) -> bool:
+    """Whether a file's name is that of a model's weights."""
+    suffix = Path(name).suffix
+    return suffix == ".safetensors" or (suffix in PICKLED and Path(name).name.startswith("pytorch_model"))
 
 
 def model_files(folder: Path) -> tuple[list[str], list[str]]:
     """Paths (relative, sorted) of a model's files, and of the sub-folders that are not part of the model.
 
-    Left out are hidden folders (.git, .cache) and the checkpoints of a training run.
+    Left out are hidden folders (.git, .cache), the checkpoints of a training run and the lock of its folder.
     """
+    if folder.is_file():
+        return [folder.name], []
     files, left_out = [], []
     for root, folders, names in os.walk(folder):
         place = Path(root)
@@ -135,16 +169,16 @@ def model_files(folder: Path) -> tuple[list[str], list[str]]:
             path = place / name
             if not path.exists():
                 raise Failure(f"{path}: a link that leads nowhere")
-            if path.is_file():
+            if path.is_file() and name != ".lock":
                 files.append(str(path.relative_to(folder)))
     return sorted(files), left_out
 
 
 class Files:
-    """Open files, each opened once, read at any offset into the caller's memory."""
+    """Open files, each opened once, read and written at any offset from and to the caller's memory."""
 
     def __init__(self) -> None:
-        self.handles: dict[Path, int] = {}
+        self.handles: dict[tuple[Path, int], int] = {}
 
     def __enter__(self) -> Files:
         return self
@@ -153,11 +187,16 @@ class Files:
         for handle in self.handles.values():
             os.close(handle)
 
+    def _handle(self, file: Path, flags: int) -> int:
+        if (file, flags) not in self.handles:
+            self.handles[file, flags] = os.open(file, flags | os.O_CLOEXEC)
+        return self.handles[file, flags]
+
     def read(self, file: Path, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes of `file` from `start`. Raises Failure if there are too few."""
-        handle = self.handles.get(file)
-        if handle is None:
-            handle = self.handles[file] = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+        handle = self._handle(file, os.O_RDONLY)
+        if (start + len(view)) // AHEAD > start // AHEAD:  # now and then: each call walks the pages that are there
+            os.posix_fadvise(handle, start + len(view), AHEAD, os.POSIX_FADV_WILLNEED)
         while len(view):
             try:
                 got = os.preadv(handle, [view], start)
@@ -166,6 +205,13 @@ class Files:
             if not got:
                 raise Failure(f"{file}: it became shorter while it was read")
             view, start = view[got:], start + got
+
+    def write(self, file: Path, start: int, view: memoryview) -> None:
+        """Write `view` into an existing file from `start`. Raises OSError."""
+        handle = self._handle(file, os.O_WRONLY)
+        while len(view):
+            done = os.pwrite(handle, view, start)
+            view, start = view[done:], start + done
 
 
 def pieces(size: int, step: int) -> Iterator[tuple[int, int]]:

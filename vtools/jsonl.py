@@ -239,7 +239,10 @@ def progress(tool: str, quiet: bool, total: int | None = None, unit: str = " rec
         return
     from tqdm import tqdm
 
-    with tqdm(desc=f"vtools {tool}", total=total, unit=unit, file=sys.stderr, leave=False, mininterval=0.2) as bar:
+    scaled = unit == "B"  # 1.23GB/s
+    with tqdm(
+        desc=f"vtools {tool}", total=total, unit=unit, unit_scale=scaled, file=sys.stderr, leave=False, mininterval=0.2
+    ) as bar:
         yield bar.update
 
 

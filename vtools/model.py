@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import os
 import sys
 import tempfile
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     import tokenizers
     from transformers import PreTrainedModel
 
-HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.bin", "*.model", "*.txt"]
+HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
+HUB_PICKLED = ["pytorch_model*.bin"]  # only where there is no safetensors file, or each weight would come twice
 TOKENIZER_FILES = ["*token*", "*.jinja", "config.json", "generation_config.json", "vocab.json", "merges.txt"]
 
 
@@ -44,9 +45,11 @@ def folder(reference: str, patterns: list[str] | None = None) -> Path:
     except ModuleNotFoundError:
         raise Failure(f"{reference}: no such folder; for hub models: pip install 'vtools[hub]'") from None
     try:
-        return Path(
-            huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=patterns or HUB_FILES)
-        )
+        download = functools.partial(huggingface_hub.snapshot_download, name, revision=revision or None)
+        place = Path(download(allow_patterns=patterns or HUB_FILES))
+        if patterns is None and not any(place.glob("*.safetensors")):
+            place = Path(download(allow_patterns=HUB_FILES + HUB_PICKLED))
+        return place
     except Exception as error:  # the hub library has a dozen error classes; the first line of each says it all
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Failure(f"{reference}: no such folder, and the hub has not given it: {reason}") from None
@@ -154,12 +157,12 @@ class Tokenizer:
     def __len__(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
-    @cached_property
+    @functools.cached_property
     def added(self) -> dict[str, tokenizers.AddedToken]:
         """The added tokens by their text: special ones and others."""
         return {token.content: token for token in self.backend.get_added_tokens_decoder().values()}
 
-    @cached_property
+    @functools.cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of the tokens that no text may produce."""
         return frozenset(number for number, token in self.backend.get_added_tokens_decoder().items() if token.special)

@@ -59,8 +59,8 @@ def missing_extra(module: str, extra: str, what: str) -> Failure:
 
 # Modules of the extras, so that a bare `import torch` deep inside a room ends in advice and not in a traceback.
 EXTRAS = {
-    "torch": "train", "transformers": "train", "safetensors": "train", "gguf": "train", "numpy": "train",
-    "blake3": "train", "peft": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve",
+    "torch": "train", "transformers": "train", "safetensors": "train", "gguf": "weights", "numpy": "weights",
+    "blake3": "weights", "peft": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve",
     "uvicorn": "serve", "openai": "judge", "prompt_toolkit": "judge", "turbohtml": "fast", "pycld2": "filters",
     "rensa": "filters", "matplotlib": "plot",
 }  # fmt: skip

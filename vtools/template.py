@@ -174,6 +174,11 @@ class Template:
             config["stop_strings"] = list(self.stop_strings)
         with atomic(path) as stream:
             stream.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        path = folder / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if config.pop("chat_template", None) is not None:  # it would rival this one
+            with atomic(path) as stream:
+                stream.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
     def runs(self, messages: list[dict[str, Any]], generation: bool = False) -> list[Run]:
         """The stretches of a rendering, in order: the ids of each (see `encode`), end to end, are those of `render`.

@@ -11,6 +11,7 @@ from vtools import options
 from vtools.process import UsageFailure
 
 Base = Annotated[str | None, typer.Option("--base", "--base-model-path", metavar="MODEL", help="The base model.")]
+Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="Threads; the bytes are the same for any number.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")]
 
 
@@ -24,6 +25,7 @@ def make_delta(
         str | None, typer.Option("-o", "--out", "--delta", "--delta-path", metavar="FOLDER", help="A new folder.")
     ] = None,
     codec: Annotated[Literal["zstd", "raw"], typer.Option("--codec", help="zstd is small, raw is quick.")] = "zstd",
+    jobs: Jobs = 2,
     force: Force = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -31,9 +33,10 @@ def make_delta(
 ) -> None:
     """Write what turns BASE into TARGET as the folder OUT, to publish instead of the whole model.
 
-    The difference is exact: apply-delta gives back every file of TARGET byte for byte. Each model is a folder of
-    safetensors files, a hub id or a .gguf file, sharded in any way; dtypes may differ, and TARGET may have more rows
-    (a larger vocabulary). Its other files are carried along. Memory does not grow with the model.
+    The difference is exact: apply-delta gives back every file of TARGET byte for byte. Each model is a folder, a hub id
+    (hf:owner/name), a .safetensors, .bin or .gguf file, sharded in any way; dtypes may differ, and TARGET may have more
+    rows (a larger vocabulary). Its other files are carried along. Pickled weights (.bin) are read without running what
+    is in them. Memory does not grow with the model. Killed at any moment, the same command continues.
 
     stdout: a JSON line a tensor {"tensor", "bytes", "delta_bytes", "blake3", "ms"}, then one with the totals.
 
@@ -48,7 +51,7 @@ def make_delta(
     from vtools.delta import make
 
     known_as = Path(base).resolve().name if Path(base).exists() else base  # a path is nobody else's business
-    make.make(_folder(base), _folder(target), Path(out), known_as, codec, force, quiet, dry_run)
+    make.make(_place(base), _place(target), Path(out), known_as, codec, jobs, force, quiet, dry_run)
 
 
 def apply_delta(
@@ -59,9 +62,33 @@ def apply_delta(
         str | None,
         typer.Option("-o", "--out", "--target", "--target-model-path", metavar="FOLDER", help="A new folder."),
     ] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", metavar="NAME", help="Store this prompt template with the result.")
+    ] = None,
+    add_dtype: Annotated[
+        Literal["fp16", "bf16", "fp32"] | None,
+        typer.Option(
+            "--add-dtype", help="Without delta.json: add, and write, in this dtype; default: the delta's own."
+        ),
+    ] = None,
+    extra_rows: Annotated[
+        Literal["zero", "mean"] | None,
+        typer.Option(
+            "--extra-rows", help="Without delta.json: what added rows are a change of (Vicuna v0: zero; Alpaca: mean)."
+        ),
+    ] = None,
+    expect_sum: Annotated[
+        float | None,
+        typer.Option(
+            "--expect-sum",
+            metavar="NUMBER",
+            help="Without delta.json: the sum of all weights (Alpaca's check), to 0.01.",
+        ),
+    ] = None,
     verify: Annotated[
         str | None, typer.Option("--verify", metavar="FOLDER", help="Only check FOLDER against the delta's hashes.")
     ] = None,
+    jobs: Jobs = 2,
     force: Force = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -69,18 +96,23 @@ def apply_delta(
 ) -> None:
     """Rebuild a tuned model as the folder OUT from BASE and a DELTA.
 
-    A delta made by make-delta gives the tuned model's files byte for byte: every tensor of BASE and of the result is
-    checked while it passes, every file before OUT appears under its name. A delta without delta.json (as FastChat
-    published them, safetensors) is added in its own dtype, which gives FastChat's bits; nothing can check that base.
-    Memory does not grow with the model.
+    Each is a folder, a hub id (hf:owner/name) or a single file of weights, .safetensors or .bin; pickled weights are
+    read without running what is in them. A delta made by make-delta gives the tuned model's files byte for byte: every
+    tensor of BASE and of the result is checked while it passes. A delta without delta.json, as FastChat and Alpaca
+    published them, is added in its own dtype, which gives FastChat's bits, as safetensors; nothing can check that base.
+    OUT appears when it is whole. Memory does not grow with the model. Killed at any moment, the same command continues.
 
     stdout: a JSON line a tensor {"tensor", "bytes", "blake3", "ms"}, then one with the totals.
 
     \b
     Examples:
       vtools apply-delta llama vicuna-delta vicuna
-      vtools apply-delta --base llama --target vicuna --delta vicuna-delta > tensors.jsonl
+      vtools apply-delta --base llama --target vicuna --delta vicuna-delta --template vicuna-v1.1 > tensors.jsonl
       vtools apply-delta --delta vicuna-delta --verify vicuna
+
+    \b
+    The published Vicuna:
+      vtools apply-delta hf:huggyllama/llama-7b hf:lmsys/vicuna-7b-delta-v1.1 vicuna-7b --template vicuna-v1.1
     """
     if verify is not None:
         if delta is None and operands:
@@ -89,14 +121,24 @@ def apply_delta(
             raise UsageFailure("--verify needs --delta DELTA")
         from vtools.delta import apply
 
-        apply.verify(Path(verify), _folder(delta, ["*"]), quiet)
+        apply.verify(Path(verify), _place(delta, ["*"]), quiet)
         return
     base, delta, out = _fill({"BASE": base, "DELTA": delta, "OUT": out}, operands or [])
     from vtools.delta import add, apply, manifest
 
-    place = _folder(delta, ["*"])
-    rebuild = apply.apply if (place / manifest.NAME).exists() else add.add
-    rebuild(_folder(base), place, Path(out), force, quiet, dry_run)
+    place = _place(delta, ["*"])
+    if (place / manifest.NAME).exists():
+        chosen = {"--add-dtype": add_dtype, "--extra-rows": extra_rows, "--expect-sum": expect_sum}
+        for option, value in chosen.items():
+            if value is not None:
+                raise UsageFailure(f"{option}: {delta} has a delta.json, which settles that: leave it out")
+        apply.apply(_place(base), place, Path(out), template, jobs, force, quiet, dry_run)
+        return
+    dtype = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}[add_dtype] if add_dtype else None
+    add.add(
+        _place(base), place, Path(out), dtype=dtype, extra_rows=extra_rows, expect_sum=expect_sum, template=template,
+        jobs=jobs, force=force, quiet=quiet, dry_run=dry_run,
+    )  # fmt: skip
 
 
 def _fill(names: dict[str, str | None], operands: list[str]) -> list[str]:
@@ -111,10 +153,13 @@ def _fill(names: dict[str, str | None], operands: list[str]) -> list[str]:
     return [value for value in values.values() if value]
 
 
-def _folder(reference: str, patterns: list[str] | None = None) -> Path:
-    """A model's folder; only hub ids and .gguf files need the machinery of models."""
-    if Path(reference).is_dir():
-        return Path(reference)
+def _place(reference: str, patterns: list[str] | None = None) -> Path:
+    """A model's folder, or its single file of weights; only hub ids and .gguf files need the machinery of models."""
+    path = Path(reference)
+    if path.is_dir():
+        return path
+    if path.is_file() and path.suffix != ".gguf":
+        return path.parent if path.name == "delta.json" else path
     from vtools import model
 
     return model.folder(reference, patterns)

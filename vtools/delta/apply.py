@@ -1,31 +1,40 @@
-"""apply-delta: one pass over base and delta, every tensor and file checked before the result gets its name."""
+"""apply-delta: one pass over base and delta, every tensor checked before the result gets its name."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import struct
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from blake3 import blake3
 
 from vtools import checkpoint, dtypes, jsonl, staging
-from vtools.checkpoint import Files, Tensor
-from vtools.delta import bits, manifest
-from vtools.delta.make import copy
+from vtools.checkpoint import WIDTHS, Files, Tensor
+from vtools.delta import bits, build, carry, manifest
+from vtools.delta.base import Base, comparable
+from vtools.dtypes import Bytes
 from vtools.process import Failure
 
 
-def apply(base: Path, delta: Path, out: Path, force: bool, quiet: bool, dry_run: bool) -> None:
+def apply(
+    base: Path, delta: Path, out: Path, template: str | None, jobs: int, force: bool, quiet: bool, dry_run: bool
+) -> None:
     """Rebuild the target of a delta as the folder `out`; stdout gets a line a tensor and one with the totals."""
     staging.check(out, [base, delta], force)
-    wanted = manifest.load(delta)
+    wanted, identity = manifest.load(delta)
     tensors = checkpoint.tensors(base)
-    shards = [_check_shard(delta, wanted, file, base, tensors) for file in wanted.files]
+    parts, gaps = [], {}
+    for file in wanted.files:
+        if file.delta is None:
+            if not (delta / manifest.CARRIED / file.path).is_file():
+                raise Failure(f"{delta / manifest.CARRIED / file.path}: missing from the delta")
+            continue
+        places = _places(delta, wanted, file)
+        gaps[file.path] = _gaps(places[manifest.GAPS], file)
+        for change in file.tensors:
+            source = _source(base, delta, change, tensors)
+            parts.append(_part(wanted, file, change, places[change.name], source))
     free = staging.check_space(out, wanted.bytes)
     if dry_run:
         with jsonl.output(None) as lines:
@@ -33,133 +42,150 @@ def apply(base: Path, delta: Path, out: Path, force: bool, quiet: bool, dry_run:
             names = {"made_from": wanted.base, "base": str(base), "delta": str(delta), "out": str(out)}
             lines.write({"dry_run": True, **counts, **names, "free": free})
         return
+    build.reuse_memory()
     with (
         jsonl.output(None) as lines,
-        staging.folder(out, [base, delta], force) as fresh,
-        Files() as files,
+        staging.folder(out, [base, delta], force, f"apply-delta {identity} {template}") as work,
         jsonl.progress("apply-delta", quiet, wanted.bytes, "B") as tick,
     ):
-        for file, places in zip(wanted.files, shards, strict=True):
-            path = fresh / file.path
-            if file.delta is None:
-                source = delta / manifest.CARRIED / file.path
-                digest = copy(source, path)[1]
-                tick(file.bytes)
-            else:
-                source = delta / file.delta
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with open(path, "xb") as stream:
-                    digest = _rebuild(stream, wanted, file, places, tensors, files, lines, tick)
-            if digest != file.sha256:
-                raise Failure(
-                    f"{source}: the SHA-256 of {file.path} comes out wrong: the delta is damaged; get it again"
-                )
+        for file in wanted.files:
+            if file.delta is not None:
+                build.allocate(work.fresh / file.path, file.bytes)
+        with Files() as files:
+            for file in wanted.files:
+                if file.delta is None:
+                    source_file = delta / manifest.CARRIED / file.path
+                    if carry.copy(source_file, work.fresh / file.path)[1] != file.sha256:
+                        raise Failure(f"{source_file}: its SHA-256 is wrong: the delta is damaged; get it again")
+                    tick(file.bytes)
+                    continue
+                for (start, length), gap in zip(file.gaps(), gaps[file.path], strict=True):
+                    files.write(work.fresh / file.path, start, memoryview(gap))
+                    tick(length)
+        written = build.write(parts, work, jobs, lines, tick)
+        if template is not None:
+            carry.store_template(work.fresh, template, quiet)
+        totals = {"tensors": wanted.tensors, "bytes": wanted.bytes, "files": len(wanted.files)}
+        totals["reused"] = written.reused
     with jsonl.output(None) as lines:
-        checked = {"files": len(wanted.files), "sha256_verified": len(wanted.files)}
-        lines.write({"tensors": wanted.tensors, "bytes": wanted.bytes, **checked, "out": str(out)})
+        lines.write({**totals, "verified": True, "out": str(out)})
     if not quiet:
         print(
-            f"vtools apply-delta: {wanted.tensors} tensors, {wanted.bytes:,} bytes, "
-            f"SHA-256 of all {len(wanted.files)} files as the delta says",
+            f"vtools apply-delta: {wanted.tensors} tensors in {len(wanted.files)} files, {wanted.bytes:,} bytes, "
+            "every tensor of base and result has the hash that the delta says",
             file=sys.stderr,
         )
+        _compare_files(base, wanted)
 
 
-def _check_shard(
-    delta: Path, wanted: manifest.Manifest, file: manifest.File, base: Path, tensors: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """The places of a file's tensors in its delta file, after checking all that can be checked without reading them.
-
-    Raises Failure where manifest, delta and base do not fit each other.
-    """
-    if file.delta is None or file.header is None:
-        if not (delta / manifest.CARRIED / file.path).is_file():
-            raise Failure(f"{delta / manifest.CARRIED / file.path}: missing from the delta")
-        return {}
-    where = delta / manifest.NAME
-    described = [(tensor.name, str(tensor), tensor.bytes) for tensor in checkpoint.parse_header(file.header, where)]
-    if described != [(change.name, f"{change.dtype} {change.shape}", change.bytes) for change in file.tensors]:
-        raise Failure(f"{where}: the header of {file.path} and its list of tensors differ: the manifest is damaged")
-    if not (delta / file.delta).is_file():
-        raise Failure(f"{delta / file.delta}: missing from the delta")
-    places = {place.name: place for place in checkpoint.read_header(delta / file.delta)[1]}
+def _places(delta: Path, wanted: manifest.Manifest, file: manifest.File) -> dict[str, Tensor]:
+    """Where a file's tensors and gaps lie in its delta file. Raises Failure where manifest and file do not fit."""
+    assert file.delta is not None
+    path = delta / file.delta
+    if not path.is_file():
+        raise Failure(f"{path}: missing from the delta")
+    places = {place.name: place for place in checkpoint.read(path)}
+    if manifest.GAPS not in places:
+        raise bits.bad_delta(path, manifest.GAPS, "missing")
     for change in file.tensors:
         place = places.get(change.name)
         if place is None or place.bytes != sum(change.chunks) or min(change.chunks, default=0) < 0:
-            raise bits.bad_delta(delta / file.delta, change.name, "not as long as the manifest says")
+            raise bits.bad_delta(path, change.name, "not as long as the manifest says")
         if max(change.chunks, default=0) > 2 * wanted.chunk_bytes:
-            raise bits.bad_delta(delta / file.delta, change.name, "a chunk is too long")
-        if change.base is None:
-            continue
-        found = tensors.get(change.base.name)
-        expected = f"{change.base.dtype} {change.base.shape}"
-        if found is None or str(found) != expected:
-            has = f"is {found}" if found else "is missing"
-            raise Failure(
-                f"{base}: tensor {change.base.name} {has}, the delta was made from {expected}: "
-                "this is not the base of this delta"
-            )
-        if not bits.comparable(found, change.dtype, tuple(change.shape)):
-            raise Failure(f"{where}: tensor {change.name}: {change.dtype} {change.shape} is no change of {expected}")
+            raise bits.bad_delta(path, change.name, "a chunk is too long")
+        if len(change.chunks) != -(-change.bytes // wanted.chunk_bytes):
+            raise bits.bad_delta(path, change.name, "wrong number of chunks")
     return places
 
 
-def _rebuild(
-    stream: IO[bytes],
-    wanted: manifest.Manifest,
-    file: manifest.File,
-    places: dict[str, Tensor],
-    tensors: dict[str, Tensor],
-    files: Files,
-    lines: jsonl.Output,
-    tick: Callable[[int], Any],
-) -> str:
-    """Write one safetensors file of the target; its SHA-256."""
-    assert file.header is not None
-    head = struct.pack("<Q", len(file.header.encode())) + file.header.encode()
-    sha256 = hashlib.sha256(head)
-    stream.write(head)
-    tick(len(head))
-    for change in file.tensors:
-        started = time.monotonic()
-        place = places[change.name]
-        width = checkpoint.WIDTHS.get(change.dtype, 1)
-        base = bits.Base(files, tensors[change.base.name] if change.base else None, change.dtype)
-        digest = blake3()
-        cuts = list(checkpoint.pieces(change.bytes, wanted.chunk_bytes))
-        if len(cuts) != len(change.chunks):
-            raise bits.bad_delta(place.file, change.name, "wrong number of chunks")
+def _gaps(place: Tensor, file: manifest.File) -> list[bytes]:
+    """The bytes of a file that are no tensor, stretch by stretch. Raises Failure if they are damaged."""
+    size = sum(length for _, length in file.gaps())
+    if place.bytes > 2 * size + 1024:
+        raise bits.bad_delta(place.file, place.name, "too long")
+    packed = dtypes.empty(place.bytes)
+    with Files() as files:
+        files.read(place.file, place.start, packed.data)
+    try:
+        data = bits.unpack(packed, size)
+    except bits.Damaged as error:
+        raise bits.bad_delta(place.file, place.name, str(error)) from None
+    if blake3(data).hexdigest() != file.gaps_blake3:
+        raise bits.bad_delta(place.file, place.name, "its BLAKE3 comes out wrong")
+    stretches, end = [], 0
+    for _, length in file.gaps():
+        stretches.append(data[end : end + length])
+        end += length
+    return stretches
+
+
+def _source(base: Path, delta: Path, change: manifest.Change, tensors: dict[str, Tensor]) -> Tensor | None:
+    """The base tensor that a change was made from. Raises Failure if the base has none like it."""
+    if change.base is None:
+        return None
+    found = tensors.get(change.base.name)
+    expected = f"{change.base.dtype} {change.base.shape}"
+    if found is None or str(found) != expected:
+        has = f"is {found}" if found else "is missing"
+        raise Failure(
+            f"{base}: tensor {change.base.name} {has}, the delta was made from {expected}: "
+            "this is not the base of this delta"
+        )
+    if not comparable(found, change.dtype, tuple(change.shape)):
+        raise Failure(
+            f"{delta / manifest.NAME}: tensor {change.name}: {change.dtype} {change.shape} is no change of {expected}"
+        )
+    return found
+
+
+def _part(
+    wanted: manifest.Manifest, file: manifest.File, change: manifest.Change, place: Tensor, source: Tensor | None
+) -> build.Part:
+    """How one tensor of the target is written and checked."""
+    width = WIDTHS.get(change.dtype, 1)
+
+    def chunks(files: Files) -> Iterator[Bytes]:
+        base = Base(files, source, change.dtype)
         start = place.start
-        for (_, length), stored in zip(cuts, change.chunks, strict=True):
+        for (_, length), stored in zip(checkpoint.pieces(change.bytes, wanted.chunk_bytes), change.chunks, strict=True):
             payload = dtypes.empty(stored)
             files.read(place.file, start, payload.data)
             start += stored
             try:
-                data = bits.decode(payload.data, base.next(length), width, wanted.codec).data
+                yield bits.decode(payload, base.next(length), width, wanted.codec)
             except bits.Damaged as error:
                 raise bits.bad_delta(place.file, change.name, str(error)) from None
-            digest.update(data)
-            sha256.update(data)
-            stream.write(data)
-            tick(length)
         of_base = base.finish()
-        if change.base and of_base != change.base.blake3:
-            raise Failure(
-                f"{tensors[change.base.name].file}: tensor {change.base.name} is not the one that the delta was made "
-                f"from (BLAKE3 {of_base}, expected {change.base.blake3}): another base, or a damaged one"
-            )
-        if digest.hexdigest() != change.blake3:
+        if source is None or change.base is None or of_base == change.base.blake3:
+            return
+        if of_base == change.blake3:
+            raise Failure(f"{source.file}: tensor {source.name} is the result's already: the delta was applied to it")
+        raise Failure(
+            f"{source.file}: tensor {source.name} is not the one that the delta was made from "
+            f"(BLAKE3 {of_base}, expected {change.base.blake3}): another base, or a damaged one"
+        )
+
+    def check(digest: str) -> None:
+        if digest != change.blake3:
             raise bits.bad_delta(place.file, change.name, "its BLAKE3 comes out wrong")
-        milliseconds = round((time.monotonic() - started) * 1000)
-        lines.write({"tensor": change.name, "bytes": change.bytes, "blake3": change.blake3, "ms": milliseconds})
-    stream.flush()
-    os.fsync(stream.fileno())
-    return sha256.hexdigest()
+
+    return build.Part(change.name, file.path, change.start, change.bytes, chunks, check)
+
+
+def _compare_files(base: Path, wanted: manifest.Manifest) -> None:
+    """Say where the base's tokenizer or configuration is not the one that the delta was made beside."""
+    other = [name for name, digest in carry.hashes(base).items() if wanted.base_files.get(name, digest) != digest]
+    if other:
+        print(
+            f"vtools apply-delta: {base}: {', '.join(other)}: not as the delta's maker had it; not used, the result "
+            "takes the target's own",
+            file=sys.stderr,
+        )
 
 
 def verify(folder: Path, delta: Path, quiet: bool) -> None:
     """Check every file of a folder against a delta's manifest, a line a file. Raises Failure if one differs."""
-    wanted = manifest.load(delta)
+    wanted, _ = manifest.load(delta)
     wrong: list[str] = []
     with jsonl.output(None) as lines, jsonl.progress("apply-delta", quiet, wanted.bytes, "B") as tick:
         for file in wanted.files:

@@ -4,165 +4,224 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import orjson
+import zstandard
 from blake3 import blake3
 
 from vtools import checkpoint, dtypes, jsonl, staging
-from vtools.checkpoint import Files, Tensor
-from vtools.delta import bits, manifest
-
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+from vtools.checkpoint import WIDTHS, Files, Tensor
+from vtools.delta import base as of_base
+from vtools.delta import bits, build, carry, manifest
+from vtools.delta.base import Base
 
 
 @dataclass
 class Plan:
     """What there is to do, known from headers alone."""
 
+    root: Path
     base: dict[str, Tensor]
-    weights: dict[str, tuple[str, list[Tensor]]]  # target file: header, tensors
+    weights: dict[str, list[Tensor]]  # target file: its tensors, none upon another
     carried: list[str]
 
     def base_of(self, target: Tensor) -> Tensor | None:
-        """The base tensor to subtract; an output matrix that the base ties to its embedding has that as its base."""
-        base = self.base.get(target.name) or self.base.get(TIED.get(target.name, ""))
-        return base if base and bits.comparable(base, target.dtype, target.shape) else None
+        return of_base.match(self.base, target.name, target.dtype, target.shape)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [tensor for group in self.weights.values() for tensor in group]
 
 
 def plan(base: Path, target: Path, quiet: bool) -> Plan:
     """Read all headers of both models. Raises Failure for anything that cannot be read as one."""
     tensors = checkpoint.tensors(base)
+    checkpoint.weight_files(target)  # it must have some
     files, left_out = checkpoint.model_files(target)
     if left_out and not quiet:
         print(f"vtools make-delta: not part of the model, left out: {', '.join(left_out)}", file=sys.stderr)
-    weights = {path: checkpoint.read_header(target / path) for path in files if path.endswith(".safetensors")}
-    if not weights:
-        raise checkpoint.no_weights(target)
-    return Plan(tensors, weights, [path for path in files if path not in weights])
+    root = target.parent if target.is_file() else target
+    weights, carried = {}, []
+    for path in files:
+        if checkpoint.holds_weights(root / path):
+            weights[path] = list(_apart(checkpoint.read(root / path)))
+        else:
+            carried.append(path)
+    return Plan(root, tensors, weights, carried)
 
 
-def make(base: Path, target: Path, out: Path, name: str, codec: str, force: bool, quiet: bool, dry_run: bool) -> None:
+def _apart(tensors: list[Tensor]) -> Iterator[Tensor]:
+    """The tensors of a file but for those that share bytes with one before them: tied ones, or views."""
+    end = 0
+    for tensor in tensors:
+        if tensor.start >= end:
+            yield tensor
+            end = tensor.start + tensor.bytes
+
+
+def make(
+    base: Path, target: Path, out: Path, name: str, codec: str, jobs: int, force: bool, quiet: bool, dry_run: bool
+) -> None:
     """Write the delta folder `out`; stdout gets a line a tensor and the totals. `name` is noted as the base."""
     staging.check(out, [base, target], force)
-    work = plan(base, target, quiet)
-    tensors = [tensor for _, group in work.weights.values() for tensor in group]
+    work_plan = plan(base, target, quiet)
+    tensors = work_plan.tensors
     size = sum(tensor.bytes for tensor in tensors)
-    carried = sum((target / path).stat().st_size for path in work.carried)
+    carried = sum((work_plan.root / path).stat().st_size for path in work_plan.carried)
     # A zstd delta's size is not known before: that of real fine-tunes is a quarter of the target or more.
-    free = staging.check_space(out, carried + (size + (64 << 10) * len(work.weights) if codec == "raw" else size // 4))
-    whole = [tensor.name for tensor in tensors if work.base_of(tensor) is None]
+    need = size + (64 << 10) * len(work_plan.weights) if codec == "raw" else size // 4
+    free = staging.check_space(out, carried + need)
+    whole = [tensor.name for tensor in tensors if work_plan.base_of(tensor) is None]
     if dry_run:
         counts = {"tensors": len(tensors), "stored_whole": len(whole), "bytes": size, "carried_bytes": carried}
         with jsonl.output(None) as lines:
             names = {"base": str(base), "target": str(target), "out": str(out)}
             lines.write({"dry_run": True, **counts, **names, "free": free})
         return
-    with jsonl.output(None) as lines, staging.folder(out, [base, target], force) as fresh:
-        made = manifest.Manifest(name, codec, bits.CHUNK, [])
-        with Files() as files, jsonl.progress("make-delta", quiet, size, "B") as tick:
-            for number, path in enumerate(work.weights, 1):
-                shard = f"delta-{number:05}-of-{len(work.weights):05}.safetensors"
-                header, group = work.weights[path]
-                with open(fresh / shard, "xb") as stream:
-                    made.files.append(_shard(stream, work, files, path, shard, header, group, codec, lines, tick))
-        for path in work.carried:
-            copied, digest = copy(target / path, fresh / manifest.CARRIED / path)
+    build.reuse_memory()
+    making = f"make-delta {codec} {staging.fingerprint([base, target])}"
+    with (
+        jsonl.output(None) as lines,
+        staging.folder(out, [base, target], force, making) as work,
+        Files() as files,
+        jsonl.progress("make-delta", quiet, size, "B") as tick,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        made = manifest.Manifest(name, carry.hashes(base), codec, bits.CHUNKS[codec], [])
+        writer = _Writer(work_plan, files, pool, jobs, made, lines, tick)
+        for number, path in enumerate(work_plan.weights, 1):
+            shard = f"delta-{number:05}-of-{len(work_plan.weights):05}.safetensors"
+            done = work.done.get(shard)
+            if done is not None and (work.fresh / shard).is_file() and done["blake3"] == _hash(work.fresh / shard):
+                file = manifest.File.parse(done["file"])
+                for change in file.tensors:
+                    writer.report(change, 0)
+                    tick(change.bytes)
+            else:
+                file = writer.shard(work.fresh / shard, path)
+                work.finish(shard, file=asdict(file), blake3=_hash(work.fresh / shard))
+            made.files.append(file)
+        for path in work_plan.carried:
+            copied, digest = carry.copy(work_plan.root / path, work.fresh / manifest.CARRIED / path)
             made.files.append(manifest.File(path, copied, digest))
         made.files.sort(key=lambda file: file.path)
-        with open(fresh / manifest.NAME, "xb") as stream:
+        with open(work.fresh / manifest.NAME, "wb") as stream:
             stream.write(manifest.dump(made))
             stream.flush()
             os.fsync(stream.fileno())
-        written = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
+        written = sum(path.stat().st_size for path in work.fresh.rglob("*") if path.is_file())
         totals = {"tensors": len(tensors), "bytes": made.bytes, "delta_bytes": written, "files": len(made.files)}
     with jsonl.output(None) as lines:
         lines.write({**totals, "stored_whole": len(whole), "out": str(out)})
     if not quiet:
         print(
-            f"vtools make-delta: {len(tensors)} tensors in {len(work.weights)} files, {made.bytes:,} bytes of target, "
-            f"{written:,} of delta ({written / made.bytes:.3f})" + (f", {len(whole)} stored whole" if whole else ""),
+            f"vtools make-delta: {len(tensors)} tensors in {len(work_plan.weights)} files, {made.bytes:,} bytes of "
+            f"target, {written:,} of delta ({written / made.bytes:.3f})"
+            + (f", {len(whole)} stored whole" if whole else ""),
             file=sys.stderr,
         )
 
 
-def _shard(
-    stream: IO[bytes],
-    work: Plan,
-    files: Files,
-    path: str,
-    shard: str,
-    header: str,
-    group: list[Tensor],
-    codec: str,
-    lines: jsonl.Output,
-    tick: Callable[[int], Any],
-) -> manifest.File:
-    """Write one delta file for one target file; its header goes in last, into room left for it, padded with spaces."""
-    room = len(_header([(tensor.name, 10**17, 10**17) for tensor in group])) + 8
-    stream.write(bytes(room))
-    sha256 = hashlib.sha256(struct.pack("<Q", len(header.encode())) + header.encode())
-    changes: list[manifest.Change] = []
-    places: list[tuple[str, int, int]] = []
-    end = 0
-    for target in group:
-        started = time.monotonic()
-        width = checkpoint.WIDTHS.get(target.dtype, 1)
-        source = work.base_of(target)
-        base = bits.Base(files, source, target.dtype)
-        digest = blake3()
-        chunks: list[int] = []
-        for start, length in checkpoint.pieces(target.bytes, bits.CHUNK):
-            raw = dtypes.empty(length)
-            files.read(target.file, target.start + start, raw.data)
-            digest.update(raw.data)
-            sha256.update(raw.data)
-            payload = bits.encode(raw, base.next(length), width, codec)
-            stream.write(payload)
+@dataclass
+class _Writer:
+    """Delta files, one for each target file; the packing is done by `pool`."""
+
+    plan: Plan
+    files: Files
+    pool: ThreadPoolExecutor
+    jobs: int
+    made: manifest.Manifest
+    lines: jsonl.Output
+    tick: Callable[[int], Any]
+
+    def shard(self, place: Path, path: str) -> manifest.File:
+        """Write one delta file; its header goes in last, into room left for it."""
+        source = self.plan.root / path
+        size = source.stat().st_size
+        group = self.plan.weights[path]
+        file = manifest.File(path, size, "", place.name, "", [])
+        sha256, gaps = hashlib.sha256(), bytearray()
+
+        def copy_gap(start: int, end: int) -> None:
+            gap = dtypes.empty(end - start)
+            self.files.read(source, start, gap.data)
+            sha256.update(gap.data)
+            gaps.extend(gap.data)
+
+        room = len(checkpoint.header([(tensor.name, "U8", [10**17], 10**17) for tensor in group], {})) + 256
+        stored, end = [], 0
+        with open(place, "wb") as stream:
+            stream.write(bytes(room))
+            for tensor in group:
+                copy_gap(end, tensor.start)
+                end = tensor.start + tensor.bytes
+                started = time.monotonic()
+                change = self._change(tensor, stream.write, sha256.update)
+                file.tensors.append(change)
+                stored.append((change.name, sum(change.chunks)))
+                self.report(change, round((time.monotonic() - started) * 1000))
+            copy_gap(end, size)
+            packed = zstandard.ZstdCompressor(level=1).compress(gaps)
+            stream.write(packed)
+            stored.append((manifest.GAPS, len(packed)))
+            stream.seek(0)
+            entries = [(name, "U8", [length], length) for name, length in stored]
+            stream.write(checkpoint.header(entries, {"format": manifest.FORMAT}, room))
+            stream.flush()
+            os.fsync(stream.fileno())
+        file.sha256, file.gaps_blake3 = sha256.hexdigest(), blake3(gaps).hexdigest()
+        return file
+
+    def _change(
+        self, target: Tensor, write: Callable[[bytes], Any], also_hash: Callable[[memoryview], Any]
+    ) -> manifest.Change:
+        """Write the chunks of one tensor: read and hashed here, packed by the pool, written in order."""
+        source = self.plan.base_of(target)
+        base = Base(self.files, source, target.dtype)
+        digest, chunks = blake3(), []
+        waiting: deque[tuple[int, Future[bytes]]] = deque()
+
+        def take() -> None:
+            length, packing = waiting.popleft()
+            payload = packing.result()
+            write(payload)
             chunks.append(len(payload))
-            tick(length)
-        of_base = base.finish()
-        noted = None
-        if source and of_base:
-            noted = manifest.Base(source.name, source.dtype, list(source.shape), of_base)
-        places.append((target.name, end, end + sum(chunks)))
-        end += sum(chunks)
-        change = manifest.Change(
-            target.name, target.dtype, list(target.shape), target.bytes, digest.hexdigest(), noted, chunks
+            self.tick(length)
+
+        for start, length in checkpoint.pieces(target.bytes, self.made.chunk_bytes):
+            raw = dtypes.empty(length)
+            self.files.read(target.file, target.start + start, raw.data)
+            digest.update(raw.data)
+            also_hash(raw.data)
+            width = WIDTHS.get(target.dtype, 1)
+            waiting.append((length, self.pool.submit(bits.encode, raw, base.next(length), width, self.made.codec)))
+            if len(waiting) > self.jobs:
+                take()
+        while waiting:
+            take()
+        hashed, noted = base.finish(), None
+        if source and hashed:
+            noted = manifest.Base(source.name, source.dtype, list(source.shape), hashed)
+        return manifest.Change(
+            target.name, target.dtype, list(target.shape), target.start, target.bytes, digest.hexdigest(), noted, chunks
         )
-        changes.append(change)
-        milliseconds = round((time.monotonic() - started) * 1000)
-        line = {"tensor": target.name, "bytes": target.bytes, "delta_bytes": sum(chunks), "blake3": change.blake3}
-        lines.write({**line, "ms": milliseconds})
-    stream.seek(0)
-    stream.write(struct.pack("<Q", room - 8) + _header(places).ljust(room - 8))
-    stream.flush()
-    os.fsync(stream.fileno())
-    size = 8 + len(header.encode()) + sum(target.bytes for target in group)
-    return manifest.File(path, size, sha256.hexdigest(), shard, header, changes)
+
+    def report(self, change: manifest.Change, milliseconds: int) -> None:
+        """The line of a tensor."""
+        sizes = {"bytes": change.bytes, "delta_bytes": sum(change.chunks)}
+        self.lines.write({"tensor": change.name, **sizes, "blake3": change.blake3, "ms": milliseconds})
 
 
-def _header(places: list[tuple[str, int, int]]) -> bytes:
-    entries: dict[str, Any] = {"__metadata__": {"format": manifest.FORMAT}}
-    for name, start, end in places:
-        entries[name] = {"dtype": "U8", "shape": [end - start], "data_offsets": [start, end]}
-    return orjson.dumps(entries)
-
-
-def copy(source: Path, target: Path) -> tuple[int, str]:
-    """Copy a file that does not exist yet, and its folders; its size and SHA-256."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = hashlib.sha256()
-    with open(source, "rb") as reader, open(target, "xb") as writer:
-        while data := reader.read(1 << 20):
-            sha256.update(data)
-            writer.write(data)
-        writer.flush()
-        os.fsync(writer.fileno())
-    return target.stat().st_size, sha256.hexdigest()
+def _hash(path: Path) -> str:
+    digest = blake3()
+    with open(path, "rb") as stream:
+        while data := stream.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()

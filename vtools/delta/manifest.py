@@ -2,23 +2,27 @@
 
 A delta folder holds
   delta.json                        this manifest
-  delta-00001-of-0000N.safetensors  one for each safetensors file of the target: a U8 tensor for each target tensor,
-                                    its chunks (see bits.py) one after the other
+  delta-00001-of-0000N.safetensors  one for each file of weights of the target: a U8 tensor for each target tensor, its
+                                    chunks (see bits.py) one after the other, and `__gaps__`
   files/...                         every other file of the target as it is, under its own relative path
-`header` is the JSON header of the target's safetensors file, verbatim, so that the result is the same file byte for
-byte. `chunks` are the stored lengths of a tensor's chunks; each stands for `chunk_bytes` bytes of the target, the last
-for the rest. `base` is the base tensor subtracted (converted to the target's dtype, its missing rows zero), or null
-where the target tensor is stored whole, as a difference to zero.
+A file of weights is its tensors, each `start` bytes into the file, and the bytes between them (a safetensors header, a
+.bin file's pickle and zip directory), which `__gaps__` holds end to end as one zstd frame, so that the result is the
+same file byte for byte. `chunks` are the stored lengths of a tensor's chunks; each stands for `chunk_bytes` bytes of
+the target, the last for the rest. `base` is the base tensor subtracted (converted to the target's dtype, its missing
+rows zero), or null where the target tensor is stored whole, as a difference to zero. `base_files` are the SHA-256 of
+the base's configuration and tokenizer. The last key, `blake3`, is the hash of all the others as compact JSON.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
+from blake3 import blake3
 
 from vtools import __version__
 from vtools.process import Failure
@@ -26,6 +30,8 @@ from vtools.process import Failure
 NAME = "delta.json"
 FORMAT, VERSION = "vtools-delta", 1
 CARRIED = "files"
+GAPS = "__gaps__"
+LONGEST_CHUNK = 64 << 20
 
 
 @dataclass
@@ -45,6 +51,7 @@ class Change:
     name: str
     dtype: str
     shape: list[int]
+    start: int
     bytes: int
     blake3: str
     base: Base | None
@@ -53,14 +60,35 @@ class Change:
 
 @dataclass
 class File:
-    """One target file: with `delta`, a safetensors file given by its header and tensors; without, carried whole."""
+    """One target file: with `delta`, weights given by their changes and gaps; without, carried whole."""
 
     path: str
     bytes: int
     sha256: str
     delta: str | None = None
-    header: str | None = None
+    gaps_blake3: str | None = None
     tensors: list[Change] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, entry: dict[str, Any]) -> File:
+        """A file's entry of the manifest. Raises ValueError, KeyError or TypeError for anything else."""
+        file = cls(**{**entry, "tensors": [_change(tensor) for tensor in entry["tensors"]]})
+        for path in (file.path, file.delta):
+            if path is not None and not _inside(path):
+                raise ValueError(f"{path!r} leads out of the folder")
+        if (file.delta is None) != (file.gaps_blake3 is None):
+            raise ValueError(f"{file.path}: half a file of weights")
+        end = 0
+        for change in file.tensors:
+            if change.start < end or change.bytes < 0 or change.start + change.bytes > file.bytes:
+                raise ValueError(f"{file.path}: tensor {change.name} does not lie in it, or lies on another")
+            end = change.start + change.bytes
+        return file
+
+    def gaps(self) -> list[tuple[int, int]]:
+        """Offset and length of each stretch of the file that is no tensor."""
+        edges = [(0, 0), *((change.start, change.start + change.bytes) for change in self.tensors), (self.bytes, 0)]
+        return [(end, start - end) for (_, end), (start, _) in itertools.pairwise(edges) if start > end]
 
 
 @dataclass
@@ -68,6 +96,7 @@ class Manifest:
     """The whole of delta.json."""
 
     base: str
+    base_files: dict[str, str]
     codec: str
     chunk_bytes: int
     files: list[File]
@@ -85,11 +114,17 @@ class Manifest:
 def dump(manifest: Manifest) -> bytes:
     """The manifest as JSON; the same delta gives the same bytes."""
     head = {"format": FORMAT, "version": VERSION, "method": "bits", "made_by": f"vtools {__version__}"}
-    return orjson.dumps(head | dataclasses.asdict(manifest), option=orjson.OPT_INDENT_2) + b"\n"
+    return seal(head | dataclasses.asdict(manifest))
 
 
-def load(folder: Path) -> Manifest:
-    """Read and check a delta's manifest. Raises Failure, also for paths that lead out of the folder."""
+def seal(value: dict[str, Any]) -> bytes:
+    """A JSON object with the hash of its contents as its last key."""
+    sealed = value | {"blake3": blake3(orjson.dumps(value)).hexdigest()}
+    return orjson.dumps(sealed, option=orjson.OPT_INDENT_2) + b"\n"
+
+
+def load(folder: Path) -> tuple[Manifest, str]:
+    """A delta's manifest, checked, and its hash. Raises Failure, also for paths that lead out of the folder."""
     path = folder / NAME
     try:
         value = orjson.loads(path.read_bytes())
@@ -97,25 +132,20 @@ def load(folder: Path) -> Manifest:
             raise ValueError(f"its format is {value['format']!r}, not {FORMAT!r}")
         if value["version"] != VERSION or value["method"] != "bits":
             raise Failure(f"{path}: version {value['version']}, method {value['method']}: made by a newer vtools")
-        files = [_file(entry) for entry in value["files"]]
-        manifest = Manifest(str(value["base"]), str(value["codec"]), int(value["chunk_bytes"]), files)
-        if manifest.codec not in ("zstd", "raw") or not (0 < manifest.chunk_bytes <= 1 << 30):
+        claimed = value.pop("blake3")
+        if blake3(orjson.dumps(value)).hexdigest() != claimed:
+            raise ValueError("its contents do not have the hash it gives")
+        files = [File.parse(entry) for entry in value["files"]]
+        manifest = Manifest(
+            str(value["base"]), dict(value["base_files"]), str(value["codec"]), int(value["chunk_bytes"]), files
+        )
+        if manifest.codec not in ("zstd", "raw") or not (0 < manifest.chunk_bytes <= LONGEST_CHUNK):
             raise ValueError(f"codec {manifest.codec}, chunks of {manifest.chunk_bytes} bytes")
         if manifest.chunk_bytes % 8:
             raise ValueError("the chunk size is no multiple of 8")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Failure(f"{path}: not a manifest, or damaged: {type(error).__name__}: {error}") from None
-    return manifest
-
-
-def _file(entry: dict[str, Any]) -> File:
-    file = File(**{**entry, "tensors": [_change(tensor) for tensor in entry["tensors"]]})
-    for path in (file.path, file.delta):
-        if path is not None and not _inside(path):
-            raise ValueError(f"{path!r} leads out of the folder")
-    if (file.delta is None) != (file.header is None):
-        raise ValueError(f"{file.path}: half a safetensors file")
-    return file
+        raise Failure(f"{path}: not a manifest, or damaged: {type(error).__name__}: {error}; get it again") from None
+    return manifest, claimed
 
 
 def _change(entry: dict[str, Any]) -> Change:

@@ -148,15 +148,10 @@ def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:
 
 
 def _copy_tokenizer(template: Template, part: Path) -> None:
-    """The base's tokenizer files as they are, but for a chat template in the config, which would rival ours."""
+    """The base's tokenizer files as they are."""
     source = template.tokenizer.folder
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, part / name)
     if not (part / "tokenizer.json").exists():
         template.tokenizer.backend.save(str(part / "tokenizer.json"))
-    config = part / "tokenizer_config.json"
-    if config.exists():
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        if settings.pop("chat_template", None) is not None:
-            config.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

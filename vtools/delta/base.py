@@ -1,0 +1,82 @@
+# ruff: noqa: TID253  imported lazily by the commands
+"""The base model's side of a delta: which tensor belongs to which, and its bytes in the target's dtype and size."""
+
+from __future__ import annotations
+
+import numpy as np
+from blake3 import blake3
+
+from vtools.checkpoint import WIDTHS, Files, Tensor, pieces
+from vtools.dtypes import FLOATS, Bytes, convert, empty
+
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+STEP = 1 << 20  # bytes read at a time where nobody else says how many
+
+
+def match(base: dict[str, Tensor], name: str, dtype: str, shape: tuple[int, ...]) -> Tensor | None:
+    """The base tensor that a target tensor is a change of: its namesake, or the embedding that the base ties to it."""
+    found = base.get(name) or base.get(TIED.get(name, ""))
+    return found if found and comparable(found, dtype, shape) else None
+
+
+def comparable(base: Tensor, dtype: str, shape: tuple[int, ...]) -> bool:
+    """Whether a difference to `base` makes sense: the same shape but for the number of rows, floats or one dtype."""
+    same = len(base.shape) == len(shape) and base.shape[1:] == shape[1:]
+    return same and (base.dtype == dtype or (base.dtype in FLOATS and dtype in FLOATS))
+
+
+class Base:
+    """A base tensor as a stream of bytes in another dtype, hashed on the way; more rows than it has are `extra`.
+
+    `extra` is one row in that dtype; without it they are zero. A target with fewer rows sees the first ones.
+    """
+
+    def __init__(self, files: Files, tensor: Tensor | None, dtype: str, extra: Bytes | None = None) -> None:
+        self.files, self.tensor, self.dtype, self.extra = files, tensor, dtype, extra
+        self.position = 0  # bytes of the base tensor read so far
+        self.beyond = 0  # bytes given after its end
+        self.hash = blake3()
+
+    def _read(self, size: int) -> Bytes:
+        assert self.tensor is not None
+        raw = empty(size)
+        self.files.read(self.tensor.file, self.tensor.start + self.position, raw.data)
+        self.position += size
+        self.hash.update(raw.data)
+        return raw
+
+    def next(self, size: int) -> Bytes:
+        """The next `size` bytes, counted in the wanted dtype."""
+        if self.tensor is None:
+            return np.zeros(size, np.uint8)
+        wanted = size // WIDTHS.get(self.dtype, 1) * WIDTHS.get(self.tensor.dtype, 1)
+        raw = self._read(min(wanted, self.tensor.bytes - self.position))
+        converted = convert(raw, self.tensor.dtype, self.dtype) if len(raw) else raw
+        if len(converted) == size:
+            return converted
+        padded: Bytes = np.zeros(size, np.uint8)
+        padded[: len(converted)] = converted
+        if self.extra is not None:
+            missing = size - len(converted)
+            padded[len(converted) :] = np.resize(np.roll(self.extra, -(self.beyond % len(self.extra))), missing)
+            self.beyond += missing
+        return padded
+
+    def finish(self) -> str | None:
+        """The BLAKE3 of the whole base tensor, after reading what the target did not need of it."""
+        if self.tensor is None:
+            return None
+        while self.position < self.tensor.bytes:
+            self._read(min(STEP, self.tensor.bytes - self.position))
+        return self.hash.hexdigest()
+
+
+def mean_row(files: Files, tensor: Tensor, dtype: str) -> Bytes:
+    """The mean of a matrix's rows, summed in double precision, as bytes of one row in `dtype`."""
+    row = tensor.bytes // tensor.shape[0]
+    total = np.zeros(tensor.shape[1:], np.float64)
+    for start, length in pieces(tensor.bytes, max(STEP // row, 1) * row):
+        raw = empty(length)
+        files.read(tensor.file, tensor.start + start, raw.data)
+        total += convert(raw, tensor.dtype, "F64").view("<f8").reshape(-1, *tensor.shape[1:]).sum(0)
+    return convert((total / tensor.shape[0]).reshape(-1).view(np.uint8), "F64", dtype)

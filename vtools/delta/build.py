@@ -1,0 +1,133 @@
+"""Files of weights written in place: room taken first, tensors in parallel, each hashed and noted in the journal."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from vtools import jsonl
+from vtools.checkpoint import Files, pieces
+from vtools.dtypes import Bytes, empty
+from vtools.staging import Work
+
+STEP = 1 << 20  # bytes read at a time to hash what is there already
+Chunks = Callable[[Files], Iterator[Bytes]]
+
+
+@dataclass
+class Part:
+    """One tensor to write: where, and what makes its bytes in order."""
+
+    name: str
+    path: str
+    start: int
+    bytes: int
+    chunks: Chunks
+    check: Callable[[str], None] = lambda digest: None  # raises Failure where the BLAKE3 is wrong
+    measure: Callable[[Bytes], float] = lambda data: 0.0
+
+
+@dataclass
+class Written:
+    """What became of the parts."""
+
+    blake3: dict[str, str]
+    measured: float  # the sum over all parts and chunks
+    reused: int  # parts that an earlier run had written
+
+
+class _Stopped(Exception):
+    """Another tensor has failed."""
+
+
+def reuse_memory() -> None:
+    """Ask glibc to keep freed chunks: fresh pages for each of them would double the CPU time."""
+    import ctypes
+
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(m_mmap_threshold, 32 << 20)  # the largest that it accepts
+        library.mallopt(m_trim_threshold, 256 << 20)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Take a file's room on the disk before any of it is written; what it holds already stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        os.ftruncate(handle, size)
+        if size:
+            os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that cannot
+            raise
+    finally:
+        os.close(handle)
+
+
+def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick: Callable[[int], Any]) -> Written:
+    """Write the parts, in parallel but reported in order, into allocated files, and sync these.
+
+    The first failure in order is raised.
+    """
+    stop, local, guard = threading.Event(), threading.local(), threading.Lock()
+    written = Written({}, 0.0, 0)
+
+    def hashed(part: Part, chunks: Iterator[Bytes], to: Files | None) -> tuple[str, float]:
+        digest, measured, position = blake3(), 0.0, part.start
+        for data in chunks:
+            if stop.is_set():
+                raise _Stopped
+            if to is not None:
+                to.write(work.fresh / part.path, position, data.data)
+            digest.update(data.data)
+            measured += part.measure(data)
+            position += len(data)
+            with guard:
+                tick(len(data))
+        return digest.hexdigest(), measured
+
+    def there(part: Part) -> Iterator[Bytes]:
+        for start, length in pieces(part.bytes, STEP):
+            data = empty(length)
+            local.files.read(work.fresh / part.path, part.start + start, data.data)
+            yield data
+
+    def make(part: Part) -> tuple[str, float, int, bool]:
+        if not hasattr(local, "files"):  # each thread has its own, because the kernel reads ahead for each handle
+            local.files = stack.enter_context(Files())
+        started = time.monotonic()
+        noted = work.done.get(f"{part.path}:{part.name}")
+        digest, measured = hashed(part, there(part), None) if noted else ("", 0.0)
+        if reused := noted is not None and noted.get("blake3") == digest:
+            part.check(digest)
+        else:
+            digest, measured = hashed(part, part.chunks(local.files), local.files)
+            part.check(digest)
+        return digest, measured, round((time.monotonic() - started) * 1000), reused
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(threads) as pool:
+        try:
+            for part, (digest, measured, milliseconds, reused) in zip(parts, pool.map(make, parts), strict=True):
+                if not reused:
+                    work.finish(f"{part.path}:{part.name}", blake3=digest)
+                lines.write({"tensor": part.name, "bytes": part.bytes, "blake3": digest, "ms": milliseconds})
+                written.blake3[part.name] = digest
+                written.measured += measured
+                written.reused += reused
+            list(pool.map(jsonl.sync, {work.fresh / part.path for part in parts}))
+        except BaseException:
+            stop.set()
+            raise
+    return written
