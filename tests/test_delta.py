@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -17,86 +16,12 @@ import pytest
 np = pytest.importorskip("numpy")
 blake3 = pytest.importorskip("blake3").blake3
 
+from checkpoints import VTOOLS, bad, contents, good, model, names, pair, vtools, weights, write  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from vtools import dtypes  # noqa: E402
 from vtools.delta import bits, manifest  # noqa: E402
-
-VTOOLS = [sys.executable, "-m", "vtools"]
-
-
-def vtools(*arguments, **options):
-    command = [*VTOOLS, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-
-
-def good(*arguments):
-    done = vtools(*arguments)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def bad(*arguments, code=1):
-    done = vtools(*arguments)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    return done.stderr
-
-
-def write(path, tensors, padding=0):
-    """A safetensors file with a header of our own spacing, as other writers make them. Tensors: name -> (dtype, array)."""
-    header, end = {"__metadata__": {"format": "pt"}}, 0
-    for name, (dtype, array) in tensors.items():
-        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
-        end += array.nbytes
-    raw = json.dumps(header, ensure_ascii=False).encode() + b" " * padding
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(struct.pack("<Q", len(raw)) + raw + b"".join(array.tobytes() for _, array in tensors.values()))
-
-
-def weights(dtype, shape, seed, near=None):
-    """Random weights; `near` gives a fine-tune of them (small changes, most of them in the last bits)."""
-    source = np.random.default_rng(seed)
-    values = source.standard_normal(shape, np.float32) * np.float32(0.02)
-    if near is not None:
-        old = near if near.dtype != np.uint16 else (near.astype("<u4") << 16).view("<f4")
-        values = old.astype("<f4") + source.standard_normal(shape, np.float32) * np.float32(5e-4)
-    if dtype == "BF16":
-        return (values.view("<u4") >> 16).astype("<u2")
-    return values.astype({"F16": "<f2", "F32": "<f4"}[dtype])
-
-
-def model(folder, dtype="F16", seed=0, near=None, rows=50, scale=1):
-    """A small model in one file; its tensors."""
-    shapes = {
-        "model.embed_tokens.weight": (rows, 64 * scale),
-        "model.layers.0.w": (128, 65 * scale),
-        "model.norm": (64,),
-    }
-    tensors = {
-        name: (dtype, weights(dtype, shape, (seed, place), near[name][1] if near else None))
-        for place, (name, shape) in enumerate(shapes.items())
-    }
-    write(folder / "model.safetensors", tensors)
-    (folder / "config.json").write_text(json.dumps({"seed": seed}))
-    return tensors
-
-
-def pair(folder, dtype="F16", scale=1):
-    """Base and target folders."""
-    base = model(folder / "base", dtype, 1, scale=scale)
-    model(folder / "target", dtype, 2, near=base, scale=scale)
-    return folder / "base", folder / "target"
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("codec", ["zstd", "raw"])

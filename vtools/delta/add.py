@@ -25,8 +25,6 @@ from vtools.delta.base import Base
 from vtools.dtypes import FLOATS, Bytes
 from vtools.process import Failure
 
-# Computed from the configuration today; old versions of transformers stored them with the weights.
-BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attention.masked_bias")
 SUM_TOLERANCE = 0.01  # that of Alpaca's own check
 SAMPLE = 1 << 20  # elements looked at in a tensor
 
@@ -44,13 +42,17 @@ def add(
     paths, _ = checkpoint.model_files(delta)
     sources = checkpoint.weight_files(delta)
     tensors = checkpoint.tensors(base)
-    files = {file: [tensor for tensor in checkpoint.read(file) if not _is_buffer(tensor.name)] for file in sources}
+    files = {
+        file: [tensor for tensor in checkpoint.read(file) if not of_base.is_buffer(tensor.name)] for file in sources
+    }
     changes = {change.name: change for group in files.values() for change in group}
     _check_names(base, delta, tensors, changes, extra_rows)
     rows = next((change.shape[0] for name, change in changes.items() if name.endswith("embed_tokens.weight")), None)
     if rows is not None:
         carry.check_vocabulary(root, rows)
     _check_numbers(delta, tensors, changes)
+    if template is not None:
+        carry.load_template(root, template)
 
     names = _names(sources)
     parts: list[build.Part] = []
@@ -81,8 +83,6 @@ def add(
             named = {"base": str(base), "delta": str(delta), "out": str(out)}
             lines.write({"dry_run": True, "tensors": len(parts), "bytes": total, **named, "free": free})
         return
-    if not quiet:
-        print(f"vtools apply-delta: {delta}: no delta.json: adding; no base or result hash to check", file=sys.stderr)
     build.reuse_memory()
     making = f"add {dtype} {extra_rows} {template} {staging.fingerprint([base, delta])}"
     with (
@@ -104,7 +104,7 @@ def add(
             _write_index(work.fresh / "model.safetensors.index.json", parts)
         carry.fit_config(work.fresh, rows, dtype)
         if template is not None:
-            carry.store_template(work.fresh, template, quiet)
+            carry.load_template(work.fresh, template).save(work.fresh)
         totals: dict[str, Any] = {
             "tensors": len(parts),
             "bytes": total,
@@ -115,16 +115,18 @@ def add(
             totals["sum"] = round(written.measured, 4)
     with jsonl.output(None) as lines:
         lines.write({**totals, "verified": False, "out": str(out)})
-    if not quiet and template is None and not any(out.glob("chat_template*")):
+    if not quiet:
         print(
-            f"vtools apply-delta: {out}: no chat template is stored with it; --template NAME stores one "
-            "(vicuna-v1.1 for Vicuna 1.1 to 1.5, vicuna-v0 for the first, alpaca for Alpaca)",
+            f"vtools apply-delta: {len(parts)} tensors added, {total:,} bytes; {delta} has no delta.json, so neither "
+            "base nor result could be checked",
             file=sys.stderr,
         )
-
-
-def _is_buffer(name: str) -> bool:
-    return name.endswith(BUFFERS)
+        if template is None and not any(out.glob("chat_template*")):
+            print(
+                f"vtools apply-delta: {out}: no chat template of its own; --template NAME stores one (vicuna-v1.1 for "
+                "Vicuna 1.1 to 1.5, vicuna-v0 for the first, alpaca for Alpaca)",
+                file=sys.stderr,
+            )
 
 
 def _names(sources: list[Path]) -> dict[Path, str]:
@@ -160,7 +162,7 @@ def _check_names(
                 "to what: --extra-rows zero (Vicuna v0) or --extra-rows mean (Alpaca)"
             )
     tied = {one for pair in of_base.TIED.items() for one in pair if changes.keys() & pair}
-    if missing := sorted(name for name in tensors.keys() - changes.keys() - tied if not _is_buffer(name)):
+    if missing := sorted(name for name in tensors.keys() - changes.keys() - tied if not of_base.is_buffer(name)):
         raise Failure(f"{delta}: no tensor {missing[0]}, which the base {base} has: not a delta of this base")
 
 
@@ -233,7 +235,7 @@ def _check_sum(found: float, expected: float, tensors: list[Tensor]) -> None:
         buffers = sum(
             float(_sample(files, tensor, tensor.bytes // WIDTHS[tensor.dtype]).sum())
             for tensor in tensors
-            if _is_buffer(tensor.name) and tensor.dtype in FLOATS
+            if of_base.is_buffer(tensor.name) and tensor.dtype in FLOATS
         )
     if min(abs(found - expected), abs(found + buffers - expected)) > SUM_TOLERANCE:
         raise Failure(

@@ -35,6 +35,8 @@ def apply(
         for change in file.tensors:
             source = _source(base, delta, change, tensors)
             parts.append(_part(wanted, file, change, places[change.name], source))
+    if template is not None:
+        carry.load_template(delta / manifest.CARRIED, template)
     free = staging.check_space(out, wanted.bytes)
     if dry_run:
         with jsonl.output(None) as lines:
@@ -64,7 +66,7 @@ def apply(
                     tick(length)
         written = build.write(parts, work, jobs, lines, tick)
         if template is not None:
-            carry.store_template(work.fresh, template, quiet)
+            carry.load_template(work.fresh, template).save(work.fresh)
         totals = {"tensors": wanted.tensors, "bytes": wanted.bytes, "files": len(wanted.files)}
         totals["reused"] = written.reused
     with jsonl.output(None) as lines:

@@ -9,14 +9,26 @@ from blake3 import blake3
 from vtools.checkpoint import WIDTHS, Files, Tensor, pieces
 from vtools.dtypes import FLOATS, Bytes, convert, empty
 
+# Computed from the configuration today; old versions of transformers stored them with the weights.
+BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attention.masked_bias")
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 STEP = 1 << 20  # bytes read at a time where nobody else says how many
 
 
 def match(base: dict[str, Tensor], name: str, dtype: str, shape: tuple[int, ...]) -> Tensor | None:
-    """The base tensor that a target tensor is a change of: its namesake, or the embedding that the base ties to it."""
+    """The base tensor that a target tensor is a change of: its namesake, or the embedding that the base ties to it.
+
+    None for a buffer, which the same base has in one layout and lacks in another.
+    """
+    if is_buffer(name):
+        return None
     found = base.get(name) or base.get(TIED.get(name, ""))
     return found if found and comparable(found, dtype, shape) else None
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is no weight."""
+    return name.endswith(BUFFERS)
 
 
 def comparable(base: Tensor, dtype: str, shape: tuple[int, ...]) -> bool:

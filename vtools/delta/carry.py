@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
 from vtools import jsonl, model, template
 from vtools.process import Failure
+from vtools.template import Template
 
 IDENTITY = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
 
@@ -67,11 +67,9 @@ def check_vocabulary(place: Path, rows: int) -> None:
         raise Failure(f"{path}: its last token has the id {last}, the embedding has only {rows} rows: they do not fit")
 
 
-def store_template(place: Path, name: str, quiet: bool) -> None:
-    """Store a chat template with a model that has its tokenizer in its folder."""
-    template.load(name, model.tokenizer(str(place))).save(place)
-    if not quiet:
-        print(f"vtools apply-delta: the template {name} is stored as chat_template.jinja", file=sys.stderr)
+def load_template(place: Path, name: str) -> Template:
+    """A chat template for the tokenizer in a folder. Raises Failure if they do not go together."""
+    return template.load(name, model.tokenizer(str(place)))
 
 
 def read_json(path: Path) -> dict[str, Any]:
