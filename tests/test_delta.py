@@ -346,6 +346,35 @@ def test_an_interrupted_run_dies_of_the_signal_and_the_same_command_continues(tm
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_what_was_begun_for_other_inputs_is_thrown_away(tmp_path):
+    base, target = pair(tmp_path, scale=600)
+    good("make-delta", base, target, tmp_path / "delta")
+    model(tmp_path / "third", "F16", 3, near=model(tmp_path / "base2", "F16", 1, scale=600), scale=600)
+    good("make-delta", base, tmp_path / "third", tmp_path / "other")
+    killed([*VTOOLS, "apply-delta", base, tmp_path / "delta", tmp_path / "out"], 0)
+    *_, totals = good("apply-delta", "--force", base, tmp_path / "other", tmp_path / "out")
+    assert totals["reused"] == 0 and contents(tmp_path / "out") == contents(tmp_path / "third")
+
+
+def test_the_number_of_threads_changes_no_byte(tmp_path):
+    base, target = pair(tmp_path, "BF16", scale=200)
+    for jobs in (1, 2, 5):
+        good("make-delta", "-j", jobs, base, target, tmp_path / f"delta{jobs}")
+        *lines, _ = good("apply-delta", "-j", jobs, base, tmp_path / "delta1", tmp_path / f"out{jobs}")
+        assert contents(tmp_path / f"delta{jobs}") == contents(tmp_path / "delta1")
+        assert contents(tmp_path / f"out{jobs}") == contents(target)
+        assert [line["tensor"] for line in lines] == ["model.embed_tokens.weight", "model.layers.0.w", "model.norm"]
+
+
+def test_a_base_with_another_tokenizer_is_said_and_used(tmp_path):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    (base / "config.json").write_text("{}")
+    done = vtools("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert done.returncode == 0 and "config.json: not as the delta's maker had it" in done.stderr
+    assert contents(tmp_path / "out") == contents(target)
+
+
 def test_two_runs_on_one_folder_do_not_mix(tmp_path):
     base, target = pair(tmp_path, scale=600)
     command = [*VTOOLS, "make-delta", str(base), str(target), str(tmp_path / "delta")]
@@ -375,6 +404,7 @@ def test_a_full_disk_is_said_before_or_during_the_work_and_leaves_nothing(tmp_pa
     for size, arguments, said in [
         ("1m", ["apply-delta", "base", "delta", "small/out"], "bytes, the disk has"),
         ("1m", ["make-delta", "base", "target", "small/delta"], "the disk is full"),  # too big only when it is known
+        ("9m,nr_inodes=5", ["apply-delta", "base", "delta", "small/out"], "the disk is full"),
     ]:
         done = subprocess.run([*inside, size, *VTOOLS, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)  # fmt: skip
         assert done.returncode == 1 and said in done.stderr
