@@ -7,11 +7,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import tiny
 from conftest import ROOT, VTOOLS
+from hostile import ANSWERS
 
 # What is wrong with the input, and the tests that hold it.
 MATRIX = {
@@ -310,35 +311,17 @@ def test_stats_ends_by_the_same_rules_as_the_filters(vtools, tmp_path):
     assert (done.returncode, done.stderr) == (1, b"vtools stats: No space left on device\n")
 
 
-HOSTILE = {  # an answer of n, and the n of the matrix
-    "backticks": (20_000, lambda n: "<p>" + "`" * n + "</p><pre><code>x</code></pre>" + "`" * n),
-    "code blocks": (800, lambda n: "<p>x</p>" + "<pre><code>`x`\n</code></pre>" * n),
-    "open tags": (1_000_000, lambda n: "<p>x" + "<" * n),
-    "list items": (100_000, lambda n: "<ul>" + "<li>x" * n),
-    "nested lists": (3_000, lambda n: "<ul><li>" * n + "x"),
-    "nested quotes": (3_000, lambda n: "<blockquote>" * n + "x"),
-    "nested divs": (3_000, lambda n: "<div>" * n + "x"),
-    "nested tables": (3_000, lambda n: "<table><tr><td>" * n + "x"),
-    "open bold": (20_000, lambda n: "<p>" + "<b>x" * n),
-}
-
-
-# A process of its own starts the command: a child's peak memory is never below that of the process that forked it.
-START = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, file=sys.stderr); sys.exit(code)"  # fmt: skip
-
-
 def cost(command: list[str], data: bytes) -> tuple[float, int, bytes]:
     """CPU seconds, peak memory in bytes and stdout of a command that must end well."""
-    done = subprocess.run([sys.executable, "-S", "-c", START, *VTOOLS, *command, "-q"], input=data, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    assert done.returncode == 0
-    seconds, memory = done.stderr.split()
-    return float(seconds), int(memory), done.stdout
+    done, seconds, memory = tiny.measured([*VTOOLS, *command, "-q"], input=data)
+    assert (done.returncode, done.stderr) == (0, b"")
+    return seconds, memory, done.stdout
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", ANSWERS)
 def test_a_hostile_answer_ends_and_time_grows_with_its_length(name):
     """Twice the input must not take four times as long; the floor keeps a busy machine from failing it."""
-    n, made = HOSTILE[name]
+    n, made = ANSWERS[name]
     spent = []
     for size in (n, 2 * n):
         seconds, _, out = cost(["clean"], lines(turns("A question, please?", made(size))))

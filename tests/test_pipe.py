@@ -8,16 +8,14 @@ import gzip
 import io
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
-import sys
-import termios
 import time
 from pathlib import Path
 
 import pytest
+import tiny
 import zstandard
 from conftest import ROOT, VTOOLS
 from hypothesis import HealthCheck, given, settings
@@ -132,14 +130,10 @@ def test_workers_hold_few_records_in_memory_however_long_they_are(tmp_path):
     with open(tmp_path / "long.jsonl", "wb") as file:
         for number in range(200):
             file.write(lines(record(number, 1_000_000)))
-    # Started by a small process: a child's peak is never below the memory of the one that starts it.
-    launcher = (
-        "import resource, subprocess, sys; subprocess.check_call(sys.argv[1:]);"
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    command = [sys.executable, "-c", launcher, *VTOOLS, "clean", "-j", "2", "-q", "long.jsonl", "-o", "result.jsonl"]
-    peak = int(subprocess.check_output(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}))
-    assert peak < 150 * 1024
+    command = [*VTOOLS, "clean", "-j", "2", "-q", "long.jsonl", "-o", "result.jsonl"]
+    done, _, peak = tiny.measured(command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert peak < 150 << 20
 
 
 def test_workers_read_only_so_far_ahead_of_a_reader_that_waits(start):
@@ -513,22 +507,11 @@ def test_it_runs_under_cron_without_locale_terminal_or_home(vtools, tool, tmp_pa
     assert json.loads(done.stdout)["note"] == "é中🙂"
 
 
-def test_progress_is_drawn_on_a_terminal_only(start, tool, tmp_path):
+def test_progress_is_drawn_on_a_terminal_only(tool, tmp_path):
     (tmp_path / "many.jsonl").write_bytes(lines(*[record(number) for number in range(2000)]))
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, 100))
-    process = start(*tool, "many.jsonl", "-o", "result.jsonl", stderr=slave, stdin=subprocess.DEVNULL)
-    os.close(slave)
-    seen = b""
-    try:
-        while chunk := os.read(master, 4096):
-            seen += chunk
-    except OSError:
-        pass
-    os.close(master)
-    assert process.wait(30) == 0
-    assert f"vtools {tool[0]}: ".encode() in seen
-    assert b" records [" in seen
+    seen = tiny.on_a_terminal([*VTOOLS, *tool, "many.jsonl", "-o", "result.jsonl"], tmp_path)
+    assert f"vtools {tool[0]}: " in seen
+    assert " records [" in seen
 
 
 def test_records_of_a_wholly_unknown_shape_are_an_error_not_an_empty_file(vtools, tool):

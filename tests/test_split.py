@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import tiny
 from conftest import ROOT, VTOOLS, chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -643,11 +644,9 @@ def test_it_loads_neither_torch_nor_transformers(llama, tmp_path):
 
 def peak(args, folder):
     """The peak resident memory, in bytes, of a run that must succeed."""
-    # A process that is forked starts with its parent's peak: a small one starts it.
-    code = "import os, sys\nchild = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ)\n_, status, usage = os.wait4(child, 0)\nassert not status\nprint(usage.ru_maxrss * 1024)"
-    done = subprocess.run([sys.executable, "-c", code, *VTOOLS, *map(str, args)], cwd=folder, check=True,
-                          capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
-    return int(done.stdout)
+    done, _, memory = tiny.measured([*VTOOLS, *map(str, args)], cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return memory
 
 
 @pytest.mark.slow

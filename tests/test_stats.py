@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
 import subprocess
 import sys
-import termios
 from xml.etree import ElementTree
 
 import pytest
+import tiny
 from conftest import ROOT, VTOOLS, chat
 
 from vtools import chart, language
@@ -225,39 +223,21 @@ def test_broken_input_ends_the_count_after_what_came_before_it_is_written(vtools
     assert (row["stage"], row["reason"], row["line"]) == ("stats", "bad_json", 3)
 
 
-def on_a_terminal(args, data: bytes, folder, env=None) -> str:
-    """What a command shows when its stderr is a terminal of 100 columns."""
-    master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (40, 100))
-    (folder / "input").write_bytes(data)
-    with open(folder / "input", "rb") as stdin:
-        process = subprocess.Popen([*VTOOLS, *args], stdin=stdin, stdout=subprocess.DEVNULL, stderr=slave, cwd=folder, env={**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT), **(env or {})})  # fmt: skip
-    os.close(slave)
-    seen = b""
-    try:
-        while chunk := os.read(master, 4096):
-            seen += chunk
-    except OSError:
-        pass
-    os.close(master)
-    assert process.wait(30) == 0
-    return seen.decode()
-
-
 def test_a_terminal_shows_a_table_with_bars_that_no_name_in_the_data_can_disturb(tmp_path):
     rows = [*RECORDS, record("Hi", "x", source={"kind": "[red]\x1b[2J", "license": "l"})]
-    seen = on_a_terminal(["stats"], jsonl(rows).encode(), tmp_path)
+    seen = tiny.on_a_terminal([*VTOOLS, "stats"], tmp_path, jsonl(rows).encode())
     assert re.search(r"assistant +4 +44\.4% +\x1b\[36m█+", seen)
     assert "[red]" in seen and "\x1b[2J" not in seen
-    plain = on_a_terminal(["stats"], jsonl(rows).encode(), tmp_path, {"NO_COLOR": "1"})
+    plain = tiny.on_a_terminal([*VTOOLS, "stats"], tmp_path, jsonl(rows).encode(), NO_COLOR="1")
     assert "\x1b[36m" not in plain and "█" in plain
-    assert on_a_terminal(["stats", "-q"], jsonl(rows).encode(), tmp_path) == ""
+    assert tiny.on_a_terminal([*VTOOLS, "stats", "-q"], tmp_path, jsonl(rows).encode()) == ""
 
 
 def test_a_comparison_on_a_terminal_shows_the_change_in_percent(tmp_path):
     for name, count in (("a", 4), ("b", 1)):
         (tmp_path / name).write_text(jsonl([record("Hi", f"{number}") for number in range(count)]))
-    assert re.search(r"records +4 +1 +-75\.0 %", on_a_terminal(["stats", "--diff", "a", "b"], b"", tmp_path))
+    seen = tiny.on_a_terminal([*VTOOLS, "stats", "--diff", "a", "b"], tmp_path)
+    assert re.search(r"records +4 +1 +-75\.0 %", seen)
 
 
 def test_the_same_counts_for_any_hash_seed(vtools):

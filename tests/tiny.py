@@ -1,12 +1,16 @@
-"""A tiny random Llama with its own byte-level tokenizer, and conversations for it: made on the spot, offline."""
+"""A tiny random Llama with its own tokenizer and conversations for it, made on the spot; processes looked at."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import pty
 import random
+import subprocess
 import sys
+import tempfile
+import termios
 import time
 from pathlib import Path
 from typing import Any
@@ -85,6 +89,59 @@ def command(*arguments: object) -> list[str]:
 def environment(**extra: str) -> dict[str, str]:
     """An environment in which that command finds this tree's package, and one thread does the work."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
+
+
+LAUNCHER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, file=open(sys.argv[1], "w"))
+sys.exit(code)
+"""
+
+
+def launched(report: Path, command: list[str]) -> list[str]:
+    """A command line that runs `command` and then writes to `report` what it and its children used, for `used`.
+
+    A small process starts it, as Linux counts for a child at least the memory of the process that forked it, and
+    pytest's is large.
+    """
+    return [sys.executable, "-S", "-c", LAUNCHER, str(report), *command]
+
+
+def used(report: Path) -> tuple[float, int]:
+    """CPU seconds, and the peak memory of the largest process in bytes."""
+    seconds, memory = report.read_text().split()
+    return float(seconds), int(memory)
+
+
+def measured(command: list[str], **options: Any) -> tuple[subprocess.CompletedProcess[Any], float, int]:
+    """A command run to its end with the options of `subprocess.run`, its CPU seconds and its peak memory in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report"
+        options = {"capture_output": True, "env": environment(), "timeout": 300, **options}
+        done = subprocess.run(launched(report, command), **options)
+        return done, *used(report)
+
+
+def on_a_terminal(command: list[str], folder: Path, data: bytes = b"", **extra: str) -> str:
+    """What a command that must end well shows when its stderr is a terminal of 100 columns; `data` is its stdin."""
+    master, slave = pty.openpty()
+    termios.tcsetwinsize(slave, (40, 100))
+    with tempfile.TemporaryFile() as stdin:
+        stdin.write(data)
+        stdin.seek(0)
+        process = subprocess.Popen(
+            command, stdin=stdin, stdout=subprocess.DEVNULL, stderr=slave, cwd=folder, env=environment(TERM="xterm", **extra)
+        )  # fmt: skip
+    os.close(slave)
+    seen = b""
+    with contextlib.suppress(OSError):  # raised where the last process that holds the terminal has ended
+        while chunk := os.read(master, 4096):
+            seen += chunk
+    os.close(master)
+    assert process.wait(30) == 0
+    return seen.decode()
 
 
 def tree(folder: Path) -> dict[str, bytes]:

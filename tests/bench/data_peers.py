@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -282,24 +281,14 @@ def arrays(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
     }
 
 
-HOSTILE: dict[str, tuple[int, Callable[[int], str]]] = {  # an answer of n, and the n of the bad-input matrix
-    "backticks": (20_000, lambda n: "<p>" + "`" * n + "</p><pre><code>x</code></pre>" + "`" * n),
-    "code blocks": (800, lambda n: "<p>x</p>" + "<pre><code>`x`\n</code></pre>" * n),
-    "<": (1_000_000, lambda n: "<p>" + "<" * n),
-    "list items": (100_000, lambda n: "<ul>" + "<li>x" * n),
-    "nested lists": (3_000, lambda n: "<ul><li>" * n + "x"),
-    "nested quotes": (3_000, lambda n: "<blockquote>" * n + "x"),
-    "nested divs": (3_000, lambda n: "<div>" * n + "x"),
-    "nested tables": (3_000, lambda n: "<table><tr><td>" * n + "x"),
-    "open bold": (20_000, lambda n: "<p>" + "<b>x" * n),
-    "a line of 100 MB": (100_000_000, lambda n: "A line of words. " * (n // 17)),
-}
-
-
 def hostile(folder: Path) -> None:
     """One hostile answer, and one of twice its size, through the whole command; FastChat beside it on the first."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from hostile import ANSWERS
+
     print("\nhostile: CPU s with start-up, and of an answer of twice the size; FastChat's (60 s at most)")
-    for name, (size, made) in HOSTILE.items():
+    line = (100_000_000, lambda n: "A line of words. " * (n // 17))
+    for name, (size, made) in [*ANSWERS.items(), ("a line of 100 MB", line)]:
         took = []
         for answer in (made(size), made(2 * size)):
             record = {"id": "x", "conversations": [shaped("user", "A question?"), shaped("assistant", answer)]}

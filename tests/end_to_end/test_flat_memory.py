@@ -4,35 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, VTOOLS
+import tiny
+from conftest import VTOOLS
 
 STAGES = [["fetch", "-"], ["clean"], ["split", "--max-tokens", "2048", "--tokenizer"]]
 
 
 def pipeline(data: Path, tokenizer: str, out: Path) -> list[int]:
-    """Run the three stages as one pipe; the peak RSS of each in KiB."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    running, source = [], data.open("rb")
+    """Run the three stages as one pipe; the peak memory of each in bytes."""
+    running, reports, source = [], [], data.open("rb")
     for stage in STAGES:
         last = stage[0] == "split"
         args = [*VTOOLS, *stage, *([tokenizer] if last else []), "-q", "--rejects", f"{out}.{stage[0]}"]
         sink = out.open("wb") if last else subprocess.PIPE
-        process = subprocess.Popen(args, stdin=source, stdout=sink, env=env)
+        reports.append(Path(f"{out}.{stage[0]}.used"))
+        process = subprocess.Popen(tiny.launched(reports[-1], args), stdin=source, stdout=sink, env=tiny.environment())
         source.close()
         source = process.stdout
         running.append(process)
-    peaks = []
-    for process in running:
-        _, status, usage = os.wait4(process.pid, 0)
-        assert status == 0
-        peaks.append(usage.ru_maxrss)
-    return peaks
+    assert [process.wait() for process in running] == [0, 0, 0]
+    return [tiny.used(report)[1] for report in reports]
 
 
 @pytest.mark.slow
@@ -54,8 +50,8 @@ def test_ten_times_the_input_takes_no_more_memory(sharegpt, llama, tmp_path):
     assert kept[0] > 1500
     assert kept[1] == pytest.approx(10 * kept[0], rel=0.01)
     for stage, small, large in zip(STAGES, once, ten, strict=True):
-        print(f"{stage[0]}: {small >> 10} MiB for 2,000 conversations, {large >> 10} MiB for 20,000")
-        assert large <= small * 1.1, f"{stage[0]}: {small} KiB for 2,000 conversations, {large} KiB for 20,000"
+        print(f"{stage[0]}: {small >> 20} MiB for 2,000 conversations, {large >> 20} MiB for 20,000")
+        assert large <= small * 1.1, f"{stage[0]}: {small} bytes for 2,000 conversations, {large} bytes for 20,000"
 
 
 # Distinct conversations of some 400 bytes, one in four with an answer in HTML, one in fifty a duplicate.
@@ -70,36 +66,32 @@ for n in range(int(sys.argv[1])):
 """
 
 
-# A process of its own starts the tool: a child's peak memory is never below that of the process that forked it.
-START = "import resource, subprocess, sys; code = subprocess.call(sys.argv[1:]); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024, file=sys.stderr); sys.exit(code)"  # fmt: skip
-
-
-def clean_generated(records: int, *options: str, **env: str) -> tuple[str, int, int]:
+def clean_generated(folder: Path, records: int, *options: str, **env: str) -> tuple[str, int, int]:
     """A hash of what `vtools clean` makes of generated records, how many lines it is, and its peak RSS in bytes."""
     source = subprocess.Popen([sys.executable, "-c", GENERATOR, str(records)], stdout=subprocess.PIPE)
-    command = [sys.executable, "-S", "-c", START, *VTOOLS, "clean", "-q", *options]
-    process = subprocess.Popen(command, stdin=source.stdout, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT), **env})  # fmt: skip
+    report = folder / "report"
+    command = tiny.launched(report, [*VTOOLS, "clean", "-q", *options])
+    process = subprocess.Popen(command, stdin=source.stdout, stdout=subprocess.PIPE, env=tiny.environment(**env))
     source.stdout.close()
     digest, lines = hashlib.blake2b(), 0
     while chunk := process.stdout.read1(1 << 20):
         digest.update(chunk)
         lines += chunk.count(b"\n")
-    _, errors = process.communicate()
-    assert (process.returncode, source.wait()) == (0, 0), errors
-    return digest.hexdigest(), lines, int(errors)
+    assert (process.wait(), source.wait()) == (0, 0)
+    return digest.hexdigest(), lines, tiny.used(report)[1]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_million_records_are_cleaned_in_150_megabytes_and_two_processes_write_the_same_bytes():
-    one, lines, memory = clean_generated(1_000_000)
+def test_a_million_records_are_cleaned_in_150_megabytes_and_two_processes_write_the_same_bytes(tmp_path):
+    one, lines, memory = clean_generated(tmp_path, 1_000_000)
     print(f"a million records: {memory / 1e6:.0f} MB")
     assert lines == 980_000
     assert memory <= 150e6
-    assert clean_generated(1_000_000, "-j", "2")[0] == one
+    assert clean_generated(tmp_path, 1_000_000, "-j", "2")[0] == one
 
 
 @pytest.mark.slow
-def test_any_hash_seed_gives_the_same_bytes():
-    found = {clean_generated(20_000, "-j", jobs, PYTHONHASHSEED=seed)[0] for jobs in "12" for seed in "01"}
+def test_any_hash_seed_gives_the_same_bytes(tmp_path):
+    found = {clean_generated(tmp_path, 20_000, "-j", jobs, PYTHONHASHSEED=seed)[0] for jobs in "12" for seed in "01"}
     assert len(found) == 1
