@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 np = pytest.importorskip("numpy")
 blake3 = pytest.importorskip("blake3").blake3
 
+import tiny  # noqa: E402
 from checkpoints import VTOOLS, bad, contents, good, model, names, pair, vtools, weights, write  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
@@ -450,8 +451,9 @@ def test_a_hostile_delta_cannot_exhaust_memory(tmp_path):
             tensor["chunks"] = [len(bomb)]
 
     edited(tmp_path / "delta", change)
-    code, error, kilobytes = measured("apply-delta", base, tmp_path / "delta", tmp_path / "out")
-    assert code == 1 and "the delta is damaged" in error and kilobytes < 300_000
+    command = [*VTOOLS, "apply-delta", base, tmp_path / "delta", tmp_path / "out"]
+    done, _, memory = tiny.measured(list(map(str, command)), text=True)
+    assert done.returncode == 1 and "the delta is damaged" in done.stderr and memory < 300e6
 
 
 def test_a_newer_format_is_refused_as_such(tmp_path):
@@ -531,27 +533,11 @@ def test_a_published_delta_without_manifest_is_added_with_torchs_bits(tmp_path, 
     assert "whole model" in bad("apply-delta", "-q", tmp_path / "base", tmp_path / "base", tmp_path / "twice")
 
 
-def measured(*arguments):
-    """Exit code, stderr and peak resident set (kB) of a run.
-
-    A small process stands between, because a child starts with its parent's peak, and pytest's is large.
-    """
-    launcher = (
-        "import resource, subprocess, sys\n"
-        "code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode\n"
-        "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", launcher, *VTOOLS, *map(str, arguments)], capture_output=True, text=True
-    )
-    code, kilobytes = map(int, done.stdout.split())
-    return code, done.stderr, kilobytes
-
-
 def peak(*arguments):
-    code, error, kilobytes = measured(*arguments)
-    assert code == 0, error
-    return kilobytes
+    """The peak resident set of a run that ends well, in bytes."""
+    done, _, memory = tiny.measured([*VTOOLS, *map(str, arguments)], text=True)
+    assert done.returncode == 0, done.stderr
+    return memory
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path):
@@ -564,4 +550,10 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
         )
         shutil.rmtree(tmp_path / name)
     for small, large in zip(peaks["small"], peaks["large"], strict=True):
-        assert large < 1.1 * small and large < 128_000
+        assert large < 1.1 * small and large < 128e6
+
+
+def test_progress_shows_bytes_a_second_and_the_time_left(tmp_path):
+    base, target = pair(tmp_path, scale=2000)
+    seen = tiny.on_a_terminal([*VTOOLS, "make-delta", str(base), str(target), str(tmp_path / "delta")], tmp_path)
+    assert re.search(r"vtools make-delta: +\d+%\|.*[\d.]+[MG]/[\d.]+[MG] \[\d\d:\d\d<\d\d:\d\d, [\d.]+[MG]B/s\]", seen)

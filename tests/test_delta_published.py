@@ -11,8 +11,9 @@ import pytest
 np = pytest.importorskip("numpy")
 blake3 = pytest.importorskip("blake3").blake3
 
+import hub  # noqa: E402
 import tiny  # noqa: E402
-from checkpoints import bad, contents, good, names, pair, vtools, weights, write  # noqa: E402
+from checkpoints import VTOOLS, bad, contents, good, names, pair, vtools, weights, write  # noqa: E402
 
 HIDDEN, WIDE, ROWS, LAYERS = 64, 128, 320, 2
 
@@ -334,3 +335,25 @@ def test_a_malicious_pickle_is_refused_wherever_it_lies_and_nothing_is_run(tmp_p
     good("apply-delta", tmp_path / "base", tmp_path / "delta", out)
     assert contents(out) == contents(good_folder)
     assert not (tmp_path / "owned").exists()
+
+
+def test_hub_ids_are_fetched_and_pickled_weights_only_where_there_are_no_others(tmp_path):
+    pytest.importorskip("huggingface_hub")
+    root = tmp_path / "hub"
+    (root / "huggyllama").mkdir(parents=True)
+    (root / "lmsys").mkdir()
+    base = save(root / "huggyllama/llama-7b", halves(1, 11))
+    (base / "pytorch_model.bin").write_bytes(b"the same weights again")
+    save_pickled(root / "lmsys/vicuna-7b-delta-v1.1", halves(2, 6), buffers=True)
+    save_pickled(root / "lmsys/old-base", halves(1, 11))
+    with hub.serving(root) as (url, fetched):
+        environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        environment.pop("HF_HUB_OFFLINE", None)
+        for name in ("huggyllama/llama-7b", "lmsys/old-base"):
+            command = [*VTOOLS, "apply-delta", f"hf:{name}", "hf:lmsys/vicuna-7b-delta-v1.1", tmp_path / name.partition("/")[2]]  # fmt: skip
+            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+            assert done.returncode == 0, done.stderr
+            assert digest(load(tmp_path / name.partition("/")[2])) == FASTCHAT
+    assert "huggyllama/llama-7b/model.safetensors" in fetched
+    assert "huggyllama/llama-7b/pytorch_model.bin" not in fetched
+    assert "lmsys/old-base/pytorch_model-00002-of-00002.bin" in fetched
