@@ -118,7 +118,9 @@ def test_an_example_of_the_help_runs(world, anywhere, tmp_path, example):
         "https://example.org": anywhere,
         "https://api.openai.com/v1": f"{anywhere}/v1",
         "http://127.0.0.1:8000/v1": f"{anywhere}/v1",
+        "hf:huggyllama/llama-7b": "llama",
         "huggyllama/llama-7b": "llama",
+        "hf:lmsys/vicuna-7b-delta-v1.1": "vicuna-delta",
         "HuggingFaceTB/SmolLM2-135M-Instruct": "base",
     }.items():
         example = example.replace(place, here)

@@ -128,13 +128,13 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
                 os.rename(place, replaced)
             os.rename(work.fresh, place)
             jsonl.sync(place.parent)
+        except (process.Interrupted, KeyboardInterrupt, BrokenPipeError):
+            keep = True
+            print(f"{partial}: kept; the same command continues, or remove it", file=sys.stderr)
+            raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise Failure(f"{out}: the disk is full; nothing was kept") from None
-            raise
-        except (process.Interrupted, KeyboardInterrupt):
-            keep = True
-            print(f"{partial}: kept; the same command continues, or remove it", file=sys.stderr)
             raise
         finally:
             if replaced.exists() and not place.exists():

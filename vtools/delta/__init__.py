@@ -109,9 +109,6 @@ def apply_delta(
       vtools apply-delta llama vicuna-delta vicuna
       vtools apply-delta --base llama --target vicuna --delta vicuna-delta --template vicuna-v1.1 > tensors.jsonl
       vtools apply-delta --delta vicuna-delta --verify vicuna
-
-    \b
-    The published Vicuna:
       vtools apply-delta hf:huggyllama/llama-7b hf:lmsys/vicuna-7b-delta-v1.1 vicuna-7b --template vicuna-v1.1
     """
     if verify is not None:

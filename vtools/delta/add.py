@@ -8,10 +8,12 @@ what can be told from the numbers is checked: see `_check_numbers`.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,28 @@ import numpy as np
 
 from vtools import checkpoint, dtypes, jsonl, staging
 from vtools.checkpoint import WIDTHS, Files, Tensor
-from vtools.delta import base as of_base
 from vtools.delta import bits, build, carry
-from vtools.delta.base import Base
+from vtools.delta.base import TIED, Base, comparable, is_buffer, mean_row
 from vtools.dtypes import FLOATS, Bytes
 from vtools.process import Failure
 
 SUM_TOLERANCE = 0.01  # that of Alpaca's own check
 SAMPLE = 1 << 20  # elements looked at in a tensor
+
+
+@dataclass
+class Plan:
+    """What there is to do, known from headers and a look at the numbers."""
+
+    parts: list[build.Part]
+    heads: dict[str, bytes]  # file of the result: its first bytes
+    carried: dict[str, Path]
+    rows: int | None  # of the embedding
+    buffers: list[Tensor]
+
+    def size(self, path: str) -> int:
+        """Bytes of one of the result's files of weights."""
+        return len(self.heads[path]) + sum(part.bytes for part in self.parts if part.path == path)
 
 
 def add(
@@ -38,87 +54,48 @@ def add(
     `dtype` (F16, BF16, F32) is that of the sum, else each tensor's own in the delta.
     """
     staging.check(out, [base, delta], force)
-    root = delta.parent if delta.is_file() else delta
-    paths, _ = checkpoint.model_files(delta)
-    sources = checkpoint.weight_files(delta)
-    tensors = checkpoint.tensors(base)
-    files = {
-        file: [tensor for tensor in checkpoint.read(file) if not of_base.is_buffer(tensor.name)] for file in sources
-    }
-    changes = {change.name: change for group in files.values() for change in group}
-    _check_names(base, delta, tensors, changes, extra_rows)
-    rows = next((change.shape[0] for name, change in changes.items() if name.endswith("embed_tokens.weight")), None)
-    if rows is not None:
-        carry.check_vocabulary(root, rows)
-    _check_numbers(delta, tensors, changes)
+    work_plan = plan(base, delta, dtype, extra_rows, expect_sum is not None)
     if template is not None:
-        carry.load_template(root, template)
-
-    names = _names(sources)
-    parts: list[build.Part] = []
-    heads: dict[str, bytes] = {}
-    for file, group in files.items():
-        sizes = [
-            (change.name, kind, change.shape, change.bytes // WIDTHS[change.dtype] * WIDTHS[kind])
-            for change in group
-            for kind in [dtype or change.dtype]
-        ]
-        head = heads[names[file]] = checkpoint.header(sizes, {"format": "pt"})
-        start = len(head)
-        for change, (_, kind, _, length) in zip(group, sizes, strict=True):
-            source = tensors.get(change.name) or tensors[of_base.TIED[change.name]]
-            parts.append(_part(change, source, kind, names[file], start, length, extra_rows))
-            if expect_sum is not None:
-                parts[-1].measure = functools.partial(_sum, kind)
-            start += length
-    carried = {path: root / path for path in paths if root / path not in files and not _describes_weights(path)}
-    for name in ("config.json", "generation_config.json"):  # FastChat takes the base's; a delta's own knows more
-        if name not in carried and base.is_dir() and (base / name).is_file():
-            carried[name] = base / name
-    size = sum(map(len, heads.values())) + sum(part.bytes for part in parts)
-    total = size + sum(source.stat().st_size for source in carried.values())
+        carry.load_template(_root(delta), template)
+    sizes = {path: work_plan.size(path) for path in work_plan.heads}
+    total = sum(sizes.values()) + sum(source.stat().st_size for source in work_plan.carried.values())
     free = staging.check_space(out, total)
+    totals: dict[str, Any] = {"tensors": len(work_plan.parts), "bytes": total}
     if dry_run:
         with jsonl.output(None) as lines:
             named = {"base": str(base), "delta": str(delta), "out": str(out)}
-            lines.write({"dry_run": True, "tensors": len(parts), "bytes": total, **named, "free": free})
+            lines.write({"dry_run": True, **totals, **named, "free": free})
         return
     build.reuse_memory()
     making = f"add {dtype} {extra_rows} {template} {staging.fingerprint([base, delta])}"
     with (
         jsonl.output(None) as lines,
         staging.folder(out, [base, delta], force, making) as work,
-        jsonl.progress("apply-delta", quiet, size, "B") as tick,
+        jsonl.progress("apply-delta", quiet, sum(sizes.values()), "B") as tick,
     ):
-        for path, head in heads.items():
-            build.allocate(work.fresh / path, len(head) + sum(part.bytes for part in parts if part.path == path))
+        for path, head in work_plan.heads.items():
+            build.allocate(work.fresh / path, sizes[path])
             with open(work.fresh / path, "r+b") as stream:
                 stream.write(head)
                 tick(len(head))
-        written = build.write(parts, work, jobs, lines, tick)
+        written = build.write(work_plan.parts, work, jobs, lines, tick)
         if expect_sum is not None:
-            _check_sum(written.measured, expect_sum, [*tensors.values(), *_buffers(sources)])
-        for path, source_file in sorted(carried.items()):
-            carry.copy(source_file, work.fresh / path)
-        if len(heads) > 1:
-            _write_index(work.fresh / "model.safetensors.index.json", parts)
-        carry.fit_config(work.fresh, rows, dtype)
+            _check_sum(written.measured, expect_sum, work_plan.buffers)
+            totals["sum"] = round(written.measured, 4)
+        for path, source in sorted(work_plan.carried.items()):
+            carry.copy(source, work.fresh / path)
+        if len(work_plan.heads) > 1:
+            _write_index(work.fresh / "model.safetensors.index.json", work_plan.parts)
+        carry.fit_config(work.fresh, work_plan.rows, dtype)
         if template is not None:
             carry.load_template(work.fresh, template).save(work.fresh)
-        totals: dict[str, Any] = {
-            "tensors": len(parts),
-            "bytes": total,
-            "files": len(heads) + len(carried),
-            "reused": written.reused,
-        }
-        if expect_sum is not None:
-            totals["sum"] = round(written.measured, 4)
+    totals |= {"files": len(sizes) + len(work_plan.carried), "reused": written.reused, "verified": False}
     with jsonl.output(None) as lines:
-        lines.write({**totals, "verified": False, "out": str(out)})
+        lines.write({**totals, "out": str(out)})
     if not quiet:
         print(
-            f"vtools apply-delta: {len(parts)} tensors added, {total:,} bytes; {delta} has no delta.json, so neither "
-            "base nor result could be checked",
+            f"vtools apply-delta: {len(work_plan.parts)} tensors added, {total:,} bytes; {delta} has no delta.json, so "
+            "neither base nor result could be checked",
             file=sys.stderr,
         )
         if template is None and not any(out.glob("chat_template*")):
@@ -129,14 +106,66 @@ def add(
             )
 
 
-def _names(sources: list[Path]) -> dict[Path, str]:
-    """The result's file for each of the delta's: safetensors, numbered as the delta's are."""
-    return {
-        file: re.sub(r"^pytorch_model", "model", file.stem) + ".safetensors"
-        if file.suffix in checkpoint.PICKLED
-        else file.name
-        for file in sources
-    }
+def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, summed: bool) -> Plan:
+    """Read all headers, and of the largest tensors enough to tell a delta. Raises Failure for what is none."""
+    sources = checkpoint.weight_files(delta)
+    stored = {file: checkpoint.read(file) for file in sources}
+    tensors = checkpoint.tensors(base)
+    changes: dict[str, Tensor] = {}
+    for tensor in itertools.chain(*stored.values()):
+        if not is_buffer(tensor.name):
+            changes.setdefault(tensor.name, tensor)
+    _check_names(base, delta, tensors, changes, extra_rows)
+    _check_numbers(delta, tensors, changes)
+    rows = next((change.shape[0] for name, change in changes.items() if name.endswith("embed_tokens.weight")), None)
+    if rows is not None:
+        carry.check_vocabulary(_root(delta), rows)
+    parts: list[build.Part] = []
+    heads: dict[str, bytes] = {}
+    for file, group in stored.items():
+        path = _name(file)
+        weights = [change for change in group if changes.get(change.name) is change]
+        kinds = [dtype or change.dtype for change in weights]
+        lengths = [
+            change.bytes // WIDTHS[change.dtype] * WIDTHS[kind] for change, kind in zip(weights, kinds, strict=True)
+        ]
+        described = zip(weights, kinds, lengths, strict=True)
+        head = checkpoint.header(
+            [(change.name, kind, change.shape, length) for change, kind, length in described], {"format": "pt"}
+        )
+        heads[path] = head
+        start = len(head)
+        for change, kind, length in zip(weights, kinds, lengths, strict=True):
+            part = build.Part(
+                change.name, path, start, length, _sum_of(_source(tensors, change), change, kind, extra_rows)
+            )
+            if summed:
+                part.measure = functools.partial(_total, kind)
+            parts.append(part)
+            start += length
+    paths, _ = checkpoint.model_files(delta)
+    root = _root(delta)
+    carried = {path: root / path for path in paths if root / path not in stored and not _describes_weights(path)}
+    for name in ("config.json", "generation_config.json"):  # FastChat takes the base's; a delta's own knows more
+        if name not in carried and base.is_dir() and (base / name).is_file():
+            carried[name] = base / name
+    buffers = [tensor for tensor in itertools.chain(tensors.values(), *stored.values()) if is_buffer(tensor.name)]
+    return Plan(parts, heads, carried, rows, buffers)
+
+
+def _root(delta: Path) -> Path:
+    return delta.parent if delta.is_file() else delta
+
+
+def _source(tensors: dict[str, Tensor], change: Tensor) -> Tensor:
+    return tensors.get(change.name) or tensors[TIED[change.name]]
+
+
+def _name(file: Path) -> str:
+    """The result's file for one of the delta's: safetensors, numbered as the delta's are."""
+    if file.suffix not in checkpoint.PICKLED:
+        return file.name
+    return re.sub(r"^pytorch_model", "model", file.stem) + ".safetensors"
 
 
 def _describes_weights(path: str) -> bool:
@@ -149,10 +178,10 @@ def _check_names(
 ) -> None:
     """Raise Failure unless base and delta hold the same tensors, in shapes that can be added."""
     for change in changes.values():
-        found = tensors.get(change.name) or tensors.get(of_base.TIED.get(change.name, ""))
+        found = tensors.get(change.name) or tensors.get(TIED.get(change.name, ""))
         if found is None:
             raise Failure(f"{delta}: tensor {change.name} is not in the base {base}: not a delta of this base")
-        if change.dtype not in FLOATS or not of_base.comparable(found, change.dtype, change.shape):
+        if change.dtype not in FLOATS or not comparable(found, change.dtype, change.shape):
             raise Failure(f"tensor {change.name}: {found} in {base}, {change} in {delta}: not a delta of this base")
         if change.shape[:1] < found.shape[:1]:
             raise Failure(f"tensor {change.name}: {found} in {base}, {change} in {delta}: the base has more rows")
@@ -161,8 +190,8 @@ def _check_names(
                 f"tensor {change.name}: {found} in {base}, {change} in {delta}: the delta adds rows, and does not say "
                 "to what: --extra-rows zero (Vicuna v0) or --extra-rows mean (Alpaca)"
             )
-    tied = {one for pair in of_base.TIED.items() for one in pair if changes.keys() & pair}
-    if missing := sorted(name for name in tensors.keys() - changes.keys() - tied if not of_base.is_buffer(name)):
+    tied = {one for pair in TIED.items() for one in pair if changes.keys() & pair}
+    if missing := sorted(name for name in tensors.keys() - changes.keys() - tied if not is_buffer(name)):
         raise Failure(f"{delta}: no tensor {missing[0]}, which the base {base} has: not a delta of this base")
 
 
@@ -176,7 +205,7 @@ def _check_numbers(delta: Path, tensors: dict[str, Tensor], changes: dict[str, T
     ratios, slopes = [], []
     with Files() as files:
         for change in largest:
-            source = tensors.get(change.name) or tensors[of_base.TIED[change.name]]
+            source = _source(tensors, change)
             length = min(SAMPLE, change.bytes // WIDTHS[change.dtype], source.bytes // WIDTHS[source.dtype])
             ours, theirs = (_sample(files, tensor, length) for tensor in (source, change))
             if not length or not (spread := float(theirs.std())):
@@ -200,44 +229,37 @@ def _sample(files: Files, tensor: Tensor, length: int) -> np.ndarray:
     return dtypes.convert(raw, tensor.dtype, "F64").view("<f8")
 
 
-def _part(
-    change: Tensor, source: Tensor, kind: str, path: str, start: int, length: int, extra_rows: str | None
-) -> build.Part:
-    """How one tensor of the sum is written."""
+def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> build.Chunks:
+    """What gives the bytes of source + change, computed and written in the dtype `kind`."""
 
     def chunks(files: Files) -> Iterator[Bytes]:
         grows = change.shape[:1] > source.shape[:1]
-        extra = of_base.mean_row(files, source, kind) if grows and extra_rows == "mean" else None
-        base = Base(files, source, kind, extra)
+        base = Base(files, source, kind, mean_row(files, source, kind) if grows and extra_rows == "mean" else None)
         width, wide = WIDTHS[change.dtype], WIDTHS[kind]
-        for begin, size in checkpoint.pieces(change.bytes, bits.CHUNKS["raw"]):
+        for start, size in checkpoint.pieces(change.bytes, bits.CHUNKS["raw"]):
             raw = dtypes.empty(size)
-            files.read(change.file, change.start + begin, raw.data)
+            files.read(change.file, change.start + start, raw.data)
             yield bits.add(base.next(size // width * wide), dtypes.convert(raw, change.dtype, kind), kind)
 
-    return build.Part(change.name, path, start, length, chunks)
+    return chunks
 
 
-def _sum(kind: str, data: Bytes) -> float:
+def _total(kind: str, data: Bytes) -> float:
     return float(dtypes.convert(data, kind, "F64").view("<f8").sum())
 
 
-def _buffers(sources: list[Path]) -> list[Tensor]:
-    return [tensor for file in sources for tensor in checkpoint.read(file)]
-
-
-def _check_sum(found: float, expected: float, tensors: list[Tensor]) -> None:
+def _check_sum(found: float, expected: float, buffers: list[Tensor]) -> None:
     """Raise Failure unless the sum of all weights is the expected one, with or without the buffers of base and delta.
 
     Alpaca's published 50637.1836 comes from a time when transformers counted those buffers in.
     """
     with Files() as files:
-        buffers = sum(
+        more = sum(
             float(_sample(files, tensor, tensor.bytes // WIDTHS[tensor.dtype]).sum())
-            for tensor in tensors
-            if of_base.is_buffer(tensor.name) and tensor.dtype in FLOATS
+            for tensor in buffers
+            if tensor.dtype in FLOATS
         )
-    if min(abs(found - expected), abs(found + buffers - expected)) > SUM_TOLERANCE:
+    if not min(abs(found - expected), abs(found + more - expected)) <= SUM_TOLERANCE:  # so that NaN fails
         raise Failure(
             f"the sum of all weights is {found:.4f}, not {expected}: the base or the delta is not the one meant"
         )

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The published Vicuna: LLaMA 7B plus the delta that lmsys released, then one quantised file for llama.cpp and gpt4all.
+#   bash recipes/published-vicuna.sh [BASE] [DELTA] [FOLDER]
+# Needs 45 GB of disk (13.5 each for base, delta and result, 4 for the file) and less than 1 GB of memory; no GPU.
+# Takes the download (27 GB), then some minutes; costs nothing. LLaMA's own licence applies to the result.
+# For the first Vicuna (v0): DELTA=hf:lmsys/vicuna-13b-delta-v0, TEMPLATE=vicuna-v0, ROWS="--extra-rows zero".
+# A run that was stopped goes on when the same command is given again.
+set -euo pipefail
+BASE=${1:-hf:huggyllama/llama-7b} DELTA=${2:-hf:lmsys/vicuna-7b-delta-v1.1} OUT=${3:-vicuna-7b}
+TEMPLATE=${TEMPLATE:-vicuna-v1.1}
+
+# No delta.json came with it: it is added in its own dtype, which gives the bits that FastChat gives.
+# shellcheck disable=SC2086  # ROWS holds an option and its value
+[ -d "$OUT" ] || vtools apply-delta "$BASE" "$DELTA" "$OUT" --template "$TEMPLATE" ${ROWS:-} > "$OUT.tensors.jsonl"
+[ -e "$OUT.gguf" ] || vtools export "$OUT" --to gguf --type "${TYPE:-q4_k_m}" -o "$OUT.gguf" > "$OUT.gguf.jsonl"
+echo "Talk to it: vtools serve $OUT & vtools chat --base-url http://127.0.0.1:8000/v1, or llama.cpp with $OUT.gguf"
