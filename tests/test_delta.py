@@ -94,6 +94,17 @@ def test_shards_vocabulary_ties_dtypes_and_new_tensors_may_all_differ_between_ba
     assert contents(tmp_path / "again") == contents(target)
 
 
+def test_a_model_of_thousands_of_tensors_comes_back(tmp_path):
+    for name, seed in (("base", 1), ("target", 2)):
+        tensors = {
+            f"model.layers.{place}.größe": ("F16", weights("F16", (3, 5), (seed, place))) for place in range(5000)
+        }
+        write(tmp_path / name / "model.safetensors", tensors)
+    good("make-delta", tmp_path / "base", tmp_path / "target", tmp_path / "delta")
+    *_, totals = good("apply-delta", tmp_path / "base", tmp_path / "delta", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "target") and totals["tensors"] == 5000
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data(), st.sampled_from([1, 2, 4, 8]), st.sampled_from(["zstd", "raw"]))
 def test_the_difference_of_any_two_bit_patterns_is_exact(data, width, codec):
