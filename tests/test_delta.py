@@ -565,6 +565,8 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
 
 
 def test_progress_shows_bytes_a_second_and_the_time_left(tmp_path):
-    base, target = pair(tmp_path, scale=2000)
-    seen = tiny.on_a_terminal([*VTOOLS, "make-delta", str(base), str(target), str(tmp_path / "delta")], tmp_path)
+    base, target = pair(tmp_path, scale=8000)  # long enough for the bar to be drawn again
+    seen = tiny.on_a_terminal(
+        [*VTOOLS, "make-delta", "-j", "1", str(base), str(target), str(tmp_path / "delta")], tmp_path
+    )
     assert re.search(r"vtools make-delta: +\d+%\|.*[\d.]+[MG]/[\d.]+[MG] \[\d\d:\d\d<\d\d:\d\d, [\d.]+[MG]B/s\]", seen)

@@ -117,16 +117,23 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
             part.check(digest)
         return digest, measured, round((time.monotonic() - started) * 1000), reused
 
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(threads) as pool:
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(threads) as pool:
         try:
-            for part, (digest, measured, milliseconds, reused) in zip(parts, pool.map(make, parts), strict=True):
+            synced = []
+            following = [*(part.path for part in parts[1:]), None]
+            for part, path, (digest, measured, milliseconds, reused) in zip(
+                parts, following, pool.map(make, parts), strict=True
+            ):
                 if not reused:
                     work.finish(f"{part.path}:{part.name}", blake3=digest)
                 lines.write({"tensor": part.name, "bytes": part.bytes, "blake3": digest, "ms": milliseconds})
                 written.blake3[part.name] = digest
                 written.measured += measured
                 written.reused += reused
-            list(pool.map(jsonl.sync, {work.fresh / part.path for part in parts}))
+                if path != part.path:  # the file is whole: to the disk with it, while the next one is made
+                    synced.append(disk.submit(jsonl.sync, work.fresh / part.path))
+            for future in synced:
+                future.result()
         except BaseException:
             stop.set()
             raise
