@@ -565,7 +565,10 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
 
 
 def test_progress_shows_bytes_a_second_and_the_time_left(tmp_path):
-    base, target = pair(tmp_path, scale=8000)  # long enough for the bar to be drawn again
+    base, target, rows = tmp_path / "base", tmp_path / "target", 8000  # so many that the bar is drawn again
+    noise = np.frombuffer(random.Random(0).randbytes(rows * 20_000), "<f2").reshape(rows, -1)
+    for folder, array in ((base, np.zeros_like(noise)), (target, noise)):
+        write(folder / "model.safetensors", {"w": ("F16", array)})
     seen = tiny.on_a_terminal(
         [*VTOOLS, "make-delta", "-j", "1", str(base), str(target), str(tmp_path / "delta")], tmp_path
     )

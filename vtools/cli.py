@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "vtools.train",
     "make-delta": "vtools.delta",
     "apply-delta": "vtools.delta",
+    "export": "vtools.export",
     "serve": "vtools.serve",
     "chat": "vtools.chat",
     "judge": "vtools.judge",

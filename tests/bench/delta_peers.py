@@ -163,8 +163,16 @@ def main():
             arguments = ["--generate", str(folder), str(SIZES[size]), dtype]
             subprocess.run([sys.executable, __file__, *arguments], check=True)
             for codec in ("raw", "zstd"):
-                command = ["make-delta", "-q", "--codec", codec, *(str(folder / name) for name in ("base", "target", codec))]
-                subprocess.run([sys.executable, "-m", "vtools", *command], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+                command = [
+                    "make-delta",
+                    "-q",
+                    "--codec",
+                    codec,
+                    *(str(folder / name) for name in ("base", "target", codec)),
+                ]
+                subprocess.run(
+                    [sys.executable, "-m", "vtools", *command], check=True, stdout=subprocess.DEVNULL, cwd=ROOT
+                )
             (folder / "done").touch()
     large, small, halves = (options.folder / name for name in ("large-F16", "small-F16", "small-BF16"))
 
