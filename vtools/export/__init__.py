@@ -1,0 +1,73 @@
+"""export: a model as one GGUF file for llama.cpp, or as safetensors in another dtype or sharding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vtools import options
+from vtools.process import UsageFailure
+
+Type = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k_m"]
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id or a .gguf file.")],
+    out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="Write here, whole or not at all.")],
+    to: Annotated[Literal["gguf", "safetensors"], typer.Option("--to", help="One file, or a folder.")] = "gguf",
+    type: Annotated[Type | None, typer.Option("--type", help="How GGUF holds matrices; f16 if not given.")] = None,
+    dtype: Annotated[
+        Literal["fp16", "bf16", "fp32"] | None,
+        typer.Option("--dtype", help="Floats of safetensors; as they are if not given."),
+    ] = None,
+    max_shard: Annotated[
+        str | None,
+        typer.Option("--max-shard", metavar="SIZE", help="The largest safetensors file, as 500MB; 5GB if not given."),
+    ] = None,
+    template: options.TemplateName = None,
+    jobs: options.Jobs = 2,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")
+    ] = False,
+    dry_run: options.DryRun = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Write MODEL as one GGUF file, which llama.cpp and gpt4all load, or as safetensors of another dtype.
+
+    GGUF: models of type llama, mistral and qwen2 with SentencePiece or byte-level BPE tokenizers. The file holds the
+    tokenizer, the special tokens and the chat template (--template gives another). The q-types store blocks of 32
+    weights in 8, 5 or 4 bits, the output matrix in 8 (q8_0), vectors in 32. q4_k_m is made by llama-quantize where it
+    is installed, otherwise by our own encoder. Memory does not grow with the model.
+
+    stdout: a JSON line a tensor {"tensor", "type", "shape", "bytes", "ms"}, then one with the totals.
+
+    \b
+    Examples:
+      vtools export vicuna --type q8_0 -o vicuna-q8_0.gguf
+      vtools export vicuna -o vicuna-f16.gguf > tensors.jsonl
+      vtools export vicuna --to safetensors --dtype fp16 --max-shard 2GB -o vicuna-fp16
+      vtools export -n vicuna --type q4_0 -o vicuna-q4_0.gguf
+    """
+    for name, value, fits in (
+        ("--type", type, "gguf"),
+        ("--template", template, "gguf"),
+        ("--dtype", dtype, "safetensors"),
+        ("--max-shard", max_shard, "safetensors"),
+    ):
+        if value is not None and to != fits:
+            raise UsageFailure(f"{name} goes with --to {fits}")
+    from vtools import model as models
+
+    place, target = models.folder(model), Path(out)
+    if to == "safetensors":
+        from vtools.export import resharding
+
+        resharding.write(place, target, dtype, resharding.size(max_shard or "5GB"), jobs, force, quiet, dry_run)
+        return
+    name = (models.hub_name(model) or str(Path(model).resolve())).rpartition("/")[2]
+    from vtools.export import gguf_file
+
+    gguf_file.write(place, name, target, type or "f16", template, jobs, force, quiet, dry_run)

@@ -1,0 +1,161 @@
+"""config.json of a Llama-family model as the hyper-parameters of a GGUF file."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vtools.process import Failure
+
+# model_type to GGUF's architecture, and whether llama.cpp rotates neighbours (2i, 2i+1) there instead of halves.
+SUPPORTED = {"llama": ("llama", True), "mistral": ("llama", True), "qwen2": ("qwen2", False)}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder of the Llama family; `rope` holds the rotary settings under transformers' names."""
+
+    name: str
+    interleaved: bool
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    key_heads: int
+    head_size: int
+    context: int
+    epsilon: float
+    vocabulary: int
+    tied: bool
+    rope: dict[str, Any]
+    window: int | None
+
+    def metadata(self) -> dict[str, Any]:
+        """The GGUF keys, in a fixed order. Raises Failure for a kind of rope scaling that GGUF has no key for."""
+        keys = {
+            "vocab_size": self.vocabulary,
+            "context_length": self.context,
+            "embedding_length": self.hidden,
+            "block_count": self.layers,
+            "feed_forward_length": self.feed_forward,
+            "attention.head_count": self.heads,
+            "attention.head_count_kv": self.key_heads,
+            "attention.key_length": self.head_size,
+            "attention.value_length": self.head_size,
+            "attention.layer_norm_rms_epsilon": self.epsilon,
+            "rope.dimension_count": self.head_size,
+            "rope.freq_base": float(self.rope["rope_theta"]),
+            **self._scaling(),
+        }
+        return {f"{self.name}.{key}": value for key, value in keys.items()}
+
+    def _scaling(self) -> dict[str, Any]:
+        kind = self.rope["rope_type"]
+        if kind in ("default", "llama3"):  # llama3's factors are a tensor
+            return {}
+        if kind == "linear":
+            return {"rope.scaling.type": "linear", "rope.scaling.factor": float(self.rope["factor"])}
+        if kind == "yarn":
+            return self._yarn()
+        raise Failure(f"config.json: rope scaling {kind!r} has no form in GGUF; linear, yarn and llama3 have")
+
+    def _yarn(self) -> dict[str, Any]:
+        # llama.cpp has keys for these too, and does not read them for these architectures.
+        fixed = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
+        for key, value in fixed.items():
+            if self.rope.get(key) not in (None, value):
+                raise Failure(
+                    f"config.json: yarn with {key} {self.rope[key]}; llama.cpp computes it with {value} alone"
+                )
+        original = self.rope["original_max_position_embeddings"]
+        factor = float(self.rope.get("factor") or self.context / original)
+        keys = {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": factor,
+            "rope.scaling.original_context_length": int(original),
+        }
+        # llama.cpp scales by what the paper suggests, and by this on top of it.
+        suggested = _attention_scale(factor, 1)
+        wanted, scale, all_dims = (self.rope.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim"))
+        if wanted is None and scale and all_dims:
+            wanted = _attention_scale(factor, scale) / _attention_scale(factor, all_dims)
+        if wanted is not None and wanted != suggested:
+            keys["rope.scaling.attn_factor"] = float(wanted / suggested)
+        return keys
+
+    def rope_factors(self) -> list[float] | None:
+        """llama3's divisors of the rotary frequencies, one a pair of dimensions; None for other kinds.
+
+        Source of the formula: transformers.modeling_rope_utils._compute_llama3_parameters.
+        """
+        if self.rope["rope_type"] != "llama3":
+            return None
+        factor, original = float(self.rope["factor"]), self.rope["original_max_position_embeddings"]
+        low, high = float(self.rope["low_freq_factor"]), float(self.rope["high_freq_factor"])
+        divisors = []
+        for pair in range(self.head_size // 2):
+            turns = original / (2 * math.pi * self.rope["rope_theta"] ** (2 * pair / self.head_size))
+            smooth = min(max((turns - low) / (high - low), 0.0), 1.0)
+            divisors.append(1 / ((1 - smooth) / factor + smooth))
+        return divisors
+
+
+def _attention_scale(factor: float, scale: float) -> float:
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def read(folder: Path) -> Architecture:
+    """The architecture of the model in a folder. Raises Failure for one that is not exported."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+        if kind not in SUPPORTED:
+            raise Failure(f"{path}: model type {kind!r} is not exported to GGUF; {', '.join(SUPPORTED)} are")
+        heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
+        context = int(config.get("max_position_embeddings") or 2048)
+        sliding = config.get("use_sliding_window", kind == "mistral") and config.get("sliding_window")
+        architecture = Architecture(
+            *SUPPORTED[kind],
+            layers=int(config["num_hidden_layers"]),
+            hidden=hidden,
+            feed_forward=int(config["intermediate_size"]),
+            heads=heads,
+            key_heads=int(config.get("num_key_value_heads") or heads),
+            head_size=int(config.get("head_dim") or hidden // heads),
+            context=context,
+            epsilon=float(config.get("rms_norm_eps") or 1e-6),
+            vocabulary=int(config["vocab_size"]),
+            tied=bool(config.get("tie_word_embeddings")),
+            rope=_rope(config, context),
+            window=int(sliding) if sliding and sliding < context else None,
+        )
+        architecture.metadata()
+        architecture.rope_factors()
+    except FileNotFoundError:
+        raise Failure(f"{path}: missing; MODEL must be a folder as transformers saves it") from None
+    except KeyError as error:
+        raise Failure(f"{path}: no {error.args[0]}") from None
+    except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise Failure(f"{path}: not a model's configuration: {error}") from None
+    if config.get("hidden_act", "silu") != "silu":
+        raise Failure(f"{path}: hidden_act {config['hidden_act']!r}: llama.cpp computes silu for this model type")
+    if config.get("quantization_config"):
+        raise Failure(f"{path}: the weights are quantised already; export the model they were made from")
+    return architecture
+
+
+def _rope(config: dict[str, Any], context: int) -> dict[str, Any]:
+    """The rotary settings: `rope_parameters` since transformers 5, `rope_theta` and `rope_scaling` before."""
+    rope = {"rope_theta": config.get("rope_theta") or 10000.0, **(config.get("rope_scaling") or {})}
+    rope |= config.get("rope_parameters") or {}
+    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    if not rope.get("original_max_position_embeddings"):
+        rope["original_max_position_embeddings"] = config.get("original_max_position_embeddings") or context
+    part = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1
+    if part != 1:
+        raise ValueError(f"partial_rotary_factor {part}: only whole heads are rotated in GGUF's llama")
+    return rope

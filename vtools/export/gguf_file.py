@@ -1,0 +1,235 @@
+# ruff: noqa: TID253  imported lazily by the command
+"""The GGUF file: a header of metadata and tensor descriptions, then the tensors, written once from front to back.
+
+Format: GGUF version 3, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import gguf
+import numpy as np
+
+from vtools import checkpoint, dtypes, jsonl, staging
+from vtools import model as models
+from vtools.checkpoint import Files
+from vtools.dtypes import Bytes
+from vtools.export import architecture, conversion, llama_quantize, tensors, vocabulary
+from vtools.export.tensors import Entry
+from vtools.process import Failure, UsageFailure
+
+ALIGNMENT = 32
+FILE_TYPES = {
+    "f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0",
+    "q4_1": "MOSTLY_Q4_1", "q5_0": "MOSTLY_Q5_0", "q5_1": "MOSTLY_Q5_1", "q4_k_m": "MOSTLY_Q4_K_M",
+}  # fmt: skip
+
+
+@dataclass
+class Plan:
+    """All that the file will hold, known from headers and the tokenizer alone."""
+
+    header: bytes
+    entries: list[Entry]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the whole file."""
+        return len(self.header) + sum(_aligned(entry.bytes) for entry in self.entries)
+
+
+def write(
+    folder: Path,
+    name: str,
+    out: Path,
+    kind: str,
+    template: str | None,
+    jobs: int,
+    force: bool,
+    quiet: bool,
+    dry_run: bool,
+) -> None:
+    """Write the model in `folder` as the GGUF file `out`; stdout gets a line a tensor and one with the totals."""
+    if out.is_dir():
+        raise UsageFailure(f"{out}: a folder; give -o the name of a file")
+    if out.exists() and not force:
+        raise Failure(f"{out}: exists; --force replaces it")
+    quantizer = llama_quantize.find() if kind == "q4_k_m" else None
+    work = plan(folder, name, "f16" if quantizer and not dry_run else kind, template, quiet)
+    if any(entry.source and entry.source.file.resolve() == out.resolve() for entry in work.entries):
+        raise UsageFailure(f"{out}: a part of the model; choose another output file")
+    free = staging.check_space(out, work.bytes * 2 if quantizer else work.bytes)
+    with jsonl.output(None) as lines:
+        if dry_run:
+            for entry in work.entries:
+                lines.write(_line(entry.name, entry.type, entry.shape, entry.bytes))
+            totals = _totals(len(work.entries), work.bytes, kind, out)
+            lines.write({"dry_run": True, **totals, "free": free})
+            return
+        try:
+            if quantizer:
+                totals = _write_with(quantizer, work, out, kind, jobs, quiet, lines)
+            else:
+                with jsonl.atomic(out) as stream:
+                    for line in _write_tensors(stream, work, jobs, quiet):
+                        lines.write(line)
+                totals = _totals(len(work.entries), work.bytes, kind, out)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Failure(f"{out}: the disk is full; nothing was kept") from None
+            raise
+        lines.write(totals)
+    if not quiet:
+        size, count = totals["bytes"], totals["tensors"]
+        print(f"vtools export: {out}: {count} tensors, {size:,} bytes, {kind}", file=sys.stderr)
+
+
+def plan(folder: Path, name: str, kind: str, template: str | None, quiet: bool) -> Plan:
+    """Read the configuration, the tokenizer and all headers. Raises Failure for a model that cannot be exported."""
+    found = architecture.read(folder)
+    entries = tensors.plan(folder, checkpoint.tensors(folder), found, kind)
+    if found.window and not quiet:
+        print(
+            f"vtools export: {folder}: attention sees {found.window} tokens back; llama.cpp's {found.name} sees all, "
+            "so longer texts give other results",
+            file=sys.stderr,
+        )
+    parameters = sum(math.prod(entry.shape) for entry in entries if entry.source)
+    metadata = {
+        "general.architecture": found.name,
+        "general.type": "model",
+        "general.name": name,
+        "general.size_label": gguf.size_label(parameters, parameters, 0, 0),
+        "general.quantization_version": gguf.GGML_QUANT_VERSION,
+        "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[kind]]),
+        **found.metadata(),
+        **vocabulary.metadata(models.tokenizer(str(folder)), found.vocabulary, template, quiet),
+    }
+    return Plan(_header(metadata, entries), entries)
+
+
+def _write_tensors(stream: IO[bytes], work: Plan, jobs: int, quiet: bool) -> Iterator[dict[str, Any]]:
+    """Write the whole file to `stream`; yields the line of each tensor once it is written."""
+    size = sum(entry.source.bytes for entry in work.entries if entry.source)
+    stream.write(work.header)
+    started = time.monotonic()
+    with Files() as files, jsonl.progress("export", quiet, size, "B") as tick:
+        for (entry, raw, last), encoded in conversion.in_order(_blocks(work.entries, files), _encode, jobs):
+            stream.write(encoded.data)
+            tick(len(raw))
+            if last:
+                stream.write(bytes(_aligned(entry.bytes) - entry.bytes))
+                milliseconds = round((time.monotonic() - started) * 1000)
+                started = time.monotonic()
+                yield {**_line(entry.name, entry.type, entry.shape, entry.bytes), "ms": milliseconds}
+
+
+def _blocks(entries: list[Entry], files: Files) -> Iterator[tuple[Entry, Bytes, bool]]:
+    """Every tensor's rows, some at a time, as they are stored; whether they are its last."""
+    for entry in entries:
+        source = entry.source
+        if source is None:
+            yield entry, np.array(entry.values, "<f4").view(np.uint8), True
+            continue
+        row = source.bytes // source.shape[0]
+        step = conversion.rows_at_once(row, entry.head) * row
+        for start, length in checkpoint.pieces(source.bytes, step):
+            raw = dtypes.empty(length)
+            files.read(source.file, source.start + start, raw.data)
+            yield entry, raw, start + length == source.bytes
+
+
+def _encode(block: tuple[Entry, Bytes, bool]) -> Bytes:
+    entry, raw, _ = block
+    if entry.source is None:
+        return raw
+    if entry.head:
+        raw = conversion.interleave(raw, entry.source.bytes // entry.shape[0], entry.head)
+    try:
+        return conversion.encode(raw, entry.source.dtype, entry.shape[-1], entry.type)
+    except OverflowError as error:
+        raise Failure(f"{entry.source.file}: tensor {entry.source.name}: {error}") from None
+
+
+def _write_with(
+    program: str, work: Plan, out: Path, kind: str, jobs: int, quiet: bool, lines: jsonl.Output
+) -> dict[str, Any]:
+    """Write F16 beside `out` and have llama-quantize make `out` of it; the totals of its file."""
+    with jsonl.atomic(out) as stream:
+        part = Path(os.readlink(f"/proc/self/fd/{stream.fileno()}"))
+        whole = out.resolve().with_name(f".{out.name}.f16")
+        try:
+            with open(whole, "wb") as beside:
+                for _ in _write_tensors(beside, work, jobs, quiet):
+                    pass
+            llama_quantize.run(program, whole, part, kind, jobs)
+        finally:
+            whole.unlink(missing_ok=True)
+        reader = gguf.GGUFReader(part)
+        for tensor in reader.tensors:
+            shape = tuple(int(size) for size in reversed(tensor.shape))
+            lines.write(_line(tensor.name, tensor.tensor_type.name.lower(), shape, int(tensor.n_bytes)))
+        return _totals(len(reader.tensors), part.stat().st_size, kind, out) | {"with": program}
+
+
+def _line(name: str, kind: str, shape: tuple[int, ...], size: int) -> dict[str, Any]:
+    return {"tensor": name, "type": kind, "shape": list(shape), "bytes": size}
+
+
+def _totals(count: int, size: int, kind: str, out: Path) -> dict[str, Any]:
+    return {"tensors": count, "bytes": size, "type": kind, "out": str(out)}
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _header(metadata: dict[str, Any], entries: list[Entry]) -> bytes:
+    """All that stands before the tensors, up to where the first one begins."""
+    parts = [b"GGUF", struct.pack("<IQQ", 3, len(entries), len(metadata))]
+    for key, value in metadata.items():
+        kind, packed = _value(value)
+        parts += [_string(key), struct.pack("<I", kind), packed]
+    offset = 0
+    for entry in entries:
+        shape = entry.shape[::-1]  # GGUF has the columns first
+        parts += [_string(entry.name), struct.pack(f"<I{len(shape)}Q", len(shape), *shape)]
+        parts.append(struct.pack("<IQ", tensors.ggml_type(entry.type), offset))
+        offset += _aligned(entry.bytes)
+    header = b"".join(parts)
+    return header.ljust(_aligned(len(header)), b"\0")
+
+
+def _value(value: Any) -> tuple[int, bytes]:
+    """GGUF's number for the type of a value, and its bytes; integers in lists are signed."""
+    match value:
+        case bool():
+            return 7, struct.pack("<?", value)
+        case int():
+            return 4, struct.pack("<I", value)
+        case float():
+            return 6, struct.pack("<f", value)
+        case str():
+            return 8, _string(value)
+    count = struct.pack("<Q", len(value))
+    match value[0] if value else 0:
+        case int():
+            return 9, struct.pack("<I", 5) + count + struct.pack(f"<{len(value)}i", *value)
+        case float():
+            return 9, struct.pack("<I", 6) + count + struct.pack(f"<{len(value)}f", *value)
+    return 9, struct.pack("<I", 8) + count + b"".join(map(_string, value))
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode("utf-8", "replace")
+    return struct.pack("<Q", len(raw)) + raw

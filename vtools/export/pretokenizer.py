@@ -1,0 +1,57 @@
+"""Which of llama.cpp's pre-tokenizers cuts text as a byte-level tokenizer.json does.
+
+llama.cpp has these rules built in under names (src/llama-vocab.cpp); a file can only name one of them. A name is given
+where the tokenizer's own rules are, character by character, the ones which that name stands for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vtools.process import Failure
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _REST
+_QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _REST
+_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# The steps, the normal form, and whether a word that is a token is taken whole, to the name.
+NAMES = {
+    (("gpt2",), None, False): "gpt-2",
+    (("digits", "gpt2"), None, False): "smollm",
+    ((_LLAMA3, "bytes"), None, True): "llama-bpe",
+    ((_LLAMA3, "bytes"), None, False): "dbrx",
+    ((_QWEN2, "bytes"), None, False): "qwen2",
+    # llama.cpp does not normalise; its own converter passes over that too. Text is nearly always NFC already.
+    ((_QWEN2, "bytes"), "NFC", False): "qwen2",
+    ((_TEKKEN, "bytes"), None, True): "tekken",
+}
+
+
+def name(setup: dict[str, Any], where: object) -> str:
+    """llama.cpp's name for the pre-tokenizer of a tokenizer.json. Raises Failure if it has none that we know."""
+    before = setup.get("pre_tokenizer") or {}
+    steps = tuple(_step(step) for step in before.get("pretokenizers", [before]))
+    normal = (setup.get("normalizer") or {}).get("type")
+    found = NAMES.get((steps, normal, bool(setup["model"].get("ignore_merges"))))
+    if found is None:
+        raise Failure(
+            f"{where}: it cuts text in a way ({', '.join(map(str, steps))}, normal form {normal}) that is none of "
+            f"llama.cpp's that we know: {', '.join(sorted(set(NAMES.values())))}"
+        )
+    return found
+
+
+def _step(step: dict[str, Any]) -> str:
+    match step:
+        case {"type": "ByteLevel", "add_prefix_space": False}:
+            return "gpt2" if step.get("use_regex", True) else "bytes"
+        case {"type": "Digits", "individual_digits": True}:
+            return "digits"
+        case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
+            return str(pattern)
+    return str(step.get("type"))
