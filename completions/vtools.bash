@@ -3,7 +3,7 @@ _vtools() {
     local word="${COMP_WORDS[COMP_CWORD]}" words=""
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
-        words="fetch clean split stats train make-delta apply-delta serve chat judge report --help --version"
+        words="fetch clean split stats train make-delta apply-delta export serve chat judge report --help --version"
         COMPREPLY=($(compgen -W "$words" -- "$word"))
         return
     fi
@@ -13,8 +13,9 @@ _vtools() {
         split) words="--max-tokens --tokenizer --template --overlong --overlap-turns --preset --hold-out --hold-out-file --sharegpt -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
         stats) words="--tokenizer --diff --plot -o --out --rejects -q --quiet -v --verbose --help" ;;
         train) words="--model -o --out --data --preset --epochs --max-steps --batch --lr --warmup --schedule --max-tokens --overlong --rope-scaling --template --lora --eval --eval-every --samples --save-every --keep --resume --nproc --nnodes --rdzv --dtype --attention --micro-tokens --recompute --compile --no-compile --save-dtype --rejects -j --jobs --seed -n --dry-run --gpu --price -q --quiet -v --verbose --help" ;;
-        make-delta) words="--base --base-model-path --target --target-model-path -o --out --delta --delta-path --codec --force -n --dry-run -q --quiet -v --verbose --help" ;;
-        apply-delta) words="--base --base-model-path --delta --delta-path -o --out --target --target-model-path --verify --force -n --dry-run -q --quiet -v --verbose --help" ;;
+        make-delta) words="--base --base-model-path --target --target-model-path -o --out --delta --delta-path --codec -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
+        apply-delta) words="--base --base-model-path --delta --delta-path -o --out --target --target-model-path --template --add-dtype --extra-rows --expect-sum --verify -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
+        export) words="-o --out --to --type --dtype --max-shard --template -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         serve) words="--port --host --template --dtype --max-requests -q --quiet -v --verbose --help" ;;
         chat) words="--model --base-url --system --temperature --top-p --max-tokens --seed --template --text --timeout -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         judge) words="--questions --training-data --model --base-url --one-order --temperature --max-tokens --seed --template --timeout --usd-in --usd-out -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;

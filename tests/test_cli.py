@@ -160,3 +160,11 @@ def test_no_committed_file_names_a_place_outside_the_project():
     for name in listed:
         text = (ROOT / name).read_bytes()
         assert not re.search(rb"/(work|opt|root)/[a-z]", text) or name == "tests/test_cli.py", name
+
+
+def test_verbose_shows_where_an_error_came_from(tmp_path):
+    (tmp_path / "raw.jsonl").write_text("not json\n")
+    command = [sys.executable, "-m", "vtools", "clean", str(tmp_path / "raw.jsonl")]
+    for extra, shown in (([], False), (["-v"], True)):
+        done = subprocess.run([*command, *extra], capture_output=True, text=True)
+        assert done.returncode == 1 and ("Traceback" in done.stderr) is shown and "NoneType: None" not in done.stderr

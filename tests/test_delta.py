@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from checkpoints import VTOOLS, bad, contents, good, model, names, pair, vtools,
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from vtools import dtypes  # noqa: E402
+from vtools import dtypes, process  # noqa: E402
 from vtools.delta import bits, manifest  # noqa: E402
 
 
@@ -329,6 +330,7 @@ def test_killed_between_the_two_renames_the_old_folder_is_not_lost(tmp_path):
     model(tmp_path / "out.partial/replaced")
     shutil.copytree(target, tmp_path / "out.partial/fresh")
     (tmp_path / "out.partial/.lock").touch()
+    (tmp_path / "out.partial/journal").write_text('{"making":"it"}\n')
     old = contents(tmp_path / "out.partial/replaced")
     assert "--force" in bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
     assert contents(tmp_path / "out") == old
@@ -356,6 +358,106 @@ def test_an_interrupted_run_dies_of_the_signal_and_the_same_command_continues(tm
     good("make-delta", base, target, tmp_path / "whole")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole" if tool == "make-delta" else target)
     assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("tool", ["make-delta", "apply-delta"])
+def test_inputs_that_change_between_a_kill_and_the_rerun_are_noticed(tmp_path, tool):
+    base, target = pair(tmp_path, scale=600)
+    delta = tmp_path / "delta"
+    if tool == "apply-delta":  # without a manifest: base + delta, with nothing to check the sum by
+        small = {name: (kind, array * np.float16(0.02)) for name, (kind, array) in model(tmp_path / "x", seed=5, scale=600).items()}  # fmt: skip
+        write(delta / "model.safetensors", small)
+        target = delta
+    killed([*VTOOLS, tool, base, target, tmp_path / "out"], 0)
+    old = base / "model.safetensors"
+    about, raw = old.stat(), bytearray(old.read_bytes())
+    raw[3000] ^= 1  # in the first tensor, which is done
+    old.unlink()
+    old.write_bytes(raw)
+    os.utime(old, ns=(about.st_atime_ns, about.st_mtime_ns))  # the same size and time, as `cp -p` leaves it
+    good(tool, "--force", base, target, tmp_path / "out")
+    good(tool, base, target, tmp_path / "fresh")
+    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+
+
+def test_a_folder_beside_out_that_is_a_model_of_somebody_is_never_taken_for_ours(tmp_path):
+    base, target = pair(tmp_path)
+    for other in ("delta.partial", "link.partial"):
+        (tmp_path / other).mkdir()
+        (tmp_path / other / ".lock").touch()  # as `vtools train` leaves it
+        (tmp_path / other / "model.safetensors").write_text("a month of training")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real/.lock").touch()
+    (tmp_path / "sym.partial").symlink_to(tmp_path / "real")
+    for out in ("delta", "sym"):
+        assert "not ours" in bad("make-delta", base, target, tmp_path / out)
+    assert (tmp_path / "delta.partial/model.safetensors").read_text() == "a month of training"
+    inside = tmp_path / "inside.partial/fresh"
+    shutil.copytree(target, inside)
+    assert "choose another" in bad("make-delta", base, inside, tmp_path / "inside", code=2)
+    assert contents(inside) == contents(target)
+
+
+def test_out_inside_an_input_or_where_nothing_can_be_renamed_to_is_refused(tmp_path):
+    base, target = pair(tmp_path)
+    assert "lies in the input" in bad("make-delta", base, target, target / "delta", code=2)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert "leads to itself" in bad("make-delta", base, target, tmp_path / "loop")
+    done = vtools("make-delta", base, target, ".", cwd=tmp_path / "base", env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
+    assert done.returncode == 2 and "name one inside it" in done.stderr
+
+
+def test_an_older_owner_that_finishes_never_leaves_two_at_work(tmp_path):
+    """The lock's file goes with the folder: who opened it before that must not believe that it owns the next one."""
+    work = tmp_path / "work"
+    with process.lock(work):
+        handle = os.open(work / ".lock", os.O_RDWR)
+    shutil.rmtree(work)
+    with process.lock(work):
+        assert not os.path.samestat(os.fstat(handle), os.stat(work / ".lock"))
+        script = "import sys; from vtools import process\nwith process.lock(sys.argv[1]): pass"
+        second = subprocess.run([sys.executable, "-c", script, work], capture_output=True, text=True)
+        assert "another vtools process" in second.stderr
+    os.close(handle)
+
+
+def test_the_files_that_transformers_would_load_are_the_base(tmp_path):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    # A model saved again as one file, beside the shards and the index of before.
+    model(tmp_path / "old", seed=9)
+    shutil.copy(tmp_path / "old/model.safetensors", base / "model-00001-of-00001.safetensors")
+    stale = {name: "model-00001-of-00001.safetensors" for name in ("model.embed_tokens.weight", "model.layers.0.w", "model.norm")}  # fmt: skip
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": stale}))
+    good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(target)
+    # And shards that an index places in a folder of their own.
+    (tmp_path / "nested/weights").mkdir(parents=True)
+    shutil.copy(base / "model.safetensors", tmp_path / "nested/weights/one.safetensors")
+    (tmp_path / "nested/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(stale, "weights/one.safetensors")}))  # fmt: skip
+    good("apply-delta", tmp_path / "nested", tmp_path / "delta", tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(target)
+
+
+def test_hundreds_of_shards_do_not_run_out_of_files(tmp_path):
+    for name, seed in (("base", 1), ("target", 2)):
+        for shard in range(300):
+            write(tmp_path / name / f"model-{shard:05}.safetensors", {f"w{shard}": ("F16", weights("F16", (3, 4), (seed, shard)))})  # fmt: skip
+    limited = 'ulimit -n 256; exec "$@"'
+    for arguments in (["make-delta", "base", "target", "delta"], ["apply-delta", "-j", "4", "base", "delta", "out"]):
+        done = subprocess.run(["sh", "-c", limited, "sh", *VTOOLS, *arguments], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "out") == contents(tmp_path / "target")
+
+
+def test_a_name_that_deltas_use_for_themselves_and_an_empty_model_are_no_surprise(tmp_path):
+    base, target = pair(tmp_path)
+    write(target / "more.safetensors", {"__gaps__": ("F16", weights("F16", (3, 4), 1))})
+    assert "a name that deltas use" in bad("make-delta", base, target, tmp_path / "delta")
+    write(tmp_path / "empty/model.safetensors", {})
+    good("make-delta", base, tmp_path / "empty", tmp_path / "delta")
+    good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "empty")
 
 
 def test_what_was_begun_for_other_inputs_is_thrown_away(tmp_path):

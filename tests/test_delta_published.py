@@ -225,6 +225,11 @@ def test_what_is_no_delta_of_this_base_is_refused_by_name(tmp_path):
     assert "the base holds this delta already" in bad("apply-delta", tmp_path / "once", large, out)
     short = save(tmp_path / "short", {name: array for name, array in halves(2, 6).items() if "norm" not in name})
     assert "no tensor model.layers.0.input_layernorm.weight" in bad("apply-delta", base, short, out)
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        lacking = save(tmp_path / f"no-{name}", {key: array for key, array in halves(2, 6).items() if key != name})
+        assert f"no tensor {name}" in bad("apply-delta", base, lacking, out)
+    (tmp_path / "no-lm_head.weight/config.json").write_text(json.dumps(config() | {"tie_word_embeddings": True}))
+    good("apply-delta", base, tmp_path / "no-lm_head.weight", tmp_path / "tied")
     wide = save(tmp_path / "wide", halves(1, 11, ROWS + 1), ROWS + 1)
     assert "the base has more rows" in bad("apply-delta", wide, delta, out)
     more = save(tmp_path / "more", halves(2, 6) | {"model.extra": np.zeros(4, "<f2")})
@@ -236,8 +241,13 @@ def test_what_is_no_delta_of_this_base_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_delta_that_leans_on_its_base_is_still_added(tmp_path, seed):
-    """Small changes correlate with the weights by chance: the check for a delta applied twice must not mind."""
+    """Small changes correlate with the weights by chance: the check for a delta applied twice must not mind.
+
+    Nor that for a whole model mind rows without a spread, as those of tokens that nobody trained.
+    """
     base = halves(1, 11)
+    base["lm_head.weight"] = base["lm_head.weight"].copy()
+    base["lm_head.weight"][:300] *= np.float16(1e-3)
     change = {name: (array * np.float32(1e-3) + halves(seed, 3)[name]).astype("<f2") for name, array in base.items()}
     good("apply-delta", save(tmp_path / "base", base), save(tmp_path / "delta", change), tmp_path / "out")
 

@@ -21,6 +21,9 @@ WIDTHS = {
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F32": 4, "I32": 4, "U32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
 }  # fmt: skip
+BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attention.masked_bias")
+STEP = 1 << 20  # bytes read at a time where nothing else decides
+MOST_HANDLES = 16
 PICKLED = (".bin", ".pt", ".pth")
 AHEAD = 8 << 20  # bytes asked of a slow disk while those before them are at work
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
@@ -102,11 +105,7 @@ def _parse_header(header: bytes, file: Path) -> list[Tensor]:
 
 
 def tensors(place: Path) -> dict[str, Tensor]:
-    """Every tensor of a model (a folder or a single file) by its name, however it is sharded. Raises Failure.
-
-    Where two files hold the same name, the file that transformers would load wins: safetensors before .bin, and what
-    an index names before what lies beside it.
-    """
+    """Every tensor of a model (a folder or a single file) by its name, however it is sharded. Raises Failure."""
     found: dict[str, Tensor] = {}
     for file in weight_files(place):
         for tensor in read(file):
@@ -115,24 +114,40 @@ def tensors(place: Path) -> dict[str, Tensor]:
 
 
 def weight_files(place: Path) -> list[Path]:
-    """The files that hold a model's weights; those that transformers would load come first. Raises Failure if none."""
+    """The files of a model's weights, as transformers looks for them. Raises Failure if there are none.
+
+    Safetensors before .bin; of each a whole file, else those that an index names, else all there are.
+    """
     if place.is_file():
         return [place]
     for pattern, whole in (("*.safetensors", "model.safetensors"), ("pytorch_model*.bin", "pytorch_model.bin")):
-        files = sorted(place.glob(pattern))
-        first = {place / whole}
         index = place / f"{whole}.index.json"
+        if (place / whole).is_file():
+            return [place / whole]
         if index.is_file():
             try:
-                first = {place / name for name in jsonl.loads(index.read_bytes())[0]["weight_map"].values()}
+                files = sorted({place / name for name in jsonl.loads(index.read_bytes())[0]["weight_map"].values()})
             except (jsonl.Reject, KeyError, TypeError, AttributeError):
                 raise Failure(f"{index}: not an index of weight files") from None
-            for file in sorted(first):
+            for file in files:
                 if not file.is_file():
                     raise Failure(f"{file}: missing, though {index.name} names it")
-        if files:
-            return sorted(files, key=lambda file: (file not in first, file))
+            return files
+        if files := sorted(place.glob(pattern)):
+            return files
     raise Failure(f"{place}: no weights: neither *.safetensors nor pytorch_model*.bin")
+
+
+def write_index(folder: Path, files: dict[str, str], size: int) -> None:
+    """Write the index of a model in several safetensors files: the file of each tensor, and the bytes of all."""
+    index = {"metadata": {"total_size": size}, "weight_map": files}
+    with jsonl.atomic(folder / "model.safetensors.index.json") as stream:
+        stream.write(orjson.dumps(index, option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is no weight: computed from the configuration, and stored by old versions of transformers."""
+    return name.endswith(BUFFERS)
 
 
 def holds_weights(file: Path) -> bool:
@@ -154,12 +169,17 @@ def looks_like_weights(name: str) -> bool:
 def model_files(folder: Path) -> tuple[list[str], list[str]]:
     """Paths (relative, sorted) of a model's files, and of the sub-folders that are not part of the model.
 
-    Left out are hidden folders (.git, .cache), the checkpoints of a training run and the lock of its folder.
+    Left out are hidden folders (.git, .cache), the checkpoints of a training run and the lock of its folder. Raises
+    Failure for a link that leads nowhere and for a name that is not UTF-8, OSError for a folder that cannot be read.
     """
     if folder.is_file():
         return [folder.name], []
     files, left_out = [], []
-    for root, folders, names in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for root, folders, names in os.walk(folder, onerror=refuse):
         place = Path(root)
         for name in sorted(folders):
             if name.startswith((".", "checkpoint")) or (place / name).is_symlink():
@@ -169,13 +189,15 @@ def model_files(folder: Path) -> tuple[list[str], list[str]]:
             path = place / name
             if not path.exists():
                 raise Failure(f"{path}: a link that leads nowhere")
+            if not os.fsdecode(os.fsencode(name).decode("utf-8", "replace")) == name:
+                raise Failure(f"{str(path)!r}: its name is not UTF-8; rename it")
             if path.is_file() and name != ".lock":
                 files.append(str(path.relative_to(folder)))
     return sorted(files), left_out
 
 
 class Files:
-    """Open files, each opened once, read and written at any offset from and to the caller's memory."""
+    """Open files, the last ones used, read and written at any offset from and to the caller's memory."""
 
     def __init__(self) -> None:
         self.handles: dict[tuple[Path, int], int] = {}
@@ -188,9 +210,13 @@ class Files:
             os.close(handle)
 
     def _handle(self, file: Path, flags: int) -> int:
-        if (file, flags) not in self.handles:
-            self.handles[file, flags] = os.open(file, flags | os.O_CLOEXEC)
-        return self.handles[file, flags]
+        handle = self.handles.pop((file, flags), None)
+        if handle is None:
+            if len(self.handles) == MOST_HANDLES:
+                os.close(self.handles.pop(next(iter(self.handles))))
+            handle = os.open(file, flags | os.O_CLOEXEC)
+        self.handles[file, flags] = handle  # the last one used stands last
+        return handle
 
     def read(self, file: Path, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes of `file` from `start`. Raises Failure if there are too few."""

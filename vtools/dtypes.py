@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  imported lazily by the commands
-"""Floating-point numbers of one dtype as those of another, in NumPy, with the bits of torch on a CPU.
+"""Floating-point numbers of one dtype as those of another, in NumPy, with the bits of torch on a CPU (but for NaN's).
 
 BF16, which NumPy does not know, is held as the 16-bit word it is.
 """
@@ -21,7 +21,7 @@ def empty(size: int) -> Bytes:
 
 
 def convert(raw: Bytes, source: str, wanted: str) -> Bytes:
-    """Floats of one dtype as floats of another, rounded to nearest even (through F32 where BF16 is wanted)."""
+    """Floats of one dtype as floats of another, rounded to nearest even (half precision through F32)."""
     if source == wanted:
         return raw
     values = raw.view(FLOATS[source])
@@ -30,9 +30,11 @@ def convert(raw: Bytes, source: str, wanted: str) -> Bytes:
     elif source == "F16":
         values = _halves()[raw.view("<u2")]
     with np.errstate(all="ignore"):
-        if wanted != "BF16":
+        if wanted not in ("BF16", "F16"):
             return values.astype(FLOATS[wanted]).view(np.uint8)
         single = values.astype("<f4", copy=False)
+        if wanted == "F16":
+            return single.astype("<f2").view(np.uint8)
         word = single.view("<u4")
         rounded = ((word + (0x7FFF + ((word >> 16) & 1))) >> 16).astype("<u2")
         rounded[np.isnan(single)] = 0x7FC0

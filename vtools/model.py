@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtools import process
+from vtools import jsonl, process
 from vtools.process import Failure
 
 if TYPE_CHECKING:
@@ -144,11 +144,11 @@ class Tokenizer:
             self.backend: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(files / "tokenizer.json"))
         except Exception as error:
             raise Failure(f"{files / 'tokenizer.json'}: not a tokenizer: {error}") from None
-        config = _json(files / "tokenizer_config.json") | _json(folder / "tokenizer_config.json")
-        special = _json(folder / "special_tokens_map.json") | config
+        config = read_json(files / "tokenizer_config.json") | read_json(folder / "tokenizer_config.json")
+        special = read_json(folder / "special_tokens_map.json") | config
         self.bos, self.eos, self.pad = (_token(special.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
         self.chat_template = _chat_template(folder, config)
-        generation = _json(folder / "generation_config.json")
+        generation = read_json(folder / "generation_config.json")
         stop = generation.get("stop_strings") or []
         self.stop_strings: list[str] = [stop] if isinstance(stop, str) else list(stop)
         ends = generation.get("eos_token_id")
@@ -199,7 +199,9 @@ def tokenizer(reference: str) -> Tokenizer:
         except Exception as error:
             raise Failure(f"{source}: cannot be converted: {error}") from None
 
-    return Tokenizer(place, _cached(source, "tokenizer-1:" + json.dumps(_json(place / "tokenizer_config.json")), make))
+    return Tokenizer(
+        place, _cached(source, "tokenizer-1:" + json.dumps(read_json(place / "tokenizer_config.json")), make)
+    )
 
 
 def load(reference: str, dtype: str = "float32", **options: Any) -> PreTrainedModel:
@@ -220,6 +222,21 @@ def load(reference: str, dtype: str = "float32", **options: Any) -> PreTrainedMo
     return model.eval()
 
 
+def fit_config(folder: Path, dtype: str | None, rows: int | None = None) -> None:
+    """Make a model's config.json say what its weights are: their dtype (as in safetensors), the embedding's rows."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    config = read_json(path)
+    if rows is not None and config.get("vocab_size") is not None:
+        config["vocab_size"] = rows
+    name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(dtype or "")
+    if name:  # `torch_dtype` before transformers 5
+        config["dtype" if "dtype" in config else "torch_dtype"] = name
+    with jsonl.atomic(path) as stream:
+        stream.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+
+
 def _quiet() -> None:
     """transformers reports loading on stderr, bars and all; our tools say what matters themselves."""
     from transformers.utils import logging
@@ -228,13 +245,17 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file. Raises Failure if the file holds anything else."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except ValueError as error:
         raise Failure(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Failure(f"{path}: not a JSON object")
+    return value
 
 
 def _token(value: Any) -> str | None:
@@ -248,7 +269,7 @@ def _chat_template(place: Path, config: dict[str, Any]) -> str | None:
     for name in ("chat_template.jinja", "chat_template.json"):
         path = place / name
         if path.is_file():
-            return path.read_text(encoding="utf-8") if name.endswith("jinja") else _json(path).get("chat_template")
+            return path.read_text(encoding="utf-8") if name.endswith("jinja") else read_json(path).get("chat_template")
     value = config.get("chat_template")
     if isinstance(value, list):  # several, by name
         value = next((entry["template"] for entry in value if entry.get("name") == "default"), None)

@@ -13,7 +13,9 @@ RejectsFile = Annotated[
     typer.Option("--rejects", metavar="FILE", help="Save what is dropped, with reasons; go on after bad input."),
 ]
 Stats = Annotated[str | None, typer.Option("--stats", metavar="FILE", help="Write the counts as one JSON object.")]
-Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="Processes (or requests at a time); order is kept.")]
+Jobs = Annotated[
+    int, typer.Option("-j", "--jobs", min=1, help="Processes, threads or requests at a time; order is kept.")
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no closing line.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; on an error, show where.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done and what it costs; do nothing.")]

@@ -59,7 +59,8 @@ def missing_extra(module: str, extra: str, what: str) -> Failure:
 
 # Modules of the extras, so that a bare `import torch` deep inside a room ends in advice and not in a traceback.
 EXTRAS = {
-    "torch": "train", "transformers": "train", "safetensors": "train", "gguf": "weights", "numpy": "weights",
+    "torch": "train", "sentencepiece": "train",
+    "transformers": "train", "safetensors": "train", "gguf": "weights", "numpy": "weights",
     "blake3": "weights", "peft": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve",
     "uvicorn": "serve", "openai": "judge", "prompt_toolkit": "judge", "turbohtml": "fast", "pycld2": "filters",
     "rensa": "filters", "matplotlib": "plot",
@@ -78,6 +79,7 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup keeps its meaning
                 signal.signal(signum, _raise_interrupted)
+        caught: BaseException
         try:
             function(*args, **kwargs)
             sys.stdout.flush()
@@ -89,23 +91,23 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
         except BrokenPipeError:
             die_of(signal.SIGPIPE)
         except Failure as failure:
-            message, code = str(failure), failure.exit_code
+            caught, message, code = failure, str(failure), failure.exit_code
         except ModuleNotFoundError as error:
             extra = EXTRAS.get((error.name or "").partition(".")[0])
             if extra is None:
                 raise
-            message, code = str(missing_extra(error.name or "", extra, tool)), 1
+            caught, message, code = error, str(missing_extra(error.name or "", extra, tool)), 1
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            message, code = f"{where}{error.strerror or error}", 1
-        except RecursionError:
-            message, code = "a value is nested too deeply", 1
+            caught, message, code = error, f"{where}{error.strerror or error}", 1
+        except RecursionError as error:
+            caught, message, code = error, "a value is nested too deeply", 1
         except Exception as error:  # no traceback reaches a user who did not ask for it
-            message, code = f"{type(error).__name__}: {error} (a bug; -v shows where)", 1
+            caught, message, code = error, f"{type(error).__name__}: {error} (a bug; -v shows where)", 1
         if verbose:
             import traceback
 
-            traceback.print_exc()
+            traceback.print_exception(caught)
         print(f"vtools {tool}: {message}", file=sys.stderr)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
@@ -170,15 +172,25 @@ def die_of_in_thread(signum: int) -> NoReturn:
 def lock(folder: Path | str, wait: bool = False) -> Iterator[None]:
     """Own an output folder for the length of the block; when another process does, wait or raise TryAgain."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except FileNotFoundError:  # removed by its owner, who has just finished
+            continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(folder / ".lock")):
+                break
+        except FileNotFoundError:
+            pass
         except BlockingIOError:
+            os.close(handle)
             raise TryAgain(
                 f"{folder}: another vtools process is writing here; try again when it has finished"
             ) from None
+        os.close(handle)  # the owner removed the file between our open and our lock
+    try:
         yield
     finally:
         os.close(handle)

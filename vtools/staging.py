@@ -12,6 +12,7 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,28 +20,42 @@ from typing import Any
 
 import orjson
 
-from vtools import jsonl, process
+from vtools import __version__, jsonl, process
 from vtools.process import Failure, UsageFailure
 
 
 def check(out: Path, inputs: list[Path], force: bool) -> None:
-    """Refuse an output folder that holds something or that is, or holds, an input. Raises Failure."""
-    place = out.resolve()
-    if not place.name:
-        raise UsageFailure(f"{out}: not a folder to write to")
-    for source in inputs:
-        if place == source.resolve() or place in source.resolve().parents:
-            raise UsageFailure(f"{out}: it is, or holds, the input {source}; choose another output folder")
+    """Refuse an output folder that holds something, or that is, holds or lies in an input.
+
+    Raises Failure, and UsageFailure for a place that no folder can be moved to.
+    """
+    try:
+        place = out.resolve()
+    except RuntimeError:
+        raise Failure(f"{out}: a link that leads to itself") from None
+    if not place.name or place == Path.cwd() or os.path.ismount(place):
+        raise UsageFailure(f"{out}: a folder is put here by renaming, which this place cannot be; name one inside it")
+    for source in (source.resolve() for source in inputs):
+        for ours in (place, _partial(place)):
+            if ours == source or ours in source.parents:
+                raise UsageFailure(f"{out}: it is, or holds, the input {source}; choose another output folder")
+        if source in place.parents:
+            raise UsageFailure(f"{out}: it lies in the input {source}; choose another output folder")
     if place.exists() and not place.is_dir():
         raise Failure(f"{out}: in the way, and not a folder")
     if place.is_dir() and any(place.iterdir()) and not force:
         raise Failure(f"{out}: exists and is not empty; --force replaces it")
 
 
+def _partial(place: Path) -> Path:
+    """Where the work on a folder is done: beside it, so that a rename puts it in place."""
+    return place.with_name(place.name + ".partial")
+
+
 def check_space(out: Path, need: int) -> int:
     """Bytes free where `out` will be, with those that a begun work on it has. Raises Failure if fewer than `need`."""
     place = out.resolve()
-    fresh = place.with_name(place.name + ".partial") / "fresh"
+    fresh = _partial(place) / "fresh"
     taken = sum(path.stat().st_blocks * 512 for path in fresh.rglob("*") if path.is_file()) if fresh.is_dir() else 0
     parent = place.parent
     while not parent.exists():
@@ -52,13 +67,22 @@ def check_space(out: Path, need: int) -> int:
 
 
 def fingerprint(inputs: list[Path]) -> str:
-    """What tells that inputs are still those of an interrupted run: every file's path, size and time of change."""
+    """What tells that inputs are still the same: every file's path, inode, size and times of change."""
     digest = hashlib.blake2b(digest_size=16)
     for source in inputs:
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
-            status = path.stat()
-            digest.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
+            status = path.stat() if path.exists() else path.lstat()
+            if not stat.S_ISDIR(status.st_mode):
+                about = f" {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+                digest.update(os.fsencode(path.resolve()) + about.encode())
     return digest.hexdigest()
+
+
+def unchanged(inputs: list[Path], before: str) -> None:
+    """Raise Failure if inputs are no longer those that had the fingerprint `before`."""
+    if fingerprint(inputs) != before:
+        names = ", ".join(map(str, inputs))
+        raise Failure(f"{names}: a file was changed while it was read; nothing was kept, run it again")
 
 
 class Work:
@@ -68,7 +92,7 @@ class Work:
         """`making` says all that determines the result: what was begun for anything else is thrown away."""
         self.fresh, self._path = place / "fresh", place / "journal"
         self.done: dict[str, dict[str, Any]] = {}
-        head = jsonl.dumps({"making": making})
+        head = jsonl.dumps({"making": making, "by": __version__})
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         if self.fresh.is_dir() and lines[:1] == [head]:
             for line in lines[1:]:
@@ -77,10 +101,10 @@ class Work:
                     if entry.pop("check") == _check(entry):
                         self.done[entry.pop("part")] = entry
         else:
+            with jsonl.atomic(self._path) as stream:  # first, for by it the folder is known as ours
+                stream.write(head)
             shutil.rmtree(self.fresh, ignore_errors=True)
             self.fresh.mkdir()
-            with jsonl.atomic(self._path) as stream:
-                stream.write(head)
         self._stream = open(self._path, "ab", buffering=0)  # noqa: SIM115  closed by the owner of the folder
         if lines and not lines[-1].endswith(b"\n"):
             self._stream.write(b"\n")
@@ -105,32 +129,37 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
 
     A failed block leaves nothing; a killed or interrupted one leaves OUT.partial, locked while somebody is at work on
     it, and the same command continues. A folder that is replaced (`force`) goes only after the new one is whole.
-    Raises TryAgain when another process is at work.
+    Raises Failure, also where the disk is full, TryAgain when another process is at work, and OSError.
     """
     place = out.resolve()
-    partial = place.with_name(place.name + ".partial")
-    if partial.exists() and not (partial / ".lock").exists() and (not partial.is_dir() or any(partial.iterdir())):
+    partial = _partial(place)
+    if os.path.lexists(partial) and not _ours(partial):
         raise Failure(f"{partial}: in the way, and not ours; move it")
     with process.lock(partial), contextlib.ExitStack() as stack:
         replaced = partial / "replaced"
-        if replaced.exists() and not place.exists():  # killed between the two renames below
+        if replaced.exists() and not place.exists() and (partial / "fresh").exists():  # killed between the two renames
             os.rename(replaced, place)
-        keep = False
+        keep = done = False
         try:
             check(out, inputs, force)
             shutil.rmtree(replaced, ignore_errors=True)
             work = Work(partial, making)
             stack.callback(work.close)
             yield work
-            for root, _, _ in os.walk(work.fresh):
-                jsonl.sync(Path(root))
+            for root, _, names in os.walk(work.fresh):
+                for path in (Path(root), *(Path(root, name) for name in names)):
+                    jsonl.sync(path)
             if place.exists():
+                shutil.copymode(place, work.fresh)
                 os.rename(place, replaced)
             os.rename(work.fresh, place)
-            jsonl.sync(place.parent)
+            done = True
+            with contextlib.suppress(PermissionError):  # a parent that may be written but not read
+                jsonl.sync(place.parent)
         except (process.Interrupted, KeyboardInterrupt, BrokenPipeError):
-            keep = True
-            print(f"{partial}: kept; the same command continues, or remove it", file=sys.stderr)
+            keep = not done
+            if keep:
+                print(f"{partial}: kept; the same command continues, or remove it", file=sys.stderr)
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -140,4 +169,17 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
             if replaced.exists() and not place.exists():
                 os.rename(replaced, place)
             if not keep:
-                shutil.rmtree(partial, ignore_errors=True)
+                for name in ("fresh", "replaced"):
+                    shutil.rmtree(partial / name, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)  # the journal last: by it the rest is known as ours
+
+
+def _ours(partial: Path) -> bool:
+    """Whether a folder is the half-done work of an earlier run: it has our journal, or nothing but a lock."""
+    if partial.is_symlink() or not partial.is_dir():
+        return False
+    journal = partial / "journal"
+    if not journal.is_file():
+        return all(path.name in (".lock", ".journal.part") for path in partial.iterdir())
+    with open(journal, "rb") as stream:
+        return stream.readline(4096).startswith(b'{"making":')

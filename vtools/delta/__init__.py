@@ -11,7 +11,6 @@ from vtools import options
 from vtools.process import UsageFailure
 
 Base = Annotated[str | None, typer.Option("--base", "--base-model-path", metavar="MODEL", help="The base model.")]
-Jobs = Annotated[int, typer.Option("-j", "--jobs", min=1, help="Threads; the bytes are the same for any number.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")]
 
 
@@ -25,7 +24,7 @@ def make_delta(
         str | None, typer.Option("-o", "--out", "--delta", "--delta-path", metavar="FOLDER", help="A new folder.")
     ] = None,
     codec: Annotated[Literal["zstd", "raw"], typer.Option("--codec", help="zstd is small, raw is quick.")] = "zstd",
-    jobs: Jobs = 2,
+    jobs: options.Jobs = 2,
     force: Force = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -34,9 +33,10 @@ def make_delta(
     """Write what turns BASE into TARGET as the folder OUT, to publish instead of the whole model.
 
     The difference is exact: apply-delta gives back every file of TARGET byte for byte. Each model is a folder, a hub id
-    (hf:owner/name), a .safetensors, .bin or .gguf file, sharded in any way; dtypes may differ, and TARGET may have more
-    rows (a larger vocabulary). Its other files are carried along. Pickled weights (.bin) are read without running what
-    is in them. Memory does not grow with the model. Killed at any moment, the same command continues.
+    (hf:owner/name) or a .safetensors or .bin file, sharded in any way (a .gguf file is converted first); dtypes may
+    differ, and TARGET may have more rows (a larger vocabulary). Its other files are carried along. Pickled weights
+    (.bin) are read without running what is in them. Memory does not grow with the model. Killed at any moment, the same
+    command continues.
 
     stdout: a JSON line a tensor {"tensor", "bytes", "delta_bytes", "blake3", "ms"}, then one with the totals.
 
@@ -51,7 +51,10 @@ def make_delta(
     from vtools.delta import make
 
     known_as = Path(base).resolve().name if Path(base).exists() else base  # a path is nobody else's business
-    make.make(_place(base), _place(target), Path(out), known_as, codec, jobs, force, quiet, dry_run)
+    make.make(
+        _place(base), _place(target), Path(out), name=known_as, codec=codec, jobs=jobs, force=force, quiet=quiet,
+        dry_run=dry_run,
+    )  # fmt: skip
 
 
 def apply_delta(
@@ -62,9 +65,7 @@ def apply_delta(
         str | None,
         typer.Option("-o", "--out", "--target", "--target-model-path", metavar="FOLDER", help="A new folder."),
     ] = None,
-    template: Annotated[
-        str | None, typer.Option("--template", metavar="NAME", help="Store this prompt template with the result.")
-    ] = None,
+    template: options.TemplateName = None,
     add_dtype: Annotated[
         Literal["fp16", "bf16", "fp32"] | None,
         typer.Option(
@@ -88,7 +89,7 @@ def apply_delta(
     verify: Annotated[
         str | None, typer.Option("--verify", metavar="FOLDER", help="Only check FOLDER against the delta's hashes.")
     ] = None,
-    jobs: Jobs = 2,
+    jobs: options.Jobs = 2,
     force: Force = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -100,7 +101,8 @@ def apply_delta(
     read without running what is in them. A delta made by make-delta gives the tuned model's files byte for byte: every
     tensor of BASE and of the result is checked while it passes. A delta without delta.json, as FastChat and Alpaca
     published them, is added in its own dtype, which gives FastChat's bits, as safetensors; nothing can check that base.
-    OUT appears when it is whole. Memory does not grow with the model. Killed at any moment, the same command continues.
+    --template stores a prompt template with OUT, which those never carried. OUT appears when it is whole. Memory does
+    not grow with the model. Killed at any moment, the same command continues.
 
     stdout: a JSON line a tensor {"tensor", "bytes", "blake3", "ms"}, then one with the totals.
 
@@ -112,10 +114,10 @@ def apply_delta(
       vtools apply-delta hf:huggyllama/llama-7b hf:lmsys/vicuna-7b-delta-v1.1 vicuna-7b --template vicuna-v1.1
     """
     if verify is not None:
-        if delta is None and operands:
-            delta = operands[-1]
-        if delta is None:
-            raise UsageFailure("--verify needs --delta DELTA")
+        deltas = [name for name in (delta, out, *(operands or [])) if name]
+        if len(deltas) != 1:
+            raise UsageFailure("--verify FOLDER needs --delta DELTA, and no other operand")
+        delta = deltas[0]
         from vtools.delta import apply
 
         apply.verify(Path(verify), _place(delta, ["*"]), quiet)
@@ -129,7 +131,9 @@ def apply_delta(
         for option, value in chosen.items():
             if value is not None:
                 raise UsageFailure(f"{option}: {delta} has a delta.json, which settles that: leave it out")
-        apply.apply(_place(base), place, Path(out), template, jobs, force, quiet, dry_run)
+        apply.apply(
+            _place(base), place, Path(out), template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
+        )
         return
     dtype = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}[add_dtype] if add_dtype else None
     add.add(

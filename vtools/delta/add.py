@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
+import math
 import re
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from vtools import checkpoint, dtypes, jsonl, staging
-from vtools.checkpoint import WIDTHS, Files, Tensor
-from vtools.delta import bits, build, carry
-from vtools.delta.base import TIED, Base, comparable, is_buffer, mean_row
+from vtools import checkpoint, dtypes, jsonl, model, staging, tensor_files
+from vtools.checkpoint import STEP, WIDTHS, Files, Tensor, is_buffer
+from vtools.delta import bits, carry
+from vtools.delta.base_tensor import TIED, BaseStream, comparable, mean_row
 from vtools.dtypes import FLOATS, Bytes
 from vtools.process import Failure
 
@@ -34,10 +35,11 @@ SAMPLE = 1 << 20  # elements looked at in a tensor
 class Plan:
     """What there is to do, known from headers and a look at the numbers."""
 
-    parts: list[build.Part]
+    parts: list[tensor_files.Part]
     heads: dict[str, bytes]  # file of the result: its first bytes
     carried: dict[str, Path]
     rows: int | None  # of the embedding
+    dtype: str | None  # of all parts, if it is one
     buffers: list[Tensor]
 
     def size(self, path: str) -> int:
@@ -66,29 +68,32 @@ def add(
             named = {"base": str(base), "delta": str(delta), "out": str(out)}
             lines.write({"dry_run": True, **totals, **named, "free": free})
         return
-    build.reuse_memory()
-    making = f"add {dtype} {extra_rows} {template} {staging.fingerprint([base, delta])}"
+    tensor_files.reuse_memory()
+    inputs = staging.fingerprint([base, delta])
+    making = f"add {dtype} {extra_rows} {template} {inputs}"
     with (
         jsonl.output(None) as lines,
         staging.folder(out, [base, delta], force, making) as work,
         jsonl.progress("apply-delta", quiet, sum(sizes.values()), "B") as tick,
     ):
         for path, head in work_plan.heads.items():
-            build.allocate(work.fresh / path, sizes[path])
+            tensor_files.allocate(work.fresh / path, sizes[path])
             with open(work.fresh / path, "r+b") as stream:
                 stream.write(head)
                 tick(len(head))
-        written = build.write(work_plan.parts, work, jobs, lines, tick)
+        written = tensor_files.write(work_plan.parts, work, jobs, lines, tick)
         if expect_sum is not None:
             _check_sum(written.measured, expect_sum, work_plan.buffers)
             totals["sum"] = round(written.measured, 4)
         for path, source in sorted(work_plan.carried.items()):
             carry.copy(source, work.fresh / path)
         if len(work_plan.heads) > 1:
-            _write_index(work.fresh / "model.safetensors.index.json", work_plan.parts)
-        carry.fit_config(work.fresh, work_plan.rows, dtype)
+            places = {part.name: part.path for part in work_plan.parts}
+            checkpoint.write_index(work.fresh, places, sum(part.bytes for part in work_plan.parts))
+        model.fit_config(work.fresh, work_plan.dtype, work_plan.rows)
         if template is not None:
             carry.load_template(work.fresh, template).save(work.fresh)
+        staging.unchanged([base, delta], inputs)
     totals |= {"files": len(sizes) + len(work_plan.carried), "reused": written.reused, "verified": False}
     with jsonl.output(None) as lines:
         lines.write({**totals, "out": str(out)})
@@ -116,29 +121,28 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, sum
         if not is_buffer(tensor.name):
             changes.setdefault(tensor.name, tensor)
     _check_names(base, delta, tensors, changes, extra_rows)
+    _check_missing(base, delta, tensors, changes)
     _check_numbers(delta, tensors, changes)
     rows = next((change.shape[0] for name, change in changes.items() if name.endswith("embed_tokens.weight")), None)
     if rows is not None:
         carry.check_vocabulary(_root(delta), rows)
-    parts: list[build.Part] = []
+    parts: list[tensor_files.Part] = []
     heads: dict[str, bytes] = {}
+    kinds = set()
     for file, group in stored.items():
-        path = _name(file)
-        weights = [change for change in group if changes.get(change.name) is change]
-        kinds = [dtype or change.dtype for change in weights]
-        lengths = [
-            change.bytes // WIDTHS[change.dtype] * WIDTHS[kind] for change, kind in zip(weights, kinds, strict=True)
-        ]
-        described = zip(weights, kinds, lengths, strict=True)
-        head = checkpoint.header(
-            [(change.name, kind, change.shape, length) for change, kind, length in described], {"format": "pt"}
-        )
+        work = []
+        for change in group:
+            if changes.get(change.name) is change:
+                kind = dtype or change.dtype
+                work.append((change, kind, change.bytes // WIDTHS[change.dtype] * WIDTHS[kind]))
+                kinds.add(kind)
+        entries = [(change.name, kind, change.shape, length) for change, kind, length in work]
+        path, head = _name(file), checkpoint.header(entries, {"format": "pt"})
         heads[path] = head
         start = len(head)
-        for change, kind, length in zip(weights, kinds, lengths, strict=True):
-            part = build.Part(
-                change.name, path, start, length, _sum_of(_source(tensors, change), change, kind, extra_rows)
-            )
+        for change, kind, length in work:
+            chunks = _sum_of(_source(tensors, change), change, kind, extra_rows)
+            part = tensor_files.Part(change.name, path, start, length, chunks)
             if summed:
                 part.measure = functools.partial(_total, kind)
             parts.append(part)
@@ -149,8 +153,9 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, sum
     for name in ("config.json", "generation_config.json"):  # FastChat takes the base's; a delta's own knows more
         if name not in carried and base.is_dir() and (base / name).is_file():
             carried[name] = base / name
-    buffers = [tensor for tensor in itertools.chain(tensors.values(), *stored.values()) if is_buffer(tensor.name)]
-    return Plan(parts, heads, carried, rows, buffers)
+    every = itertools.chain(tensors.values(), *stored.values())
+    buffers = [tensor for tensor in every if is_buffer(tensor.name) and tensor.dtype in FLOATS]
+    return Plan(parts, heads, carried, rows, kinds.pop() if len(kinds) == 1 else None, buffers)
 
 
 def _root(delta: Path) -> Path:
@@ -163,8 +168,6 @@ def _source(tensors: dict[str, Tensor], change: Tensor) -> Tensor:
 
 def _name(file: Path) -> str:
     """The result's file for one of the delta's: safetensors, numbered as the delta's are."""
-    if file.suffix not in checkpoint.PICKLED:
-        return file.name
     return re.sub(r"^pytorch_model", "model", file.stem) + ".safetensors"
 
 
@@ -190,33 +193,40 @@ def _check_names(
                 f"tensor {change.name}: {found} in {base}, {change} in {delta}: the delta adds rows, and does not say "
                 "to what: --extra-rows zero (Vicuna v0) or --extra-rows mean (Alpaca)"
             )
-    tied = {one for pair in TIED.items() for one in pair if changes.keys() & pair}
-    if missing := sorted(name for name in tensors.keys() - changes.keys() - tied if not is_buffer(name)):
-        raise Failure(f"{delta}: no tensor {missing[0]}, which the base {base} has: not a delta of this base")
+
+
+def _check_missing(base: Path, delta: Path, tensors: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
+    """Raise Failure if the base has weights that the delta lacks, but for an output matrix that the result ties."""
+    missing = {name for name in tensors.keys() - changes.keys() if not is_buffer(name)}
+    place = next((place for place in (_root(delta), base) if (place / "config.json").is_file()), None)
+    if place and model.read_json(place / "config.json").get("tie_word_embeddings"):
+        missing -= TIED.keys()
+    if missing:
+        raise Failure(f"{delta}: no tensor {min(missing)}, which the base {base} has: not a delta of this base")
 
 
 def _check_numbers(delta: Path, tensors: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
     """Raise Failure for a delta that is a whole model, or that the base holds already.
 
-    Those of real fine-tunes are under a tenth of the base. And a base B + D, regressed on the delta D, has the slope
-    1 in every matrix, where that of B is near 0.
+    The changes of real fine-tunes are a tenth of the weights or less. And a base B + D, regressed on the delta D, has
+    the slope 1 in every matrix, where that of B is near 0.
     """
     largest = sorted(changes.values(), key=lambda change: (-change.bytes, change.name))[:16]
     ratios, slopes = [], []
     with Files() as files:
         for change in largest:
             source = _source(tensors, change)
-            length = min(SAMPLE, change.bytes // WIDTHS[change.dtype], source.bytes // WIDTHS[source.dtype])
+            length = min(change.bytes // WIDTHS[change.dtype], source.bytes // WIDTHS[source.dtype])
             ours, theirs = (_sample(files, tensor, length) for tensor in (source, change))
-            if not length or not (spread := float(theirs.std())):
-                continue
-            ratios.append(float(ours.std()) / spread)
-            if ratios[-1] / length**0.5 < 0.05:  # the standard error of the slope
-                slopes.append(float(((ours - ours.mean()) * (theirs - theirs.mean())).mean()) / spread**2)
-    if ratios and min(ratios[:1]) < 1.4:
-        raise Failure(
-            f"{delta}: tensor {largest[0].name} is as large as the base's own: this is a whole model, not a delta"
-        )
+            real = np.isfinite(ours) & np.isfinite(theirs)
+            ours, theirs = ours[real], theirs[real]
+            spread = float(theirs.std()) if len(theirs) else 0.0
+            if spread:
+                ratios.append(float(ours.std()) / spread)
+                if ratios[-1] / len(ours) ** 0.5 < 0.05:  # the standard error of the slope
+                    slopes.append(float(((ours - ours.mean()) * (theirs - theirs.mean())).mean()) / spread**2)
+    if ratios and statistics.median(ratios) < 2:
+        raise Failure(f"{delta}: its tensors are as large as the base's own: this is a whole model, not a delta")
     if len(slopes) >= 4 and all(0.75 < slope < 1.25 for slope in slopes):
         raise Failure(
             f"{delta}: the base holds this delta already (slope {slopes[0]:.2f}): it was applied to it before"
@@ -224,19 +234,28 @@ def _check_numbers(delta: Path, tensors: dict[str, Tensor], changes: dict[str, T
 
 
 def _sample(files: Files, tensor: Tensor, length: int) -> np.ndarray:
-    raw = dtypes.empty(length * WIDTHS[tensor.dtype])
-    files.read(tensor.file, tensor.start, raw.data)
+    """Of the first `length` elements at most SAMPLE, in stretches spread over all of them, in double precision."""
+    width = WIDTHS[tensor.dtype]
+    stretches = max(1, min(16, length * 16 // SAMPLE))
+    stretch = min(length, SAMPLE) // stretches
+    raw = dtypes.empty(stretches * stretch * width)
+    for number in range(stretches):
+        start = (length - stretch) * number // max(stretches - 1, 1)
+        view = raw.data[number * stretch * width : (number + 1) * stretch * width]
+        files.read(tensor.file, tensor.start + start * width, view)
     return dtypes.convert(raw, tensor.dtype, "F64").view("<f8")
 
 
-def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> build.Chunks:
+def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> tensor_files.Chunks:
     """What gives the bytes of source + change, computed and written in the dtype `kind`."""
 
     def chunks(files: Files) -> Iterator[Bytes]:
         grows = change.shape[:1] > source.shape[:1]
-        base = Base(files, source, kind, mean_row(files, source, kind) if grows and extra_rows == "mean" else None)
+        base = BaseStream(
+            files, source, kind, mean_row(files, source, kind) if grows and extra_rows == "mean" else None
+        )
         width, wide = WIDTHS[change.dtype], WIDTHS[kind]
-        for start, size in checkpoint.pieces(change.bytes, bits.CHUNKS["raw"]):
+        for start, size in checkpoint.pieces(change.bytes, STEP):
             raw = dtypes.empty(size)
             files.read(change.file, change.start + start, raw.data)
             yield bits.add(base.next(size // width * wide), dtypes.convert(raw, change.dtype, kind), kind)
@@ -254,19 +273,8 @@ def _check_sum(found: float, expected: float, buffers: list[Tensor]) -> None:
     Alpaca's published 50637.1836 comes from a time when transformers counted those buffers in.
     """
     with Files() as files:
-        more = sum(
-            float(_sample(files, tensor, tensor.bytes // WIDTHS[tensor.dtype]).sum())
-            for tensor in buffers
-            if tensor.dtype in FLOATS
-        )
+        more = sum(float(_sample(files, tensor, math.prod(tensor.shape)).sum()) for tensor in buffers)
     if not min(abs(found - expected), abs(found + more - expected)) <= SUM_TOLERANCE:  # so that NaN fails
         raise Failure(
             f"the sum of all weights is {found:.4f}, not {expected}: the base or the delta is not the one meant"
         )
-
-
-def _write_index(path: Path, parts: list[build.Part]) -> None:
-    weight_map = {part.name: part.path for part in parts}
-    index = {"metadata": {"total_size": sum(part.bytes for part in parts)}, "weight_map": weight_map}
-    with jsonl.atomic(path) as stream:
-        stream.write((json.dumps(index, indent=2) + "\n").encode())

@@ -9,18 +9,21 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from vtools import checkpoint, dtypes, jsonl, staging
-from vtools.checkpoint import WIDTHS, Files, Tensor
-from vtools.delta import bits, build, carry, manifest
-from vtools.delta.base import Base, comparable
+from vtools import checkpoint, dtypes, jsonl, staging, tensor_files
+from vtools.checkpoint import STEP, WIDTHS, Files, Tensor
+from vtools.delta import bits, carry, manifest
+from vtools.delta.base_tensor import BaseStream, comparable
 from vtools.dtypes import Bytes
 from vtools.process import Failure
 
 
 def apply(
-    base: Path, delta: Path, out: Path, template: str | None, jobs: int, force: bool, quiet: bool, dry_run: bool
+    base: Path, delta: Path, out: Path, *, template: str | None, jobs: int, force: bool, quiet: bool, dry_run: bool
 ) -> None:
-    """Rebuild the target of a delta as the folder `out`; stdout gets a line a tensor and one with the totals."""
+    """Rebuild the target of a delta as the folder `out`; stdout gets a line a tensor and one with the totals.
+
+    Raises Failure for a base, a delta or a result that is not the one that the manifest describes.
+    """
     staging.check(out, [base, delta], force)
     wanted, identity = manifest.load(delta)
     tensors = checkpoint.tensors(base)
@@ -44,7 +47,7 @@ def apply(
             names = {"made_from": wanted.base, "base": str(base), "delta": str(delta), "out": str(out)}
             lines.write({"dry_run": True, **counts, **names, "free": free})
         return
-    build.reuse_memory()
+    tensor_files.reuse_memory()
     with (
         jsonl.output(None) as lines,
         staging.folder(out, [base, delta], force, f"apply-delta {identity} {template}") as work,
@@ -52,7 +55,7 @@ def apply(
     ):
         for file in wanted.files:
             if file.delta is not None:
-                build.allocate(work.fresh / file.path, file.bytes)
+                tensor_files.allocate(work.fresh / file.path, file.bytes)
         with Files() as files:
             for file in wanted.files:
                 if file.delta is None:
@@ -64,7 +67,7 @@ def apply(
                 for (start, length), gap in zip(file.gaps(), gaps[file.path], strict=True):
                     files.write(work.fresh / file.path, start, memoryview(gap))
                     tick(length)
-        written = build.write(parts, work, jobs, lines, tick)
+        written = tensor_files.write(parts, work, jobs, lines, tick)
         if template is not None:
             carry.load_template(work.fresh, template).save(work.fresh)
         totals = {"tensors": wanted.tensors, "bytes": wanted.bytes, "files": len(wanted.files)}
@@ -142,12 +145,12 @@ def _source(base: Path, delta: Path, change: manifest.Change, tensors: dict[str,
 
 def _part(
     wanted: manifest.Manifest, file: manifest.File, change: manifest.Change, place: Tensor, source: Tensor | None
-) -> build.Part:
+) -> tensor_files.Part:
     """How one tensor of the target is written and checked."""
     width = WIDTHS.get(change.dtype, 1)
 
     def chunks(files: Files) -> Iterator[Bytes]:
-        base = Base(files, source, change.dtype)
+        base = BaseStream(files, source, change.dtype)
         start = place.start
         for (_, length), stored in zip(checkpoint.pieces(change.bytes, wanted.chunk_bytes), change.chunks, strict=True):
             payload = dtypes.empty(stored)
@@ -171,7 +174,7 @@ def _part(
         if digest != change.blake3:
             raise bits.bad_delta(place.file, change.name, "its BLAKE3 comes out wrong")
 
-    return build.Part(change.name, file.path, change.start, change.bytes, chunks, check)
+    return tensor_files.Part(change.name, file.path, change.start, change.bytes, chunks, check)
 
 
 def _compare_files(base: Path, wanted: manifest.Manifest) -> None:
@@ -186,7 +189,10 @@ def _compare_files(base: Path, wanted: manifest.Manifest) -> None:
 
 
 def verify(folder: Path, delta: Path, quiet: bool) -> None:
-    """Check every file of a folder against a delta's manifest, a line a file. Raises Failure if one differs."""
+    """Check every file of a delta's target in a folder, a line a file; others there do not count.
+
+    Raises Failure if one differs or is missing.
+    """
     wanted, _ = manifest.load(delta)
     wrong: list[str] = []
     with jsonl.output(None) as lines, jsonl.progress("apply-delta", quiet, wanted.bytes, "B") as tick:
@@ -195,7 +201,7 @@ def verify(folder: Path, delta: Path, quiet: bool) -> None:
             path = folder / file.path
             if path.is_file():
                 with open(path, "rb") as stream:
-                    while data := stream.read(1 << 20):
+                    while data := stream.read(STEP):
                         sha256.update(data)
                         tick(len(data))
             good = path.is_file() and sha256.hexdigest() == file.sha256

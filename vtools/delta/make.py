@@ -17,11 +17,11 @@ import orjson
 import zstandard
 from blake3 import blake3
 
-from vtools import checkpoint, dtypes, jsonl, staging
-from vtools.checkpoint import WIDTHS, Files, Tensor
-from vtools.delta import base as of_base
-from vtools.delta import bits, build, carry, manifest
-from vtools.delta.base import Base
+from vtools import checkpoint, dtypes, jsonl, staging, tensor_files
+from vtools.checkpoint import STEP, WIDTHS, Files, Tensor
+from vtools.delta import bits, carry, manifest
+from vtools.delta.base_tensor import BaseStream, match
+from vtools.process import Failure
 
 
 @dataclass
@@ -32,9 +32,10 @@ class Plan:
     base: dict[str, Tensor]
     weights: dict[str, list[Tensor]]  # target file: its tensors, none upon another
     carried: list[str]
+    left_out: list[str]  # folders that are not part of the model
 
     def base_of(self, target: Tensor) -> Tensor | None:
-        return of_base.match(self.base, target.name, target.dtype, target.shape)
+        return match(self.base, target.name, target.dtype, target.shape)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -53,9 +54,11 @@ def plan(base: Path, target: Path, quiet: bool) -> Plan:
     for path in files:
         if checkpoint.holds_weights(root / path):
             weights[path] = list(_apart(checkpoint.read(root / path)))
+            if any(tensor.name in (manifest.GAPS, "__metadata__") for tensor in weights[path]):
+                raise Failure(f"{root / path}: a tensor has a name that deltas use for themselves; rename it")
         else:
             carried.append(path)
-    return Plan(root, tensors, weights, carried)
+    return Plan(root, tensors, weights, carried, left_out)
 
 
 def _apart(tensors: list[Tensor]) -> Iterator[Tensor]:
@@ -68,9 +71,12 @@ def _apart(tensors: list[Tensor]) -> Iterator[Tensor]:
 
 
 def make(
-    base: Path, target: Path, out: Path, name: str, codec: str, jobs: int, force: bool, quiet: bool, dry_run: bool
+    base: Path, target: Path, out: Path, *, name: str, codec: str, jobs: int, force: bool, quiet: bool, dry_run: bool
 ) -> None:
-    """Write the delta folder `out`; stdout gets a line a tensor and the totals. `name` is noted as the base."""
+    """Write the delta folder `out`; stdout gets a line a tensor and the totals. `name` is noted as the base.
+
+    Raises Failure for models that cannot be read, or that change meanwhile.
+    """
     staging.check(out, [base, target], force)
     work_plan = plan(base, target, quiet)
     tensors = work_plan.tensors
@@ -86,11 +92,11 @@ def make(
             names = {"base": str(base), "target": str(target), "out": str(out)}
             lines.write({"dry_run": True, **counts, **names, "free": free})
         return
-    build.reuse_memory()
-    making = f"make-delta {codec} {staging.fingerprint([base, target])}"
+    tensor_files.reuse_memory()
+    inputs = staging.fingerprint([base, target])
     with (
         jsonl.output(None) as lines,
-        staging.folder(out, [base, target], force, making) as work,
+        staging.folder(out, [base, target], force, f"make-delta {codec} {inputs}") as work,
         Files() as files,
         jsonl.progress("make-delta", quiet, size, "B") as tick,
         ThreadPoolExecutor(jobs) as pool,
@@ -113,14 +119,14 @@ def make(
             copied, digest = carry.copy(work_plan.root / path, work.fresh / manifest.CARRIED / path)
             made.files.append(manifest.File(path, copied, digest))
         made.files.sort(key=lambda file: file.path)
-        with open(work.fresh / manifest.NAME, "wb") as stream:
+        staging.unchanged([base, target], inputs)
+        with jsonl.atomic(work.fresh / manifest.NAME) as stream:
             stream.write(manifest.dump(made))
-            stream.flush()
-            os.fsync(stream.fileno())
         written = sum(path.stat().st_size for path in work.fresh.rglob("*") if path.is_file())
         totals = {"tensors": len(tensors), "bytes": made.bytes, "delta_bytes": written, "files": len(made.files)}
     with jsonl.output(None) as lines:
-        lines.write({**totals, "stored_whole": len(whole), "out": str(out)})
+        left_out = {"left_out": work_plan.left_out} if work_plan.left_out else {}
+        lines.write({**totals, "stored_whole": len(whole), **left_out, "out": str(out)})
     if not quiet:
         print(
             f"vtools make-delta: {len(tensors)} tensors in {len(work_plan.weights)} files, {made.bytes:,} bytes of "
@@ -187,7 +193,7 @@ class _Writer:
     ) -> manifest.Change:
         """Write the chunks of one tensor: read and hashed here, packed by the pool, written in order."""
         source = self.plan.base_of(target)
-        base = Base(self.files, source, target.dtype)
+        base = BaseStream(self.files, source, target.dtype)
         digest, chunks = blake3(), []
         waiting: deque[tuple[int, Future[bytes]]] = deque()
 
@@ -225,6 +231,6 @@ class _Writer:
 def _hash(path: Path) -> str:
     digest = blake3()
     with open(path, "rb") as stream:
-        while data := stream.read(1 << 20):
+        while data := stream.read(STEP):
             digest.update(data)
     return digest.hexdigest()

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import re
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from vtools import checkpoint, dtypes, jsonl, staging
-from vtools.checkpoint import Files, Tensor
+from vtools import checkpoint, dtypes, jsonl, model, staging, tensor_files
+from vtools.checkpoint import STEP, Files, Tensor
 from vtools.dtypes import Bytes
-from vtools.export import conversion
 from vtools.process import Failure, UsageFailure
 
-DTYPES = {"fp16": ("F16", "float16"), "bf16": ("BF16", "bfloat16"), "fp32": ("F32", "float32")}
+DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 # Weights of any library, and what lists them: none of it describes the files written here.
 WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
@@ -38,6 +34,13 @@ class Part:
         if self.dtype == self.tensor.dtype:
             return self.tensor.bytes
         return math.prod(self.tensor.shape) * checkpoint.WIDTHS[self.dtype]
+
+    def chunks(self, files: Files) -> Iterator[Bytes]:
+        """Its bytes in that dtype."""
+        for start, length in checkpoint.pieces(self.tensor.bytes, STEP):
+            raw = dtypes.empty(length)
+            files.read(self.tensor.file, self.tensor.start + start, raw.data)
+            yield dtypes.convert(raw, self.tensor.dtype, self.dtype)
 
     def line(self) -> dict[str, Any]:
         """What stdout says of it."""
@@ -60,7 +63,7 @@ def write(
     """Write the model in `folder` as the folder `out`; stdout gets a line a tensor and one with the totals."""
     staging.check(out, [folder], force)
     parts = [
-        Part(tensor, DTYPES[dtype][0] if dtype and tensor.dtype in dtypes.FLOATS else tensor.dtype)
+        Part(tensor, DTYPES[dtype] if dtype and tensor.dtype in dtypes.FLOATS else tensor.dtype)
         for tensor in checkpoint.tensors(folder).values()
     ]
     shards = _shards(parts, largest)
@@ -78,29 +81,33 @@ def write(
                 lines.write(part.line())
             lines.write({"dry_run": True, **totals, "free": free})
         return
+    tensor_files.reuse_memory()
     making = f"safetensors {dtype} {largest} {staging.fingerprint([folder])}"
-    with jsonl.output(None) as lines, staging.folder(out, [folder], force, making) as work:
-        with Files() as opened, jsonl.progress("export", quiet, sum(part.tensor.bytes for part in parts), "B") as tick:
-            for name, shard in shards.items():
-                if name in work.done:  # by an interrupted run
-                    for part in shard:
-                        lines.write({**part.line(), "ms": 0})
-                    continue
-                with open(work.fresh / name, "wb") as stream:
-                    _write_shard(stream, shard, opened, jobs, lines, tick)
-                work.finish(name)
+    with (
+        jsonl.output(None) as lines,
+        staging.folder(out, [folder], force, making) as work,
+        jsonl.progress("export", quiet, weights, "B") as tick,
+    ):
+        pieces = []
+        for name, shard in shards.items():
+            header = _header(shard)
+            tensor_files.allocate(work.fresh / name, len(header) + sum(part.bytes for part in shard))
+            with open(work.fresh / name, "r+b") as stream:
+                stream.write(header)
+            start = len(header)
+            for part in shard:
+                about = {"type": part.dtype.lower(), "shape": list(part.tensor.shape)}
+                pieces.append(tensor_files.Part(part.tensor.name, name, start, part.bytes, part.chunks, about=about))
+                start += part.bytes
+        tensor_files.write(pieces, work, jobs, lines, tick)
         for path in carried:
             (work.fresh / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / path, work.fresh / path)
-            jsonl.sync(work.fresh / path)
         if dtype:
-            _note_dtype(work.fresh / "config.json", DTYPES[dtype][1])
+            model.fit_config(work.fresh, DTYPES[dtype])
         if len(shards) > 1:
-            where = {part.tensor.name: name for name, shard in shards.items() for part in shard}
-            _save(
-                work.fresh / "model.safetensors.index.json",
-                {"metadata": {"total_size": weights}, "weight_map": where},
-            )
+            places = {part.tensor.name: name for name, shard in shards.items() for part in shard}
+            checkpoint.write_index(work.fresh, places, weights)
     with jsonl.output(None) as lines:
         lines.write(totals)
     if not quiet:
@@ -130,47 +137,3 @@ def _shards(parts: list[Part], largest: int) -> dict[str, list[Part]]:
 def _header(shard: list[Part]) -> bytes:
     entries = ((part.tensor.name, part.dtype, part.tensor.shape, part.bytes) for part in shard)
     return checkpoint.header(entries, {"format": "pt"})
-
-
-def _write_shard(
-    stream: IO[bytes], shard: list[Part], files: Files, jobs: int, lines: jsonl.Output, tick: Callable[[int], Any]
-) -> None:
-    stream.write(_header(shard))
-    started = time.monotonic()
-    for (part, raw, last), converted in conversion.in_order(_blocks(shard, files), _convert, jobs):
-        stream.write(converted.data)
-        tick(len(raw))
-        if last:
-            lines.write({**part.line(), "ms": round((time.monotonic() - started) * 1000)})
-            started = time.monotonic()
-    stream.flush()
-    os.fsync(stream.fileno())
-
-
-def _blocks(shard: list[Part], files: Files) -> Iterator[tuple[Part, Bytes, bool]]:
-    for part in shard:
-        tensor = part.tensor
-        if not tensor.bytes:
-            yield part, dtypes.empty(0), True
-        for start, length in checkpoint.pieces(tensor.bytes, conversion.BLOCK):
-            raw = dtypes.empty(length)
-            files.read(tensor.file, tensor.start + start, raw.data)
-            yield part, raw, start + length == tensor.bytes
-
-
-def _convert(block: tuple[Part, Bytes, bool]) -> Bytes:
-    part, raw, _ = block
-    return dtypes.convert(raw, part.tensor.dtype, part.dtype)
-
-
-def _note_dtype(path: Path, name: str) -> None:
-    """Give config.json the new dtype, under the name it has there: `torch_dtype` before transformers 5."""
-    if path.is_file():
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config["dtype" if "dtype" in config else "torch_dtype"] = name
-        _save(path, config)
-
-
-def _save(path: Path, value: dict[str, Any]) -> None:
-    with jsonl.atomic(path) as stream:
-        stream.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
 
-from vtools.checkpoint import Tensor
+from vtools.checkpoint import Tensor, is_buffer
 from vtools.dtypes import FLOATS
 from vtools.export import kquants
 from vtools.export.architecture import Architecture
@@ -22,7 +21,6 @@ PARTS = {
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
-BUFFERS = re.compile(r".*\.(rotary_emb\.inv_freq|attn\.(masked_)?bias)")  # computed, never learned
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: 
     places = _places(model)
     used = {name for name in places if name in tensors}
     for name, tensor in tensors.items():
-        if name in used or BUFFERS.fullmatch(name) or (model.tied and name == "lm_head.weight"):
+        if name in used or is_buffer(name) or (model.tied and name == "lm_head.weight"):
             continue
         raise Failure(f"{tensor.file}: tensor {name}: not one of a {model.name} model; nothing was written")
     entries = []

@@ -1,4 +1,4 @@
-"""Files of weights written in place: room taken first, tensors in parallel, each hashed and noted in the journal."""
+"""Files of tensors written in place: room taken first, tensors in parallel, each hashed and noted in the journal."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
 from vtools import jsonl
-from vtools.checkpoint import Files, pieces
+from vtools.checkpoint import STEP, Files, pieces
 from vtools.dtypes import Bytes, empty
 from vtools.staging import Work
 
-STEP = 1 << 20  # bytes read at a time to hash what is there already
 Chunks = Callable[[Files], Iterator[Bytes]]
 
 
@@ -35,15 +34,15 @@ class Part:
     chunks: Chunks
     check: Callable[[str], None] = lambda digest: None  # raises Failure where the BLAKE3 is wrong
     measure: Callable[[Bytes], float] = lambda data: 0.0
+    about: dict[str, Any] = field(default_factory=dict)  # for its line
 
 
 @dataclass
 class Written:
     """What became of the parts."""
 
-    blake3: dict[str, str]
-    measured: float  # the sum over all parts and chunks
-    reused: int  # parts that an earlier run had written
+    measured: float = 0.0  # the sum over all parts and chunks
+    reused: int = 0  # parts that an earlier run had written
 
 
 class _Stopped(Exception):
@@ -82,7 +81,7 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
     The first failure in order is raised.
     """
     stop, local, guard = threading.Event(), threading.local(), threading.Lock()
-    written = Written({}, 0.0, 0)
+    written = Written()
 
     def hashed(part: Part, chunks: Iterator[Bytes], to: Files | None) -> tuple[str, float]:
         digest, measured, position = blake3(), 0.0, part.start
@@ -120,14 +119,15 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(threads) as pool:
         try:
             synced = []
-            following = [*(part.path for part in parts[1:]), None]
+            following = [*(part.path for part in parts[1:]), None][: len(parts)]
             for part, path, (digest, measured, milliseconds, reused) in zip(
                 parts, following, pool.map(make, parts), strict=True
             ):
                 if not reused:
                     work.finish(f"{part.path}:{part.name}", blake3=digest)
-                lines.write({"tensor": part.name, "bytes": part.bytes, "blake3": digest, "ms": milliseconds})
-                written.blake3[part.name] = digest
+                lines.write(
+                    {"tensor": part.name, **part.about, "bytes": part.bytes, "blake3": digest, "ms": milliseconds}
+                )
                 written.measured += measured
                 written.reused += reused
                 if path != part.path:  # the file is whole: to the disk with it, while the next one is made

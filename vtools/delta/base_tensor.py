@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from blake3 import blake3
 
-from vtools.checkpoint import WIDTHS, Files, Tensor, pieces
+from vtools.checkpoint import STEP, WIDTHS, Files, Tensor, is_buffer, pieces
 from vtools.dtypes import FLOATS, Bytes, convert, empty
 
-# Computed from the configuration today; old versions of transformers stored them with the weights.
-BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attention.masked_bias")
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
-STEP = 1 << 20  # bytes read at a time where nobody else says how many
 
 
 def match(base: dict[str, Tensor], name: str, dtype: str, shape: tuple[int, ...]) -> Tensor | None:
@@ -26,18 +25,13 @@ def match(base: dict[str, Tensor], name: str, dtype: str, shape: tuple[int, ...]
     return found if found and comparable(found, dtype, shape) else None
 
 
-def is_buffer(name: str) -> bool:
-    """Whether a tensor is no weight."""
-    return name.endswith(BUFFERS)
-
-
 def comparable(base: Tensor, dtype: str, shape: tuple[int, ...]) -> bool:
     """Whether a difference to `base` makes sense: the same shape but for the number of rows, floats or one dtype."""
     same = len(base.shape) == len(shape) and base.shape[1:] == shape[1:]
     return same and (base.dtype == dtype or (base.dtype in FLOATS and dtype in FLOATS))
 
 
-class Base:
+class BaseStream:
     """A base tensor as a stream of bytes in another dtype, hashed on the way; more rows than it has are `extra`.
 
     `extra` is one row in that dtype; without it they are zero. A target with fewer rows sees the first ones.
@@ -85,6 +79,8 @@ class Base:
 
 def mean_row(files: Files, tensor: Tensor, dtype: str) -> Bytes:
     """The mean of a matrix's rows, summed in double precision, as bytes of one row in `dtype`."""
+    if not tensor.bytes:  # no rows: the mean of nothing counts as zero
+        return np.zeros(math.prod(tensor.shape[1:]) * WIDTHS[dtype], np.uint8)
     row = tensor.bytes // tensor.shape[0]
     total = np.zeros(tensor.shape[1:], np.float64)
     for start, length in pieces(tensor.bytes, max(STEP // row, 1) * row):
