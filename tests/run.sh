@@ -21,6 +21,9 @@ mypy
 python -m pytest -q "${select[@]}" "$@"
 [ -n "$all" ] && [ $# = 0 ] || exit 0
 
+# apply-delta beside cp and FastChat: bytes a second, memory, processor seconds.
+python tests/bench/delta_peers.py --rounds 1 --fastchat-rounds 1 --folder "$(mktemp -d)" --clean
+
 # The trainer beside its peer, in one run: ratios for people to read. It wants the machine for itself, for ten minutes.
 python -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt trl==1.16.0 datasets==5.2.0 2>/dev/null ||
     { echo "no peer, no comparison: TRL could not be installed" >&2; exit 0; }

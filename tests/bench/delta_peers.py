@@ -7,6 +7,7 @@ fschat, torch and transformers. Runs of one round follow each other, so that a s
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import shutil
@@ -152,10 +153,26 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fastchat-rounds", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=["cp", "raw", "zstd", "fp", "fastchat"])
+    parser.add_argument("--clean", action="store_true", help="Remove DIR at the end.")
     parser.add_argument("--generate", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.generate:
         return generate(Path(options.generate[0]), int(options.generate[1]), options.generate[2])
+    options.folder.mkdir(parents=True, exist_ok=True)
+    if not any(options.folder.glob("*/done")) and shutil.disk_usage(options.folder).free < 25e9:
+        return print(f"{options.folder}: less than 25 GB free, nothing was compared; --folder names another place")
+    if "fastchat" in options.only and importlib.util.find_spec("fastchat") is None:
+        print("no peer, no comparison: FastChat (fschat) is not installed")
+        options.only.remove("fastchat")
+    try:
+        compare(options)
+    finally:
+        if options.clean:
+            shutil.rmtree(options.folder)
+
+
+def compare(options):
+    """Everything the table shows, in one run."""
     for size, dtype in (("large", "F16"), ("small", "F16"), ("small", "BF16")):
         folder = options.folder / f"{size}-{dtype}"
         if not (folder / "done").exists():
@@ -201,7 +218,10 @@ def main():
     ]:  # fmt: skip
         if (state, name) in report and (state, peer) in report:
             wall, cpu, peak = (a / b for a, b in zip(report[state, name], report[state, peer], strict=True))
-            print(f"{state:5} {name} / {peer}: wall {wall:.3f} x, CPU {cpu:.3f} x, memory {peak:.4f} x")
+            print(
+                f"{state:5} {name} / {peer}: wall {wall:.2f} x, CPU {cpu:.2f} x"
+                + (f", memory 1/{1 / peak:.0f}" if peer != "cp" else "")
+            )
     for name in ("raw", "zstd"):
         if name in options.only:
             peaks = [measure(name, folder)[2] for folder in (small, large)]

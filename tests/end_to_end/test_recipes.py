@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub
 import pytest
 import tiny
 from conftest import ROOT
@@ -55,6 +56,43 @@ def test_the_vicuna_recipe_shows_its_plan_and_trains_only_when_told_to(tmp_path)
     done = subprocess.run(command, cwd=tmp_path, env=env | {"TRAIN": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "delta" / "delta.json").exists() and (tmp_path / "run" / "loss.svg").exists()
+
+
+@pytest.mark.slow
+def test_the_recipe_of_the_published_vicuna_ends_in_a_file_for_llama_cpp(tmp_path):
+    torch = pytest.importorskip("torch")
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("huggingface_hub")
+    from safetensors.torch import load_file
+
+    root = tmp_path / "hub"
+    base, delta = root / "huggyllama/llama-7b", root / "lmsys/vicuna-7b-delta-v1.1"
+    tiny.make(base, tied=False)
+    delta.mkdir(parents=True)
+    weights = load_file(base / "model.safetensors")
+    change = {name: (torch.randn_like(tensor.float()) * tensor.float().std() / 20).half() for name, tensor in weights.items()}  # fmt: skip
+    torch.save(change, delta / "pytorch_model.bin")
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (delta / name).write_bytes((base / name).read_bytes())
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vtools").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vtools "$@"\n')
+    (tmp_path / "bin" / "vtools").chmod(0o755)
+    with hub.serving(root) as (url, _):
+        env = tiny.environment(
+            PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+            HF_ENDPOINT=url,
+            HF_HOME=str(tmp_path / "cache"),
+            TYPE="q8_0",
+        )
+        env.pop("HF_HUB_OFFLINE", None)
+        command = ["bash", str(ROOT / "recipes" / "published-vicuna.sh")]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    tuned = load_file(tmp_path / "vicuna-7b" / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(tuned[name], weights[name].half() + change[name])
+    stored = gguf.GGUFReader(tmp_path / "vicuna-7b.gguf").fields["tokenizer.chat_template"].contents()
+    assert "USER: " in stored and stored == (tmp_path / "vicuna-7b" / "chat_template.jinja").read_text()
 
 
 @pytest.mark.slow

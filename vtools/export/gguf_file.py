@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import math
 import os
-import struct
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -196,40 +196,18 @@ def _aligned(size: int) -> int:
 
 def _header(metadata: dict[str, Any], entries: list[Entry]) -> bytes:
     """All that stands before the tensors, up to where the first one begins."""
-    parts = [b"GGUF", struct.pack("<IQQ", 3, len(entries), len(metadata))]
-    for key, value in metadata.items():
-        kind, packed = _value(value)
-        parts += [_string(key), struct.pack("<I", kind), packed]
-    offset = 0
-    for entry in entries:
-        shape = entry.shape[::-1]  # GGUF has the columns first
-        parts += [_string(entry.name), struct.pack(f"<I{len(shape)}Q", len(shape), *shape)]
-        parts.append(struct.pack("<IQ", tensors.ggml_type(entry.type), offset))
-        offset += _aligned(entry.bytes)
-    header = b"".join(parts)
+    with tempfile.TemporaryDirectory() as folder:  # gguf writes to a file of its own alone
+        writer = gguf.GGUFWriter(Path(folder, "header"), metadata["general.architecture"])
+        for key, value in metadata.items():
+            if key != "general.architecture":  # the writer has put it first
+                kind = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
+                writer.add_key_value(key, value, kind)
+        for entry in entries:
+            stored = tensors.ggml_type(entry.type)
+            writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, stored)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        writer.close()
+        header = Path(folder, "header").read_bytes()
     return header.ljust(_aligned(len(header)), b"\0")
-
-
-def _value(value: Any) -> tuple[int, bytes]:
-    """GGUF's number for the type of a value, and its bytes; integers in lists are signed."""
-    match value:
-        case bool():
-            return 7, struct.pack("<?", value)
-        case int():
-            return 4, struct.pack("<I", value)
-        case float():
-            return 6, struct.pack("<f", value)
-        case str():
-            return 8, _string(value)
-    count = struct.pack("<Q", len(value))
-    match value[0] if value else 0:
-        case int():
-            return 9, struct.pack("<I", 5) + count + struct.pack(f"<{len(value)}i", *value)
-        case float():
-            return 9, struct.pack("<I", 6) + count + struct.pack(f"<{len(value)}f", *value)
-    return 9, struct.pack("<I", 8) + count + b"".join(map(_string, value))
-
-
-def _string(text: str) -> bytes:
-    raw = text.encode("utf-8", "replace")
-    return struct.pack("<Q", len(raw)) + raw
