@@ -25,7 +25,6 @@ BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cache
 STEP = 1 << 20  # bytes read at a time where nothing else decides
 MOST_HANDLES = 16
 PICKLED = (".bin", ".pt", ".pth")
-AHEAD = 8 << 20  # bytes asked of a slow disk while those before them are at work
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
 
 
@@ -221,8 +220,6 @@ class Files:
     def read(self, file: Path, start: int, view: memoryview) -> None:
         """Fill `view` with the bytes of `file` from `start`. Raises Failure if there are too few."""
         handle = self._handle(file, os.O_RDONLY)
-        if (start + len(view)) // AHEAD > start // AHEAD:  # now and then: each call walks the pages that are there
-            os.posix_fadvise(handle, start + len(view), AHEAD, os.POSIX_FADV_WILLNEED)
         while len(view):
             try:
                 got = os.preadv(handle, [view], start)
