@@ -612,6 +612,7 @@ def test_training_checkpoints_and_hidden_folders_are_not_part_of_the_model(tmp_p
         (target / name / "state").write_text("x")
     done = vtools("make-delta", base, target, tmp_path / "delta")
     assert "left out: .git, checkpoint-100" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["left_out"] == [".git", "checkpoint-100"]
     good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
     assert names(tmp_path / "out") == ["config.json", "model.safetensors"]
 

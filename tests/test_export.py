@@ -439,6 +439,11 @@ def test_a_value_that_f16_cannot_hold_is_refused_by_name(byte_level, tmp_path):
     assert "model.layers.1.mlp.up_proj.weight" in bad(folder, "-o", tmp_path / "out.gguf")
     assert not list(tmp_path.glob("*.gguf"))
     good(folder, "--type", "bf16", "-o", tmp_path / "out.gguf")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = math.nan
+    save_file(weights, folder / "model.safetensors")
+    for kind in ("q8_0", "q4_k_m"):
+        error = bad(folder, "--type", kind, "-o", tmp_path / "more.gguf")
+        assert "model.layers.1.mlp.up_proj.weight: NaN or infinity" in error
 
 
 def test_llama_quantize_makes_the_k_quants_where_it_is_installed(byte_level, tmp_path):

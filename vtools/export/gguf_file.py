@@ -157,7 +157,7 @@ def _encode(block: tuple[Entry, Bytes, bool]) -> Bytes:
         raw = conversion.interleave(raw, entry.source.bytes // entry.shape[0], entry.head)
     try:
         return conversion.encode(raw, entry.source.dtype, entry.shape[-1], entry.type)
-    except OverflowError as error:
+    except (OverflowError, ValueError) as error:  # beyond F16; NaN or infinity in a K-quant
         raise Failure(f"{entry.source.file}: tensor {entry.source.name}: {error}") from None
 
 
