@@ -188,8 +188,10 @@ def model_files(folder: Path) -> tuple[list[str], list[str]]:
             path = place / name
             if not path.exists():
                 raise Failure(f"{path}: a link that leads nowhere")
-            if not os.fsdecode(os.fsencode(name).decode("utf-8", "replace")) == name:
-                raise Failure(f"{str(path)!r}: its name is not UTF-8; rename it")
+            try:
+                name.encode()
+            except UnicodeEncodeError:
+                raise Failure(f"{str(path)!r}: its name is not UTF-8; rename it") from None
             if path.is_file() and name != ".lock":
                 files.append(str(path.relative_to(folder)))
     return sorted(files), left_out
