@@ -102,19 +102,9 @@ def make(
         ThreadPoolExecutor(jobs) as pool,
     ):
         made = manifest.Manifest(name, carry.hashes(base), codec, bits.CHUNKS[codec], [])
-        writer = _Writer(work_plan, files, pool, jobs, made, lines, tick)
+        writer = _Writer(work_plan, work, files, pool, jobs, made, lines, tick)
         for number, path in enumerate(work_plan.weights, 1):
-            shard = f"delta-{number:05}-of-{len(work_plan.weights):05}.safetensors"
-            done = work.done.get(shard)
-            if done is not None and (work.fresh / shard).is_file() and done["blake3"] == _hash(work.fresh / shard):
-                file = manifest.File.parse(done["file"])
-                for change in file.tensors:
-                    writer.report(change, 0)
-                    tick(change.bytes)
-            else:
-                file = writer.shard(work.fresh / shard, path)
-                work.finish(shard, file=asdict(file), blake3=_hash(work.fresh / shard))
-            made.files.append(file)
+            made.files.append(writer.shard(path, f"delta-{number:05}-of-{len(work_plan.weights):05}.safetensors"))
         for path in work_plan.carried:
             copied, digest = carry.copy(work_plan.root / path, work.fresh / manifest.CARRIED / path)
             made.files.append(manifest.File(path, copied, digest))
@@ -126,7 +116,7 @@ def make(
         totals = {"tensors": len(tensors), "bytes": made.bytes, "delta_bytes": written, "files": len(made.files)}
     with jsonl.output(None) as lines:
         left_out = {"left_out": work_plan.left_out} if work_plan.left_out else {}
-        lines.write({**totals, "stored_whole": len(whole), **left_out, "out": str(out)})
+        lines.write({**totals, "stored_whole": len(whole), "reused": writer.reused, **left_out, "out": str(out)})
     if not quiet:
         print(
             f"vtools make-delta: {len(tensors)} tensors in {len(work_plan.weights)} files, {made.bytes:,} bytes of "
@@ -141,19 +131,21 @@ class _Writer:
     """Delta files, one for each target file; the packing is done by `pool`."""
 
     plan: Plan
+    work: staging.Work
     files: Files
     pool: ThreadPoolExecutor
     jobs: int
     made: manifest.Manifest
     lines: jsonl.Output
     tick: Callable[[int], Any]
+    reused: int = 0  # tensors that an earlier run had written
 
-    def shard(self, place: Path, path: str) -> manifest.File:
+    def shard(self, path: str, name: str) -> manifest.File:
         """Write one delta file; its header goes in last, into room left for it."""
-        source = self.plan.root / path
+        source, place = self.plan.root / path, self.work.fresh / name
         size = source.stat().st_size
         group = self.plan.weights[path]
-        file = manifest.File(path, size, "", place.name, "", [])
+        file = manifest.File(path, size, "", name, "", [])
         sha256, gaps = hashlib.sha256(), bytearray()
 
         def copy_gap(start: int, end: int) -> None:
@@ -165,42 +157,67 @@ class _Writer:
         entry = '"":{"dtype":"U8","shape":[],"data_offsets":[,]},'  # and a name and three numbers of 64 bits
         room = 256 + sum(len(orjson.dumps(tensor.name)) + len(entry) + 3 * 20 for tensor in group)
         room += -room % 8
-        stored, end = [], 0
-        with open(place, "wb") as stream:
-            stream.write(bytes(room))
-            for tensor in group:
-                copy_gap(end, tensor.start)
-                end = tensor.start + tensor.bytes
-                started = time.monotonic()
-                change = self._change(tensor, stream.write, sha256.update)
-                file.tensors.append(change)
-                stored.append((change.name, sum(change.chunks)))
-                self.report(change, round((time.monotonic() - started) * 1000))
-            copy_gap(end, size)
-            packed = zstandard.ZstdCompressor(level=1).compress(gaps)
-            stream.write(packed)
-            stored.append((manifest.GAPS, len(packed)))
-            stream.seek(0)
-            entries = [(name, "U8", [length], length) for name, length in stored]
-            stream.write(checkpoint.header(entries, {"format": manifest.FORMAT}, room))
-            stream.flush()
-            os.fsync(stream.fileno())
+        stored, position, end = [], room, 0
+        place.touch()
+        for tensor in group:
+            copy_gap(end, tensor.start)
+            end = tensor.start + tensor.bytes
+            started = time.monotonic()
+            change = self._kept(tensor, path, place, position, sha256)
+            if change is None:
+                change = self._change(tensor, path, place, position, sha256)
+            file.tensors.append(change)
+            length = sum(change.chunks)
+            stored.append((change.name, "U8", [length], length))
+            position += length
+            self.report(change, round((time.monotonic() - started) * 1000))
+        copy_gap(end, size)
+        packed = zstandard.ZstdCompressor(level=1).compress(gaps)
+        self.files.write(place, position, memoryview(packed))
+        stored.append((manifest.GAPS, "U8", [len(packed)], len(packed)))
+        os.truncate(place, position + len(packed))  # an earlier run may have written more
+        self.files.write(place, 0, memoryview(checkpoint.header(stored, {"format": manifest.FORMAT}, room)))
+        jsonl.sync(place)
         file.sha256, file.gaps_blake3 = sha256.hexdigest(), blake3(gaps).hexdigest()
         return file
 
-    def _change(
-        self, target: Tensor, write: Callable[[bytes], Any], also_hash: Callable[[memoryview], Any]
-    ) -> manifest.Change:
+    def _kept(self, target: Tensor, path: str, place: Path, position: int, sha256: Any) -> manifest.Change | None:
+        """What an earlier run wrote for a tensor, if it is there and right; the target's bytes are hashed again."""
+        noted = self.work.done.get(f"{path}:{target.name}")
+        if noted is None:
+            return None
+        change = manifest.Change.parse(noted["change"])
+        length = sum(change.chunks)
+        if place.stat().st_size < position + length:
+            return None
+        digest = blake3()
+        for start, count in checkpoint.pieces(length, STEP):
+            raw = dtypes.empty(count)
+            self.files.read(place, position + start, raw.data)
+            digest.update(raw.data)
+        if digest.hexdigest() != noted["stored"]:
+            return None
+        for start, count in checkpoint.pieces(target.bytes, STEP):
+            raw = dtypes.empty(count)
+            self.files.read(target.file, target.start + start, raw.data)
+            sha256.update(raw.data)
+            self.tick(count)
+        self.reused += 1
+        return change
+
+    def _change(self, target: Tensor, path: str, place: Path, position: int, sha256: Any) -> manifest.Change:
         """Write the chunks of one tensor: read and hashed here, packed by the pool, written in order."""
         source = self.plan.base_of(target)
         base = BaseStream(self.files, source, target.dtype)
-        digest, chunks = blake3(), []
+        digest, stored = blake3(), blake3()
+        chunks: list[int] = []
         waiting: deque[tuple[int, Future[bytes]]] = deque()
 
         def take() -> None:
             length, packing = waiting.popleft()
             payload = packing.result()
-            write(payload)
+            self.files.write(place, position + sum(chunks), memoryview(payload))
+            stored.update(payload)
             chunks.append(len(payload))
             self.tick(length)
 
@@ -208,7 +225,7 @@ class _Writer:
             raw = dtypes.empty(length)
             self.files.read(target.file, target.start + start, raw.data)
             digest.update(raw.data)
-            also_hash(raw.data)
+            sha256.update(raw.data)
             width = WIDTHS.get(target.dtype, 1)
             waiting.append((length, self.pool.submit(bits.encode, raw, base.next(length), width, self.made.codec)))
             if len(waiting) > self.jobs:
@@ -218,19 +235,13 @@ class _Writer:
         hashed, noted = base.finish(), None
         if source and hashed:
             noted = manifest.Base(source.name, source.dtype, list(source.shape), hashed)
-        return manifest.Change(
+        change = manifest.Change(
             target.name, target.dtype, list(target.shape), target.start, target.bytes, digest.hexdigest(), noted, chunks
         )
+        self.work.finish(f"{path}:{target.name}", change=asdict(change), stored=stored.hexdigest())
+        return change
 
     def report(self, change: manifest.Change, milliseconds: int) -> None:
         """The line of a tensor."""
         sizes = {"bytes": change.bytes, "delta_bytes": sum(change.chunks)}
         self.lines.write({"tensor": change.name, **sizes, "blake3": change.blake3, "ms": milliseconds})
-
-
-def _hash(path: Path) -> str:
-    digest = blake3()
-    with open(path, "rb") as stream:
-        while data := stream.read(STEP):
-            digest.update(data)
-    return digest.hexdigest()

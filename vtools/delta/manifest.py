@@ -57,6 +57,11 @@ class Change:
     base: Base | None
     chunks: list[int]
 
+    @classmethod
+    def parse(cls, entry: dict[str, Any]) -> Change:
+        """A tensor's entry of the manifest. Raises KeyError or TypeError for anything else."""
+        return cls(**{**entry, "base": Base(**entry["base"]) if entry["base"] is not None else None})
+
 
 @dataclass
 class File:
@@ -72,7 +77,7 @@ class File:
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> File:
         """A file's entry of the manifest. Raises ValueError, KeyError or TypeError for anything else."""
-        file = cls(**{**entry, "tensors": [_change(tensor) for tensor in entry["tensors"]]})
+        file = cls(**{**entry, "tensors": [Change.parse(tensor) for tensor in entry["tensors"]]})
         for path in (file.path, file.delta):
             if path is not None and not _inside(path):
                 raise ValueError(f"{path!r} leads out of the folder")
@@ -146,10 +151,6 @@ def load(folder: Path) -> tuple[Manifest, str]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Failure(f"{path}: not a manifest, or damaged: {type(error).__name__}: {error}; get it again") from None
     return manifest, claimed
-
-
-def _change(entry: dict[str, Any]) -> Change:
-    return Change(**{**entry, "base": Base(**entry["base"]) if entry["base"] is not None else None})
 
 
 def _inside(path: str) -> bool:
