@@ -94,6 +94,8 @@ def world(tmp_path_factory):
         if (DATA / "vicuna-blog" / source).exists():
             shutil.copy(DATA / "vicuna-blog" / source, folder)
     tiny.make(folder / "base")
+    config = json.loads((folder / "base" / "config.json").read_text())  # as many positions as Vicuna's preset wants
+    (folder / "base" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
     for name, seed in (("llama", 1), ("vicuna", 2)):
         tiny.make(folder / name, seed=seed)
     run = subprocess.run([*tiny.command()[:3], "make-delta", "llama", "vicuna", "vicuna-delta", "-q"], cwd=folder, env=tiny.environment(), capture_output=True)  # fmt: skip
