@@ -21,6 +21,7 @@ from vtools.dtypes import Bytes, empty
 from vtools.staging import Work
 
 Chunks = Callable[[Files], Iterator[Bytes]]
+SYNC = 128 << 20  # bytes after which a file is sent to the disk, so that the end has little to wait for
 
 
 @dataclass
@@ -118,7 +119,7 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
 
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(threads) as pool:
         try:
-            synced = []
+            synced, unsynced = [], 0
             following = [*(part.path for part in parts[1:]), None][: len(parts)]
             for part, path, (digest, measured, milliseconds, reused) in zip(
                 parts, following, pool.map(make, parts), strict=True
@@ -130,8 +131,10 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
                 )
                 written.measured += measured
                 written.reused += reused
-                if path != part.path:  # the file is whole: to the disk with it, while the next one is made
+                unsynced += part.bytes
+                if path != part.path or unsynced >= SYNC:  # in the background, while the next ones are made
                     synced.append(disk.submit(jsonl.sync, work.fresh / part.path))
+                    unsynced = 0
             for future in synced:
                 future.result()
         except BaseException:
