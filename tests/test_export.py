@@ -589,6 +589,7 @@ FAMILY = {
     "biases": {"attention_bias": True, "mlp_bias": True},
     "mistral": {"kind": "Mistral", "head_dim": 32, "sliding_window": None},
     "qwen2": {"kind": "Qwen2"},
+    "qwen3": {"kind": "Qwen3", "head_dim": 32},
 }
 
 
@@ -598,6 +599,12 @@ def test_llama_cpp_computes_every_member_of_the_family_as_transformers_does(sent
     folder = shutil.copytree(sentencepiece_model, tmp_path / "model")
     model(folder, vocab_size=1001, **FAMILY[member])
     assert_equal_everywhere(folder, tmp_path / "out.gguf")
+
+
+def test_biases_that_llama_cpp_has_no_place_for_are_refused_by_name(byte_level, tmp_path):
+    folder = shutil.copytree(byte_level, tmp_path / "model")
+    model(folder, vocab_size=318, kind="Qwen3", head_dim=32, attention_bias=True)
+    assert "self_attn.k_proj.bias: not one of a qwen3 model" in bad(folder, "-o", tmp_path / "out.gguf")
 
 
 def assert_equal_everywhere(folder, file):

@@ -37,8 +37,8 @@ def export(
 ) -> None:
     """Write MODEL as one GGUF file, which llama.cpp and gpt4all load, or as safetensors of another dtype.
 
-    GGUF: models of type llama, mistral and qwen2 with SentencePiece or byte-level BPE tokenizers. The file holds the
-    tokenizer, the special tokens and the chat template (--template gives another). The q-types store blocks of 32
+    GGUF: models of type llama, mistral, qwen2 and qwen3 with SentencePiece or byte-level BPE tokenizers. The file holds
+    the tokenizer, the special tokens and the chat template (--template gives another). The q-types store blocks of 32
     weights in 8, 5 or 4 bits, the output matrix in 8 (q8_0), vectors in 32. q4_k_m is made by llama-quantize where it
     is installed, otherwise by our own encoder. Memory does not grow with the model.
 

@@ -11,7 +11,9 @@ from typing import Any
 from vtools.process import Failure
 
 # model_type to GGUF's architecture, and whether llama.cpp rotates neighbours (2i, 2i+1) there instead of halves.
-SUPPORTED = {"llama": ("llama", True), "mistral": ("llama", True), "qwen2": ("qwen2", False)}
+SUPPORTED = {
+    "llama": ("llama", True), "mistral": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from vtools.process import Failure
 # What transformers calls the parts of a layer, and what llama.cpp does.
 PARTS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "self_attn.v_proj": "attn_v", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
 
 
@@ -84,16 +85,20 @@ def _places(model: Architecture) -> dict[str, tuple[str, tuple[int, ...], int]]:
         "attn_output": (model.hidden, queries), "ffn_gate": (model.feed_forward, model.hidden),
         "ffn_up": (model.feed_forward, model.hidden), "ffn_down": (model.hidden, model.feed_forward),
     }  # fmt: skip
+    if model.name == "qwen3":
+        shapes |= {"attn_q_norm": (model.head_size,), "attn_k_norm": (model.head_size,)}
     places: dict[str, tuple[str, tuple[int, ...], int]] = {
         "model.embed_tokens.weight": ("token_embd.weight", (model.vocabulary, model.hidden), 0)
     }
     for layer in range(model.layers):
         for part, known_as in PARTS.items():
+            if known_as not in shapes:
+                continue
             # transformers rotates the halves of a head, llama.cpp's llama neighbours.
             head = model.head_size if model.interleaved and known_as in ("attn_q", "attn_k") else 0
             name, target, shape = f"model.layers.{layer}.{part}", f"blk.{layer}.{known_as}", shapes[known_as]
             places[f"{name}.weight"] = (f"{target}.weight", shape, head)
-            if len(shape) == 2:
+            if len(shape) == 2 and model.name != "qwen3":  # llama.cpp reads no biases there, and refuses the file
                 places[f"{name}.bias"] = (f"{target}.bias", shape[:1], head)
     places["model.norm.weight"] = ("output_norm.weight", (model.hidden,), 0)
     if not model.tied:
