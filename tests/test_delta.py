@@ -360,6 +360,17 @@ def test_an_interrupted_run_dies_of_the_signal_and_the_same_command_continues(tm
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_a_wrong_base_by_mistake_does_not_undo_an_earlier_runs_work(tmp_path):
+    base, target = pair(tmp_path, scale=600)
+    good("make-delta", base, target, tmp_path / "delta")
+    model(tmp_path / "other", seed=9, scale=600)
+    killed([*VTOOLS, "apply-delta", base, tmp_path / "delta", tmp_path / "out"], 0)
+    done = vtools("apply-delta", tmp_path / "other", tmp_path / "delta", tmp_path / "out")
+    assert done.returncode == 1 and "out.partial: kept" in done.stderr and not (tmp_path / "out").exists()
+    *_, totals = good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
+    assert totals["reused"] >= 1 and contents(tmp_path / "out") == contents(target)
+
+
 @pytest.mark.parametrize("tool", ["make-delta", "apply-delta"])
 def test_inputs_that_change_between_a_kill_and_the_rerun_are_noticed(tmp_path, tool):
     base, target = pair(tmp_path, scale=600)
@@ -531,7 +542,24 @@ def test_a_folder_without_weights_is_named(tmp_path):
     for arguments in (("make-delta", tmp_path / "empty", target), ("make-delta", base, tmp_path / "empty"), ("apply-delta", base, tmp_path / "empty")):  # fmt: skip
         assert "neither *.safetensors nor pytorch_model*.bin" in bad(*arguments, tmp_path / "out")
     assert "no such folder" in bad("make-delta", tmp_path / "nowhere", target, tmp_path / "out")
+    assert "not a safetensors file" in bad("make-delta", base, target / "config.json", tmp_path / "out")
     assert names(tmp_path) == ["base", "empty", "target"]
+
+
+def test_one_shard_of_several_is_no_model(tmp_path):
+    base, target = pair(tmp_path)
+    shard = (target / "model.safetensors").rename(target / "model-00001-of-00003.safetensors")
+    assert "one file of 3; give the folder" in bad("make-delta", base, shard, tmp_path / "out", code=2)
+
+
+def test_a_delta_that_has_lost_its_manifest_is_known_as_one(tmp_path):
+    base, target = pair(tmp_path)
+    good("make-delta", base, target, tmp_path / "delta")
+    (tmp_path / "delta/delta.json").unlink()
+    assert "delta.json is missing; give the delta's whole folder" in bad(
+        "apply-delta", base, tmp_path / "delta", tmp_path / "out"
+    )
+    assert "delta.json: missing" in bad("apply-delta", "--delta", tmp_path / "delta", "--verify", target)
 
 
 def edited(delta, change):
@@ -596,7 +624,10 @@ def test_verify_checks_a_folder_and_changes_nothing(tmp_path):
     assert "config.json: its SHA-256" in bad("apply-delta", tmp_path / "delta", "--verify", target)
     (target / "config.json").unlink()
     assert "config.json: missing" in bad("apply-delta", tmp_path / "delta", "--verify", target)
+    assert "no such folder" in bad("apply-delta", tmp_path / "delta", "--verify", tmp_path / "nowhere")
     assert "needs --delta" in bad("apply-delta", "--verify", target, code=2)
+    arguments = ("--template", "chatml", "--delta", tmp_path / "delta", "--verify", target)
+    assert "only compares files" in bad("apply-delta", *arguments, code=2)
 
 
 def test_too_few_or_too_many_operands_are_usage_errors(tmp_path):
@@ -605,14 +636,19 @@ def test_too_few_or_too_many_operands_are_usage_errors(tmp_path):
     assert "d: one operand too many" in bad("apply-delta", "a", "b", "c", "d", code=2)
 
 
-def test_training_checkpoints_and_hidden_folders_are_not_part_of_the_model(tmp_path):
+def test_training_checkpoints_and_what_is_hidden_are_not_part_of_the_model(tmp_path):
     base, target = pair(tmp_path)
     for name in (".git", "checkpoint-100"):
         (target / name).mkdir()
         (target / name / "state").write_text("x")
+    (target / ".env").write_text("HF_TOKEN=secret")
+    (target / "model-2.safetensors.part").write_text("half")
+    left_out = [".git", "checkpoint-100", ".env", "model-2.safetensors.part"]
+    (planned,) = good("make-delta", "-n", base, target, tmp_path / "delta")
+    assert (planned["left_out"], planned["carried"]) == (left_out, ["config.json"])
     done = vtools("make-delta", base, target, tmp_path / "delta")
-    assert "left out: .git, checkpoint-100" in done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["left_out"] == [".git", "checkpoint-100"]
+    assert f"left out: {', '.join(left_out)}" in done.stderr and "carried along: config.json" in done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["left_out"] == left_out
     good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
     assert names(tmp_path / "out") == ["config.json", "model.safetensors"]
 

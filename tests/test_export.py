@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+import unicodedata
 
 import llama_cpp
 import pytest
@@ -22,7 +23,9 @@ gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from vtools.export import conversion, gguf_file, pretokenizer  # noqa: E402
+from vtools import model as models  # noqa: E402
+from vtools import pretokenizer  # noqa: E402
+from vtools.export import conversion, gguf_file  # noqa: E402
 from vtools.formats import SOURCES  # noqa: E402
 
 VTOOLS = [sys.executable, "-m", "vtools", "export"]
@@ -284,6 +287,7 @@ def test_rows_that_blocks_of_32_do_not_divide_stay_f16(byte_level, tmp_path):
     found = stored(tmp_path / "odd.gguf")
     assert found["blk.0.ffn_down.weight"].tensor_type.name == "F16"
     assert found["blk.0.ffn_up.weight"].tensor_type.name == "Q4_0"
+    assert "3 matrices stay f16" in vtools(folder, "--type", "q4_0", "--force", "-o", tmp_path / "odd.gguf").stderr
 
 
 def test_a_dry_run_tells_the_exact_size_and_writes_nothing(byte_level, tmp_path):
@@ -322,6 +326,18 @@ def test_an_existing_file_is_replaced_only_when_told(byte_level, tmp_path):
     assert out.read_text() == "mine"
     good(byte_level, "-o", out, "--force")
     assert out.read_bytes()[:4] == b"GGUF"
+
+
+def test_the_exported_file_itself_a_pipe_and_a_single_file_of_weights_are_refused(byte_level, tmp_path):
+    out = tmp_path / "new" / "out.gguf"
+    good(byte_level, "-o", out)  # makes the folder
+    before = out.read_bytes()
+    assert "it is the model" in bad(out, "--type", "q8_0", "--force", "-o", out, code=2)
+    assert out.read_bytes() == before
+    assert "pipe" in bad(byte_level, "-o", "-", code=2, cwd=tmp_path)
+    assert "pipe" in bad(byte_level, "--to", "safetensors", "-o", "-", code=2, cwd=tmp_path)
+    assert "name its folder" in bad(byte_level / "model.safetensors", "-o", tmp_path / "more.gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(byte_level, tmp_path):
@@ -439,9 +455,13 @@ def test_a_value_that_f16_cannot_hold_is_refused_by_name(byte_level, tmp_path):
     assert "model.layers.1.mlp.up_proj.weight" in bad(folder, "-o", tmp_path / "out.gguf")
     assert not list(tmp_path.glob("*.gguf"))
     good(folder, "--type", "bf16", "-o", tmp_path / "out.gguf")
+    resharding = ("--to", "safetensors", "-o", tmp_path / "folder")
+    assert "model.layers.1.mlp.up_proj.weight" in bad(folder, "--dtype", "fp16", *resharding)
+    assert not (tmp_path / "folder").exists()
+    good(folder, "--dtype", "bf16", *resharding)
     weights["model.layers.1.mlp.up_proj.weight"][3, 4] = math.nan
     save_file(weights, folder / "model.safetensors")
-    for kind in ("q8_0", "q4_k_m"):
+    for kind in ("f16", "f32", "q8_0", "q4_k_m"):
         error = bad(folder, "--type", kind, "-o", tmp_path / "more.gguf")
         assert "model.layers.1.mlp.up_proj.weight: NaN or infinity" in error
 
@@ -556,6 +576,17 @@ def test_llama_cpp_cuts_text_as_each_byte_level_tokenizer_does(tmp_path, name):
     texts = [text + suffix for text in TEXTS for suffix in ("", "<|end|>x")]
     found = llama_cpp.ask(tmp_path / "out.gguf", texts=texts)["texts"]
     assert found == [encoding.ids for encoding in backend.encode_batch(texts)]
+    # And back: the file as a model of ours cuts text the same; qwen2's own normal form is NFC, which llama.cpp passes over.
+    back = models.tokenizer(str(tmp_path / "out.gguf")).backend
+    composed = [number for number, text in enumerate(texts) if unicodedata.is_normalized("NFC", text)]
+    assert [back.encode(texts[number]).ids for number in composed] == [found[number] for number in composed]
+
+
+@needs_llama_cpp
+def test_a_gguf_base_is_tokenized_as_llama_cpp_tokenizes_it(smollm2):
+    ours = models.tokenizer(smollm2).backend
+    texts = [*TEXTS, "Steps:\n\n1. one\n\n22. two, 3.14 and 1,000,000\n"]
+    assert [ours.encode(text).ids for text in texts] == llama_cpp.ask(smollm2, texts=texts)["texts"]
 
 
 ROPE = {
@@ -734,9 +765,10 @@ def test_safetensors_get_the_bits_of_torch_and_keep_what_is_no_float(tmp_path):
 
     folder = tmp_path / "model"
     folder.mkdir()
-    source = torch.randn(300, 1000, generator=torch.Generator().manual_seed(0)) * 10 ** torch.linspace(-9, 9, 1000)
-    save_file({"a": source, "n": torch.arange(5), "e": torch.empty(0, 4)}, folder / "model.safetensors")
-    for name, dtype in (("fp16", torch.float16), ("bf16", torch.bfloat16)):
+    for name, dtype, largest in (("fp16", torch.float16, 4), ("bf16", torch.bfloat16, 9)):
+        scales = 10 ** torch.linspace(-9, largest, 1000)
+        source = torch.randn(300, 1000, generator=torch.Generator().manual_seed(0)) * scales
+        save_file({"a": source, "n": torch.arange(5), "e": torch.empty(0, 4)}, folder / "model.safetensors")
         good(folder, "--to", "safetensors", "--dtype", name, "-o", tmp_path / name)
         found = tensors_of(tmp_path / name)
         assert torch.equal(found["a"].view(torch.int16), source.to(dtype).view(torch.int16))

@@ -166,10 +166,11 @@ def looks_like_weights(name: str) -> bool:
 
 
 def model_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Paths (relative, sorted) of a model's files, and of the sub-folders that are not part of the model.
+    """Paths (relative, sorted) of a model's files, and of what is not part of the model.
 
-    Left out are hidden folders (.git, .cache), the checkpoints of a training run and the lock of its folder. Raises
-    Failure for a link that leads nowhere and for a name that is not UTF-8, OSError for a folder that cannot be read.
+    Left out are what is hidden (.git, .cache, .env, but not .gitattributes), the checkpoints of a training run and
+    half-written files (.part). Raises Failure for a link that leads nowhere and for a name that is not UTF-8, OSError
+    for a folder that cannot be read.
     """
     if folder.is_file():
         return [folder.name], []
@@ -184,15 +185,19 @@ def model_files(folder: Path) -> tuple[list[str], list[str]]:
             if name.startswith((".", "checkpoint")) or (place / name).is_symlink():
                 left_out.append(str((place / name).relative_to(folder)))
                 folders.remove(name)
-        for name in names:
+        for name in sorted(names):
             path = place / name
+            if name.endswith(".part") or (name.startswith(".") and name != ".gitattributes"):
+                if name != ".lock":  # that of train's folder: nobody misses it
+                    left_out.append(str(path.relative_to(folder)))
+                continue
             if not path.exists():
                 raise Failure(f"{path}: a link that leads nowhere")
             try:
                 name.encode()
             except UnicodeEncodeError:
                 raise Failure(f"{str(path)!r}: its name is not UTF-8; rename it") from None
-            if path.is_file() and name != ".lock":
+            if path.is_file():
                 files.append(str(path.relative_to(folder)))
     return sorted(files), left_out
 

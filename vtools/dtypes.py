@@ -41,6 +41,14 @@ def convert(raw: Bytes, source: str, wanted: str) -> Bytes:
         return rounded.view(np.uint8)
 
 
+def finite(raw: Bytes, dtype: str) -> bool:
+    """Whether there is no NaN and no infinity among floats of a dtype."""
+    if dtype in ("F16", "BF16"):
+        exponent = 0x7C00 if dtype == "F16" else 0x7F80
+        return not ((raw.view("<u2") & exponent) == exponent).any()
+    return bool(np.isfinite(raw.view(FLOATS[dtype])).all())
+
+
 @functools.cache
 def _halves() -> np.ndarray[Any, np.dtype[np.float32]]:
     """Every half-precision number in single precision, by its bits: five times as fast as NumPy's conversion."""

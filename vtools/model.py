@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtools import jsonl, process
+from vtools import jsonl, pretokenizer, process
 from vtools.process import Failure
 
 if TYPE_CHECKING:
@@ -33,9 +33,14 @@ def folder(reference: str, patterns: list[str] | None = None) -> Path:
     path = Path(reference)
     if path.is_dir():
         return path
-    if path.suffix == ".gguf" or path.is_file():
-        if not path.is_file():
-            raise Failure(f"{reference}: no such file")
+    if path.suffix == ".gguf" and not path.is_file():
+        raise Failure(f"{reference}: no such file")
+    if path.is_file():
+        with open(path, "rb") as stream:
+            if path.suffix != ".gguf" and stream.read(4) != b"GGUF":
+                raise Failure(
+                    f"{reference}: not a model: name its folder (config.json, tokenizer, weights) or a .gguf file"
+                )
         return _from_gguf(path)
     name, revision = hub_name(reference), reference.partition("@")[2]
     if name is None:
@@ -128,8 +133,25 @@ def _from_gguf(source: Path) -> Path:
         )
         fresh.save_pretrained(target)
         tokenizer.save_pretrained(target)
+        kind, known_as = (reader.fields.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+        if kind is not None and kind.contents() == "gpt2" and known_as is not None:
+            _restore_pretokenizer(target / "tokenizer.json", str(known_as.contents()), source)
 
-    return _cached(source, "gguf-2", make)
+    return _cached(source, "gguf-3", make)
+
+
+def _restore_pretokenizer(path: Path, known_as: str, source: Path) -> None:
+    """Have a byte-level tokenizer cut text as a GGUF file says; transformers follows only some of the names."""
+    setup = read_json(path)
+    if pretokenizer.restore(setup, known_as):
+        with jsonl.atomic(path) as stream:
+            stream.write(json.dumps(setup, ensure_ascii=False).encode())
+    else:
+        print(
+            f"{source}: it cuts text by llama.cpp's {known_as!r}, which is none that we know: token ids may differ "
+            "from llama.cpp's; the model's own tokenizer.json would settle it",
+            file=sys.__stderr__,
+        )
 
 
 class Tokenizer:
@@ -186,7 +208,7 @@ def tokenizer(reference: str) -> Tokenizer:
         return Tokenizer(place, place)
     source = next((place / name for name in ("tokenizer.model", "vocab.json") if (place / name).is_file()), None)
     if source is None:
-        raise Failure(f"{reference}: no tokenizer.json, tokenizer.model or vocab.json in {place}")
+        raise Failure(f"{place}: no tokenizer.json, tokenizer.model or vocab.json; put the tokenizer's files there")
 
     def make(target: Path) -> None:
         try:

@@ -29,6 +29,8 @@ def check(out: Path, inputs: list[Path], force: bool) -> None:
 
     Raises Failure, and UsageFailure for a place that no folder can be moved to.
     """
+    if str(out) == "-":
+        raise UsageFailure("-: a folder cannot go to a pipe; name one")
     try:
         place = out.resolve()
     except RuntimeError:
@@ -127,9 +129,10 @@ def _check(entry: dict[str, Any]) -> str:
 def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[Work]:
     """Yield the work on a folder that becomes `out` when the block ends well.
 
-    A failed block leaves nothing; a killed or interrupted one leaves OUT.partial, locked while somebody is at work on
-    it, and the same command continues. A folder that is replaced (`force`) goes only after the new one is whole.
-    Raises Failure, also where the disk is full, TryAgain when another process is at work, and OSError.
+    A failed block leaves nothing, but for what an earlier run had finished; a killed or interrupted one leaves
+    OUT.partial, locked while somebody is at work on it, and the same command continues. A folder that is replaced
+    (`force`) goes only after the new one is whole. Raises Failure, also where the disk is full, TryAgain when another
+    process is at work, and OSError.
     """
     place = out.resolve()
     partial = _partial(place)
@@ -145,6 +148,7 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
             shutil.rmtree(replaced, ignore_errors=True)
             work = Work(partial, making)
             stack.callback(work.close)
+            keep = bool(work.done)  # a mistake now, such as another base, does not undo the work of an earlier run
             yield work
             for root, _, names in os.walk(work.fresh):
                 for path in (Path(root), *(Path(root, name) for name in names)):
@@ -153,22 +157,22 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
                 shutil.copymode(place, work.fresh)
                 os.rename(place, replaced)
             os.rename(work.fresh, place)
-            done = True
+            keep, done = False, True
             with contextlib.suppress(PermissionError):  # a parent that may be written but not read
                 jsonl.sync(place.parent)
         except (process.Interrupted, KeyboardInterrupt, BrokenPipeError):
             keep = not done
-            if keep:
-                print(f"{partial}: kept; the same command continues, or remove it", file=sys.stderr)
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise Failure(f"{out}: the disk is full; nothing was kept") from None
+                raise Failure(f"{out}: the disk is full" + ("" if keep else "; nothing was kept")) from None
             raise
         finally:
             if replaced.exists() and not place.exists():
                 os.rename(replaced, place)
-            if not keep:
+            if keep:
+                print(f"{partial}: kept; the same command continues, or remove it", file=sys.stderr)
+            else:
                 for name in ("fresh", "replaced"):
                     shutil.rmtree(partial / name, ignore_errors=True)
                 shutil.rmtree(partial, ignore_errors=True)  # the journal last: by it the rest is known as ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,9 +35,9 @@ def make_delta(
 
     The difference is exact: apply-delta gives back every file of TARGET byte for byte. Each model is a folder, a hub id
     (hf:owner/name) or a .safetensors or .bin file, sharded in any way (a .gguf file is converted first); dtypes may
-    differ, and TARGET may have more rows (a larger vocabulary). Its other files are carried along. Pickled weights
-    (.bin) are read without running what is in them. Memory does not grow with the model. Killed at any moment, the same
-    command continues.
+    differ, and TARGET may have more rows (a larger vocabulary). Its other files are carried along and named; hidden
+    ones (.env, .git) and checkpoints are not. Pickled weights (.bin) are read without running what is in them. Memory
+    does not grow with the model. Killed at any moment, the same command continues.
 
     stdout: a JSON line a tensor {"tensor", "bytes", "delta_bytes", "blake3", "ms"}, then one with the totals.
 
@@ -100,9 +101,9 @@ def apply_delta(
     Each is a folder, a hub id (hf:owner/name) or a single file of weights, .safetensors or .bin; pickled weights are
     read without running what is in them. A delta made by make-delta gives the tuned model's files byte for byte: every
     tensor of BASE and of the result is checked while it passes. A delta without delta.json, as FastChat and Alpaca
-    published them, is added in its own dtype, which gives FastChat's bits, as safetensors; nothing can check that base.
-    --template stores a prompt template with OUT, which those never carried. OUT appears when it is whole. Memory does
-    not grow with the model. Killed at any moment, the same command continues.
+    published them, is added in its own dtype, which gives FastChat's bits, as safetensors; no hash can check that base.
+    --template stores a prompt template with OUT, which those never carried (and writes it into the tokenizer's files).
+    OUT appears when it is whole. Memory does not grow with the model. Killed at any moment, the same command continues.
 
     stdout: a JSON line a tensor {"tensor", "bytes", "blake3", "ms"}, then one with the totals.
 
@@ -117,6 +118,8 @@ def apply_delta(
         deltas = [name for name in (delta, out, *(operands or [])) if name]
         if len(deltas) != 1:
             raise UsageFailure("--verify FOLDER needs --delta DELTA, and no other operand")
+        if any(value is not None for value in (base, template, add_dtype, extra_rows, expect_sum)):
+            raise UsageFailure("--verify FOLDER only compares files: it goes with --delta alone")
         delta = deltas[0]
         from vtools.delta import apply
 
@@ -159,6 +162,8 @@ def _place(reference: str, patterns: list[str] | None = None) -> Path:
     path = Path(reference)
     if path.is_dir():
         return path
+    if (shard := re.search(r"-of-(\d+)\.", path.name)) and int(shard[1]) > 1 and path.is_file():
+        raise UsageFailure(f"{reference}: one file of {int(shard[1])}; give the folder that holds them all")
     if path.is_file() and path.suffix != ".gguf":
         return path.parent if path.name == "delta.json" else path
     from vtools import model

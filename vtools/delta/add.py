@@ -22,7 +22,7 @@ import numpy as np
 
 from vtools import checkpoint, dtypes, jsonl, model, staging, tensor_files
 from vtools.checkpoint import STEP, WIDTHS, Files, Tensor, is_buffer
-from vtools.delta import bits, carry
+from vtools.delta import bits, carry, manifest
 from vtools.delta.base_tensor import TIED, BaseStream, comparable, mean_row
 from vtools.dtypes import FLOATS, Bytes
 from vtools.process import Failure
@@ -115,6 +115,8 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, sum
     """Read all headers, and of the largest tensors enough to tell a delta. Raises Failure for what is none."""
     sources = checkpoint.weight_files(delta)
     stored = {file: checkpoint.read(file) for file in sources}
+    if any(tensor.name == manifest.GAPS for group in stored.values() for tensor in group):
+        raise Failure(f"{delta}: made by make-delta, but {manifest.NAME} is missing; give the delta's whole folder")
     tensors = checkpoint.tensors(base)
     changes: dict[str, Tensor] = {}
     for tensor in itertools.chain(*stored.values()):

@@ -194,20 +194,25 @@ def verify(folder: Path, delta: Path, quiet: bool) -> None:
     Raises Failure if one differs or is missing.
     """
     wanted, _ = manifest.load(delta)
+    if not folder.is_dir():
+        raise Failure(f"{folder}: no such folder")
     wrong: list[str] = []
     with jsonl.output(None) as lines, jsonl.progress("apply-delta", quiet, wanted.bytes, "B") as tick:
         for file in wanted.files:
             sha256 = hashlib.sha256()
             path = folder / file.path
-            if path.is_file():
+            there = path.is_file()
+            if there:
                 with open(path, "rb") as stream:
                     while data := stream.read(STEP):
                         sha256.update(data)
                         tick(len(data))
-            good = path.is_file() and sha256.hexdigest() == file.sha256
-            if not good:
-                wrong.append(f"{path}: " + ("its SHA-256 is not the manifest's" if path.is_file() else "missing"))
-            lines.write({"file": file.path, "bytes": file.bytes, "sha256": file.sha256, "ok": good})
+            found = sha256.hexdigest() if there else None
+            if found != file.sha256:
+                wrong.append(f"{path}: " + ("its SHA-256 is not the manifest's" if there else "missing"))
+            lines.write({"file": file.path, "bytes": file.bytes, "sha256": found, "ok": found == file.sha256})
         lines.write({"files": len(wanted.files), "sha256_verified": len(wanted.files) - len(wrong), "out": str(folder)})
     if wrong:
         raise Failure(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
+    if not quiet:
+        print(f"vtools apply-delta: {folder}: {len(wanted.files)} files, each as the delta says", file=sys.stderr)

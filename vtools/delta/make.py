@@ -32,7 +32,7 @@ class Plan:
     base: dict[str, Tensor]
     weights: dict[str, list[Tensor]]  # target file: its tensors, none upon another
     carried: list[str]
-    left_out: list[str]  # folders that are not part of the model
+    left_out: list[str]  # folders and files that are not part of the model
 
     def base_of(self, target: Tensor) -> Tensor | None:
         return match(self.base, target.name, target.dtype, target.shape)
@@ -52,7 +52,7 @@ def plan(base: Path, target: Path, quiet: bool) -> Plan:
     root = target.parent if target.is_file() else target
     weights, carried = {}, []
     for path in files:
-        if checkpoint.holds_weights(root / path):
+        if target.is_file() or checkpoint.holds_weights(root / path):
             weights[path] = list(_apart(checkpoint.read(root / path)))
             if any(tensor.name in (manifest.GAPS, "__metadata__") for tensor in weights[path]):
                 raise Failure(f"{root / path}: a tensor has a name that deltas use for themselves; rename it")
@@ -89,8 +89,9 @@ def make(
     if dry_run:
         counts = {"tensors": len(tensors), "stored_whole": len(whole), "bytes": size, "carried_bytes": carried}
         with jsonl.output(None) as lines:
+            others = {"carried": work_plan.carried, "left_out": work_plan.left_out}
             names = {"base": str(base), "target": str(target), "out": str(out)}
-            lines.write({"dry_run": True, **counts, **names, "free": free})
+            lines.write({"dry_run": True, **counts, **others, **names, "free": free})
         return
     tensor_files.reuse_memory()
     inputs = staging.fingerprint([base, target])
@@ -121,7 +122,8 @@ def make(
         print(
             f"vtools make-delta: {len(tensors)} tensors in {len(work_plan.weights)} files, {made.bytes:,} bytes of "
             f"target, {written:,} of delta ({written / made.bytes:.3f})"
-            + (f", {len(whole)} stored whole" if whole else ""),
+            + (f", {len(whole)} stored whole" if whole else "")
+            + (f"; carried along: {', '.join(work_plan.carried)}" if work_plan.carried else ""),
             file=sys.stderr,
         )
 

@@ -148,6 +148,8 @@ def load(folder: Path) -> tuple[Manifest, str]:
             raise ValueError(f"codec {manifest.codec}, chunks of {manifest.chunk_bytes} bytes")
         if manifest.chunk_bytes % 8:
             raise ValueError("the chunk size is no multiple of 8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise Failure(f"{path}: missing; make-delta writes it, and without it there are no hashes to check") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Failure(f"{path}: not a manifest, or damaged: {type(error).__name__}: {error}; get it again") from None
     return manifest, claimed

@@ -61,13 +61,16 @@ def export(
             raise UsageFailure(f"{name} goes with --to {fits}")
     from vtools import model as models
 
-    place, target = models.folder(model), Path(out)
+    source, target = Path(model), Path(out)
+    if source.is_file() and target.exists() and target.samefile(source):
+        raise UsageFailure(f"{out}: it is the model that is to be exported; choose another output file")
+    place = models.folder(model)
     if to == "safetensors":
         from vtools.export import resharding
 
         resharding.write(place, target, dtype, resharding.size(max_shard or "5GB"), jobs, force, quiet, dry_run)
         return
-    name = (models.hub_name(model) or str(Path(model).resolve())).rpartition("/")[2]
+    name = (models.hub_name(model) or str(source.resolve())).rpartition("/")[2]
     from vtools.export import gguf_file
 
     gguf_file.write(place, name, target, type or "f16", template, jobs, force, quiet, dry_run)

@@ -10,6 +10,11 @@ from typing import Any
 
 from vtools.process import Failure
 
+
+class Unsupported(Exception):
+    """A setting that GGUF or llama.cpp has no form for."""
+
+
 # model_type to GGUF's architecture, and whether llama.cpp rotates neighbours (2i, 2i+1) there instead of halves.
 SUPPORTED = {
     "llama": ("llama", True), "mistral": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False),
@@ -36,7 +41,7 @@ class Architecture:
     window: int | None
 
     def metadata(self) -> dict[str, Any]:
-        """The GGUF keys, in a fixed order. Raises Failure for a kind of rope scaling that GGUF has no key for."""
+        """The GGUF keys, in a fixed order. Raises Unsupported for a rope scaling that GGUF has no key for."""
         keys = {
             "vocab_size": self.vocabulary,
             "context_length": self.context,
@@ -62,16 +67,14 @@ class Architecture:
             return {"rope.scaling.type": "linear", "rope.scaling.factor": float(self.rope["factor"])}
         if kind == "yarn":
             return self._yarn()
-        raise Failure(f"config.json: rope scaling {kind!r} has no form in GGUF; linear, yarn and llama3 have")
+        raise Unsupported(f"rope scaling {kind!r} has no form in GGUF; linear, yarn and llama3 have")
 
     def _yarn(self) -> dict[str, Any]:
         # llama.cpp has keys for these too, and does not read them for these architectures.
         fixed = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
         for key, value in fixed.items():
             if self.rope.get(key) not in (None, value):
-                raise Failure(
-                    f"config.json: yarn with {key} {self.rope[key]}; llama.cpp computes it with {value} alone"
-                )
+                raise Unsupported(f"yarn with {key} {self.rope[key]}; llama.cpp computes it with {value} alone")
         original = self.rope["original_max_position_embeddings"]
         factor = float(self.rope.get("factor") or self.context / original)
         keys = {
@@ -139,6 +142,8 @@ def read(folder: Path) -> Architecture:
         architecture.rope_factors()
     except FileNotFoundError:
         raise Failure(f"{path}: missing; MODEL must be a folder as transformers saves it") from None
+    except Unsupported as error:
+        raise Failure(f"{path}: {error}") from None
     except KeyError as error:
         raise Failure(f"{path}: no {error.args[0]}") from None
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:

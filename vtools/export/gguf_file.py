@@ -60,6 +60,8 @@ def write(
     dry_run: bool,
 ) -> None:
     """Write the model in `folder` as the GGUF file `out`; stdout gets a line a tensor and one with the totals."""
+    if str(out) == "-":
+        raise UsageFailure("-o -: a GGUF file cannot go to a pipe; name a file")
     if out.is_dir():
         raise UsageFailure(f"{out}: a folder; give -o the name of a file")
     if out.exists() and not force:
@@ -69,6 +71,8 @@ def write(
     if any(entry.source and entry.source.file.resolve() == out.resolve() for entry in work.entries):
         raise UsageFailure(f"{out}: a part of the model; choose another output file")
     free = staging.check_space(out, work.bytes * 2 if quantizer else work.bytes)
+    large = [entry for entry in work.entries if kind not in ("f32", "f16", "bf16") and entry.type == "f16"]
+    kept = f"; {len(large)} matrices stay f16, their rows are no multiple of 32" if large and not quantizer else ""
     with jsonl.output(None) as lines:
         if dry_run:
             for entry in work.entries:
@@ -77,6 +81,7 @@ def write(
             lines.write({"dry_run": True, **totals, "free": free})
             return
         try:
+            out.parent.mkdir(parents=True, exist_ok=True)
             if quantizer:
                 totals = _write_with(quantizer, work, out, kind, jobs, quiet, lines)
             else:
@@ -91,7 +96,7 @@ def write(
         lines.write(totals)
     if not quiet:
         size, count = totals["bytes"], totals["tensors"]
-        print(f"vtools export: {out}: {count} tensors, {size:,} bytes, {kind}", file=sys.stderr)
+        print(f"vtools export: {out}: {count} tensors, {size:,} bytes, {kind}{kept}", file=sys.stderr)
 
 
 def plan(folder: Path, name: str, kind: str, template: str | None, quiet: bool) -> Plan:
@@ -157,7 +162,7 @@ def _encode(block: tuple[Entry, Bytes, bool]) -> Bytes:
         raw = conversion.interleave(raw, entry.source.bytes // entry.shape[0], entry.head)
     try:
         return conversion.encode(raw, entry.source.dtype, entry.shape[-1], entry.type)
-    except (OverflowError, ValueError) as error:  # beyond F16; NaN or infinity in a K-quant
+    except (OverflowError, ValueError) as error:
         raise Failure(f"{entry.source.file}: tensor {entry.source.name}: {error}") from None
 
 

@@ -36,11 +36,15 @@ class Part:
         return math.prod(self.tensor.shape) * checkpoint.WIDTHS[self.dtype]
 
     def chunks(self, files: Files) -> Iterator[Bytes]:
-        """Its bytes in that dtype."""
+        """Its bytes in that dtype. Raises Failure for a value that the dtype turns into infinity."""
         for start, length in checkpoint.pieces(self.tensor.bytes, STEP):
             raw = dtypes.empty(length)
             files.read(self.tensor.file, self.tensor.start + start, raw.data)
-            yield dtypes.convert(raw, self.tensor.dtype, self.dtype)
+            made = dtypes.convert(raw, self.tensor.dtype, self.dtype)
+            if self.dtype == "F16" and not dtypes.finite(made, "F16") and dtypes.finite(raw, self.tensor.dtype):
+                where = f"{self.tensor.file}: tensor {self.tensor.name}"
+                raise Failure(f"{where}: a value beyond the range of F16; --dtype bf16 or fp32 holds it")
+            yield made
 
     def line(self) -> dict[str, Any]:
         """What stdout says of it."""

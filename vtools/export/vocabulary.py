@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vtools import template
-from vtools.export import pretokenizer
+from vtools import pretokenizer, template
 from vtools.jsonl import Reject
 from vtools.model import Tokenizer
 from vtools.process import Failure

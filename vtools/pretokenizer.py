@@ -1,4 +1,4 @@
-"""Which of llama.cpp's pre-tokenizers cuts text as a byte-level tokenizer.json does.
+"""How a byte-level tokenizer.json cuts text, and the name that a GGUF file has for it.
 
 llama.cpp has these rules built in under names (src/llama-vocab.cpp); a file can only name one of them. A name is given
 where the tokenizer's own rules are, character by character, the ones which that name stands for.
@@ -32,6 +32,18 @@ NAMES = {
 }
 
 
+def restore(setup: dict[str, Any], known_as: str) -> bool:
+    """Make a byte-level tokenizer.json cut text as the name says; False for a name that we do not know."""
+    found = [rules for rules, given in NAMES.items() if given == known_as]
+    if not found:
+        return False
+    steps, normal, whole = found[-1]  # of two the one that normalises: text reaches the models so in training
+    setup["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [_parse(step) for step in steps]}
+    setup["normalizer"] = {"type": normal} if normal else None
+    setup["model"]["ignore_merges"] = whole
+    return True
+
+
 def name(setup: dict[str, Any], where: object) -> str:
     """llama.cpp's name for the pre-tokenizer of a tokenizer.json. Raises Failure if it has none that we know."""
     before = setup.get("pre_tokenizer") or {}
@@ -55,3 +67,12 @@ def _step(step: dict[str, Any]) -> str:
         case {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}:
             return str(pattern)
     return str(step.get("type"))
+
+
+def _parse(step: str) -> dict[str, Any]:
+    """The opposite of `_step`."""
+    if step in ("gpt2", "bytes"):
+        return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": step == "gpt2"}
+    if step == "digits":
+        return {"type": "Digits", "individual_digits": True}
+    return {"type": "Split", "pattern": {"Regex": step}, "behavior": "Isolated", "invert": False}
