@@ -589,6 +589,16 @@ def test_a_gguf_base_is_tokenized_as_llama_cpp_tokenizes_it(smollm2):
     assert [ours.encode(text).ids for text in texts] == llama_cpp.ask(smollm2, texts=texts)["texts"]
 
 
+def test_a_gguf_file_that_cuts_text_in_an_unknown_way_says_so(byte_level, tmp_path, capfd):
+    good(byte_level, "-o", tmp_path / "known.gguf")
+    raw = (tmp_path / "known.gguf").read_bytes()
+    assert raw.count(b"gpt-2") == 1
+    (tmp_path / "unknown.gguf").write_bytes(raw.replace(b"gpt-2", b"gpt-9"))
+    for name in ("known", "unknown"):
+        models.folder(str(tmp_path / f"{name}.gguf"))
+        assert ("'gpt-9', which is none that we know" in capfd.readouterr().err) == (name == "unknown")
+
+
 ROPE = {
     "plain": {"rope_type": "default", "rope_theta": 500000.0},
     "linear": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
