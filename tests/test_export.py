@@ -663,6 +663,7 @@ def assert_equal_everywhere(folder, file):
 
 @needs_llama_cpp
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_llama_cpp_continues_the_real_model_as_transformers_does(real, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(real)
     good(real, "-o", tmp_path / "f16.gguf")
