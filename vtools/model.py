@@ -99,6 +99,7 @@ def _from_gguf(source: Path) -> Path:
         try:
             import gguf
             import torch
+            import transformers
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ModuleNotFoundError as error:
             raise process.missing_extra(error.name or "gguf", "train", f"{source}: reading GGUF") from None
@@ -112,13 +113,17 @@ def _from_gguf(source: Path) -> Path:
         dtype = torch.float16 if half in stored and stored <= {half, gguf.GGMLQuantizationType.F32} else torch.bfloat16
         if stored == {gguf.GGMLQuantizationType.F32}:
             dtype = torch.float32
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+            loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype)
+        except Exception as error:  # whatever a file lacks that transformers looks for; 5.17 wants a bos token
+            reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            raise Failure(f"{source}: transformers {transformers.__version__} cannot read it: {reason}") from None
         for name in ("bos", "eos", "padding"):  # transformers 5.17 takes the wrong end token from the file
             field = reader.fields.get(f"tokenizer.ggml.{name}_token_id")
             if field is not None:
                 token = tokenizer.convert_ids_to_tokens(int(field.contents()))
                 setattr(tokenizer, {"padding": "pad_token"}.get(name, f"{name}_token"), token)
-        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype)
         # The loaded model counts as quantised and will neither train nor save: give its weights to a fresh one.
         config = loaded.config
         if hasattr(config, "quantization_config"):
