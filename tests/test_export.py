@@ -822,12 +822,10 @@ def test_a_folder_is_refused_as_in_the_other_tools(byte_level, tmp_path):
 
 
 def peak(*arguments):
-    """Peak memory of a run in bytes, measured from a process that is itself small."""
-    script = "import os, resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    command = [sys.executable, "-S", "-c", script, *VTOOLS, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=tiny.environment(), timeout=280)
+    """Peak memory of a run in bytes."""
+    done, _, peak = tiny.measured([*VTOOLS, *map(str, arguments)])
     assert done.returncode == 0, done.stderr
-    return int(done.stdout) * 1024
+    return peak
 
 
 def sparse(folder, layers):

@@ -115,6 +115,10 @@ def used(report: Path) -> tuple[float, int]:
     return float(seconds), int(memory)
 
 
+# Python for a process's own peak memory in bytes. Its ru_maxrss begins at the peak of the process that started it.
+PEAK = "int(open('/proc/self/status').read().partition('VmHWM:')[2].split()[0]) * 1024"
+
+
 def measured(command: list[str], **options: Any) -> tuple[subprocess.CompletedProcess[Any], float, int]:
     """A command run to its end with the options of `subprocess.run`, its CPU seconds and its peak memory in bytes."""
     with tempfile.TemporaryDirectory() as folder:

@@ -149,8 +149,7 @@ def _restore_pretokenizer(path: Path, known_as: str, source: Path) -> None:
     """Have a byte-level tokenizer cut text as a GGUF file says; transformers follows only some of the names."""
     setup = read_json(path)
     if pretokenizer.restore(setup, known_as):
-        with jsonl.atomic(path) as stream:
-            stream.write(json.dumps(setup, ensure_ascii=False).encode())
+        path.write_text(json.dumps(setup, ensure_ascii=False), encoding="utf-8")
     else:
         print(
             f"{source}: it cuts text by llama.cpp's {known_as!r}, which is none that we know: token ids may differ "

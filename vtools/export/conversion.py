@@ -47,14 +47,14 @@ def interleave(raw: Bytes, row_bytes: int, head: int) -> Bytes:
 def encode(raw: Bytes, dtype: str, columns: int, wanted: str) -> Bytes:
     """Rows of floats as the bytes of a GGUF type.
 
-    Raises ValueError for NaN and infinity, OverflowError for what F16 cannot hold.
+    Raises ValueError for NaN and infinity, and for what F16 cannot hold.
     """
     if not dtypes.finite(raw, dtype):
         raise ValueError("NaN or infinity among its values: these weights are broken")
     if wanted in ("f32", "f16", "bf16"):
         made = dtypes.convert(raw, dtype, wanted.upper())
         if wanted == "f16" and not dtypes.finite(made, "F16"):
-            raise OverflowError("a value beyond the range of F16; --type bf16 or f32 holds it")
+            raise ValueError("a value beyond the range of F16; --type bf16 or f32 holds it")
         return made
     rows = dtypes.convert(raw, dtype, "F32").view("<f4").reshape(-1, columns)
     if wanted.endswith("_k"):

@@ -71,8 +71,6 @@ def write(
     if any(entry.source and entry.source.file.resolve() == out.resolve() for entry in work.entries):
         raise UsageFailure(f"{out}: a part of the model; choose another output file")
     free = staging.check_space(out, work.bytes * 2 if quantizer else work.bytes)
-    large = [entry for entry in work.entries if kind not in ("f32", "f16", "bf16") and entry.type == "f16"]
-    kept = f"; {len(large)} matrices stay f16, their rows are no multiple of 32" if large and not quantizer else ""
     with jsonl.output(None) as lines:
         if dry_run:
             for entry in work.entries:
@@ -96,6 +94,8 @@ def write(
         lines.write(totals)
     if not quiet:
         size, count = totals["bytes"], totals["tensors"]
+        large = 0 if quantizer or kind == "f16" else sum(entry.type == "f16" for entry in work.entries)
+        kept = f"; {large} matrices stay f16, their rows are no multiple of 32" if large else ""
         print(f"vtools export: {out}: {count} tensors, {size:,} bytes, {kind}{kept}", file=sys.stderr)
 
 
@@ -162,7 +162,7 @@ def _encode(block: tuple[Entry, Bytes, bool]) -> Bytes:
         raw = conversion.interleave(raw, entry.source.bytes // entry.shape[0], entry.head)
     try:
         return conversion.encode(raw, entry.source.dtype, entry.shape[-1], entry.type)
-    except (OverflowError, ValueError) as error:
+    except ValueError as error:
         raise Failure(f"{entry.source.file}: tensor {entry.source.name}: {error}") from None
 
 

@@ -41,7 +41,8 @@ class Part:
             raw = dtypes.empty(length)
             files.read(self.tensor.file, self.tensor.start + start, raw.data)
             made = dtypes.convert(raw, self.tensor.dtype, self.dtype)
-            if self.dtype == "F16" and not dtypes.finite(made, "F16") and dtypes.finite(raw, self.tensor.dtype):
+            narrowed = self.dtype == "F16" != self.tensor.dtype
+            if narrowed and not dtypes.finite(made, "F16") and dtypes.finite(raw, self.tensor.dtype):
                 where = f"{self.tensor.file}: tensor {self.tensor.name}"
                 raise Failure(f"{where}: a value beyond the range of F16; --dtype bf16 or fp32 holds it")
             yield made
