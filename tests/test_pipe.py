@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -202,6 +203,53 @@ def test_a_signal_ends_a_filter_by_that_signal_and_leaves_no_litter(start, tool,
     assert process.stderr.read() == b""
     assert (tmp_path / "result.jsonl").read_text() == "old\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["result.jsonl"]
+
+
+AT_EVERY_STEP = """
+import contextlib, os, orjson, pathlib, signal, sys
+from vtools import jsonl, process
+
+def write(step):
+    def trace(frame, event, arg):
+        nonlocal step
+        step -= event in ("call", "line")
+        if step == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return trace
+    sys.settrace(trace)
+    with jsonl.output("result") as out:
+        out.write("new")
+    sys.settrace(None)
+
+def enter(manager):
+    stream = next(manager.gen)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return stream
+
+def write_but_enter(step):
+    contextlib._GeneratorContextManager.__enter__ = enter
+    write(0)
+
+for step in range(10_000):
+    pathlib.Path("result").write_text("old")
+    child = os.fork()
+    if not child:
+        process.command("test", write if step else write_but_enter)(step)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(code, pathlib.Path("result").read_text().strip(), *os.listdir("."))
+    if code == 0:
+        break
+"""
+
+
+def test_a_signal_at_any_step_of_writing_a_file_leaves_the_old_or_the_new_one_and_nothing_else(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EVERY_STEP], cwd=tmp_path, env=ENV, capture_output=True, text=True, timeout=120
+    )
+    *ended, finished = done.stdout.splitlines()
+    assert (done.stderr, finished) == ("", '0 "new" result')
+    assert len(ended) > 200 and set(ended) == {"-15 old result", '-15 "new" result'}
 
 
 def test_ctrl_c_ends_the_shell_loop_around_a_filter(start, tool, tmp_path):

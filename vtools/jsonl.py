@@ -158,34 +158,42 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
         return
     path = Path(os.path.realpath(path))  # a link stays a link
     part = path.with_name(f".{path.name}.part")
-    while True:
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise process.TryAgain(f"{path}: another vtools process is writing it") from None
-        try:
-            if os.path.samestat(os.fstat(handle), os.stat(part)):
-                break
-        except FileNotFoundError:
-            pass
-        os.close(handle)  # the other process renamed it between our open and our lock
-    os.ftruncate(handle, 0)
-    stream = os.fdopen(handle, "wb", 1 << 18)
+    stream: IO[bytes] | None = None
     try:
+        with process.signals_held():
+            stream = _own(part, path)
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
         os.replace(part, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
         raise
     finally:
-        with contextlib.suppress(OSError):
-            stream.close()
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
     sync(path.parent)
+
+
+def _own(part: Path, path: Path) -> IO[bytes]:
+    """Open and lock the unfinished file of `path`, and empty it."""
+    while True:
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(part)):
+                break
+        except BlockingIOError:
+            os.close(handle)
+            raise process.TryAgain(f"{path}: another vtools process is writing it") from None
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # the other process renamed it between our open and our lock
+    os.ftruncate(handle, 0)
+    return os.fdopen(handle, "wb", 1 << 18)
 
 
 def sync(path: Path) -> None:

@@ -48,8 +48,34 @@ def die_of(signum: int) -> NoReturn:
     os._exit(128 + signum)  # only if the signal is blocked
 
 
+_holding = False
+_held: list[int] = []  # signals that came while they were held back
+
+
 def _raise_interrupted(signum: int, frame: object) -> None:
-    raise Interrupted(signum)
+    if _holding:
+        _held.append(signum)
+    else:
+        raise Interrupted(signum)
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Hold back Interrupted until the end of the block, so that what it makes is known to those who clean up.
+
+    Blocks are short and do not nest; threads other than the main one never see Interrupted.
+    """
+    global _holding
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _holding = True
+    try:
+        yield
+    finally:
+        _holding = False
+        if _held:
+            raise Interrupted(_held.pop())
 
 
 def missing_extra(module: str, extra: str, what: str) -> Failure:
@@ -85,6 +111,10 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
             sys.stdout.flush()
             return
         except Interrupted as interrupt:
+            import traceback
+
+            # A block whose `with` was still being entered cleans up only now, as its frame goes.
+            traceback.clear_frames(interrupt.__traceback__)
             die_of(interrupt.signum)
         except KeyboardInterrupt:
             die_of(signal.SIGINT)
