@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from vtools.encoders import INSIDE
 from vtools.jsonl import Reject
-from vtools.template import INSIDE
 
 if TYPE_CHECKING:
     import tokenizers
@@ -41,7 +41,7 @@ _SPLITS = {
 
 
 class Counts:
-    """Counts of texts with the three encoders of a tokenizer (see `template.encoders`)."""
+    """Counts of texts with the three encoders of a tokenizer (see `vtools.encoders`)."""
 
     def __init__(
         self, tokenizer: Tokenizer, encoders: tuple[tokenizers.Tokenizer, ...], forbidden: frozenset[int] = frozenset()

@@ -8,10 +8,10 @@ from functools import lru_cache
 
 from vtools import conversation, model
 from vtools import template as templates
+from vtools.encoders import FIRST
 from vtools.jsonl import Record, Reject
 from vtools.split.counting import Counts
 from vtools.split.segments import Segment, base_id
-from vtools.template import FIRST
 
 _EACH = 6  # what FastChat adds to each message for its role and separators
 _ROLES = ("human", "gpt")
