@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # The published Vicuna: LLaMA 7B plus the delta that lmsys released, then one quantised file for llama.cpp and gpt4all.
 #   bash recipes/published-vicuna.sh [BASE] [DELTA] [FOLDER]
-# Needs 45 GB of disk (13.5 each for base, delta and result, 4 for the file) and less than 1 GB of memory; no GPU.
+# Needs 45 GB of disk (13.5 each for base, delta and result, 4 for the file; where llama-quantize is installed 13.5 more
+# for a while) and less than 1 GB of memory; no GPU.
 # Takes the download (27 GB), then some minutes; costs nothing. LLaMA's own licence applies to the result.
-# For the first Vicuna (v0): DELTA=hf:lmsys/vicuna-13b-delta-v0, TEMPLATE=vicuna-v0, ROWS="--extra-rows zero".
+# The first Vicuna, 13B, is twice as large:
+#   TEMPLATE=vicuna-v0 ROWS="--extra-rows zero" bash recipes/published-vicuna.sh \
+#     hf:huggyllama/llama-13b hf:lmsys/vicuna-13b-delta-v0 vicuna-13b-v0
 # A run that was stopped goes on when the same command is given again.
 set -euo pipefail
 BASE=${1:-hf:huggyllama/llama-7b} DELTA=${2:-hf:lmsys/vicuna-7b-delta-v1.1} OUT=${3:-vicuna-7b}

@@ -1,4 +1,7 @@
-"""Where a model's tensors lie on disk: files found, headers parsed and checked, bytes read with pread."""
+"""Where a model's tensors lie on disk: files found, headers parsed, checked and made, bytes read and written in place.
+
+The safetensors library reads headers too, but says neither where in the file a tensor begins nor what is wrong.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
@@ -48,7 +51,8 @@ def read(file: Path) -> list[Tensor]:
     with open(file, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         prefix = stream.read(8)
-        if prefix.startswith(b"PK") or file.suffix in PICKLED:
+        # A safetensors file may begin with these letters too: they are the length of its header.
+        if file.suffix in PICKLED or (prefix.startswith(b"PK\3\4") and file.suffix != ".safetensors"):
             from vtools import torch_file
 
             return sorted(torch_file.tensors(file), key=lambda tensor: (tensor.start, -tensor.bytes, tensor.name))
@@ -68,7 +72,7 @@ def header(
 ) -> bytes:
     """The first bytes of a safetensors file of these tensors (name, dtype, shape, bytes).
 
-    Filled up with spaces to `room` bytes, or to a multiple of 8.
+    Filled up with spaces to `room` bytes, or to a multiple of 8. Raises ValueError if they need more than `room`.
     Format: u64 little-endian length, that much JSON, then the tensors without gaps.
     """
     entries: dict[str, Any] = {"__metadata__": metadata}
@@ -77,6 +81,8 @@ def header(
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     raw = orjson.dumps(entries)
+    if room is not None and 8 + len(raw) > room:
+        raise ValueError(f"the header needs {8 + len(raw)} bytes, not {room}")
     raw += b" " * (-len(raw) % 8 if room is None else room - 8 - len(raw))
     return struct.pack("<Q", len(raw)) + raw
 
@@ -90,6 +96,8 @@ def _parse_header(header: bytes, file: Path) -> list[Tensor]:
                 continue
             dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
             width = WIDTHS.get(dtype)
+            if not all(type(number) is int for number in (*shape, begin, end)):
+                raise ValueError(f"tensor {name}: a shape and offsets are whole numbers")
             if min(shape, default=0) < 0 or (width and end - begin != math.prod(shape) * width):
                 raise ValueError(f"tensor {name}: {end - begin} bytes do not make {dtype} {list(shape)}")
             tensors.append(Tensor(name, dtype, shape, file, start + begin, end - begin))
@@ -104,34 +112,41 @@ def _parse_header(header: bytes, file: Path) -> list[Tensor]:
 
 
 def tensors(place: Path) -> dict[str, Tensor]:
-    """Every tensor of a model (a folder or a single file) by its name, however it is sharded. Raises Failure."""
+    """Every tensor of a model (a folder or a single file) by its name, however it is sharded. Raises Failure.
+
+    Of one that is in several files the last counts, as it does for transformers.
+    """
     found: dict[str, Tensor] = {}
     for file in weight_files(place):
         for tensor in read(file):
-            found.setdefault(tensor.name, tensor)
+            found[tensor.name] = tensor
     return found
 
 
 def weight_files(place: Path) -> list[Path]:
     """The files of a model's weights, as transformers looks for them. Raises Failure if there are none.
 
-    Safetensors before .bin; of each a whole file, else those that an index names, else all there are.
+    Safetensors before .bin; of each a whole file, else those that an index names. Without any of these, all there are.
     """
     if place.is_file():
         return [place]
-    for pattern, whole in (("*.safetensors", "model.safetensors"), ("pytorch_model*.bin", "pytorch_model.bin")):
+    for whole in ("model.safetensors", "pytorch_model.bin"):
         index = place / f"{whole}.index.json"
         if (place / whole).is_file():
             return [place / whole]
         if index.is_file():
             try:
-                files = sorted({place / name for name in jsonl.loads(index.read_bytes())[0]["weight_map"].values()})
+                names = sorted(set(jsonl.loads(index.read_bytes())[0]["weight_map"].values()))
             except (jsonl.Reject, KeyError, TypeError, AttributeError):
-                raise Failure(f"{index}: not an index of weight files") from None
+                names = []
+            if not names or not all(isinstance(name, str) and inside(name) for name in names):
+                raise Failure(f"{index}: not an index of weight files")
+            files = [place / name for name in names]
             for file in files:
                 if not file.is_file():
                     raise Failure(f"{file}: missing, though {index.name} names it")
             return files
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
         if files := sorted(place.glob(pattern)):
             return files
     raise Failure(f"{place}: no weights: neither *.safetensors nor pytorch_model*.bin")
@@ -165,6 +180,17 @@ def looks_like_weights(name: str) -> bool:
     return suffix == ".safetensors" or (suffix in PICKLED and Path(name).name.startswith("pytorch_model"))
 
 
+def about_weights(name: str) -> bool:
+    """Whether a file's name says that it holds weights, of any library, or lists such files."""
+    return name.endswith((".safetensors", ".index.json", ".h5", ".msgpack", ".gguf", *PICKLED))
+
+
+def inside(path: str) -> bool:
+    """Whether a relative path, given by a file that a stranger may have made, stays in its folder."""
+    parts = PurePosixPath(path)
+    return bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts and "\0" not in path
+
+
 def model_files(folder: Path) -> tuple[list[str], list[str]]:
     """Paths (relative, sorted) of a model's files, and of what is not part of the model.
 
@@ -194,7 +220,7 @@ def model_files(folder: Path) -> tuple[list[str], list[str]]:
             if not path.exists():
                 raise Failure(f"{path}: a link that leads nowhere")
             try:
-                name.encode()
+                str(path.relative_to(folder)).encode()
             except UnicodeEncodeError:
                 raise Failure(f"{str(path)!r}: its name is not UTF-8; rename it") from None
             if path.is_file():

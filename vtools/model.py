@@ -170,6 +170,8 @@ class Tokenizer:
             self.backend: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(files / "tokenizer.json"))
         except Exception as error:
             raise Failure(f"{files / 'tokenizer.json'}: not a tokenizer: {error}") from None
+        self.backend.no_padding()  # a training run's settings may be stored with it
+        self.backend.no_truncation()
         config = read_json(files / "tokenizer_config.json") | read_json(folder / "tokenizer_config.json")
         special = read_json(folder / "special_tokens_map.json") | config
         self.bos, self.eos, self.pad = (_token(special.get(f"{name}_token")) for name in ("bos", "eos", "pad"))

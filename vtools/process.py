@@ -138,7 +138,9 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
             import traceback
 
             traceback.print_exception(caught)
-        print(f"vtools {tool}: {message}", file=sys.stderr)
+        # A file's name can hold whatever moves a terminal's cursor.
+        shown = "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in message)
+        print(f"vtools {tool}: {shown}", file=sys.stderr)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         # Threads blocked in a read must not hold the process, and nothing is buffered any more.

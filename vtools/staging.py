@@ -23,6 +23,8 @@ import orjson
 from vtools import __version__, jsonl, process
 from vtools.process import Failure, UsageFailure
 
+WHOLE = "."  # in the journal: the folder is whole, and about to get its name
+
 
 def check(out: Path, inputs: list[Path], force: bool) -> None:
     """Refuse an output folder that holds something, or that is, holds or lies in an input.
@@ -45,7 +47,7 @@ def check(out: Path, inputs: list[Path], force: bool) -> None:
             raise UsageFailure(f"{out}: it lies in the input {source}; choose another output folder")
     if place.exists() and not place.is_dir():
         raise Failure(f"{out}: in the way, and not a folder")
-    if place.is_dir() and any(place.iterdir()) and not force:
+    if place.is_dir() and any(place.iterdir()) and not force and not _landed(place):
         raise Failure(f"{out}: exists and is not empty; --force replaces it")
 
 
@@ -69,15 +71,29 @@ def check_space(out: Path, need: int) -> int:
 
 
 def fingerprint(inputs: list[Path]) -> str:
-    """What tells that inputs are still the same: every file's path, inode, size and times of change."""
+    """What tells that models are still the same: each of their files' path, inode, size and times of change."""
     digest = hashlib.blake2b(digest_size=16)
     for source in inputs:
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            *folders, name = path.relative_to(source).parts or (source.name,)
+            if name.startswith(".") or any(folder.startswith((".", "checkpoint")) for folder in folders):
+                continue  # not part of a model (see checkpoint.model_files), and other programs write there
             status = path.stat() if path.exists() else path.lstat()
             if not stat.S_ISDIR(status.st_mode):
                 about = f" {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
-                digest.update(os.fsencode(path.resolve()) + about.encode())
+                digest.update(os.fsencode(os.path.realpath(path)) + about.encode())
     return digest.hexdigest()
+
+
+def copy(source: Path, target: Path) -> tuple[int, str]:
+    """Copy a file and make its folders; its size and SHA-256."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sha256 = hashlib.sha256()
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        while data := reader.read(1 << 20):
+            sha256.update(data)
+            writer.write(data)
+    return target.stat().st_size, sha256.hexdigest()
 
 
 def unchanged(inputs: list[Path], before: str) -> None:
@@ -93,15 +109,11 @@ class Work:
     def __init__(self, place: Path, making: str) -> None:
         """`making` says all that determines the result: what was begun for anything else is thrown away."""
         self.fresh, self._path = place / "fresh", place / "journal"
-        self.done: dict[str, dict[str, Any]] = {}
-        head = jsonl.dumps({"making": making, "by": __version__})
+        self.done: dict[str, dict[str, Any]] = {}  # finished parts, and what was noted of each
+        head = _head(making)
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         if self.fresh.is_dir() and lines[:1] == [head]:
-            for line in lines[1:]:
-                with contextlib.suppress(ValueError, KeyError, TypeError):  # torn or damaged: the part is made again
-                    entry = orjson.loads(line)
-                    if entry.pop("check") == _check(entry):
-                        self.done[entry.pop("part")] = entry
+            self.done = _entries(lines[1:])
         else:
             with jsonl.atomic(self._path) as stream:  # first, for by it the folder is known as ours
                 stream.write(head)
@@ -119,6 +131,30 @@ class Work:
     def close(self) -> None:
         """Close the journal."""
         self._stream.close()
+
+
+def _head(making: str) -> bytes:
+    """The journal's first line."""
+    return jsonl.dumps({"making": making, "by": __version__})
+
+
+def _entries(lines: list[bytes]) -> dict[str, dict[str, Any]]:
+    """What a journal's lines say of each part."""
+    found = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # torn or damaged: the part is made again
+            entry = orjson.loads(line)
+            if entry.pop("check") == _check(entry):
+                found[entry.pop("part")] = entry
+    return found
+
+
+def _landed(place: Path) -> bool:
+    """Whether a folder was put in place by a run that was killed before it could clear up."""
+    journal = _partial(place) / "journal"
+    if not place.is_dir() or not journal.is_file():
+        return False
+    return _entries(journal.read_bytes().splitlines()).get(WHOLE) == {"inode": place.stat().st_ino}
 
 
 def _check(entry: dict[str, Any]) -> str:
@@ -140,6 +176,12 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
         raise Failure(f"{partial}: in the way, and not ours; move it")
     with process.lock(partial), contextlib.ExitStack() as stack:
         replaced = partial / "replaced"
+        if _landed(place):  # killed after the last rename
+            if (partial / "journal").read_bytes().startswith(_head(making)):
+                os.rename(place, partial / "fresh")  # to look at it once more, and to end as a run ends
+            else:
+                shutil.rmtree(partial / "replaced", ignore_errors=True)
+                (partial / "journal").unlink()
         if replaced.exists() and not place.exists() and (partial / "fresh").exists():  # killed between the two renames
             os.rename(replaced, place)
         keep = done = False
@@ -153,6 +195,7 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
             for root, _, names in os.walk(work.fresh):
                 for path in (Path(root), *(Path(root, name) for name in names)):
                     jsonl.sync(path)
+            work.finish(WHOLE, inode=work.fresh.stat().st_ino)
             if place.exists():
                 shutil.copymode(place, work.fresh)
                 os.rename(place, replaced)

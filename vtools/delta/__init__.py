@@ -115,10 +115,11 @@ def apply_delta(
       vtools apply-delta hf:huggyllama/llama-7b hf:lmsys/vicuna-7b-delta-v1.1 vicuna-7b --template vicuna-v1.1
     """
     if verify is not None:
-        deltas = [name for name in (delta, out, *(operands or [])) if name]
+        deltas = [name for name in (delta, *(operands or [])) if name]
         if len(deltas) != 1:
             raise UsageFailure("--verify FOLDER needs --delta DELTA, and no other operand")
-        if any(value is not None for value in (base, template, add_dtype, extra_rows, expect_sum)):
+        given = (base, out, template, add_dtype, extra_rows, expect_sum)
+        if any(value is not None for value in given) or force or dry_run:
             raise UsageFailure("--verify FOLDER only compares files: it goes with --delta alone")
         delta = deltas[0]
         from vtools.delta import apply
@@ -126,6 +127,7 @@ def apply_delta(
         apply.verify(Path(verify), _place(delta, ["*"]), quiet)
         return
     base, delta, out = _fill({"BASE": base, "DELTA": delta, "OUT": out}, operands or [])
+    from vtools import dtypes
     from vtools.delta import add, apply, manifest
 
     place = _place(delta, ["*"])
@@ -138,10 +140,9 @@ def apply_delta(
             _place(base), place, Path(out), template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
         )
         return
-    dtype = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}[add_dtype] if add_dtype else None
     add.add(
-        _place(base), place, Path(out), dtype=dtype, extra_rows=extra_rows, expect_sum=expect_sum, template=template,
-        jobs=jobs, force=force, quiet=quiet, dry_run=dry_run,
+        _place(base), place, Path(out), dtype=dtypes.NAMES.get(add_dtype or ""), extra_rows=extra_rows,
+        expect_sum=expect_sum, template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run,
     )  # fmt: skip
 
 

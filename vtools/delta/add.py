@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import re
 import statistics
 import sys
@@ -25,7 +24,7 @@ from vtools.checkpoint import STEP, WIDTHS, Files, Tensor, is_buffer
 from vtools.delta import bits, carry, manifest
 from vtools.delta.base_tensor import TIED, BaseStream, comparable, mean_row
 from vtools.dtypes import FLOATS, Bytes
-from vtools.process import Failure
+from vtools.process import Failure, UsageFailure
 
 SUM_TOLERANCE = 0.01  # that of Alpaca's own check
 SAMPLE = 1 << 20  # elements looked at in a tensor
@@ -55,7 +54,10 @@ def add(
 
     `dtype` (F16, BF16, F32) is that of the sum, else each tensor's own in the delta.
     """
+    if template is not None and delta.is_file():
+        raise UsageFailure("--template needs the delta's tokenizer: give the folder of the delta, not one file")
     staging.check(out, [base, delta], force)
+    inputs = staging.fingerprint([base, delta])
     work_plan = plan(base, delta, dtype, extra_rows, expect_sum is not None)
     if template is not None:
         carry.load_template(_root(delta), template)
@@ -69,7 +71,6 @@ def add(
             lines.write({"dry_run": True, **totals, **named, "free": free})
         return
     tensor_files.reuse_memory()
-    inputs = staging.fingerprint([base, delta])
     making = f"add {dtype} {extra_rows} {template} {inputs}"
     with (
         jsonl.output(None) as lines,
@@ -86,7 +87,7 @@ def add(
             _check_sum(written.measured, expect_sum, work_plan.buffers)
             totals["sum"] = round(written.measured, 4)
         for path, source in sorted(work_plan.carried.items()):
-            carry.copy(source, work.fresh / path)
+            staging.copy(source, work.fresh / path)
         if len(work_plan.heads) > 1:
             places = {part.name: part.path for part in work_plan.parts}
             checkpoint.write_index(work.fresh, places, sum(part.bytes for part in work_plan.parts))
@@ -103,7 +104,7 @@ def add(
             "neither base nor result could be checked",
             file=sys.stderr,
         )
-        if template is None and not any(out.glob("chat_template*")):
+        if template is None and delta.is_dir() and carry.lacks_template(out):
             print(
                 f"vtools apply-delta: {out}: no chat template of its own; --template NAME stores one (vicuna-v1.1 for "
                 "Vicuna 1.1 to 1.5, vicuna-v0 for the first, alpaca for Alpaca)",
@@ -121,7 +122,7 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, sum
     changes: dict[str, Tensor] = {}
     for tensor in itertools.chain(*stored.values()):
         if not is_buffer(tensor.name):
-            changes.setdefault(tensor.name, tensor)
+            changes[tensor.name] = tensor
     _check_names(base, delta, tensors, changes, extra_rows)
     _check_missing(base, delta, tensors, changes)
     _check_numbers(delta, tensors, changes)
@@ -139,7 +140,10 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, sum
                 work.append((change, kind, change.bytes // WIDTHS[change.dtype] * WIDTHS[kind]))
                 kinds.add(kind)
         entries = [(change.name, kind, change.shape, length) for change, kind, length in work]
-        path, head = _name(file), checkpoint.header(entries, {"format": "pt"})
+        path = _name(delta, file) if len(stored) > 1 else "model.safetensors"
+        head = checkpoint.header(entries, {"format": "pt"})
+        if path in heads:
+            raise Failure(f"{file}: another file of the delta becomes {path} too; rename one")
         heads[path] = head
         start = len(head)
         for change, kind, length in work:
@@ -151,7 +155,7 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, sum
             start += length
     paths, _ = checkpoint.model_files(delta)
     root = _root(delta)
-    carried = {path: root / path for path in paths if root / path not in stored and not _describes_weights(path)}
+    carried = {path: root / path for path in paths if root / path not in stored and not checkpoint.about_weights(path)}
     for name in ("config.json", "generation_config.json"):  # FastChat takes the base's; a delta's own knows more
         if name not in carried and base.is_dir() and (base / name).is_file():
             carried[name] = base / name
@@ -168,14 +172,9 @@ def _source(tensors: dict[str, Tensor], change: Tensor) -> Tensor:
     return tensors.get(change.name) or tensors[TIED[change.name]]
 
 
-def _name(file: Path) -> str:
-    """The result's file for one of the delta's: safetensors, numbered as the delta's are."""
-    return re.sub(r"^pytorch_model", "model", file.stem) + ".safetensors"
-
-
-def _describes_weights(path: str) -> bool:
-    """Whether a file of the delta is an index of its weights' files, or weights in a form that is not read here."""
-    return path.endswith(".index.json") or checkpoint.looks_like_weights(path)
+def _name(delta: Path, file: Path) -> str:
+    """The result's file for one of the delta's: safetensors, numbered and placed as the delta's are."""
+    return str(file.relative_to(delta).with_name(re.sub(r"^pytorch_model", "model", file.stem) + ".safetensors"))
 
 
 def _check_names(
@@ -238,7 +237,7 @@ def _check_numbers(delta: Path, tensors: dict[str, Tensor], changes: dict[str, T
 def _sample(files: Files, tensor: Tensor, length: int) -> np.ndarray:
     """Of the first `length` elements at most SAMPLE, in stretches spread over all of them, in double precision."""
     width = WIDTHS[tensor.dtype]
-    stretches = max(1, min(16, length * 16 // SAMPLE))
+    stretches = 1 if length <= SAMPLE else 16
     stretch = min(length, SAMPLE) // stretches
     raw = dtypes.empty(stretches * stretch * width)
     for number in range(stretches):
@@ -274,8 +273,13 @@ def _check_sum(found: float, expected: float, buffers: list[Tensor]) -> None:
 
     Alpaca's published 50637.1836 comes from a time when transformers counted those buffers in.
     """
+    more = 0.0
     with Files() as files:
-        more = sum(float(_sample(files, tensor, math.prod(tensor.shape)).sum()) for tensor in buffers)
+        for tensor in buffers:
+            for start, size in checkpoint.pieces(tensor.bytes, STEP):
+                raw = dtypes.empty(size)
+                files.read(tensor.file, tensor.start + start, raw.data)
+                more += _total(tensor.dtype, raw)
     if not min(abs(found - expected), abs(found + more - expected)) <= SUM_TOLERANCE:  # so that NaN fails
         raise Failure(
             f"the sum of all weights is {found:.4f}, not {expected}: the base or the delta is not the one meant"

@@ -60,8 +60,8 @@ def apply(
             for file in wanted.files:
                 if file.delta is None:
                     source_file = delta / manifest.CARRIED / file.path
-                    if carry.copy(source_file, work.fresh / file.path)[1] != file.sha256:
-                        raise Failure(f"{source_file}: its SHA-256 is wrong: the delta is damaged; get it again")
+                    if staging.copy(source_file, work.fresh / file.path) != (file.bytes, file.sha256):
+                        raise Failure(f"{source_file}: not the size or the SHA-256 of the delta's list: get it again")
                     tick(file.bytes)
                     continue
                 for (start, length), gap in zip(file.gaps(), gaps[file.path], strict=True):
@@ -77,7 +77,8 @@ def apply(
     if not quiet:
         print(
             f"vtools apply-delta: {wanted.tensors} tensors in {len(wanted.files)} files, {wanted.bytes:,} bytes, "
-            "every tensor of base and result has the hash that the delta says",
+            "every tensor of the result has the hash that the delta says"
+            + (f"; --template {template} changed its tokenizer's files" if template else ""),
             file=sys.stderr,
         )
         _compare_files(base, wanted)
@@ -189,14 +190,15 @@ def _compare_files(base: Path, wanted: manifest.Manifest) -> None:
 
 
 def verify(folder: Path, delta: Path, quiet: bool) -> None:
-    """Check every file of a delta's target in a folder, a line a file; others there do not count.
+    """Check every file of a delta's target in a folder, a line a file; others do not count, unless they are weights.
 
-    Raises Failure if one differs or is missing.
+    Raises Failure if one differs or is missing, or if weights are there that a program may load instead.
     """
     wanted, _ = manifest.load(delta)
     if not folder.is_dir():
         raise Failure(f"{folder}: no such folder")
     wrong: list[str] = []
+    right = 0
     with jsonl.output(None) as lines, jsonl.progress("apply-delta", quiet, wanted.bytes, "B") as tick:
         for file in wanted.files:
             sha256 = hashlib.sha256()
@@ -210,8 +212,13 @@ def verify(folder: Path, delta: Path, quiet: bool) -> None:
             found = sha256.hexdigest() if there else None
             if found != file.sha256:
                 wrong.append(f"{path}: " + ("its SHA-256 is not the manifest's" if there else "missing"))
+            right += found == file.sha256
             lines.write({"file": file.path, "bytes": file.bytes, "sha256": found, "ok": found == file.sha256})
-        lines.write({"files": len(wanted.files), "sha256_verified": len(wanted.files) - len(wrong), "out": str(folder)})
+        known = {file.path for file in wanted.files}
+        for path in sorted(folder.iterdir()):
+            if path.name not in known and checkpoint.looks_like_weights(path.name.removesuffix(".index.json")):
+                wrong.append(f"{path}: not of the delta's target, and a program may load it instead")
+        lines.write({"files": len(wanted.files), "sha256_verified": right, "out": str(folder)})
     if wrong:
         raise Failure(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     if not quiet:

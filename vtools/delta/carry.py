@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 from vtools import model, template
-from vtools.checkpoint import STEP
 from vtools.process import Failure
 from vtools.template import Template
 
 IDENTITY = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
-
-
-def copy(source: Path, target: Path) -> tuple[int, str]:
-    """Copy a file and make its folders; its size and SHA-256."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sha256 = hashlib.sha256()
-    with open(source, "rb") as reader, open(target, "wb") as writer:
-        while data := reader.read(STEP):
-            sha256.update(data)
-            writer.write(data)
-        writer.flush()
-        os.fsync(writer.fileno())
-    return target.stat().st_size, sha256.hexdigest()
 
 
 def hashes(place: Path) -> dict[str, str]:
@@ -39,15 +24,19 @@ def hashes(place: Path) -> dict[str, str]:
 
 def check_vocabulary(place: Path, rows: int) -> None:
     """Raise Failure if a tokenizer has ids beyond the rows of the embedding."""
-    last = -1
-    path = place / "added_tokens.json"
-    if path.is_file():
-        last = max((number for number in model.read_json(path).values() if isinstance(number, int)), default=-1)
+    added = model.read_json(place / "added_tokens.json").values()
+    ids = {"added_tokens.json": [number for number in added if isinstance(number, int)]}
     if (place / "tokenizer.json").is_file():
-        path = place / "tokenizer.json"
-        last = max(last, *model.Tokenizer(place, place).backend.get_vocab(with_added_tokens=True).values(), -1)
+        ids["tokenizer.json"] = list(model.Tokenizer(place, place).backend.get_vocab(with_added_tokens=True).values())
+    last, path = max((number, place / name) for name, numbers in ids.items() for number in [-1, *numbers])
     if last >= rows:
         raise Failure(f"{path}: its last token has the id {last}, the embedding has only {rows} rows: they do not fit")
+
+
+def lacks_template(place: Path) -> bool:
+    """Whether the tokenizer in a folder has no chat template of its own."""
+    config = model.read_json(place / "tokenizer_config.json")
+    return not config.get("chat_template") and not any(place.glob("chat_template*"))
 
 
 def load_template(place: Path, name: str) -> Template:

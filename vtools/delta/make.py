@@ -52,12 +52,16 @@ def plan(base: Path, target: Path, quiet: bool) -> Plan:
     root = target.parent if target.is_file() else target
     weights, carried = {}, []
     for path in files:
-        if target.is_file() or checkpoint.holds_weights(root / path):
-            weights[path] = list(_apart(checkpoint.read(root / path)))
-            if any(tensor.name in (manifest.GAPS, "__metadata__") for tensor in weights[path]):
-                raise Failure(f"{root / path}: a tensor has a name that deltas use for themselves; rename it")
-        else:
-            carried.append(path)
+        file = root / path
+        group = []
+        if target.is_file() or checkpoint.holds_weights(file):
+            group = list(_apart(checkpoint.read(file)))
+        if file.stat().st_size - sum(tensor.bytes for tensor in group) > manifest.LARGEST_GAPS or not group:
+            carried.append(path)  # no weights, or hardly any: an optimizer's state beside them
+            continue
+        if any(tensor.name in (manifest.GAPS, "__metadata__") for tensor in group):
+            raise Failure(f"{file}: a tensor has a name that deltas use for themselves; rename it")
+        weights[path] = group
     return Plan(root, tensors, weights, carried, left_out)
 
 
@@ -78,6 +82,7 @@ def make(
     Raises Failure for models that cannot be read, or that change meanwhile.
     """
     staging.check(out, [base, target], force)
+    inputs = staging.fingerprint([base, target])
     work_plan = plan(base, target, quiet)
     tensors = work_plan.tensors
     size = sum(tensor.bytes for tensor in tensors)
@@ -86,6 +91,8 @@ def make(
     need = size + (64 << 10) * len(work_plan.weights) if codec == "raw" else size // 4
     free = staging.check_space(out, carried + need)
     whole = [tensor.name for tensor in tensors if work_plan.base_of(tensor) is None]
+    if tensors and len(whole) == len(tensors):
+        raise Failure(f"{base}: none of its tensors is like one of {target}: it is not the base of that model")
     if dry_run:
         counts = {"tensors": len(tensors), "stored_whole": len(whole), "bytes": size, "carried_bytes": carried}
         with jsonl.output(None) as lines:
@@ -94,7 +101,6 @@ def make(
             lines.write({"dry_run": True, **counts, **others, **names, "free": free})
         return
     tensor_files.reuse_memory()
-    inputs = staging.fingerprint([base, target])
     with (
         jsonl.output(None) as lines,
         staging.folder(out, [base, target], force, f"make-delta {codec} {inputs}") as work,
@@ -107,7 +113,7 @@ def make(
         for number, path in enumerate(work_plan.weights, 1):
             made.files.append(writer.shard(path, f"delta-{number:05}-of-{len(work_plan.weights):05}.safetensors"))
         for path in work_plan.carried:
-            copied, digest = carry.copy(work_plan.root / path, work.fresh / manifest.CARRIED / path)
+            copied, digest = staging.copy(work_plan.root / path, work.fresh / manifest.CARRIED / path)
             made.files.append(manifest.File(path, copied, digest))
         made.files.sort(key=lambda file: file.path)
         staging.unchanged([base, target], inputs)

@@ -25,6 +25,7 @@ import orjson
 from blake3 import blake3
 
 from vtools import __version__
+from vtools.checkpoint import inside
 from vtools.process import Failure
 
 NAME = "delta.json"
@@ -32,6 +33,7 @@ FORMAT, VERSION = "vtools-delta", 1
 CARRIED = "files"
 GAPS = "__gaps__"
 LONGEST_CHUNK = 64 << 20
+LARGEST_GAPS = 128 << 20  # bytes of a file that are no tensor; they are held in memory
 
 
 @dataclass
@@ -59,8 +61,11 @@ class Change:
 
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> Change:
-        """A tensor's entry of the manifest. Raises KeyError or TypeError for anything else."""
-        return cls(**{**entry, "base": Base(**entry["base"]) if entry["base"] is not None else None})
+        """A tensor's entry of the manifest. Raises ValueError, KeyError or TypeError for anything else."""
+        change = cls(**{**entry, "base": Base(**entry["base"]) if entry["base"] is not None else None})
+        _whole(change.start, change.bytes, *change.shape, *change.chunks, *(change.base.shape if change.base else ()))
+        _text(change.name, change.dtype, change.blake3, *((change.base.name, change.base.dtype) if change.base else ()))
+        return change
 
 
 @dataclass
@@ -78,16 +83,20 @@ class File:
     def parse(cls, entry: dict[str, Any]) -> File:
         """A file's entry of the manifest. Raises ValueError, KeyError or TypeError for anything else."""
         file = cls(**{**entry, "tensors": [Change.parse(tensor) for tensor in entry["tensors"]]})
+        _whole(file.bytes)
+        _text(file.sha256)
         for path in (file.path, file.delta):
-            if path is not None and not _inside(path):
+            if path is not None and not inside(path):
                 raise ValueError(f"{path!r} leads out of the folder")
         if (file.delta is None) != (file.gaps_blake3 is None):
             raise ValueError(f"{file.path}: half a file of weights")
         end = 0
         for change in file.tensors:
-            if change.start < end or change.bytes < 0 or change.start + change.bytes > file.bytes:
+            if change.start < end or change.start + change.bytes > file.bytes:
                 raise ValueError(f"{file.path}: tensor {change.name} does not lie in it, or lies on another")
             end = change.start + change.bytes
+        if file.delta is not None and sum(length for _, length in file.gaps()) > LARGEST_GAPS:
+            raise ValueError(f"{file.path}: more than {LARGEST_GAPS:,} bytes of it are no tensor")
         return file
 
     def gaps(self) -> list[tuple[int, int]]:
@@ -141,6 +150,9 @@ def load(folder: Path) -> tuple[Manifest, str]:
         if blake3(orjson.dumps(value)).hexdigest() != claimed:
             raise ValueError("its contents do not have the hash it gives")
         files = [File.parse(entry) for entry in value["files"]]
+        for names in ([PurePosixPath(file.path) for file in files], [file.delta for file in files if file.delta]):
+            if len(set(names)) < len(names):
+                raise ValueError("a file is named twice")
         manifest = Manifest(
             str(value["base"]), dict(value["base_files"]), str(value["codec"]), int(value["chunk_bytes"]), files
         )
@@ -155,6 +167,11 @@ def load(folder: Path) -> tuple[Manifest, str]:
     return manifest, claimed
 
 
-def _inside(path: str) -> bool:
-    parts = PurePosixPath(path)
-    return bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts and "\0" not in path
+def _whole(*numbers: object) -> None:
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError("a size, an offset or a shape is no whole number")
+
+
+def _text(*values: object) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise ValueError("a name or a hash is no text")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,10 +15,7 @@ from vtools.checkpoint import STEP, Files, Tensor
 from vtools.dtypes import Bytes
 from vtools.process import Failure, UsageFailure
 
-DTYPES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-# Weights of any library, and what lists them: none of it describes the files written here.
-WEIGHTS = (".safetensors", ".bin", ".index.json", ".pt", ".pth", ".h5", ".msgpack", ".gguf")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +37,11 @@ class Part:
             raw = dtypes.empty(length)
             files.read(self.tensor.file, self.tensor.start + start, raw.data)
             made = dtypes.convert(raw, self.tensor.dtype, self.dtype)
-            narrowed = self.dtype == "F16" != self.tensor.dtype
-            if narrowed and not dtypes.finite(made, "F16") and dtypes.finite(raw, self.tensor.dtype):
+            changed = self.dtype != self.tensor.dtype
+            if changed and not dtypes.finite(made, self.dtype) and dtypes.finite(raw, self.tensor.dtype):
                 where = f"{self.tensor.file}: tensor {self.tensor.name}"
-                raise Failure(f"{where}: a value beyond the range of F16; --dtype bf16 or fp32 holds it")
+                advice = "--dtype bf16 or fp32 holds it" if self.dtype == "F16" else "leave --dtype out"
+                raise Failure(f"{where}: a value beyond the range of {self.dtype}; {advice}")
             yield made
 
     def line(self) -> dict[str, Any]:
@@ -67,13 +64,17 @@ def write(
 ) -> None:
     """Write the model in `folder` as the folder `out`; stdout gets a line a tensor and one with the totals."""
     staging.check(out, [folder], force)
+    inputs = staging.fingerprint([folder])
+    tensors = checkpoint.tensors(folder).values()
     parts = [
-        Part(tensor, DTYPES[dtype] if dtype and tensor.dtype in dtypes.FLOATS else tensor.dtype)
-        for tensor in checkpoint.tensors(folder).values()
+        Part(tensor, dtypes.NAMES[dtype] if dtype and tensor.dtype in dtypes.FLOATS else tensor.dtype)
+        for tensor in tensors
     ]
     shards = _shards(parts, largest)
     files, left_out = checkpoint.model_files(folder)
-    carried = [path for path in files if not path.endswith(WEIGHTS)]
+    carried = [path for path in files if not checkpoint.about_weights(path)]
+    read = {tensor.file for tensor in tensors}
+    left_out += [path for path in files if checkpoint.looks_like_weights(path) and folder / path not in read]
     if left_out and not quiet:
         print(f"vtools export: not part of the model, left out: {', '.join(left_out)}", file=sys.stderr)
     weights = sum(part.bytes for part in parts)
@@ -87,7 +88,7 @@ def write(
             lines.write({"dry_run": True, **totals, "free": free})
         return
     tensor_files.reuse_memory()
-    making = f"safetensors {dtype} {largest} {staging.fingerprint([folder])}"
+    making = f"safetensors {dtype} {largest} {inputs}"
     with (
         jsonl.output(None) as lines,
         staging.folder(out, [folder], force, making) as work,
@@ -104,17 +105,17 @@ def write(
                 about = {"type": part.dtype.lower(), "shape": list(part.tensor.shape)}
                 pieces.append(tensor_files.Part(part.tensor.name, name, start, part.bytes, part.chunks, about=about))
                 start += part.bytes
-        tensor_files.write(pieces, work, jobs, lines, tick)
+        written = tensor_files.write(pieces, work, jobs, lines, tick)
         for path in carried:
-            (work.fresh / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / path, work.fresh / path)
+            staging.copy(folder / path, work.fresh / path)
         if dtype:
-            model.fit_config(work.fresh, DTYPES[dtype])
+            model.fit_config(work.fresh, dtypes.NAMES[dtype])
         if len(shards) > 1:
             places = {part.tensor.name: name for name, shard in shards.items() for part in shard}
             checkpoint.write_index(work.fresh, places, weights)
+        staging.unchanged([folder], inputs)
     with jsonl.output(None) as lines:
-        lines.write(totals)
+        lines.write({**totals, "reused": written.reused})
     if not quiet:
         print(f"vtools export: {out}: {len(parts)} tensors in {len(shards)} files, {total:,} bytes", file=sys.stderr)
 

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from vtools import jsonl
+from vtools.checkpoint import write_index
 from vtools.process import Failure
 from vtools.template import Template
 from vtools.train import lora, provenance, shard
@@ -122,8 +123,7 @@ def _save_weights(model: PreTrainedModel, part: Path, dtype: torch.dtype) -> Non
         name = f"model-{number:05}-of-{len(files):05}.safetensors"
         path.rename(part / name)
         weight_map |= dict.fromkeys(names, name)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (part / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    write_index(part, weight_map, total)
 
 
 def _verify(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
+from vtools.checkpoint import weight_files
 from vtools.process import Failure
 from vtools.train import attention
 
@@ -173,7 +173,7 @@ class Weights:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._tensors: dict[str, Any] = {}  # a slice of a safetensors file, or a memory-mapped tensor
-        for path in self._files():
+        for path in weight_files(folder):
             try:
                 if path.suffix == ".safetensors":
                     file = safe_open(path, "pt")
@@ -182,17 +182,6 @@ class Weights:
                     self._tensors |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
             except (SafetensorError, OSError, RuntimeError, ValueError) as error:
                 raise Failure(f"{path}: not a weight file that can be read: {error}") from None
-
-    def _files(self) -> list[Path]:
-        for name in ("model.safetensors", "pytorch_model.bin"):
-            index = self.folder / f"{name}.index.json"
-            if index.exists():
-                return [
-                    self.folder / file for file in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                ]
-            if (self.folder / name).exists():
-                return [self.folder / name]
-        raise Failure(f"{self.folder}: no model.safetensors and no pytorch_model.bin")
 
     def read(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
         """Rows of a tensor that must have this shape. Raises Failure."""
