@@ -153,6 +153,8 @@ def load(folder: Path) -> tuple[Manifest, str]:
         for names in ([PurePosixPath(file.path) for file in files], [file.delta for file in files if file.delta]):
             if len(set(names)) < len(names):
                 raise ValueError("a file is named twice")
+        if not files:
+            raise ValueError("no files")
         manifest = Manifest(
             str(value["base"]), dict(value["base_files"]), str(value["codec"]), int(value["chunk_bytes"]), files
         )
