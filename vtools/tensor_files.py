@@ -15,7 +15,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from vtools import jsonl
+from vtools import checkpoint, jsonl
 from vtools.checkpoint import STEP, Files, pieces
 from vtools.dtypes import Bytes, empty
 from vtools.staging import Work
@@ -36,6 +36,17 @@ class Part:
     check: Callable[[str], None] = lambda digest: None  # raises Failure where the BLAKE3 is wrong
     measure: Callable[[Bytes], float] = lambda data: 0.0
     about: dict[str, Any] = field(default_factory=dict)  # for its line
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a safetensors file that is to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    chunks: Chunks
 
 
 @dataclass
@@ -74,6 +85,29 @@ def allocate(path: Path, size: int) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def header(entries: list[Entry]) -> bytes:
+    """The first bytes of a safetensors file of these tensors."""
+    facts = ((entry.name, entry.dtype, entry.shape, entry.bytes) for entry in entries)
+    return checkpoint.header(facts, {"format": "pt"})
+
+
+def begin(files: dict[str, list[Entry]], work: Work) -> list[Part]:
+    """Begin safetensors files by their room and header, and their index if they are several; the parts to write."""
+    parts = []
+    for path, entries in files.items():
+        first = header(entries)
+        allocate(work.fresh / path, len(first) + sum(entry.bytes for entry in entries))
+        with open(work.fresh / path, "r+b") as stream:
+            stream.write(first)
+        start = len(first)
+        for entry in entries:
+            parts.append(Part(entry.name, path, start, entry.bytes, entry.chunks))
+            start += entry.bytes
+    if len(files) > 1:
+        checkpoint.write_index(work.fresh, {part.name: part.path for part in parts}, sum(part.bytes for part in parts))
+    return parts
 
 
 def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick: Callable[[int], Any]) -> Written:

@@ -34,16 +34,11 @@ SAMPLE = 1 << 20  # elements looked at in a tensor
 class Plan:
     """What there is to do, known from headers and a look at the numbers."""
 
-    parts: list[tensor_files.Part]
-    heads: dict[str, bytes]  # file of the result: its first bytes
+    files: dict[str, list[tensor_files.Entry]]  # of weights, and their tensors
     carried: dict[str, Path]
     rows: int | None  # of the embedding
-    dtype: str | None  # of all parts, if it is one
+    dtype: str | None  # of all tensors, if it is one
     buffers: list[Tensor]
-
-    def size(self, path: str) -> int:
-        """Bytes of one of the result's files of weights."""
-        return len(self.heads[path]) + sum(part.bytes for part in self.parts if part.path == path)
 
 
 def add(
@@ -58,13 +53,15 @@ def add(
         raise UsageFailure("--template needs the delta's tokenizer: give the folder of the delta, not one file")
     staging.check(out, [base, delta], force)
     inputs = staging.fingerprint([base, delta])
-    work_plan = plan(base, delta, dtype, extra_rows, expect_sum is not None)
+    work_plan = plan(base, delta, dtype, extra_rows)
     if template is not None:
         carry.load_template(_root(delta), template)
-    sizes = {path: work_plan.size(path) for path in work_plan.heads}
-    total = sum(sizes.values()) + sum(source.stat().st_size for source in work_plan.carried.values())
+    entries = [entry for group in work_plan.files.values() for entry in group]
+    weights = sum(entry.bytes for entry in entries)
+    total = weights + sum(len(tensor_files.header(group)) for group in work_plan.files.values())
+    total += sum(source.stat().st_size for source in work_plan.carried.values())
     free = staging.check_space(out, total)
-    totals: dict[str, Any] = {"tensors": len(work_plan.parts), "bytes": total}
+    totals: dict[str, Any] = {"tensors": len(entries), "bytes": total}
     if dry_run:
         with jsonl.output(None) as lines:
             named = {"base": str(base), "delta": str(delta), "out": str(out)}
@@ -75,32 +72,28 @@ def add(
     with (
         jsonl.output(None) as lines,
         staging.folder(out, [base, delta], force, making) as work,
-        jsonl.progress("apply-delta", quiet, sum(sizes.values()), "B") as tick,
+        jsonl.progress("apply-delta", quiet, weights, "B") as tick,
     ):
-        for path, head in work_plan.heads.items():
-            tensor_files.allocate(work.fresh / path, sizes[path])
-            with open(work.fresh / path, "r+b") as stream:
-                stream.write(head)
-                tick(len(head))
-        written = tensor_files.write(work_plan.parts, work, jobs, lines, tick)
+        parts = tensor_files.begin(work_plan.files, work)
+        if expect_sum is not None:
+            for part, entry in zip(parts, entries, strict=True):
+                part.measure = functools.partial(_total, entry.dtype)
+        written = tensor_files.write(parts, work, jobs, lines, tick)
         if expect_sum is not None:
             _check_sum(written.measured, expect_sum, work_plan.buffers)
             totals["sum"] = round(written.measured, 4)
         for path, source in sorted(work_plan.carried.items()):
             staging.copy(source, work.fresh / path)
-        if len(work_plan.heads) > 1:
-            places = {part.name: part.path for part in work_plan.parts}
-            checkpoint.write_index(work.fresh, places, sum(part.bytes for part in work_plan.parts))
         model.fit_config(work.fresh, work_plan.dtype, work_plan.rows)
         if template is not None:
             carry.load_template(work.fresh, template).save(work.fresh)
         staging.unchanged([base, delta], inputs)
-    totals |= {"files": len(sizes) + len(work_plan.carried), "reused": written.reused, "verified": False}
+    totals |= {"files": len(work_plan.files) + len(work_plan.carried), "reused": written.reused, "verified": False}
     with jsonl.output(None) as lines:
         lines.write({**totals, "out": str(out)})
     if not quiet:
         print(
-            f"vtools apply-delta: {len(work_plan.parts)} tensors added, {total:,} bytes; {delta} has no delta.json, so "
+            f"vtools apply-delta: {len(entries)} tensors added, {total:,} bytes; {delta} has no delta.json, so "
             "neither base nor result could be checked",
             file=sys.stderr,
         )
@@ -112,7 +105,7 @@ def add(
             )
 
 
-def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, summed: bool) -> Plan:
+def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None) -> Plan:
     """Read all headers, and of the largest tensors enough to tell a delta. Raises Failure for what is none."""
     sources = checkpoint.weight_files(delta)
     stored = {file: checkpoint.read(file) for file in sources}
@@ -129,30 +122,17 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, sum
     rows = next((change.shape[0] for name, change in changes.items() if name.endswith("embed_tokens.weight")), None)
     if rows is not None:
         carry.check_vocabulary(_root(delta), rows)
-    parts: list[tensor_files.Part] = []
-    heads: dict[str, bytes] = {}
-    kinds = set()
+    files: dict[str, list[tensor_files.Entry]] = {}
     for file, group in stored.items():
-        work = []
-        for change in group:
-            if changes.get(change.name) is change:
-                kind = dtype or change.dtype
-                work.append((change, kind, change.bytes // WIDTHS[change.dtype] * WIDTHS[kind]))
-                kinds.add(kind)
-        entries = [(change.name, kind, change.shape, length) for change, kind, length in work]
         path = _name(delta, file) if len(stored) > 1 else "model.safetensors"
-        head = checkpoint.header(entries, {"format": "pt"})
-        if path in heads:
+        if path in files:
             raise Failure(f"{file}: another file of the delta becomes {path} too; rename one")
-        heads[path] = head
-        start = len(head)
-        for change, kind, length in work:
-            chunks = _sum_of(_source(tensors, change), change, kind, extra_rows)
-            part = tensor_files.Part(change.name, path, start, length, chunks)
-            if summed:
-                part.measure = functools.partial(_total, kind)
-            parts.append(part)
-            start += length
+        files[path] = [
+            _sum_of(_source(tensors, change), change, dtype or change.dtype, extra_rows)
+            for change in group
+            if changes.get(change.name) is change
+        ]
+    kinds = {entry.dtype for group in files.values() for entry in group}
     paths, _ = checkpoint.model_files(delta)
     root = _root(delta)
     carried = {path: root / path for path in paths if root / path not in stored and not checkpoint.about_weights(path)}
@@ -161,7 +141,7 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None, sum
             carried[name] = base / name
     every = itertools.chain(tensors.values(), *stored.values())
     buffers = [tensor for tensor in every if is_buffer(tensor.name) and tensor.dtype in FLOATS]
-    return Plan(parts, heads, carried, rows, kinds.pop() if len(kinds) == 1 else None, buffers)
+    return Plan(files, carried, rows, kinds.pop() if len(kinds) == 1 else None, buffers)
 
 
 def _root(delta: Path) -> Path:
@@ -247,8 +227,8 @@ def _sample(files: Files, tensor: Tensor, length: int) -> np.ndarray:
     return dtypes.convert(raw, tensor.dtype, "F64").view("<f8")
 
 
-def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> tensor_files.Chunks:
-    """What gives the bytes of source + change, computed and written in the dtype `kind`."""
+def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> tensor_files.Entry:
+    """The tensor source + change, computed and written in the dtype `kind`."""
 
     def chunks(files: Files) -> Iterator[Bytes]:
         grows = change.shape[:1] > source.shape[:1]
@@ -261,7 +241,8 @@ def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -
             files.read(change.file, change.start + start, raw.data)
             yield bits.add(base.next(size // width * wide), dtypes.convert(raw, change.dtype, kind), kind)
 
-    return chunks
+    size = change.bytes // WIDTHS[change.dtype] * WIDTHS[kind]
+    return tensor_files.Entry(change.name, kind, change.shape, size, chunks)
 
 
 def _total(kind: str, data: Bytes) -> float:

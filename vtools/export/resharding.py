@@ -6,7 +6,6 @@ import math
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +13,31 @@ from vtools import checkpoint, dtypes, jsonl, model, staging, tensor_files
 from vtools.checkpoint import STEP, Files, Tensor
 from vtools.dtypes import Bytes
 from vtools.process import Failure, UsageFailure
+from vtools.tensor_files import Entry
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One tensor and the dtype that it gets."""
+def _entry(tensor: Tensor, dtype: str) -> Entry:
+    """A tensor in another dtype. Its chunks raise Failure for a value that this dtype turns into infinity."""
 
-    tensor: Tensor
-    dtype: str
-
-    @property
-    def bytes(self) -> int:
-        if self.dtype == self.tensor.dtype:
-            return self.tensor.bytes
-        return math.prod(self.tensor.shape) * checkpoint.WIDTHS[self.dtype]
-
-    def chunks(self, files: Files) -> Iterator[Bytes]:
-        """Its bytes in that dtype. Raises Failure for a value that the dtype turns into infinity."""
-        for start, length in checkpoint.pieces(self.tensor.bytes, STEP):
+    def chunks(files: Files) -> Iterator[Bytes]:
+        for start, length in checkpoint.pieces(tensor.bytes, STEP):
             raw = dtypes.empty(length)
-            files.read(self.tensor.file, self.tensor.start + start, raw.data)
-            made = dtypes.convert(raw, self.tensor.dtype, self.dtype)
-            changed = self.dtype != self.tensor.dtype
-            if changed and not dtypes.finite(made, self.dtype) and dtypes.finite(raw, self.tensor.dtype):
-                where = f"{self.tensor.file}: tensor {self.tensor.name}"
-                advice = "--dtype bf16 or fp32 holds it" if self.dtype == "F16" else "leave --dtype out"
-                raise Failure(f"{where}: a value beyond the range of {self.dtype}; {advice}")
+            files.read(tensor.file, tensor.start + start, raw.data)
+            made = dtypes.convert(raw, tensor.dtype, dtype)
+            if dtype != tensor.dtype and not dtypes.finite(made, dtype) and dtypes.finite(raw, tensor.dtype):
+                advice = "--dtype bf16 or fp32 holds it" if dtype == "F16" else "leave --dtype out"
+                raise Failure(f"{tensor.file}: tensor {tensor.name}: a value beyond the range of {dtype}; {advice}")
             yield made
 
-    def line(self) -> dict[str, Any]:
-        """What stdout says of it."""
-        shape = list(self.tensor.shape)
-        return {"tensor": self.tensor.name, "type": self.dtype.lower(), "shape": shape, "bytes": self.bytes}
+    size = tensor.bytes if dtype == tensor.dtype else math.prod(tensor.shape) * checkpoint.WIDTHS[dtype]
+    return Entry(tensor.name, dtype, tensor.shape, size, chunks)
+
+
+def _about(entry: Entry) -> dict[str, Any]:
+    """What the line of a tensor says of its form."""
+    return {"type": entry.dtype.lower(), "shape": list(entry.shape)}
 
 
 def size(text: str) -> int:
@@ -66,25 +56,25 @@ def write(
     staging.check(out, [folder], force)
     inputs = staging.fingerprint([folder])
     tensors = checkpoint.tensors(folder).values()
-    parts = [
-        Part(tensor, dtypes.NAMES[dtype] if dtype and tensor.dtype in dtypes.FLOATS else tensor.dtype)
+    entries = [
+        _entry(tensor, dtypes.NAMES[dtype] if dtype and tensor.dtype in dtypes.FLOATS else tensor.dtype)
         for tensor in tensors
     ]
-    shards = _shards(parts, largest)
+    shards = _shards(entries, largest)
     files, left_out = checkpoint.model_files(folder)
     carried = [path for path in files if not checkpoint.about_weights(path)]
     read = {tensor.file for tensor in tensors}
     left_out += [path for path in files if checkpoint.looks_like_weights(path) and folder / path not in read]
     if left_out and not quiet:
         print(f"vtools export: not part of the model, left out: {', '.join(left_out)}", file=sys.stderr)
-    weights = sum(part.bytes for part in parts)
-    total = weights + sum(len(_header(shard)) for shard in shards.values())
+    weights = sum(entry.bytes for entry in entries)
+    total = weights + sum(len(tensor_files.header(shard)) for shard in shards.values())
     free = staging.check_space(out, total + sum((folder / path).stat().st_size for path in carried))
-    totals = {"tensors": len(parts), "bytes": total, "type": dtype, "files": len(shards), "out": str(out)}
+    totals = {"tensors": len(entries), "bytes": total, "type": dtype, "files": len(shards), "out": str(out)}
     if dry_run:
         with jsonl.output(None) as lines:
-            for part in parts:
-                lines.write(part.line())
+            for entry in entries:
+                lines.write({"tensor": entry.name, **_about(entry), "bytes": entry.bytes})
             lines.write({"dry_run": True, **totals, "free": free})
         return
     tensor_files.reuse_memory()
@@ -94,52 +84,34 @@ def write(
         staging.folder(out, [folder], force, making) as work,
         jsonl.progress("export", quiet, weights, "B") as tick,
     ):
-        pieces = []
-        for name, shard in shards.items():
-            header = _header(shard)
-            tensor_files.allocate(work.fresh / name, len(header) + sum(part.bytes for part in shard))
-            with open(work.fresh / name, "r+b") as stream:
-                stream.write(header)
-            start = len(header)
-            for part in shard:
-                about = {"type": part.dtype.lower(), "shape": list(part.tensor.shape)}
-                pieces.append(tensor_files.Part(part.tensor.name, name, start, part.bytes, part.chunks, about=about))
-                start += part.bytes
-        written = tensor_files.write(pieces, work, jobs, lines, tick)
+        parts = tensor_files.begin(shards, work)
+        for part, entry in zip(parts, entries, strict=True):
+            part.about = _about(entry)
+        written = tensor_files.write(parts, work, jobs, lines, tick)
         for path in carried:
             staging.copy(folder / path, work.fresh / path)
         if dtype:
             model.fit_config(work.fresh, dtypes.NAMES[dtype])
-        if len(shards) > 1:
-            places = {part.tensor.name: name for name, shard in shards.items() for part in shard}
-            checkpoint.write_index(work.fresh, places, weights)
         staging.unchanged([folder], inputs)
     with jsonl.output(None) as lines:
         lines.write({**totals, "reused": written.reused})
     if not quiet:
-        print(f"vtools export: {out}: {len(parts)} tensors in {len(shards)} files, {total:,} bytes", file=sys.stderr)
+        print(f"vtools export: {out}: {len(entries)} tensors in {len(shards)} files, {total:,} bytes", file=sys.stderr)
 
 
-def _shards(parts: list[Part], largest: int) -> dict[str, list[Part]]:
+def _shards(entries: list[Entry], largest: int) -> dict[str, list[Entry]]:
     """Tensors by the file they go to, in their order, no file larger than allowed. Raises Failure for one that is."""
-    shards: list[list[Part]] = []
+    shards: list[list[Entry]] = []
     filled = largest
-    for part in parts:
-        entry = len(_header([part]))  # more than what it adds to the header of several
-        if part.bytes + entry > largest:
-            raise Failure(
-                f"tensor {part.tensor.name}: {part.bytes:,} bytes, more than --max-shard {largest:,} can hold"
-            )
-        if filled + part.bytes + entry > largest:
+    for entry in entries:
+        needed = entry.bytes + len(tensor_files.header([entry]))  # more than what it adds to several
+        if needed > largest:
+            raise Failure(f"tensor {entry.name}: {entry.bytes:,} bytes, more than --max-shard {largest:,} can hold")
+        if filled + needed > largest:
             shards.append([])
             filled = 64  # offsets grow longer as the file does
-        shards[-1].append(part)
-        filled += part.bytes + entry + 16
+        shards[-1].append(entry)
+        filled += needed + 16
     if len(shards) == 1:
         return {"model.safetensors": shards[0]}
     return {f"model-{number:05}-of-{len(shards):05}.safetensors": shard for number, shard in enumerate(shards, 1)}
-
-
-def _header(shard: list[Part]) -> bytes:
-    entries = ((part.tensor.name, part.dtype, part.tensor.shape, part.bytes) for part in shard)
-    return checkpoint.header(entries, {"format": "pt"})
