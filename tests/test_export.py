@@ -1,5 +1,6 @@
 """export: what llama.cpp and transformers make of the files is what they make of the model."""
 
+import contextlib
 import ctypes
 import io
 import json
@@ -340,6 +341,47 @@ def test_the_exported_file_itself_a_pipe_and_a_single_file_of_weights_are_refuse
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
 
 
+def test_a_file_of_the_model_is_never_replaced_but_a_gguf_file_beside_it_is(byte_level, tmp_path):
+    stored, folder = shutil.copytree(byte_level, tmp_path / "stored"), tmp_path / "model"
+    folder.mkdir()
+    for path in stored.iterdir():  # as the hub's cache does
+        (folder / path.name).symlink_to(path)
+    (folder / "README.md").write_text("mine")
+    before = tiny.tree(folder)
+    for out in (
+        folder / "tokenizer.json", folder / "README.md", folder / "model.safetensors", stored / "tokenizer.json"
+    ):  # fmt: skip
+        assert "a part of the model" in bad(folder, "--force", "-o", out, code=2)
+    assert tiny.tree(folder) == before
+    for _ in range(2):
+        good(folder, "--force", "-o", folder / "model.gguf")
+    assert (folder / "model.gguf").read_bytes()[:4] == b"GGUF"
+
+
+def test_a_model_that_changes_while_it_is_read_gives_no_file(byte_level, tmp_path):
+    folder, out = shutil.copytree(byte_level, tmp_path / "model"), tmp_path / "out.gguf"
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:  # a full pipe: the command stops before the line of its first tensor
+            os.write(writer, bytes(1))
+    os.set_blocking(writer, True)
+    process = subprocess.Popen(
+        [*VTOOLS, folder, "-o", out], env=tiny.environment(), stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    while process.poll() is None and not (tmp_path / ".out.gguf.part").exists():
+        time.sleep(0.001)
+    with open(folder / "model.safetensors", "r+b") as stream:
+        stream.seek(-2, os.SEEK_END)
+        stream.write(b"\0\0")
+    with open(reader, "rb") as stream:
+        stream.read()
+    error = process.communicate(timeout=250)[1]
+    assert process.returncode == 1 and "changed while it was read" in error and len(error.splitlines()) == 1, error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
 def test_a_full_disk_is_one_line_and_leaves_nothing(byte_level, tmp_path):
     (tmp_path / "small").mkdir()
     script = 'mount -t tmpfs -o size=$1 none small && shift && ("$@"; code=$?; ls -A small >&2; exit $code)'
@@ -376,6 +418,11 @@ def test_what_cannot_be_exported_is_one_line_that_says_why(byte_level, tmp_path)
     yarn = {"rope_type": "yarn", "factor": 2, "rope_theta": 1e4, "beta_slow": 2}
     assert "beta_slow 2" in bad(broken("yarn", rope_parameters=yarn), "-o", out)
     assert "no hidden_size" in bad(broken("keys", hidden_size=None), "-o", out)
+    llama3 = {**ROPE["llama3"], "rope_theta": 1e4}
+    assert "'llama3'" in bad(broken("qwen2", model_type="qwen2", rope_parameters=llama3), "-o", out)
+    for context in (1 << 33, -1):
+        error = bad(broken(f"context{context}", max_position_embeddings=context), "-o", out)
+        assert f"context_length {context}; GGUF" in error
     assert "hidden_act" in bad(broken("act", hidden_act="gelu"), "-o", out)
     assert "config.json asks for [401, 64]" in bad(broken("rows", vocab_size=401), "-o", out)
     assert "no tensor model.layers.2" in bad(broken("layers", num_hidden_layers=3), "-o", out)
@@ -398,6 +445,10 @@ def test_what_cannot_be_exported_is_one_line_that_says_why(byte_level, tmp_path)
         json.dumps({**tokenizer, "added_tokens": [*tokenizer["added_tokens"], token]})
     )
     assert "ids up to 318, the embedding only 318 rows" in bad(folder, "-o", out)
+    folder = broken("merges")
+    without = {**tokenizer, "model": {**tokenizer["model"], "merges": []}}
+    (folder / "tokenizer.json").write_text(json.dumps(without))
+    assert "no merges" in bad(folder, "-o", out)
     folder = broken("split")
     tokenizer["pre_tokenizer"]["add_prefix_space"] = True
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -466,6 +517,47 @@ def test_a_value_that_f16_cannot_hold_is_refused_by_name(byte_level, tmp_path):
         assert "model.layers.1.mlp.up_proj.weight: NaN or infinity" in error
 
 
+@pytest.mark.parametrize(
+    "kind, largest", [*((kind, 1e7) for kind in (*QUANTISED, "q4_k_m")), ("bf16", 3.4e38), ("f32", 1e300)]
+)
+def test_a_value_that_a_type_cannot_hold_is_refused_by_name_and_one_too_small_is_no_noise(
+    byte_level, tmp_path, kind, largest
+):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(byte_level, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    weights[name] = weights[name].double()
+    weights[name][3] = 1e-44  # the scale of its blocks is 0, and 1 / scale infinite
+    save_file(weights, folder / "model.safetensors")
+    done = vtools(folder, "--type", kind, "-o", tmp_path / "small.gguf")
+    assert done.returncode == 0 and len(done.stderr.splitlines()) == 1, done.stderr
+    found = stored(tmp_path / "small.gguf")["blk.1.ffn_up.weight"]
+    assert abs(gguf.quants.dequantize(found.data, found.tensor_type)[3]).max() < 1e-30
+    weights[name][3, 4] = largest
+    save_file(weights, folder / "model.safetensors")
+    assert f"{name}: a value beyond the range of " in bad(folder, "--type", kind, "-o", tmp_path / "out.gguf")
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_an_output_matrix_that_differs_from_the_embedding_is_kept_whatever_config_json_says(byte_level, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(byte_level, tmp_path / "model")
+    change(folder, tie_word_embeddings=True)
+    weights = load_file(folder / "model.safetensors")
+    embedding = weights["model.embed_tokens.weight"]
+    almost = embedding.clone()
+    almost[-1, -1] += 1
+    for number, (head, kept) in enumerate(((weights["lm_head.weight"], True), (almost, True), (embedding, False))):
+        save_file({**weights, "lm_head.weight": head.clone()}, folder / "model.safetensors")
+        good(folder, "--type", "f32", "-o", tmp_path / f"{number}.gguf")
+        found = stored(tmp_path / f"{number}.gguf")
+        assert ("output.weight" in found) == kept
+        assert not kept or np.array_equal(found["output.weight"].data, head.numpy())
+
+
 def test_llama_quantize_makes_the_k_quants_where_it_is_installed(byte_level, tmp_path):
     tools, out = tmp_path / "bin", tmp_path / "out.gguf"
     tools.mkdir()
@@ -508,10 +600,93 @@ def test_without_the_interleaved_heads_the_same_comparison_fails(sentencepiece_m
     assert equal < judged and worst > 0.2
 
 
-def test_a_sentencepiece_tokenizer_that_changes_text_first_is_refused(sentencepiece_model, tmp_path):
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": False}
+PREPEND, SPACES = {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+ONES = {"type": "Replace", "pattern": {"String": "1"}, "content": "2"}
+
+
+@pytest.mark.parametrize("named, normal, before", [
+    ("NFKC, Metaspace", [{"type": "NFKC"}], METASPACE),
+    ("Replace, Prepend, Replace", [ONES, PREPEND, SPACES], None),
+    ("Replace", [ONES], None),
+    ("Prepend, Replace, Digits", [PREPEND, SPACES], {"type": "Digits", "individual_digits": True}),
+    ("Digits, Metaspace", [], {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, METASPACE]}),
+    ("Metaspace", [], {**METASPACE, "split": True}),
+    ("Metaspace", [], {**METASPACE, "replacement": "_"}),
+    ("nothing", [], None),
+])  # fmt: skip
+def test_a_sentencepiece_tokenizer_that_does_more_to_text_than_llama_cpp_is_refused(
+    sentencepiece_model, tmp_path, named, normal, before
+):
     folder = shutil.copytree(sentencepiece_model, tmp_path / "model")
-    change(folder, "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [{"type": "NFKC"}]})
-    assert "NFKC" in bad(folder, "-o", tmp_path / "out.gguf")
+    steps = {"normalizer": {"type": "Sequence", "normalizers": normal} if normal else None, "pre_tokenizer": before}
+    setup = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**setup, **steps}))
+    change(folder, "tokenizer_config.json", chat_template=None)
+    assert f"prepares text by {named};" in bad(folder, "-o", tmp_path / "out.gguf")
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("normal, before", [
+    ([PREPEND, SPACES], None),
+    ([SPACES], None),
+    ([], {"type": "Sequence", "pretokenizers": [METASPACE]}),
+    ([], {**METASPACE, "prepend_scheme": "never"}),
+])  # fmt: skip
+def test_llama_cpp_reads_texts_as_every_way_to_mark_words_does(sentencepiece_model, tmp_path, normal, before):
+    import tokenizers
+
+    folder = shutil.copytree(sentencepiece_model, tmp_path / "model")
+    steps = {"normalizer": {"type": "Sequence", "normalizers": normal} if normal else None, "pre_tokenizer": before}
+    setup = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**setup, **steps}))
+    good(folder, "-o", tmp_path / "out.gguf")
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    found = llama_cpp.ask(tmp_path / "out.gguf", texts=TEXTS)["texts"]
+    assert found == [encoding.ids for encoding in backend.encode_batch(list(TEXTS))]
+
+
+@needs_llama_cpp
+def test_a_tokenizer_that_marks_the_first_word_alone_gives_its_ids_in_chats_and_a_base_models_in_texts(
+    sentencepiece_model, tmp_path
+):
+    folder = shutil.copytree(sentencepiece_model, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    change(folder, "tokenizer_config.json", legacy=False)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    chats = [*CHATS, [{**turn, "content": turn["content"].strip()} for turn in CHATS[1]]]
+    done = vtools(folder, "-o", tmp_path / "chat.gguf")
+    assert done.returncode == 0 and "plain texts get other ids" in done.stderr
+    assert llama_cpp.ask(tmp_path / "chat.gguf", chats=chats)["chats"] == [
+        tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats
+    ]
+    change(folder, "tokenizer_config.json", chat_template=None)
+    done = vtools(folder, "-o", tmp_path / "base.gguf")
+    assert done.returncode == 0 and "texts after control tokens get other ids" in done.stderr
+    texts = [text for text in TEXTS if "</s>" not in text]
+    assert llama_cpp.ask(tmp_path / "base.gguf", texts=texts)["texts"] == tokenizer(texts).input_ids
+
+
+def test_added_tokens_that_llama_cpp_finds_elsewhere_are_told(byte_level, sentencepiece_model, tmp_path):
+    import tokenizers
+
+    for source in (byte_level, sentencepiece_model):
+        folder = shutil.copytree(source, tmp_path / source.parent.name)
+        for token, told in (
+            (tokenizers.AddedToken("plain", normalized=True), False),
+            (tokenizers.AddedToken("right", rstrip=True), True),
+        ):
+            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            backend.add_tokens([token])
+            backend.save(str(folder / "tokenizer.json"))
+            model(folder, vocab_size=1003)
+            done = vtools(folder, "-o", tmp_path / "out.gguf", "--force")
+            assert done.returncode == 0, done.stderr
+            assert ("texts with right may get other ids" in done.stderr) == told == ("rstrip" in done.stderr)
+    change(folder, "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [PREPEND, SPACES]})
+    setup = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**setup, "pre_tokenizer": None}))
+    assert "texts with right, plain may" in vtools(folder, "-o", tmp_path / "out.gguf", "--force").stderr
 
 
 @needs_llama_cpp
@@ -648,6 +823,9 @@ def test_biases_that_llama_cpp_has_no_place_for_are_refused_by_name(byte_level, 
     folder = shutil.copytree(byte_level, tmp_path / "model")
     model(folder, vocab_size=318, kind="Qwen3", head_dim=32, attention_bias=True)
     assert "self_attn.k_proj.bias: not one of a qwen3 model" in bad(folder, "-o", tmp_path / "out.gguf")
+    model(folder, vocab_size=318, attention_bias=True)
+    change(folder, model_type="qwen2")
+    assert "self_attn.o_proj.bias: not one of a qwen2 model" in bad(folder, "-o", tmp_path / "out.gguf")
 
 
 def assert_equal_everywhere(folder, file):

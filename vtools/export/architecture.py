@@ -94,10 +94,13 @@ class Architecture:
     def rope_factors(self) -> list[float] | None:
         """llama3's divisors of the rotary frequencies, one a pair of dimensions; None for other kinds.
 
+        Raises Unsupported for architectures that have no such tensor in llama.cpp.
         Source of the formula: transformers.modeling_rope_utils._compute_llama3_parameters.
         """
         if self.rope["rope_type"] != "llama3":
             return None
+        if self.name != "llama":
+            raise Unsupported(f"rope scaling 'llama3': llama.cpp reads it for llama models alone, not for {self.name}")
         factor, original = float(self.rope["factor"]), self.rope["original_max_position_embeddings"]
         low, high = float(self.rope["low_freq_factor"]), float(self.rope["high_freq_factor"])
         divisors = []
@@ -138,7 +141,9 @@ def read(folder: Path) -> Architecture:
             rope=_rope(config, context),
             window=int(sliding) if sliding and sliding < context else None,
         )
-        architecture.metadata()
+        for key, value in architecture.metadata().items():
+            if isinstance(value, int) and not 0 < value < 1 << 32:
+                raise Unsupported(f"{key} {value}; GGUF and llama.cpp hold 1 to {(1 << 32) - 1}")
         architecture.rope_factors()
     except FileNotFoundError:
         raise Failure(f"{path}: missing; MODEL must be a folder as transformers saves it") from None

@@ -47,17 +47,29 @@ def interleave(raw: Bytes, row_bytes: int, head: int) -> Bytes:
 def encode(raw: Bytes, dtype: str, columns: int, wanted: str) -> Bytes:
     """Rows of floats as the bytes of a GGUF type.
 
-    Raises ValueError for NaN and infinity, and for what F16 cannot hold.
+    Raises ValueError for NaN and infinity, and for a value beyond the range of that type.
     """
-    if not dtypes.finite(raw, dtype):
-        raise ValueError("NaN or infinity among its values: these weights are broken")
-    if wanted in ("f32", "f16", "bf16"):
-        made = dtypes.convert(raw, dtype, wanted.upper())
-        if wanted == "f16" and not dtypes.finite(made, "F16"):
-            raise ValueError("a value beyond the range of F16; --type bf16 or f32 holds it")
+    whole = wanted in ("f32", "f16", "bf16")
+    floats = wanted.upper() if whole else "F32"
+    made = dtypes.convert(raw, dtype, floats)
+    if not dtypes.finite(made, floats):
+        if not dtypes.finite(raw, dtype):
+            raise ValueError("NaN or infinity among its values: these weights are broken")
+        raise _beyond(floats)
+    if whole:
         return made
-    rows = dtypes.convert(raw, dtype, "F32").view("<f4").reshape(-1, columns)
+    rows = made.view("<f4").reshape(-1, columns)
     if wanted.endswith("_k"):
         return kquants.quantize(rows, wanted).reshape(-1)
     kind = gguf.GGMLQuantizationType[wanted.upper()]
-    return np.asarray(gguf.quants.quantize(rows, kind)).reshape(-1)
+    with np.errstate(all="ignore"):  # a scale that overflows is found below, one that underflows makes zeros
+        made = np.asarray(gguf.quants.quantize(rows, kind))
+    scales = 4 if wanted.endswith("_1") else 2  # bytes at the start of a block: half-precision numbers
+    blocks = made.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
+    if not dtypes.finite(np.ascontiguousarray(blocks[:, :scales]), "F16"):
+        raise _beyond(wanted.upper())
+    return made.reshape(-1)
+
+
+def _beyond(name: str) -> ValueError:
+    return ValueError(f"a value beyond the range of {name}" + ("; --type f32 holds it" if name != "F32" else ""))

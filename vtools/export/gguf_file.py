@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,16 +60,11 @@ def write(
     dry_run: bool,
 ) -> None:
     """Write the model in `folder` as the GGUF file `out`; stdout gets a line a tensor and one with the totals."""
-    if str(out) == "-":
-        raise UsageFailure("-o -: a GGUF file cannot go to a pipe; name a file")
-    if out.is_dir():
-        raise UsageFailure(f"{out}: a folder; give -o the name of a file")
-    if out.exists() and not force:
-        raise Failure(f"{out}: exists; --force replaces it")
+    _check(out, folder, force)
+    inputs = [path for pattern in models.HUB_FILES + models.HUB_PICKLED for path in folder.glob(pattern)]
+    before = staging.fingerprint(inputs)
     quantizer = llama_quantize.find() if kind == "q4_k_m" else None
     work = plan(folder, name, "f16" if quantizer and not dry_run else kind, template, quiet)
-    if any(entry.source and entry.source.file.resolve() == out.resolve() for entry in work.entries):
-        raise UsageFailure(f"{out}: a part of the model; choose another output file")
     free = staging.check_space(out, work.bytes * 2 if quantizer else work.bytes)
     with jsonl.output(None) as lines:
         if dry_run:
@@ -80,13 +75,14 @@ def write(
             return
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            if quantizer:
-                totals = _write_with(quantizer, work, out, kind, jobs, quiet, lines)
-            else:
-                with jsonl.atomic(out) as stream:
+            with jsonl.atomic(out) as stream:
+                if quantizer:
+                    totals = _write_with(quantizer, stream, work, out, kind, jobs, quiet, lines)
+                else:
                     for line in _write_tensors(stream, work, jobs, quiet):
                         lines.write(line)
-                totals = _totals(len(work.entries), work.bytes, kind, out)
+                    totals = _totals(len(work.entries), work.bytes, kind, out)
+                staging.unchanged(inputs, before)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise Failure(f"{out}: the disk is full; nothing was kept") from None
@@ -99,10 +95,26 @@ def write(
         print(f"vtools export: {out}: {count} tensors, {size:,} bytes, {kind}{kept}", file=sys.stderr)
 
 
+def _check(out: Path, folder: Path, force: bool) -> None:
+    """Refuse an output that is no file, that exists, or that is any file of the model's folder but a GGUF file."""
+    if str(out) == "-":
+        raise UsageFailure("-o -: a GGUF file cannot go to a pipe; name a file")
+    if out.is_dir():
+        raise UsageFailure(f"{out}: a folder; give -o the name of a file")
+    if not out.exists():
+        return
+    if out.suffix != ".gguf" and any(path.exists() and path.samefile(out) for path in folder.rglob("*")):
+        raise UsageFailure(f"{out}: a part of the model; choose another output file")
+    if not force:
+        raise Failure(f"{out}: exists; --force replaces it")
+
+
 def plan(folder: Path, name: str, kind: str, template: str | None, quiet: bool) -> Plan:
     """Read the configuration, the tokenizer and all headers. Raises Failure for a model that cannot be exported."""
     found = architecture.read(folder)
-    entries = tensors.plan(folder, checkpoint.tensors(folder), found, kind)
+    stored = checkpoint.tensors(folder)
+    found = replace(found, tied=found.tied and tensors.tied(stored))
+    entries = tensors.plan(folder, stored, found, kind)
     if found.window and not quiet:
         print(
             f"vtools export: {folder}: attention sees {found.window} tokens back; llama.cpp's {found.name} sees all, "
@@ -167,24 +179,23 @@ def _encode(block: tuple[Entry, Bytes, bool]) -> Bytes:
 
 
 def _write_with(
-    program: str, work: Plan, out: Path, kind: str, jobs: int, quiet: bool, lines: jsonl.Output
+    program: str, stream: IO[bytes], work: Plan, out: Path, kind: str, jobs: int, quiet: bool, lines: jsonl.Output
 ) -> dict[str, Any]:
-    """Write F16 beside `out` and have llama-quantize make `out` of it; the totals of its file."""
-    with jsonl.atomic(out) as stream:
-        part = Path(os.readlink(f"/proc/self/fd/{stream.fileno()}"))
-        whole = out.resolve().with_name(f".{out.name}.f16")
-        try:
-            with open(whole, "wb") as beside:
-                for _ in _write_tensors(beside, work, jobs, quiet):
-                    pass
-            llama_quantize.run(program, whole, part, kind, jobs)
-        finally:
-            whole.unlink(missing_ok=True)
-        reader = gguf.GGUFReader(part)
-        for tensor in reader.tensors:
-            shape = tuple(int(size) for size in reversed(tensor.shape))
-            lines.write(_line(tensor.name, tensor.tensor_type.name.lower(), shape, int(tensor.n_bytes)))
-        return _totals(len(reader.tensors), part.stat().st_size, kind, out) | {"with": program}
+    """Write F16 beside `out` and have llama-quantize make the file `stream` of it; the totals of its file."""
+    part = Path(os.readlink(f"/proc/self/fd/{stream.fileno()}"))
+    whole = out.resolve().with_name(f".{out.name}.f16")
+    try:
+        with open(whole, "wb") as beside:
+            for _ in _write_tensors(beside, work, jobs, quiet):
+                pass
+        llama_quantize.run(program, whole, part, kind, jobs)
+    finally:
+        whole.unlink(missing_ok=True)
+    reader = gguf.GGUFReader(part)
+    for tensor in reader.tensors:
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        lines.write(_line(tensor.name, tensor.tensor_type.name.lower(), shape, int(tensor.n_bytes)))
+    return _totals(len(reader.tensors), part.stat().st_size, kind, out) | {"with": program}
 
 
 def _line(name: str, kind: str, shape: tuple[int, ...], size: int) -> dict[str, Any]:

@@ -42,9 +42,9 @@ def quantize(rows: Floats, kind: str) -> Bytes:
     """Rows [n, k] of `kind` "q4_k", "q5_k" or "q6_k" as bytes [n, bytes of a row].
 
     Rows in C order are read a slice at a time: a few MB of memory beside the result. Deterministic, and a super-block's
-    bytes depend on nothing but its own values. The squared error is what is made small, unweighted. Magnitudes beyond
-    what half-precision super-block scales reach (4.1e6 for Q4_K and Q5_K) are clipped. Raises ValueError for another
-    kind, a k that is no multiple of 256, NaN and infinity.
+    bytes depend on nothing but its own values. The squared error is what is made small, unweighted. Raises ValueError
+    for another kind, a k that is no multiple of 256, NaN, infinity, and magnitudes beyond what half-precision
+    super-block scales reach (4.1e6 for Q4_K and Q5_K, 2.6e8 for Q6_K).
     """
     if kind not in BLOCK_BYTES:
         raise ValueError(f"{kind}: no K-quant known here; one of {', '.join(BLOCK_BYTES)}")
@@ -85,7 +85,7 @@ def _columns(part: Floats, size: int, limit: float) -> tuple[Floats, Floats, Flo
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise ValueError("NaN or infinity among the weights; such numbers have no K-quant")
     if max(high.max(), -low.min()) > limit:
-        values, low, high = (each.clip(-limit, limit) for each in (values, low, high))
+        raise ValueError(f"a value beyond {limit:.2g}, the range of this K-quant; --type f32 holds it")
     return values, low, high
 
 

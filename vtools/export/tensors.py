@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
+import numpy as np
 
-from vtools.checkpoint import Tensor, is_buffer
+from vtools import checkpoint, dtypes
+from vtools.checkpoint import Files, Tensor, is_buffer
 from vtools.dtypes import FLOATS
 from vtools.export import kquants
 from vtools.export.architecture import Architecture
@@ -22,6 +24,12 @@ PARTS = {
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
+# The biases that llama.cpp reads; with others it refuses the file.
+BIASES = {
+    "llama": ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
+    "qwen2": ("attn_q", "attn_k", "attn_v"),
+    "qwen3": (),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +56,26 @@ class Entry:
 def ggml_type(name: str) -> gguf.GGMLQuantizationType:
     """The number by which GGUF knows a type."""
     return gguf.GGMLQuantizationType[name.upper()]
+
+
+def tied(tensors: dict[str, Tensor]) -> bool:
+    """Whether the output matrix is the embedding where config.json ties them: it is not stored, or has the same bytes.
+
+    transformers 5 keeps them apart where they differ.
+    """
+    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
+    if head is None or embedding is None:
+        return True
+    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
+        return False
+    with Files() as files:
+        for start, length in checkpoint.pieces(head.bytes, checkpoint.STEP):
+            ours, theirs = dtypes.empty(length), dtypes.empty(length)
+            files.read(head.file, head.start + start, ours.data)
+            files.read(embedding.file, embedding.start + start, theirs.data)
+            if not np.array_equal(ours, theirs):
+                return False
+    return True
 
 
 def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: str) -> list[Entry]:
@@ -98,7 +126,7 @@ def _places(model: Architecture) -> dict[str, tuple[str, tuple[int, ...], int]]:
             head = model.head_size if model.interleaved and known_as in ("attn_q", "attn_k") else 0
             name, target, shape = f"model.layers.{layer}.{part}", f"blk.{layer}.{known_as}", shapes[known_as]
             places[f"{name}.weight"] = (f"{target}.weight", shape, head)
-            if len(shape) == 2 and model.name != "qwen3":  # llama.cpp reads no biases there, and refuses the file
+            if known_as in BIASES[model.name]:
                 places[f"{name}.bias"] = (f"{target}.bias", shape[:1], head)
     places["model.norm.weight"] = ("output_norm.weight", (model.hidden,), 0)
     if not model.tied:

@@ -32,8 +32,12 @@ def metadata(tokenizer: Tokenizer, rows: int, template_name: str | None, quiet: 
         )
     added = tokenizer.backend.get_added_tokens_decoder()
     unknown = _unknown(setup, where)
+    scheme = None
+    if setup["model"]["type"] == "BPE" and not setup["model"]["merges"]:
+        raise Failure(f"{where}: its tokenizer has no merges, without which llama.cpp loads no vocabulary")
     if setup["model"]["type"] == "BPE" and setup["model"].get("byte_fallback"):
         keys = _sentencepiece(setup, words, unknown, set(added), where, rows)
+        scheme = _space_prefix(setup, where)
     elif setup["model"]["type"] == "BPE" and (setup.get("decoder") or {}).get("type") == "ByteLevel":
         keys = _byte_level(setup, words, where, rows)
     else:
@@ -41,17 +45,34 @@ def metadata(tokenizer: Tokenizer, rows: int, template_name: str | None, quiet: 
             f"{where}: a {setup['model']['type']} tokenizer; SentencePiece BPE with byte fallback and byte-level BPE "
             "can be exported"
         )
+    chat = _template(tokenizer, template_name, quiet)
+    if scheme:
+        keys["tokenizer.ggml.add_space_prefix"] = scheme == "always" or (scheme == "first" and not chat)
+    if scheme == "first":
+        # Chats mostly begin with a control token, so that none of their texts is the first; plain texts do not.
+        stored = "none, so plain texts" if chat else "each, so texts after control tokens"
+        _tell(
+            f"{where}: its tokenizer puts a space before the first text alone, llama.cpp before each text that follows "
+            f"a control token or before none: {stored} get other ids",
+            quiet,
+        )
     tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
     for number, token in added.items():
         tokens[number] = token.content
         if kinds[number] != UNKNOWN:
             kinds[number] = CONTROL if token.special else USER_DEFINED
+    if odd := [token.content for token in added.values() if _matched_otherwise(token, tokenizer.backend.normalizer)]:
+        names = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
+        _tell(
+            f"{where}: llama.cpp knows no lstrip, rstrip, single_word and normalized of tokens: texts with {names} may "
+            "get other ids there",
+            quiet,
+        )
     probe = tokenizer.backend.encode("a").ids
     special = {"bos": tokenizer.bos, "eos": tokenizer.eos, "unknown": unknown, "padding": tokenizer.pad}
     ids = {name: tokenizer.id_of(text) for name, text in special.items() if text}
     if ids.get("eos") is None and tokenizer.end_ids:
         ids["eos"] = tokenizer.end_ids[0]
-    chat = _template(tokenizer, template_name, quiet)
     if chat:
         end = _end(chat)
         if end is not None and end != ids.get("eos"):
@@ -98,19 +119,37 @@ def _sentencepiece(
                     f"{source}: piece {number} is {piece.piece!r}, in tokenizer.json it is not: use one of them"
                 )
             scores[number], kinds[number] = piece.score, piece.type
-    normal = setup.get("normalizer") or {}
-    steps = {step["type"] for step in normal.get("normalizers", [normal] if normal else [])}
-    if not steps <= {"Prepend", "Replace"}:
-        raise Failure(f"{where}: its tokenizer normalises text ({', '.join(sorted(steps))}), which llama.cpp does not")
-    scheme = (setup.get("pre_tokenizer") or {}).get("prepend_scheme", "never")
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.scores": scores,
         "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.add_space_prefix": "Prepend" in steps or scheme != "never",
     }
+
+
+def _space_prefix(setup: dict[str, Any], where: Path) -> str:
+    """Which texts get a "▁" in front: "always", "first" or "never". Raises Failure if more is done to them."""
+    normal, before = setup.get("normalizer"), setup.get("pre_tokenizer")
+    changes = normal.get("normalizers", [normal]) if normal else []
+    cuts = before.get("pretokenizers", [before]) if before else []
+    match changes, cuts:
+        case [*prepend, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}], []:
+            if prepend in ([], [{"type": "Prepend", "prepend": "▁"}]):
+                return "always" if prepend else "never"
+        case [], [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}]:
+            return str(scheme)
+    names = ", ".join(step["type"] for step in [*changes, *cuts]) or "nothing"
+    raise Failure(
+        f"{where}: its tokenizer prepares text by {names}; llama.cpp by Prepend '▁' and Replace ' ' with '▁' alone, or "
+        "by one Metaspace that does not split"
+    )
+
+
+def _matched_otherwise(token: Any, normalizer: Any) -> bool:
+    """Whether an added token takes other places in a text than those where its own characters stand."""
+    changed = token.normalized and normalizer and normalizer.normalize_str(token.content) != token.content
+    return bool(token.lstrip or token.rstrip or token.single_word or changed)
 
 
 def _pieces(source: Path) -> Any:
@@ -150,13 +189,13 @@ def _template(tokenizer: Tokenizer, name: str | None, quiet: bool) -> template.T
     except Failure:
         if name is not None or tokenizer.chat_template:
             raise
-    if not quiet:
-        print(
-            f"vtools export: {tokenizer.folder}: no chat template, none is stored (right for a base model; "
-            "--template gives one)",
-            file=sys.stderr,
-        )
+    _tell(f"{tokenizer.folder}: no chat template, none is stored (right for a base model; --template gives one)", quiet)
     return None
+
+
+def _tell(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(f"vtools export: {text}", file=sys.stderr)
 
 
 def _end(chat: template.Template) -> int | None:
