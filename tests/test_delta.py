@@ -7,9 +7,9 @@ import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -222,28 +222,47 @@ def test_a_wrong_base_is_refused_by_the_name_of_its_first_wrong_tensor(tmp_path)
     assert names(tmp_path) == ["base", "delta", "fewer", "other", "target"]
 
 
+def stored(shard):
+    """What a delta's file holds for each tensor."""
+    raw, start = shard.read_bytes(), first_tensor(shard)
+    places = {name: entry["data_offsets"] for name, entry in json.loads(raw[8:start]).items() if name != "__metadata__"}
+    return {name: raw[start + begin : start + end] for name, (begin, end) in places.items()}
+
+
 @pytest.mark.parametrize("codec", ["zstd", "raw"])
 def test_a_flipped_bit_anywhere_in_a_delta_never_gives_a_wrong_model(tmp_path, codec):
-    base, target = pair(tmp_path)
-    good("make-delta", base, target, tmp_path / "delta", "--codec", codec)
+    base, target = tmp_path / "base", tmp_path / "target"
     chance = random.Random(7)
-    blamed = 0
-    for name in ["delta-00001-of-00001.safetensors", "delta.json", "files/config.json"] * 3:
-        path = tmp_path / "delta" / name
+    tensors = model(target, seed=2, near=model(base, seed=1))
+    # A name that zstd hardly packs, so that many a flip in the gaps gives another text and no error of zstd's.
+    tensors[f"model.{chance.randbytes(500).hex()}"] = tensors["model.norm"]
+    write(target / "model.safetensors", tensors)
+    good("make-delta", base, target, tmp_path / "delta", "--codec", codec)
+    shard = tmp_path / "delta/delta-00001-of-00001.safetensors"
+    size, header = shard.stat().st_size, first_tensor(shard)
+    gaps = size - len(stored(shard)["__gaps__"])
+    blamed = set()
+    for path, start, end, name in 3 * [
+        (shard, 0, header, shard.name),
+        (shard, header, gaps, "tensor model."),
+        (shard, gaps, size, "tensor __gaps__"),
+        (tmp_path / "delta/delta.json", 0, None, ""),
+        (tmp_path / "delta/files/config.json", 0, None, "files/config.json"),
+    ]:
         whole = path.read_bytes()
-        place = chance.randrange(len(whole) // 3 if "delta-" in name else 0, len(whole))
+        place = chance.randrange(start, end or len(whole))
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :])
         done = vtools("apply-delta", base, tmp_path / "delta", tmp_path / "out")
         path.write_bytes(whole)
         assert "Traceback" not in done.stderr and "a bug" not in done.stderr
-        if done.returncode == 0:  # a bit of delta.json that says nothing about the result
-            assert name == "delta.json" and contents(tmp_path / "out") == contents(target)
+        if done.returncode == 0:  # a bit that says nothing about the result
+            assert contents(tmp_path / "out") == contents(target)
             shutil.rmtree(tmp_path / "out")
         else:
-            blamed += "delta" in done.stderr
-            assert not name.startswith("delta-") or "tensor model." in done.stderr
+            assert name in done.stderr
+            blamed.add(name)
         assert names(tmp_path) == ["base", "delta", "target"]
-    assert blamed >= 6
+    assert blamed >= {shard.name, "tensor model.", "tensor __gaps__", "files/config.json"}
 
 
 def test_a_cut_off_file_is_named(tmp_path):
@@ -289,38 +308,93 @@ def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path):
     assert contents(tmp_path / "delta.partial") == {"thesis.txt": b"mine"}
 
 
-def killed(command, seconds):
-    """Start a command and kill it with -9 that long after its first tensor."""
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
+TENSORS = 60
+
+
+def many(folder, seed, near=None, scale=1.0):
+    """A model of so many tensors that their lines do not fit into a pipe of one page; its tensors."""
+    tensors = {}
+    for place in range(TENSORS):
+        values = weights("F16", (64, 64), (seed, place), near[f"layer.{place}"][1] if near else None)
+        tensors[f"layer.{place}"] = "F16", values * np.float16(scale)
+    write(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(json.dumps({"seed": seed}))
+    return tensors
+
+
+# All that goes on where it stopped: a delta made, one applied, and one without a manifest added.
+TOOLS = ["make", "apply", "add"]
+
+
+def inputs_of(tool, folder):
+    """Such models, and a command on them up to its output folder."""
+    base, target = folder / "base", folder / "target"
+    many(target, 2, near=many(base, 1))
+    if tool == "make":
+        return ["make-delta", base, target]
+    if tool == "add":
+        many(folder / "published", 3, scale=0.02)
+        return ["apply-delta", base, folder / "published"]
+    good("make-delta", base, target, folder / "delta")
+    return ["apply-delta", base, folder / "delta"]
+
+
+def halted(*arguments, lines=1):
+    """A run on such models, that many lines read: with a pipe of one page it cannot end before somebody reads on."""
+    command = [*VTOOLS, *map(str, arguments)]
+    # Unbuffered, or reading one line would take many out of the pipe.
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, pipesize=4096)
+    for _ in range(lines):
         assert running.stdout.readline().startswith(b'{"tensor"')
-        time.sleep(seconds)
+    return running
+
+
+def killed(*arguments, lines=1):
+    """Stop such a run with -9."""
+    with halted(*arguments, lines=lines) as running:
         running.kill()
-        running.stdout.read()
+        running.communicate(timeout=60)
 
 
-def test_killed_at_any_moment_the_rerun_finishes_right(tmp_path):
-    base, target = pair(tmp_path, "F16", scale=600)
-    delta, out = tmp_path / "delta", tmp_path / "out"
-    good("make-delta", base, target, delta)
-    wanted = contents(delta)
-    chance = random.Random(3)
-    make = ["make-delta", base, target, tmp_path / "second"]
-    apply = ["apply-delta", base, delta, out]
-    for command, result in [(make, wanted), (apply, contents(target)), ([*apply, "--force"], contents(target))]:
-        if "--force" in command:
-            (out / "older").touch()
-        before = contents(out) if out.exists() else None
-        for attempt in range(4):
-            killed([*VTOOLS, *command], attempt * chance.random() * 0.05)
-            place = command[3]
-            assert not place.exists() or contents(place) in (result, before)
-            if place.exists() and "--force" not in command:
-                break  # it was done
-        else:
-            good(*command)
-        assert contents(place) == result
-        shutil.rmtree(tmp_path / "second.partial", ignore_errors=True)
-    assert names(tmp_path) == ["base", "delta", "out", "second", "target"]
+def finished(out):
+    """How many tensors a run that was stopped had noted as finished: some, but not all."""
+    count = len((out.parent / f"{out.name}.partial/journal").read_bytes().splitlines()) - 1
+    assert 1 <= count < TENSORS and not out.exists()
+    return count
+
+
+def first_tensor(file):
+    """Where the first tensor of a safetensors file begins."""
+    with open(file, "rb") as stream:
+        return 8 + struct.unpack("<Q", stream.read(8))[0]
+
+
+def flip(file, place):
+    """Flip a bit of a file in place."""
+    with open(file, "r+b") as stream:
+        stream.seek(place)
+        (byte,) = stream.read(1)
+        stream.seek(place)
+        stream.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("tool", [*TOOLS, "replace"])
+def test_killed_again_and_again_the_rerun_finishes_right(tmp_path, tool):
+    command = inputs_of("apply" if tool == "replace" else tool, tmp_path)
+    out, before, force = tmp_path / "out", {}, []
+    good(*command, tmp_path / "whole")
+    wanted, others = contents(tmp_path / "whole"), names(tmp_path)
+    if tool == "replace":
+        model(out)
+        before, force = contents(out), ["--force"]
+    for lines in (1, 10, 20):  # and 35 more in the pipe
+        killed(*command, out, *force, lines=lines)
+        assert contents(out) == before and (tmp_path / "out.partial/fresh").exists()
+    killed(*command, out, *force, lines=TENSORS)  # anywhere between the last tensor and the end
+    assert contents(out) in (before, wanted)
+    good(*command, out, "--force")
+    assert contents(out) == wanted
+    assert names(tmp_path) == sorted([*others, "out"])
 
 
 def test_killed_between_the_two_renames_the_old_folder_is_not_lost(tmp_path):
@@ -338,57 +412,84 @@ def test_killed_between_the_two_renames_the_old_folder_is_not_lost(tmp_path):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("tool", ["make-delta", "apply-delta"])
+@pytest.mark.parametrize("tool", TOOLS)
 def test_an_interrupted_run_dies_of_the_signal_and_the_same_command_continues(tmp_path, tool, signum):
-    base, target = pair(tmp_path, scale=600)
-    other = target
-    if tool == "apply-delta":
-        other = tmp_path / "delta"
-        good("make-delta", base, target, other)
-    command = [*VTOOLS, tool, str(base), str(other), str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        running.stdout.readline()
+    command, out = inputs_of(tool, tmp_path), tmp_path / "out"
+    with halted(*command, out) as running:
         running.send_signal(signum)
         error = running.communicate(timeout=60)[1].decode()
     assert running.returncode == -signum
     assert "Traceback" not in error and "out.partial: kept; the same command continues" in error
-    assert not (tmp_path / "out").exists()
-    *_, totals = good(*command[3:])
-    assert tool == "make-delta" or totals["reused"] >= 1
-    good("make-delta", base, target, tmp_path / "whole")
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole" if tool == "make-delta" else target)
-    assert not (tmp_path / "out.partial").exists()
+    count = finished(out)
+    *_, totals = good(*command, out)
+    assert totals["reused"] == count and not (tmp_path / "out.partial").exists()
+    good(*command, tmp_path / "whole")
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_wrong_base_by_mistake_does_not_undo_an_earlier_runs_work(tmp_path):
-    base, target = pair(tmp_path, scale=600)
-    good("make-delta", base, target, tmp_path / "delta")
-    model(tmp_path / "other", seed=9, scale=600)
-    killed([*VTOOLS, "apply-delta", base, tmp_path / "delta", tmp_path / "out"], 0)
-    done = vtools("apply-delta", tmp_path / "other", tmp_path / "delta", tmp_path / "out")
-    assert done.returncode == 1 and "out.partial: kept" in done.stderr and not (tmp_path / "out").exists()
-    *_, totals = good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
-    assert totals["reused"] >= 1 and contents(tmp_path / "out") == contents(target)
+    command, out = inputs_of("apply", tmp_path), tmp_path / "out"
+    many(tmp_path / "other", 9)
+    killed(*command, out)
+    count = finished(out)
+    done = vtools("apply-delta", tmp_path / "other", tmp_path / "delta", out)
+    assert done.returncode == 1 and "out.partial: kept" in done.stderr and finished(out) == count
+    *_, totals = good(*command, out)
+    assert totals["reused"] == count and contents(out) == contents(tmp_path / "target")
 
 
-@pytest.mark.parametrize("tool", ["make-delta", "apply-delta"])
+@pytest.mark.parametrize("tool", ["make", "add"])  # where a manifest has no hashes to check the inputs by
 def test_inputs_that_change_between_a_kill_and_the_rerun_are_noticed(tmp_path, tool):
-    base, target = pair(tmp_path, scale=600)
-    delta = tmp_path / "delta"
-    if tool == "apply-delta":  # without a manifest: base + delta, with nothing to check the sum by
-        small = {name: (kind, array * np.float16(0.02)) for name, (kind, array) in model(tmp_path / "x", seed=5, scale=600).items()}  # fmt: skip
-        write(delta / "model.safetensors", small)
-        target = delta
-    killed([*VTOOLS, tool, base, target, tmp_path / "out"], 0)
-    old = base / "model.safetensors"
+    command, out = inputs_of(tool, tmp_path), tmp_path / "out"
+    killed(*command, out)
+    assert finished(out)
+    old = tmp_path / "base/model.safetensors"
     about, raw = old.stat(), bytearray(old.read_bytes())
-    raw[3000] ^= 1  # in the first tensor, which is done
+    raw[first_tensor(old) + 100] ^= 1  # in a tensor that is done
     old.unlink()
     old.write_bytes(raw)
     os.utime(old, ns=(about.st_atime_ns, about.st_mtime_ns))  # the same size and time, as `cp -p` leaves it
-    good(tool, "--force", base, target, tmp_path / "out")
-    good(tool, base, target, tmp_path / "fresh")
-    assert contents(tmp_path / "out") == contents(tmp_path / "fresh")
+    *_, totals = good(*command, out)
+    assert totals["reused"] == 0
+    good(*command, tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize("changed", [1, 2])
+@pytest.mark.parametrize("tool", ["make", "add"])
+def test_inputs_that_change_while_they_are_read_are_noticed(tmp_path, tool, changed):
+    command = inputs_of(tool, tmp_path)
+    before = names(tmp_path)
+    with halted(*command, tmp_path / "out") as running:
+        file = command[changed] / "model.safetensors"
+        flip(file, file.stat().st_size - 1)
+        error = running.communicate(timeout=60)[1].decode()
+    assert running.returncode == 1 and "a file was changed while it was read" in error
+    assert names(tmp_path) == before
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_was_damaged_since_a_kill_is_made_again(tmp_path, tool):
+    command, out = inputs_of(tool, tmp_path), tmp_path / "out"
+    good(*command, tmp_path / "whole")
+    (file,) = (tmp_path / "whole").glob("*.safetensors")
+    killed(*command, out)
+    count = finished(out)
+    flip(tmp_path / "out.partial/fresh" / file.name, first_tensor(file) + 100)
+    *_, totals = good(*command, out)
+    assert totals["reused"] == count - 1 and contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_journal_that_was_damaged_since_a_kill_is_not_believed(tmp_path, tool):
+    command, out = inputs_of(tool, tmp_path), tmp_path / "out"
+    good(*command, tmp_path / "whole")
+    killed(*command, out)
+    count, journal = finished(out), tmp_path / "out.partial/journal"
+    key = b'"blake3":"'
+    flip(journal, journal.read_bytes().index(key) + len(key))  # another digit
+    *_, totals = good(*command, out)
+    assert totals["reused"] == count - 1 and contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_folder_beside_out_that_is_a_model_of_somebody_is_never_taken_for_ours(tmp_path):
@@ -472,13 +573,13 @@ def test_a_name_that_deltas_use_for_themselves_and_an_empty_model_are_no_surpris
 
 
 def test_what_was_begun_for_other_inputs_is_thrown_away(tmp_path):
-    base, target = pair(tmp_path, scale=600)
-    good("make-delta", base, target, tmp_path / "delta")
-    model(tmp_path / "third", "F16", 3, near=model(tmp_path / "base2", "F16", 1, scale=600), scale=600)
-    good("make-delta", base, tmp_path / "third", tmp_path / "other")
-    killed([*VTOOLS, "apply-delta", base, tmp_path / "delta", tmp_path / "out"], 0)
-    *_, totals = good("apply-delta", "--force", base, tmp_path / "other", tmp_path / "out")
-    assert totals["reused"] == 0 and contents(tmp_path / "out") == contents(tmp_path / "third")
+    command, out = inputs_of("apply", tmp_path), tmp_path / "out"
+    many(tmp_path / "third", 3, near=many(tmp_path / "base", 1))
+    good("make-delta", tmp_path / "base", tmp_path / "third", tmp_path / "other")
+    killed(*command, out)
+    assert finished(out)
+    *_, totals = good("apply-delta", tmp_path / "base", tmp_path / "other", out)
+    assert totals["reused"] == 0 and contents(out) == contents(tmp_path / "third")
 
 
 def test_the_number_of_threads_changes_no_byte(tmp_path):
@@ -500,18 +601,15 @@ def test_a_base_with_another_tokenizer_is_said_and_used(tmp_path):
     assert contents(tmp_path / "out") == contents(target)
 
 
-def test_two_runs_on_one_folder_do_not_mix(tmp_path):
-    base, target = pair(tmp_path, scale=600)
-    command = [*VTOOLS, "make-delta", str(base), str(target), str(tmp_path / "delta")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        running.stdout.readline()
-        running.send_signal(signal.SIGSTOP)
-        assert "another vtools process" in bad("make-delta", base, target, tmp_path / "delta", code=75)
-        running.send_signal(signal.SIGCONT)
+@pytest.mark.parametrize("tool", TOOLS)
+def test_two_runs_on_one_folder_do_not_mix(tmp_path, tool):
+    command, out = inputs_of(tool, tmp_path), tmp_path / "out"
+    good(*command, tmp_path / "whole")
+    with halted(*command, out) as running:
+        assert "another vtools process" in bad(*command, out, code=75)
+        assert running.poll() is None
         running.communicate(timeout=60)
-    assert running.returncode == 0
-    good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
-    assert contents(tmp_path / "out") == contents(target)
+    assert running.returncode == 0 and contents(out) == contents(tmp_path / "whole")
 
 
 def test_a_full_disk_is_said_before_or_during_the_work_and_leaves_nothing(tmp_path):
@@ -578,23 +676,38 @@ def test_a_hostile_delta_cannot_write_or_read_elsewhere(tmp_path, path):
     assert "leads out of the folder" in bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
 
 
-def test_a_hostile_delta_cannot_exhaust_memory(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "size", "said"),
+    [
+        ("model.layers.0.w", None, "model.layers.0.w: wrong length: the delta is damaged"),
+        ("__gaps__", None, "__gaps__: too long: the delta is damaged"),
+        ("__gaps__", 100_000_000, "__gaps__: wrong length: the delta is damaged"),
+        ("__gaps__", 1 << 30, "more than 134,217,728 bytes of it are no tensor"),
+    ],
+)
+def test_a_hostile_delta_cannot_exhaust_memory(tmp_path, name, size, said):
+    """A frame of some 30 kB that unpacks to 1 GB; `size` is what the manifest says of the result's file."""
     import zstandard
 
     base, target = pair(tmp_path)
     good("make-delta", base, target, tmp_path / "delta")
-    bomb = zstandard.compress(bytes(1 << 31))  # some 64 kB
+    bomb = zstandard.compress(bytes(1 << 30))
     shard = tmp_path / "delta/delta-00001-of-00001.safetensors"
-    write(shard, {name: ("U8", np.frombuffer(bomb, "u1")) for name in ("model.embed_tokens.weight", "model.layers.0.w", "model.norm", "__gaps__")})  # fmt: skip
+    held = {**stored(shard), name: bomb}
+    write(shard, {other: ("U8", np.frombuffer(raw, "u1")) for other, raw in held.items()})
 
     def change(value):
-        for tensor in value["files"][-1]["tensors"]:
-            tensor["chunks"] = [len(bomb)]
+        file = next(file for file in value["files"] if file["delta"])
+        file["bytes"] = size or file["bytes"]
+        for tensor in file["tensors"]:
+            if tensor["name"] == name:
+                tensor["chunks"] = [len(bomb)]
 
     edited(tmp_path / "delta", change)
     command = [*VTOOLS, "apply-delta", base, tmp_path / "delta", tmp_path / "out"]
     done, _, memory = tiny.measured(list(map(str, command)), text=True)
-    assert done.returncode == 1 and "the delta is damaged" in done.stderr and memory < 300e6
+    assert done.returncode == 1 and said in done.stderr and memory < 300e6
+    assert names(tmp_path) == ["base", "delta", "target"]
 
 
 def test_a_newer_format_is_refused_as_such(tmp_path):
@@ -700,16 +813,16 @@ def test_memory_does_not_grow_with_the_model(tmp_path):
             peak("apply-delta", base, tmp_path / name / "delta", tmp_path / name / "out"),
         )
         shutil.rmtree(tmp_path / name)
+    # The threads' timing moves a peak by some 17 MB. A tensor held whole would add 100 MB: so much did the largest grow.
     for small, large in zip(peaks["small"], peaks["large"], strict=True):
-        assert large - small < (size["large"] - size["small"]) / 10 and large < 128e6
+        assert large - small < (size["large"] - size["small"]) / 4 and large < 128e6
 
 
 def test_progress_shows_bytes_a_second_and_the_time_left(tmp_path):
-    base, target, rows = tmp_path / "base", tmp_path / "target", 8000  # so many that the bar is drawn again
-    noise = np.frombuffer(random.Random(0).randbytes(rows * 20_000), "<f2").reshape(rows, -1)
-    for folder, array in ((base, np.zeros_like(noise)), (target, noise)):
-        write(folder / "model.safetensors", {"w": ("F16", array)})
-    seen = tiny.on_a_terminal(
-        [*VTOOLS, "make-delta", "-j", "1", str(base), str(target), str(tmp_path / "delta")], tmp_path
-    )
-    assert re.search(r"vtools make-delta: +\d+%\|.*[\d.]+[MG]/[\d.]+[MG] \[\d\d:\d\d<\d\d:\d\d, [\d.]+[MG]B/s\]", seen)
+    for name, seed in (("base", 1), ("target", 2)):
+        write(tmp_path / name / "model.safetensors", {f"layer.{place}": ("F16", weights("F16", (64, 64), (seed, place))) for place in range(1500)})  # fmt: skip
+    # More lines than a pipe holds, and a reader that pauses after the first: so long that the bar is drawn again.
+    pausing = ["sh", "-c", '"$@" | { read -r line; sleep 1; cat; }', "sh"]
+    seen = tiny.on_a_terminal([*pausing, *VTOOLS, "make-delta", "-j", "1", "base", "target", "delta"], tmp_path)
+    assert re.search(r"make-delta: +\d+%\|.*[\d.]+[MG]/[\d.]+[MG] \[\d\d:\d\d<\d\d:\d\d, [\d.]+[kMG]B/s\]", seen)
+    assert names(tmp_path) == ["base", "delta", "target"]

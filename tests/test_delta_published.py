@@ -259,10 +259,13 @@ def test_the_template_that_the_weights_never_carried_is_stored_with_them(tmp_pat
     rows = json.loads((source / "config.json").read_text())["vocab_size"]
     base, delta = save(tmp_path / "base", halves(1, 11, rows), rows), save(tmp_path / "delta", halves(2, 6, rows), rows)
     (delta / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
-    (delta / "tokenizer_config.json").write_bytes((source / "tokenizer_config.json").read_bytes())
+    about = json.loads((source / "tokenizer_config.json").read_text())
+    assert about.pop("chat_template")
+    (delta / "tokenizer_config.json").write_text(json.dumps(about))
     done = vtools("apply-delta", base, delta, tmp_path / "plain")
-    assert "no chat template is stored with it; --template" in done.stderr or "chat_template" in (tmp_path / "plain/tokenizer_config.json").read_text()  # fmt: skip
-    good("apply-delta", base, delta, tmp_path / "out", "--template", template)
+    assert f"{tmp_path / 'plain'}: no chat template of its own; --template NAME stores one" in done.stderr
+    done = vtools("apply-delta", base, delta, tmp_path / "out", "--template", template)
+    assert done.returncode == 0 and "no chat template" not in done.stderr
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     messages = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "mat"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)

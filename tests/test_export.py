@@ -26,7 +26,7 @@ transformers = pytest.importorskip("transformers")
 
 from vtools import model as models  # noqa: E402
 from vtools import pretokenizer  # noqa: E402
-from vtools.export import conversion, gguf_file  # noqa: E402
+from vtools.export import conversion, gguf_file, tensors  # noqa: E402
 from vtools.formats import SOURCES  # noqa: E402
 
 VTOOLS = [sys.executable, "-m", "vtools", "export"]
@@ -262,7 +262,7 @@ def test_pickled_weights_and_a_gguf_file_give_what_safetensors_give(byte_level, 
     assert first.keys() == last.keys() and all(np.array_equal(first[name].data, last[name].data) for name in first)
 
 
-@pytest.mark.parametrize("kind", [*QUANTISED, "bf16", "f32", "q4_k_m"])
+@pytest.mark.parametrize("kind", [*QUANTISED, "bf16", "f32", *tensors.MIXES])
 def test_blocks_of_rows_and_threads_give_the_bytes_of_whole_tensors(byte_level, tmp_path, monkeypatch, capsys, kind):
     monkeypatch.setattr(conversion, "BLOCK", 3000)
     files = [tmp_path / f"{jobs}.gguf" for jobs in (1, 3)]
@@ -277,7 +277,7 @@ def test_blocks_of_rows_and_threads_give_the_bytes_of_whole_tensors(byte_level, 
         assert np.asarray(found[name].data).tobytes() == np.asarray(gguf.quants.quantize(array, wanted)).tobytes(), name
         if array.ndim == 1:
             assert wanted.name == "F32"
-        elif kind != "q4_k_m":
+        elif kind not in tensors.MIXES:
             assert wanted.name.lower() == ("q8_0" if name == "output.weight" and kind.startswith("q") else kind), name
 
 
@@ -898,10 +898,10 @@ def test_quantised_files_predict_real_text_nearly_as_well(real, sharegpt, tmp_pa
     tokenizer = transformers.AutoTokenizer.from_pretrained(real)
     rows = [ids[:128] for ids in tokenizer(texts).input_ids]
     perplexity = {}
-    for kind in ("f32", "f16", "q8_0", "q4_0", "q4_k_m"):
+    for kind in ("f32", "f16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"):
         good(real, "--type", kind, "-o", tmp_path / f"{kind}.gguf")
         files = {kind: tmp_path / f"{kind}.gguf"}
-        if kind.startswith("q4"):
+        if kind.startswith("q") and kind != "q8_0":
             files[f"{kind} by llama.cpp"] = requantised(files[kind], tmp_path / "f32.gguf", tmp_path / "theirs.gguf")
         for name, file in files.items():
             if name != "f32":
@@ -909,9 +909,9 @@ def test_quantised_files_predict_real_text_nearly_as_well(real, sharegpt, tmp_pa
                 perplexity[name] = math.exp(found["nll"] / found["count"])
     print({name: round(value, 3) for name, value in perplexity.items()})
     assert abs(perplexity["q8_0"] / perplexity["f16"] - 1) < 0.01
-    for kind in ("q4_0", "q4_k_m"):
+    for kind in ("q4_0", "q4_k_m", "q5_k_m", "q6_k"):
         assert perplexity[kind] < 1.03 * perplexity[f"{kind} by llama.cpp"]
-    assert perplexity["q4_k_m"] < perplexity["q4_0"]
+    assert perplexity["q6_k"] < perplexity["q4_k_m"] < perplexity["q4_0"]
 
 
 # Safetensors

@@ -18,6 +18,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from vtools.export import kquants  # noqa: E402
+from vtools.export.tensors import mixed  # noqa: E402
 
 KINDS = ("q4_k", "q5_k", "q6_k")
 TOPS = {"q4_k": 15, "q5_k": 31}
@@ -303,13 +304,13 @@ def test_memory_does_not_grow_with_the_rows(kind):
     assert peak - encoded.nbytes < 8_000_000
 
 
-def mix(name, shape, layers, tied=False):
+def mix(name, shape, layers, tied=False, wanted="q4_k_m"):
     """The types of a layer's tensor, as {type: layers}; of another tensor its type."""
     if "{}" not in name:
-        return kquants.choose(name, shape, None, layers, tied)
+        return mixed(wanted, name, shape, layers, tied)
     types = {}
     for layer in range(layers):
-        types.setdefault(kquants.choose(name.format(layer), shape, layer, layers, tied), []).append(layer)
+        types.setdefault(mixed(wanted, name.format(layer), shape, layers, tied), []).append(layer)
     return types
 
 
@@ -317,8 +318,6 @@ def test_the_mix_of_a_tied_model_of_30_layers_and_rows_of_576():
     more = [0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29]
     less = [layer for layer in range(30) if layer not in more]
     assert mix("token_embd.weight", (49152, 576), 30, tied=True) == "q8_0"
-    assert mix("output_norm.weight", (576,), 30, tied=True) == "f32"
-    assert mix("blk.{}.attn_norm.weight", (576,), 30) == {"f32": list(range(30))}
     assert mix("blk.{}.attn_v.weight", (192, 576), 30) == {"q8_0": more, "q5_0": less}
     assert mix("blk.{}.ffn_down.weight", (576, 1536), 30) == {"q6_k": more, "q4_k": less}
     for name in ("attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up"):
@@ -335,7 +334,6 @@ def test_the_mix_of_an_untied_model_of_32_layers_and_rows_of_4096():
     assert mix("blk.{}.ffn_down.weight", (4096, 11008), 32) == {"q6_k": more, "q4_k": less}
     for name in ("attn_q", "attn_k", "attn_output", "ffn_gate", "ffn_up"):
         assert mix(f"blk.{{}}.{name}.weight", (4096, 4096), 32) == {"q4_k": list(range(32))}
-    assert mix("blk.{}.attn_q.bias", (4096,), 32) == {"f32": list(range(32))}
     assert mix("output.weight", (32000, 100), 32) == "f16"
 
 
@@ -343,3 +341,13 @@ def test_the_mix_of_80_layers_spends_more_on_40_of_them():
     types = mix("blk.{}.ffn_down.weight", (8192, 28672), 80)
     assert types["q6_k"] == [*range(10), *range(12, 70, 3), *range(70, 80)]
     assert len(types["q4_k"]) == 40
+
+
+def test_the_mixes_of_more_bits_follow_the_same_rules():
+    more, less = [0, 1, 2, 3, 6, 9, 12, 15, 18, 21, 24, 27, 28, 29, 30, 31], [4, 5, 7, 8, 10, 11, 13, 14, 16, 17, 19, 20, 22, 23, 25, 26]  # fmt: skip
+    every = list(range(32))
+    assert mix("blk.{}.ffn_down.weight", (4096, 11008), 32, wanted="q5_k_m") == {"q6_k": more, "q5_k": less}
+    assert mix("blk.{}.attn_q.weight", (4096, 4096), 32, wanted="q5_k_m") == {"q5_k": every}
+    assert mix("blk.{}.attn_q.weight", (4096, 576), 32, wanted="q5_k_m") == {"q5_1": every}
+    assert mix("blk.{}.attn_q.weight", (4096, 4096), 32, wanted="q6_k") == {"q6_k": every}
+    assert mix("token_embd.weight", (32000, 576), 32, wanted="q6_k") == "q8_0"

@@ -10,7 +10,7 @@ import typer
 from vtools import options
 from vtools.process import UsageFailure
 
-Type = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k_m"]
+Type = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k_m", "q5_k_m", "q6_k"]
 
 
 def export(
@@ -39,10 +39,11 @@ def export(
 
     GGUF: models of type llama, mistral, qwen2 and qwen3 with SentencePiece or byte-level BPE tokenizers. The file holds
     the tokenizer, the special tokens and the chat template (--template gives another). The q-types store blocks of 32
-    weights in 8, 5 or 4 bits, the output matrix in 8 (q8_0), vectors in 32. q4_k_m is made by llama-quantize where it
-    is installed, otherwise by our own encoder. Memory does not grow with the model.
+    weights in 8, 5 or 4 bits, the output matrix in 8 (q8_0), vectors in 32. The K-quants (q4_k_m, q5_k_m, q6_k) are
+    made by llama-quantize where it is installed, otherwise by our own encoder. Memory does not grow with the model.
 
-    stdout: a JSON line a tensor {"tensor", "type", "shape", "bytes", "ms"}, then one with the totals.
+    stdout: a JSON line a tensor {"tensor", "type", "shape", "bytes"} (and "ms" where we encode it, "blake3" of
+    safetensors), then one with the totals.
 
     \b
     Examples:

@@ -32,6 +32,7 @@ ALIGNMENT = 32
 FILE_TYPES = {
     "f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0",
     "q4_1": "MOSTLY_Q4_1", "q5_0": "MOSTLY_Q5_0", "q5_1": "MOSTLY_Q5_1", "q4_k_m": "MOSTLY_Q4_K_M",
+    "q5_k_m": "MOSTLY_Q5_K_M", "q6_k": "MOSTLY_Q6_K",
 }  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def write(
     _check(out, folder, force)
     inputs = [path for pattern in models.HUB_FILES + models.HUB_PICKLED for path in folder.glob(pattern)]
     before = staging.fingerprint(inputs)
-    quantizer = llama_quantize.find() if kind == "q4_k_m" else None
+    quantizer = llama_quantize.find() if kind in tensors.MIXES else None
     work = plan(folder, name, "f16" if quantizer and not dry_run else kind, template, quiet)
     free = staging.check_space(out, work.bytes * 2 if quantizer else work.bytes)
     with jsonl.output(None) as lines:

@@ -1,6 +1,7 @@
 # ruff: noqa: TID253  imported lazily by the export command
-"""Encoders for three of llama.cpp's K-quants (the `gguf` package can only decode them), and the mix named Q4_K_M.
+"""Encoders for three of llama.cpp's K-quants, which the `gguf` package can only decode.
 
+Format: block_q4_K, block_q5_K and block_q6_K of https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 A super-block holds 256 values of one row. In Q4_K and Q5_K it is 8 sub-blocks of 32, each `d·scale·code - dmin·minimum`
 with 6-bit scales and minima; in Q6_K it is 16 sub-blocks of 16, each `d·scale·code` with signed 8-bit scales and codes
 from -32 to 31. `d` and `dmin` are half-precision numbers of the super-block.
@@ -57,25 +58,6 @@ def quantize(rows: Floats, kind: str) -> Bytes:
         done = _signed(part) if kind == "q6_k" else _affine(part, 15 if kind == "q4_k" else 31)
         encoded[start : start + SLICE] = done
     return encoded.reshape(len(rows), rows.shape[1] // BLOCK * BLOCK_BYTES[kind])
-
-
-def choose(name: str, shape: tuple[int, ...], layer: int | None, layers: int, tied: bool) -> str:
-    """The type of a tensor (its GGUF name, its shape with the row's length last) in a file of the mix Q4_K_M.
-
-    The mix gives Q6_K to the output matrix and, in the first and last eighth of the layers and every third between, to
-    the values' projection and the feed-forward's down projection; a tied embedding is the output matrix. Rows that
-    super-blocks of 256 do not divide get the next type with blocks of 32.
-    """
-    if len(shape) < 2:
-        return "f32"
-    more = layer is not None and (layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2)
-    role = name.removesuffix(".weight").rpartition(".")[2]
-    six = role == "output" or (role == "token_embd" and tied) or (role in ("attn_v", "ffn_down") and more)
-    if shape[-1] % BLOCK == 0:
-        return "q6_k" if six else "q4_k"
-    if shape[-1] % 32 == 0:
-        return "q8_0" if six else "q5_0"
-    return "f16"
 
 
 def _columns(part: Floats, size: int, limit: float) -> tuple[Floats, Floats, Floats]:

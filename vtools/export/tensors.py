@@ -13,7 +13,6 @@ import numpy as np
 from vtools import checkpoint, dtypes
 from vtools.checkpoint import Files, Tensor, is_buffer
 from vtools.dtypes import FLOATS
-from vtools.export import kquants
 from vtools.export.architecture import Architecture
 from vtools.process import Failure
 
@@ -30,6 +29,8 @@ BIASES = {
     "qwen2": ("attn_q", "attn_k", "attn_v"),
     "qwen3": (),
 }
+# Mixes of K-quants: the type of most matrices, and that of those whose rows super-blocks of 256 do not divide.
+MIXES = {"q4_k_m": ("q4_k", "q5_0"), "q5_k_m": ("q5_k", "q5_1"), "q6_k": ("q6_k", "q8_0")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +139,23 @@ def _type(name: str, shape: tuple[int, ...], model: Architecture, wanted: str) -
     """The type of one tensor of a file of the wanted type: vectors stay F32, the output matrix has at least 8 bits."""
     if len(shape) == 1:
         return "f32"
-    if wanted == "q4_k_m":
-        layer = int(name.split(".")[1]) if name.startswith("blk.") else None
-        return kquants.choose(name, shape, layer, model.layers, model.tied)
+    if wanted in MIXES:
+        return mixed(wanted, name, shape, model.layers, model.tied)
     if name == ("token_embd.weight" if model.tied else "output.weight") and wanted in ("q4_0", "q4_1", "q5_0", "q5_1"):
         wanted = "q8_0"
     return wanted if shape[-1] % gguf.GGML_QUANT_SIZES[ggml_type(wanted)][0] == 0 else "f16"
+
+
+def mixed(wanted: str, name: str, shape: tuple[int, ...], layers: int, tied: bool) -> str:
+    """The type of a matrix (its GGUF name, its shape with the row's length last) in a file of a mix of K-quants.
+
+    The mixes give Q6_K to the output matrix and, in the first and last eighth of the layers and every third between, to
+    the values' projection and the feed-forward's down projection; a tied embedding is the output matrix. The rules are
+    those of https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp
+    """
+    layer = int(name.split(".")[1]) if name.startswith("blk.") else None
+    more = layer is not None and (layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2)
+    role = name.removesuffix(".weight").rpartition(".")[2]
+    six = role == "output" or (role == "token_embd" and tied) or (role in ("attn_v", "ffn_down") and more)
+    kind, narrow = MIXES["q6_k" if six else wanted]
+    return next((one for one in (kind, narrow) if shape[-1] % gguf.GGML_QUANT_SIZES[ggml_type(one)][0] == 0), "f16")
