@@ -31,6 +31,16 @@ def bad(*arguments, code=1):
     return done.stderr
 
 
+def halted(*arguments, lines=1):
+    """A run, that many lines of it read: its pipe holds one page, so with more to say it cannot end before they are."""
+    command = [*VTOOLS, *map(str, arguments)]
+    # Unbuffered, or reading one line would take many out of the pipe.
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, pipesize=4096)
+    for _ in range(lines):
+        assert running.stdout.readline().startswith(b'{"tensor"')
+    return running
+
+
 def write(path, tensors, padding=0):
     """A safetensors file with a header of our own spacing, as other writers make them. Tensors: name -> (dtype, array)."""
     header, end = {"__metadata__": {"format": "pt"}}, 0

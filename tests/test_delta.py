@@ -18,7 +18,7 @@ np = pytest.importorskip("numpy")
 blake3 = pytest.importorskip("blake3").blake3
 
 import tiny  # noqa: E402
-from checkpoints import VTOOLS, bad, contents, good, model, names, pair, vtools, weights, write  # noqa: E402
+from checkpoints import VTOOLS, bad, contents, good, halted, model, names, pair, vtools, weights, write  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -337,16 +337,6 @@ def inputs_of(tool, folder):
         return ["apply-delta", base, folder / "published"]
     good("make-delta", base, target, folder / "delta")
     return ["apply-delta", base, folder / "delta"]
-
-
-def halted(*arguments, lines=1):
-    """A run on such models, that many lines read: with a pipe of one page it cannot end before somebody reads on."""
-    command = [*VTOOLS, *map(str, arguments)]
-    # Unbuffered, or reading one line would take many out of the pipe.
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, pipesize=4096)
-    for _ in range(lines):
-        assert running.stdout.readline().startswith(b'{"tensor"')
-    return running
 
 
 def killed(*arguments, lines=1):

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import unicodedata
 import llama_cpp
 import pytest
 import tiny
+from checkpoints import halted
 from conftest import ROOT
 
 np = pytest.importorskip("numpy")
@@ -303,16 +303,12 @@ def test_a_dry_run_tells_the_exact_size_and_writes_nothing(byte_level, tmp_path)
 
 def test_a_killed_run_leaves_no_file_and_the_next_one_finishes(byte_level, tmp_path):
     folder, out = shutil.copytree(byte_level, tmp_path / "model"), tmp_path / "out.gguf"
-    model(folder, vocab_size=400, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
-    for size in (1, 20_000_000, 60_000_000):
-        process = subprocess.Popen(
-            [*VTOOLS, folder, "--type", "f32", "-o", out], env=tiny.environment(), stdout=subprocess.DEVNULL
-        )
-        part = tmp_path / ".out.gguf.part"
-        while process.poll() is None and not (part.exists() and part.stat().st_size >= size):
-            time.sleep(0.001)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+    model(folder, vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=12)
+    part = tmp_path / ".out.gguf.part"
+    for lines in (1, 20, 40):
+        with halted("export", folder, "--type", "f32", "-o", out, lines=lines) as running:
+            running.kill()
+            running.communicate(timeout=60)
         assert part.exists() and not out.exists()
     *_, totals = good(folder, "--type", "f32", "-o", out)
     assert out.stat().st_size == totals["bytes"] and not part.exists()
@@ -385,12 +381,13 @@ def test_a_model_that_changes_while_it_is_read_gives_no_file(byte_level, tmp_pat
 def test_a_full_disk_is_one_line_and_leaves_nothing(byte_level, tmp_path):
     (tmp_path / "small").mkdir()
     script = 'mount -t tmpfs -o size=$1 none small && shift && ("$@"; code=$?; ls -A small >&2; exit $code)'
-    command = ["unshare", "-m", "sh", "-c", script, "-", "100k"]
-    if subprocess.run([*command, "true"], cwd=tmp_path, capture_output=True).returncode:
+    inside = ["unshare", "-rm", "sh", "-c", script, "-"]
+    if subprocess.run([*inside, "1m", "true"], cwd=tmp_path, capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
-    command += [*VTOOLS, str(byte_level), "-o", "small/out.gguf"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=tiny.environment())
-    assert done.returncode == 1 and "the disk has" in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    for size, said in (("100k", "the disk has"), ("9m,nr_inodes=1", "the disk is full")):
+        command = [*inside, size, *VTOOLS, str(byte_level), "-o", "small/out.gguf"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=tiny.environment())
+        assert done.returncode == 1 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_a_write_that_fails_is_one_line_and_leaves_nothing(byte_level, tmp_path):
@@ -968,17 +965,16 @@ def test_safetensors_get_the_bits_of_torch_and_keep_what_is_no_float(tmp_path):
 
 def test_a_killed_resharding_leaves_no_folder_and_the_next_one_continues_it(byte_level, tmp_path):
     folder, out = shutil.copytree(byte_level, tmp_path / "model"), tmp_path / "out"
-    model(folder, vocab_size=400, hidden_size=1024, intermediate_size=4096, num_hidden_layers=4)
-    command = [folder, "--to", "safetensors", "--dtype", "bf16", "--max-shard", "30MB", "-o"]
-    process = subprocess.Popen([*VTOOLS, *command, out], env=tiny.environment(), stdout=subprocess.DEVNULL)
-    third = tmp_path / "out.partial" / "fresh" / "model-00003-of-00005.safetensors"
-    while process.poll() is None and not third.exists():
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
-    assert third.exists() and not out.exists()
-    lines = good(*command, out)
-    assert len(lines) == len(good(*command, tmp_path / "other"))
+    model(folder, vocab_size=400, hidden_size=64, intermediate_size=128, num_hidden_layers=8)
+    command = [folder, "--to", "safetensors", "--dtype", "bf16", "--max-shard", "300kB", "-o"]
+    with halted("export", *command, out) as running:
+        running.kill()
+        running.communicate(timeout=60)
+    assert (tmp_path / "out.partial").exists() and not out.exists()
+    *lines, totals = good(*command, out)
+    assert 0 < totals["reused"] < len(lines)
+    *others, fresh = good(*command, tmp_path / "other")
+    assert fresh["reused"] == 0 and len(others) == len(lines)
     assert tiny.tree(out) == tiny.tree(tmp_path / "other")
     assert not (tmp_path / "out.partial").exists()
 
