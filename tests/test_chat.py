@@ -167,19 +167,21 @@ def test_a_run_killed_twice_asks_only_for_the_rest_and_ends_with_the_same_bytes(
         ask = ("chat", "q.jsonl", "--base-url", server.url, "--model", "m", "-o")
         assert vtools(*ask, "whole.jsonl").returncode == 0
 
-        def kill_after(records: int) -> None:
+        def kill_after(records: int, asked: int) -> None:
+            asked += len(server.bodies)
             chat = start(*ask, "a.jsonl", "-j", 4, cwd=tmp_path, stderr=subprocess.DEVNULL)
-            wait_until(lambda: lines(journal) == records)
+            # With all four of its requests there: none may arrive later, as if the next run had made it.
+            wait_until(lambda: lines(journal) == records and len(server.bodies) == asked)
             chat.kill()
             chat.wait()
 
         held = {2, 7, 8, 9, 10, 11}
-        kill_after(6)  # 0, 1, 3, 4, 5, 6 are answered, others on their way
+        kill_after(6, asked=10)  # 0, 1, 3, 4, 5, 6 are answered, others on their way
         assert not (tmp_path / "a.jsonl").exists()
         with open(journal, "ab") as stream:
             stream.write(b'{"id":"q2","torn')  # what a power cut may leave
         held = {7, 8, 9, 10, 11}
-        kill_after(7)
+        kill_after(7, asked=5)
         held, before = set(), len(server.bodies)
         release.set()
         done = vtools(*ask, "a.jsonl")
