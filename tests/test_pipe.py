@@ -272,12 +272,13 @@ def test_killed_with_9_a_filter_leaves_no_worker_and_the_rerun_takes_over(start,
     process = start(*tool, *jobs, "-o", "result.jsonl", "--rejects", "rejects.jsonl")
     process.stdin.write(lines(record(1)))
     process.stdin.flush()
-    deadline = time.monotonic() + 30
-    while not (tmp_path / ".result.jsonl.part").exists() and time.monotonic() < deadline:
+    children, deadline = [], time.monotonic() + 30
+    while (
+        not ((tmp_path / ".result.jsonl.part").exists() and len(children) == len(jobs)) and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
-    time.sleep(0.5)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) == (2 if jobs else 0)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == len(jobs)  # -j 2
     process.kill()
     process.wait()
     deadline = time.monotonic() + 10
