@@ -267,7 +267,9 @@ def test_blocks_of_rows_and_threads_give_the_bytes_of_whole_tensors(byte_level, 
     monkeypatch.setattr(conversion, "BLOCK", 3000)
     files = [tmp_path / f"{jobs}.gguf" for jobs in (1, 3)]
     for jobs, file in zip((1, 3), files, strict=True):
-        gguf_file.write(byte_level, "model", file, kind, None, jobs, False, True, False)
+        gguf_file.write(
+            byte_level, "model", file, kind=kind, template=None, jobs=jobs, force=False, quiet=True, dry_run=False
+        )
     assert files[0].read_bytes() == files[1].read_bytes()
     found = stored(files[0])
     for name, array in expected_tensors(byte_level, 4, 2).items():
@@ -590,7 +592,17 @@ def test_llama_cpp_continues_a_sentencepiece_model_as_transformers_does(sentence
 def test_without_the_interleaved_heads_the_same_comparison_fails(sentencepiece_model, tmp_path, monkeypatch, capsys):
     tokenizer = transformers.AutoTokenizer.from_pretrained(sentencepiece_model)
     monkeypatch.setattr(conversion, "interleave", lambda raw, row, head: raw)
-    gguf_file.write(sentencepiece_model, "model", tmp_path / "wrong.gguf", "f16", None, 1, False, True, False)
+    gguf_file.write(
+        sentencepiece_model,
+        "model",
+        tmp_path / "wrong.gguf",
+        kind="f16",
+        template=None,
+        jobs=1,
+        force=False,
+        quiet=True,
+        dry_run=False,
+    )
     prompts = tokenizer(list(PROMPTS)).input_ids
     judged, equal, worst = compare(sentencepiece_model, tmp_path / "wrong.gguf", prompts)
     print(f"{equal} of {judged} greedy steps, top-8 log-probabilities within {worst:.4f}")

@@ -92,15 +92,15 @@ def _places(delta: Path, wanted: manifest.Manifest, file: manifest.File) -> dict
         raise Failure(f"{path}: missing from the delta")
     places = {place.name: place for place in checkpoint.read(path)}
     if manifest.GAPS not in places:
-        raise bits.bad_delta(path, manifest.GAPS, "missing")
+        raise manifest.damaged(path, manifest.GAPS, "missing")
     for change in file.tensors:
         place = places.get(change.name)
         if place is None or place.bytes != sum(change.chunks) or min(change.chunks, default=0) < 0:
-            raise bits.bad_delta(path, change.name, "not as long as the manifest says")
+            raise manifest.damaged(path, change.name, "not as long as the manifest says")
         if max(change.chunks, default=0) > 2 * wanted.chunk_bytes:
-            raise bits.bad_delta(path, change.name, "a chunk is too long")
+            raise manifest.damaged(path, change.name, "a chunk is too long")
         if len(change.chunks) != -(-change.bytes // wanted.chunk_bytes):
-            raise bits.bad_delta(path, change.name, "wrong number of chunks")
+            raise manifest.damaged(path, change.name, "wrong number of chunks")
     return places
 
 
@@ -108,16 +108,16 @@ def _gaps(place: Tensor, file: manifest.File) -> list[bytes]:
     """The bytes of a file that are no tensor, stretch by stretch. Raises Failure if they are damaged."""
     size = sum(length for _, length in file.gaps())
     if place.bytes > 2 * size + 1024:
-        raise bits.bad_delta(place.file, place.name, "too long")
+        raise manifest.damaged(place.file, place.name, "too long")
     packed = dtypes.empty(place.bytes)
     with Files() as files:
         files.read(place.file, place.start, packed.data)
     try:
         data = bits.unpack(packed, size)
     except bits.Damaged as error:
-        raise bits.bad_delta(place.file, place.name, str(error)) from None
+        raise manifest.damaged(place.file, place.name, str(error)) from None
     if blake3(data).hexdigest() != file.gaps_blake3:
-        raise bits.bad_delta(place.file, place.name, "its BLAKE3 comes out wrong")
+        raise manifest.damaged(place.file, place.name, "its BLAKE3 comes out wrong")
     stretches, end = [], 0
     for _, length in file.gaps():
         stretches.append(data[end : end + length])
@@ -160,7 +160,7 @@ def _part(
             try:
                 yield bits.decode(payload, base.next(length), width, wanted.codec)
             except bits.Damaged as error:
-                raise bits.bad_delta(place.file, change.name, str(error)) from None
+                raise manifest.damaged(place.file, change.name, str(error)) from None
         of_base = base.finish()
         if source is None or change.base is None or of_base == change.base.blake3:
             return
@@ -173,7 +173,7 @@ def _part(
 
     def check(digest: str) -> None:
         if digest != change.blake3:
-            raise bits.bad_delta(place.file, change.name, "its BLAKE3 comes out wrong")
+            raise manifest.damaged(place.file, change.name, "its BLAKE3 comes out wrong")
 
     return tensor_files.Part(change.name, file.path, change.start, change.bytes, chunks, check)
 

@@ -13,7 +13,6 @@ import numpy as np
 import zstandard
 
 from vtools.dtypes import FLOATS, Bytes, convert
-from vtools.process import Failure
 
 # Bytes of target in a chunk: zstd packs large ones better, raw ones stay in the processor's cache.
 CHUNKS = {"zstd": 4 << 20, "raw": 1 << 20}
@@ -33,7 +32,7 @@ def encode(target: Bytes, base: Bytes, width: int, codec: str) -> bytes:
     difference <<= 1
     difference ^= sign
     planes = np.ascontiguousarray(difference.view(np.uint8).reshape(-1, width).T)
-    return zstandard.ZstdCompressor(level=1).compress(planes.data)
+    return pack(planes.data)
 
 
 def decode(payload: Bytes, base: Bytes, width: int, codec: str) -> Bytes:
@@ -57,6 +56,11 @@ def decode(payload: Bytes, base: Bytes, width: int, codec: str) -> Bytes:
     return difference.view(np.uint8)
 
 
+def pack(data: memoryview | bytearray) -> bytes:
+    """A zstd frame, level 1, that says how long its contents are."""
+    return zstandard.ZstdCompressor(level=1).compress(data)
+
+
 def unpack(payload: Bytes, size: int) -> bytes:
     """The contents of a zstd frame. Raises Damaged if they are not `size` bytes."""
     try:
@@ -74,8 +78,3 @@ def add(base: Bytes, change: Bytes, dtype: str) -> Bytes:
     with np.errstate(all="ignore"):
         total = convert(base, dtype, exact).view(FLOATS[exact]) + convert(change, dtype, exact).view(FLOATS[exact])
     return convert(total.view(np.uint8), exact, dtype)
-
-
-def bad_delta(file: object, name: str, detail: str) -> Failure:
-    """The error for a delta that does not give what its manifest promises."""
-    return Failure(f"{file}: tensor {name}: {detail}: the delta is damaged; get it again")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import zstandard
 from blake3 import blake3
 
 from vtools import checkpoint, dtypes, jsonl, staging, tensor_files
@@ -180,7 +179,7 @@ class _Writer:
             position += length
             self.report(change, round((time.monotonic() - started) * 1000))
         copy_gap(end, size)
-        packed = zstandard.ZstdCompressor(level=1).compress(gaps)
+        packed = bits.pack(gaps)
         self.files.write(place, position, memoryview(packed))
         stored.append((manifest.GAPS, "U8", [len(packed)], len(packed)))
         os.truncate(place, position + len(packed))  # an earlier run may have written more

@@ -169,6 +169,11 @@ def load(folder: Path) -> tuple[Manifest, str]:
     return manifest, claimed
 
 
+def damaged(file: object, name: str, detail: str) -> Failure:
+    """The error for a delta that does not give what its manifest promises."""
+    return Failure(f"{file}: tensor {name}: {detail}: the delta is damaged; get it again")
+
+
 def _whole(*numbers: object) -> None:
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError("a size, an offset or a shape is no whole number")

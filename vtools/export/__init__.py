@@ -69,9 +69,14 @@ def export(
     if to == "safetensors":
         from vtools.export import resharding
 
-        resharding.write(place, target, dtype, resharding.size(max_shard or "5GB"), jobs, force, quiet, dry_run)
+        largest = resharding.size(max_shard or "5GB")
+        resharding.write(
+            place, target, dtype=dtype, largest=largest, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
+        )
         return
     name = (models.hub_name(model) or str(source.resolve())).rpartition("/")[2]
     from vtools.export import gguf_file
 
-    gguf_file.write(place, name, target, type or "f16", template, jobs, force, quiet, dry_run)
+    gguf_file.write(
+        place, name, target, kind=type or "f16", template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
+    )

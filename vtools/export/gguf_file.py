@@ -50,16 +50,9 @@ class Plan:
 
 
 def write(
-    folder: Path,
-    name: str,
-    out: Path,
-    kind: str,
-    template: str | None,
-    jobs: int,
-    force: bool,
-    quiet: bool,
+    folder: Path, name: str, out: Path, *, kind: str, template: str | None, jobs: int, force: bool, quiet: bool,
     dry_run: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Write the model in `folder` as the GGUF file `out`; stdout gets a line a tensor and one with the totals."""
     _check(out, folder, force)
     inputs = [path for pattern in models.HUB_FILES + models.HUB_PICKLED for path in folder.glob(pattern)]
@@ -183,7 +176,7 @@ def _write_with(
     program: str, stream: IO[bytes], work: Plan, out: Path, kind: str, jobs: int, quiet: bool, lines: jsonl.Output
 ) -> dict[str, Any]:
     """Write F16 beside `out` and have llama-quantize make the file `stream` of it; the totals of its file."""
-    part = Path(os.readlink(f"/proc/self/fd/{stream.fileno()}"))
+    part = Path(os.readlink(f"/proc/self/fd/{stream.fileno()}"))  # the program wants a name, and knows no streams
     whole = out.resolve().with_name(f".{out.name}.f16")
     try:
         with open(whole, "wb") as beside:

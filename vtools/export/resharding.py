@@ -50,7 +50,7 @@ def size(text: str) -> int:
 
 
 def write(
-    folder: Path, out: Path, dtype: str | None, largest: int, jobs: int, force: bool, quiet: bool, dry_run: bool
+    folder: Path, out: Path, *, dtype: str | None, largest: int, jobs: int, force: bool, quiet: bool, dry_run: bool
 ) -> None:
     """Write the model in `folder` as the folder `out`; stdout gets a line a tensor and one with the totals."""
     staging.check(out, [folder], force)
