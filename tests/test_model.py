@@ -47,6 +47,20 @@ def test_a_folder_is_itself(tmp_path):
     assert model.tokenizer(str(folder)).eos == "<|im_end|>"
 
 
+def test_a_training_runs_padding_and_length_stored_with_a_tokenizer_change_no_ids(tmp_path):
+    folder = tiny.make(tmp_path / "tiny")
+    plain = model.tokenizer(str(folder)).backend.encode(tiny.TEXT).ids
+    path = folder / "tokenizer.json"
+    setup = json.loads(path.read_text())
+    setup["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    setup["padding"] = {
+        "strategy": {"Fixed": 600}, "direction": "Left", "pad_to_multiple_of": None, "pad_id": 2, "pad_type_id": 0,
+        "pad_token": "<|im_end|>",
+    }  # fmt: skip
+    path.write_text(json.dumps(setup))
+    assert model.tokenizer(str(folder)).backend.encode(tiny.TEXT).ids == plain
+
+
 def test_a_sentencepiece_tokenizer_alone_is_enough(llama):
     tokenizer = model.tokenizer(llama)
     assert (len(tokenizer), tokenizer.bos, tokenizer.eos, tokenizer.id_of("</s>")) == (32000, "<s>", "</s>", 2)
