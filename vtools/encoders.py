@@ -33,8 +33,6 @@ def encoders(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tok
     for encoder in (first, inside):
         encoder.model = original.model
         encoder.encode_special_tokens = True
-        encoder.no_truncation()
-        encoder.no_padding()
     after = first
     probe = next((text for text, token in tokenizer.added.items() if token.special and not token.rstrip and text), None)
     if probe is not None:

@@ -175,7 +175,7 @@ class Tokenizer:
         config = read_json(files / "tokenizer_config.json") | read_json(folder / "tokenizer_config.json")
         special = read_json(folder / "special_tokens_map.json") | config
         self.bos, self.eos, self.pad = (_token(special.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
-        self.chat_template = _chat_template(folder, config)
+        self.chat_template = chat_template(folder, config)
         generation = read_json(folder / "generation_config.json")
         stop = generation.get("stop_strings") or []
         self.stop_strings: list[str] = [stop] if isinstance(stop, str) else list(stop)
@@ -292,7 +292,7 @@ def _token(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _chat_template(place: Path, config: dict[str, Any]) -> str | None:
+def chat_template(place: Path, config: dict[str, Any]) -> str | None:
     """The stored chat template: its own file since transformers 4.52, a key of the config before."""
     for name in ("chat_template.jinja", "chat_template.json"):
         path = place / name

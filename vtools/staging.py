@@ -180,7 +180,7 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
             if (partial / "journal").read_bytes().startswith(_head(making)):
                 os.rename(place, partial / "fresh")  # to look at it once more, and to end as a run ends
             else:
-                shutil.rmtree(partial / "replaced", ignore_errors=True)
+                shutil.rmtree(replaced, ignore_errors=True)
                 (partial / "journal").unlink()
         if replaced.exists() and not place.exists() and (partial / "fresh").exists():  # killed between the two renames
             os.rename(replaced, place)

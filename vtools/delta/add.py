@@ -97,7 +97,8 @@ def add(
             "neither base nor result could be checked",
             file=sys.stderr,
         )
-        if template is None and delta.is_dir() and carry.lacks_template(out):
+        own = model.chat_template(out, model.read_json(out / "tokenizer_config.json"))
+        if template is None and delta.is_dir() and not own:
             print(
                 f"vtools apply-delta: {out}: no chat template of its own; --template NAME stores one (vicuna-v1.1 for "
                 "Vicuna 1.1 to 1.5, vicuna-v0 for the first, alpaca for Alpaca)",

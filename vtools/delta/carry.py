@@ -33,12 +33,6 @@ def check_vocabulary(place: Path, rows: int) -> None:
         raise Failure(f"{path}: its last token has the id {last}, the embedding has only {rows} rows: they do not fit")
 
 
-def lacks_template(place: Path) -> bool:
-    """Whether the tokenizer in a folder has no chat template of its own."""
-    config = model.read_json(place / "tokenizer_config.json")
-    return not config.get("chat_template") and not any(place.glob("chat_template*"))
-
-
 def load_template(place: Path, name: str) -> Template:
     """A chat template for the tokenizer in a folder. Raises Failure if they do not go together."""
     return template.load(name, model.tokenizer(str(place)))
