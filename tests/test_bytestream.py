@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from vtools import bytestream
+from vtools.records import streams
 
 thorough = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # What a cutter could take for structure, inside strings.
@@ -42,14 +42,14 @@ def arrays(draw) -> tuple[bytes, list[tuple[int, int]]]:
     return text + space[0].encode() + b"]", places
 
 
-def cut(data: bytes, sizes: list[int]) -> list[bytestream.Value]:
+def cut(data: bytes, sizes: list[int]) -> list[streams.Value]:
     """The values of data that comes in chunks of these sizes, over and over."""
     chunks, position, turn = [], 0, 0
     while position < len(data):
         size = sizes[turn % len(sizes)]
         chunks.append(data[position : position + size])
         position, turn = position + size, turn + 1
-    return list(bytestream.split(iter(chunks), "file"))
+    return list(streams.split(iter(chunks), "file"))
 
 
 SIZES = st.lists(st.integers(1, 40), min_size=1, max_size=3) | st.just([1 << 16])
@@ -132,7 +132,7 @@ def test_time_grows_with_the_length_and_not_with_its_square(name):
         data = made(size)
         chunks = [data[place : place + 4096] for place in range(0, len(data), 4096)]
         start = time.process_time()
-        for _ in bytestream.split(iter(chunks), "file"):
+        for _ in streams.split(iter(chunks), "file"):
             pass
         seconds.append(time.process_time() - start)
     assert seconds[1] < 3.2 * seconds[0] + 0.5, seconds

@@ -448,7 +448,7 @@ def test_an_error_in_a_conversation_does_not_end_it(tmp_path):
 
 def test_a_journal_line_without_its_newline_is_torn_however_whole_it_looks(tmp_path):
     """Cut off by a kill between the record and its newline, its place would be written over by the next one."""
-    from vtools import journal
+    from vtools.inference import journal
 
     (tmp_path / "J.journal").write_text('{"key":"k0","n":0}\n{"key":"k1","n":1}')
     with pytest.raises(ZeroDivisionError), journal.keep(str(tmp_path / "J")) as kept:

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from checkpoints import VTOOLS, bad, contents, good, model, names, pair, weights, write
 
-from vtools import checkpoint
+from vtools.weights import model_files
 
 np = pytest.importorskip("numpy")
 
@@ -18,7 +18,7 @@ def test_a_header_whose_length_spells_the_letters_of_a_zip_is_a_header(tmp_path,
     short = int.from_bytes((target / "model.safetensors").read_bytes()[:8], "little")
     tensors = {
         tensor.name: (tensor.dtype, weights("F16", tensor.shape, 5))
-        for tensor in checkpoint.read(target / "model.safetensors")
+        for tensor in model_files.read(target / "model.safetensors")
     }
     write(target / "model.safetensors", tensors, padding=length - short)
     assert (target / "model.safetensors").read_bytes().startswith(b"PK")

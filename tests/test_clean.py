@@ -19,9 +19,10 @@ import tiny
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
-from vtools import conversation
-from vtools.clean import clean_record, engines, filters, held, html, page, plain
-from vtools.jsonl import Reject
+from vtools.clean import clean_record, filters
+from vtools.clean.html import convert, engines, fast_path, page, placeholders
+from vtools.records import conversation
+from vtools.records.jsonl import Reject
 
 GOLDEN = Path(__file__).parent / "golden"
 ENGINES = ("fast", "reference")
@@ -76,7 +77,7 @@ def test_html_in_a_question_is_text():
 def test_code_tables_math_lists_and_paragraphs_survive_whole_in_every_era(engine):
     wanted, kept, missing = Counter(), Counter(), []
     for made in html_corpus.answers(300, seed=7):
-        found = html_corpus.found(html.to_markdown(made.html, engine), made.truth.math)
+        found = html_corpus.found(convert.to_markdown(made.html, engine), made.truth.math)
         for part in fields(html_corpus.Truth):
             want = Counter(map(repr, getattr(made.truth, part.name)))
             have = Counter(map(repr, getattr(found, part.name)))
@@ -89,14 +90,14 @@ def test_code_tables_math_lists_and_paragraphs_survive_whole_in_every_era(engine
 
 def test_both_engines_write_the_same_lines():
     for made in html_corpus.answers(300, seed=8):
-        fast, reference = (html.to_markdown(made.html, engine).split("\n") for engine in ENGINES)
+        fast, reference = (convert.to_markdown(made.html, engine).split("\n") for engine in ENGINES)
         assert [line for line in fast if line] == [line for line in reference if line]
 
 
 def test_noise_of_the_page_is_gone_from_every_era():
     for made in html_corpus.answers(200, seed=9):
         inside = "\n".join(body for _, body in made.truth.code)
-        markdown = html.to_markdown(made.html, "auto")
+        markdown = convert.to_markdown(made.html, "auto")
         assert markdown.count("Copy code") == inside.count("Copy code")
         assert markdown.count("1 / 2") == 0
 
@@ -140,14 +141,14 @@ def test_hostile_html_takes_linear_time_and_ends_without_a_crash(name):
     text, seconds = HOSTILE[name], []
     for size in (text, text + text):
         start = time.process_time()
-        html.to_markdown(size, "fast")
+        convert.to_markdown(size, "fast")
         seconds.append(time.process_time() - start)
     assert seconds[1] < 3.5 * seconds[0] + 1
 
 
 @pytest.mark.parametrize("name", ["backticks", "deep divs", "deep lists", "deep quotes", "open bold", "open tags"])
 def test_hostile_html_does_not_break_the_reference_engine(name):
-    assert "x" in html.to_markdown(HOSTILE[name] + "<p>x</p>", "reference")
+    assert "x" in convert.to_markdown(HOSTILE[name] + "<p>x</p>", "reference")
 
 
 def test_text_below_the_deepest_level_that_is_kept_is_not_lost():
@@ -197,11 +198,13 @@ BLOCKS = st.recursive(
 @settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(BLOCKS, st.sampled_from(ENGINES))
 def test_the_short_way_gives_what_the_long_way_gives(text, engine):
-    short, long = plain.document(text), page.document(text)
+    short, long = fast_path.document(text), page.document(text)
     if short is not None:
         event("short")
         layout = getattr(engines, engine)
-        assert held.restored(layout(short.html), short.kept) == held.restored(layout(long.html), long.kept)
+        assert placeholders.restored(layout(short.html), short.kept) == placeholders.restored(
+            layout(long.html), long.kept
+        )
 
 
 def test_answers_as_the_site_wrote_them_take_the_short_way():
@@ -210,7 +213,7 @@ def test_answers_as_the_site_wrote_them_take_the_short_way():
         "<p>First</p>\n<ul>\n<li>inner</li>\n</ul>\n</li>\n</ol><pre><div><span>c</span><button>Copy code</button></div>"
         "<code>int a;\n</code></pre><table><thead><tr><th>A</th></tr></thead><tbody><tr><td>1</td></tr></tbody></table></div>"
     )
-    assert plain.document(text) is not None
+    assert fast_path.document(text) is not None
 
 
 # Cleaning twice
@@ -253,9 +256,9 @@ def attempt(record, **options):
 @example("<p>Copy1 chars / 2 words&lt;p&gt;</p>", "fast")
 @example("Copy1 chars / 2 words2 / 2 <div>2 / 2 &lt;div&gt;", "fast")
 def test_markdown_is_not_converted_again(text, engine):
-    once = html.to_markdown(text, engine)
-    assert html.to_markdown(once, engine) == once
-    assert html.without_controls(once) == once
+    once = convert.to_markdown(text, engine)
+    assert convert.to_markdown(once, engine) == once
+    assert convert.without_controls(once) == once
 
 
 @thorough
@@ -485,7 +488,7 @@ def test_a_key_of_the_duplicate_filter_costs_at_most_100_bytes():
     """Measured in a process of its own, as peak memory does not fall."""
     code = (
         "from vtools.clean.duplicates import Exact\n"
-        "from vtools.conversation import text_key\n"
+        "from vtools.records.conversation import text_key\n"
         f"seen, peak = Exact(), lambda: {tiny.PEAK}\n"
         "seen.before(text_key([]), ''); start = peak()\n"
         "for n in range(1_000_000): seen.before(text_key([{'role': 'user', 'content': str(n)}]), str(n))\n"

@@ -19,9 +19,11 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtools import conversation
-from vtools.clean import clean_record, duplicates, html, near, personal, phrases, special, steps, turns
-from vtools.jsonl import Reject
+from vtools.clean import clean_record, control_tokens, duplicates, near_duplicates, refusals, steps, turns
+from vtools.clean import pii as personal
+from vtools.clean.html import convert
+from vtools.records import conversation
+from vtools.records.jsonl import Reject
 
 GOOD = ("A question that is long enough?", "An answer that is long enough.")
 
@@ -70,7 +72,8 @@ def test_a_text_that_the_html_step_passes_over_is_one_that_the_converter_leaves_
     )
     next(step for step in steps.pure(steps.Choices()) if step.name == "html").take(made)
     wanted = [
-        html.to_markdown(text, "auto") if place % 2 else html.without_controls(text) for place, text in enumerate(texts)
+        convert.to_markdown(text, "auto") if place % 2 else convert.without_controls(text)
+        for place, text in enumerate(texts)
     ]
     assert [message["content"] for message in made.record["messages"]] == wanted
 
@@ -172,7 +175,7 @@ def test_a_list_of_words_that_is_missing_empty_or_no_text_is_a_plain_error(tmp_p
 def test_a_refusal_drops_a_conversation_if_asked_for(text):
     reason, detail = rejected(chat(GOOD[0], text), drop_refusals=True)
     assert reason == "refusal"
-    assert detail.partition(": ")[2] in phrases.REFUSALS
+    assert detail.partition(": ")[2] in refusals.REFUSALS
     assert rejected(chat(GOOD[0], text)) is None
 
 
@@ -346,8 +349,8 @@ def test_a_look_alike_of_a_control_token_drops_or_is_broken(token):
     ["a < s > b", "<|", "f <| x |> g", "[INSTALL]", "< /s>", "</span> </section>", "|>", "<|a b|>", "S[PADDING]"],
 )
 def test_what_only_resembles_a_control_token_is_kept(text):
-    assert special.found(text) is None
-    assert special.broken(text) == text
+    assert control_tokens.found(text) is None
+    assert control_tokens.broken(text) == text
 
 
 def test_no_tokenizer_reads_a_broken_look_alike_as_a_control_token():
@@ -363,7 +366,7 @@ def test_no_tokenizer_reads_a_broken_look_alike_as_a_control_token():
     control = {tokenizer.token_to_id(token) for token in TOKENS}
     text = "".join(f"a{token} {token}\n" for token in TOKENS)
     assert set(tokenizer.encode(text).ids) & control == control
-    assert not set(tokenizer.encode(special.broken(text)).ids) & control
+    assert not set(tokenizer.encode(control_tokens.broken(text)).ids) & control
 
 
 # Duplicates
@@ -474,10 +477,10 @@ def test_near_duplicates_above_the_threshold_are_found_and_those_well_below_neve
     for _ in range(150):
         words = [f"w{dice.randrange(100_000)}" for _ in range(200)]
         other = variant(words, dice.randrange(round(60 * (1.05 - threshold))), dice)
-        one, two = ({tuple(text[at : at + near.SHINGLE]) for at in range(196)} for text in (words, other))
+        one, two = ({tuple(text[at : at + near_duplicates.SHINGLE]) for at in range(196)} for text in (words, other))
         truth = len(one & two) / len(one | two)
-        seen = near.Near(threshold)
-        sketches = [near.sketch([{"role": "user", "content": " ".join(text)}]) for text in (words, other)]
+        seen = near_duplicates.Near(threshold)
+        sketches = [near_duplicates.sketch([{"role": "user", "content": " ".join(text)}]) for text in (words, other)]
         assert seen.before(sketches[0], "a") is None
         hit = seen.before(sketches[1], "b") is not None
         found += hit and truth >= threshold
@@ -489,9 +492,7 @@ def test_near_duplicates_above_the_threshold_are_found_and_those_well_below_neve
 
 
 def test_a_sketch_is_the_same_in_every_process():
-    code = (
-        "from vtools.clean import near; print(near.sketch([{'role': 'user', 'content': 'a b c d e f g h'}]).digest())"
-    )
+    code = "from vtools.clean import near_duplicates; print(near_duplicates.sketch([{'role': 'user', 'content': 'a b c d e f g h'}]).digest())"
     seen = {
         subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed})
         for seed in ("1", "2")
@@ -500,8 +501,11 @@ def test_a_sketch_is_the_same_in_every_process():
 
 
 def test_texts_shorter_than_a_shingle_are_near_duplicates_only_of_themselves():
-    seen = near.Near(0.8)
-    sketches = [near.sketch([{"role": "user", "content": text}]) for text in ("one two", "One, two!", "one three", "")]
+    seen = near_duplicates.Near(0.8)
+    sketches = [
+        near_duplicates.sketch([{"role": "user", "content": text}])
+        for text in ("one two", "One, two!", "one three", "")
+    ]
     assert [seen.before(sketch, "") is None for sketch in sketches] == [True, False, True, True]
 
 
@@ -900,7 +904,7 @@ def test_cleaning_a_record_twice_with_the_same_choices_changes_nothing(turns, me
         return
     assert clean_record(json.loads(json.dumps(once)), **chosen) == once
     if special_tokens == "break":
-        assert not any(special.found(message["content"]) for message in once["messages"])
+        assert not any(control_tokens.found(message["content"]) for message in once["messages"])
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from conftest import chat
 
-from vtools import conversation
-from vtools.jsonl import Reject
+from vtools.records import conversation
+from vtools.records.jsonl import Reject
 
 SHAPES = {
     "openai": {"messages": chat("Q", "A")},

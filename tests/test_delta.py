@@ -22,8 +22,9 @@ from checkpoints import VTOOLS, bad, contents, good, halted, model, names, pair,
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from vtools import dtypes, process  # noqa: E402
+from vtools import process  # noqa: E402
 from vtools.delta import bits, manifest  # noqa: E402
+from vtools.weights import dtypes  # noqa: E402
 
 
 @pytest.mark.parametrize("codec", ["zstd", "raw"])

@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import pytest
 
-from vtools import endpoint
-from vtools.endpoint import Endpoint, EndpointError, ordered
+from vtools.inference import endpoint
+from vtools.inference.endpoint import Endpoint, EndpointError, ordered
 from vtools.process import Failure, UsageFailure
 
 ASK = {"max_tokens": 16, "temperature": 0.0, "top_p": 1.0}

@@ -24,10 +24,10 @@ gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from vtools import model as models  # noqa: E402
-from vtools import pretokenizer  # noqa: E402
-from vtools.export import conversion, gguf_file, tensors  # noqa: E402
-from vtools.formats import SOURCES  # noqa: E402
+from vtools.export import blocks, gguf_file, tensor_names  # noqa: E402
+from vtools.models import pretokenizer  # noqa: E402
+from vtools.models import reference as models  # noqa: E402
+from vtools.models.published_templates import SOURCES  # noqa: E402
 
 VTOOLS = [sys.executable, "-m", "vtools", "export"]
 QUANTISED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
@@ -139,7 +139,7 @@ def byte_level(tmp_path_factory):
 @pytest.fixture(scope="session")
 def real(smollm2):
     """The real small model as a folder in bf16."""
-    from vtools import model as models
+    from vtools.models import reference as models
 
     return models.folder(smollm2)
 
@@ -262,9 +262,9 @@ def test_pickled_weights_and_a_gguf_file_give_what_safetensors_give(byte_level, 
     assert first.keys() == last.keys() and all(np.array_equal(first[name].data, last[name].data) for name in first)
 
 
-@pytest.mark.parametrize("kind", [*QUANTISED, "bf16", "f32", *tensors.MIXES])
+@pytest.mark.parametrize("kind", [*QUANTISED, "bf16", "f32", *tensor_names.MIXES])
 def test_blocks_of_rows_and_threads_give_the_bytes_of_whole_tensors(byte_level, tmp_path, monkeypatch, capsys, kind):
-    monkeypatch.setattr(conversion, "BLOCK", 3000)
+    monkeypatch.setattr(blocks, "BLOCK", 3000)
     files = [tmp_path / f"{jobs}.gguf" for jobs in (1, 3)]
     for jobs, file in zip((1, 3), files, strict=True):
         gguf_file.write(
@@ -279,7 +279,7 @@ def test_blocks_of_rows_and_threads_give_the_bytes_of_whole_tensors(byte_level, 
         assert np.asarray(found[name].data).tobytes() == np.asarray(gguf.quants.quantize(array, wanted)).tobytes(), name
         if array.ndim == 1:
             assert wanted.name == "F32"
-        elif kind not in tensors.MIXES:
+        elif kind not in tensor_names.MIXES:
             assert wanted.name.lower() == ("q8_0" if name == "output.weight" and kind.startswith("q") else kind), name
 
 
@@ -591,7 +591,7 @@ def test_llama_cpp_continues_a_sentencepiece_model_as_transformers_does(sentence
 @needs_llama_cpp
 def test_without_the_interleaved_heads_the_same_comparison_fails(sentencepiece_model, tmp_path, monkeypatch, capsys):
     tokenizer = transformers.AutoTokenizer.from_pretrained(sentencepiece_model)
-    monkeypatch.setattr(conversion, "interleave", lambda raw, row, head: raw)
+    monkeypatch.setattr(blocks, "interleave", lambda raw, row, head: raw)
     gguf_file.write(
         sentencepiece_model,
         "model",

@@ -18,7 +18,7 @@ from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from vtools.export import kquants  # noqa: E402
-from vtools.export.tensors import mixed  # noqa: E402
+from vtools.export.tensor_names import mixed  # noqa: E402
 
 KINDS = ("q4_k", "q5_k", "q6_k")
 TOPS = {"q4_k": 15, "q5_k": 31}

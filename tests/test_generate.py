@@ -41,9 +41,9 @@ def greedy(folder: Path | str, prompt: list[int], most: int, end: int = 2) -> li
     """What transformers' own `generate` answers."""
     import torch
 
-    from vtools import model
+    from vtools.models import reference
 
-    loaded = model.load(str(folder))
+    loaded = reference.load(str(folder))
     ids = torch.tensor([prompt])
     options = {"max_new_tokens": most, "do_sample": False, "eos_token_id": end, "pad_token_id": 0}
     with torch.no_grad():
@@ -68,7 +68,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(folder):
-    from vtools import generate
+    from vtools.inference import engine as generate
 
     made_engine = generate.Engine(str(folder), threads=1)
     yield made_engine
@@ -87,7 +87,7 @@ def test_greedy_answers_given_together_equal_those_of_generate(engine, folder):
 
 def test_threads_that_share_a_full_cache_and_cancel_lose_nothing(folder, monkeypatch):
     """Without the wake-up in `_deliver`, a cancelled request leaves the others waiting for ever."""
-    from vtools import generate
+    from vtools.inference import engine as generate
 
     monkeypatch.setattr(generate, "CACHE", 0)
     monkeypatch.setattr(generate, "PAGE", 16)
@@ -126,7 +126,7 @@ def test_threads_that_share_a_full_cache_and_cancel_lose_nothing(folder, monkeyp
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory):
     """An endless model with a context of 64 tokens, and a prompt of 14 for it."""
-    from vtools import generate
+    from vtools.inference import engine as generate
 
     place = made(tmp_path_factory.mktemp("narrow") / "tiny", context=64, endless=True)
     path = place / "tokenizer_config.json"
@@ -150,7 +150,7 @@ def test_an_answer_that_fits_has_all_its_tokens_after_the_whole_prompt(narrow, m
 
 @pytest.mark.parametrize("most", [51, 63, 64, 100])
 def test_a_request_larger_than_the_context_is_refused_with_both_numbers(narrow, most):
-    from vtools.generate import PromptTooLong
+    from vtools.inference.engine import PromptTooLong
 
     with pytest.raises(PromptTooLong, match=rf"14 tokens.* {most}.* 64"):
         narrow.stream(ask("?" * 13), max_tokens=most)
@@ -170,7 +170,7 @@ def test_a_stop_string_ends_the_answer_before_it_and_ends_the_generation(narrow)
 
 
 def test_the_stop_string_of_a_template_ends_the_answer(folder):
-    from vtools import generate
+    from vtools.inference import engine as generate
 
     engine = generate.Engine(str(folder), template="vicuna-v0", threads=1)
     assert engine.template.stop_strings == ("###",)
@@ -198,7 +198,7 @@ def test_an_answer_depends_on_its_seed_and_not_on_who_else_is_served(engine):
 def test_draws_follow_the_distribution_and_its_nucleus(top_p, wanted):
     import torch
 
-    from vtools.generate import draw
+    from vtools.inference.engine import draw
 
     scores = torch.log(torch.tensor([0.05, 0.5, 0.15, 0.3])) * 2  # a temperature of 2 takes this back
     drawn = [draw(scores, 2.0, top_p, (step + 0.5) / 1000) for step in range(1000)]
@@ -208,7 +208,7 @@ def test_draws_follow_the_distribution_and_its_nucleus(top_p, wanted):
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(st.text(), st.lists(st.text(min_size=1, max_size=3), max_size=3), st.data())
 def test_pieces_are_whole_characters_and_give_nothing_of_a_stop_string(text, stops, data):
-    from vtools.generate import _Text
+    from vtools.inference.engine import _Text
 
     text = text.replace("\ufffd", "")
     raw = list(text.encode("utf-8", "ignore"))
@@ -226,7 +226,7 @@ def test_pieces_are_whole_characters_and_give_nothing_of_a_stop_string(text, sto
 
 
 def test_text_is_given_as_soon_as_it_is_certain():
-    from vtools.generate import _Text
+    from vtools.inference.engine import _Text
 
     reader = _Text(lambda ids: bytes(ids).decode("utf-8", "replace"), ["###"])
     assert [reader.push([byte], False) for byte in b"a#b##"] == ["a", "", "#b", "", ""]
@@ -234,7 +234,7 @@ def test_text_is_given_as_soon_as_it_is_certain():
 
 
 def test_closing_a_stream_ends_its_generation_and_whoever_waits_for_it(tmp_path):
-    from vtools import generate
+    from vtools.inference import engine as generate
 
     engine = generate.Engine(str(made(tmp_path / "tiny", context=16384, endless=True)), threads=1)
     stream = engine.stream(ask("the cat"), max_tokens=16000, temperature=0)
@@ -270,7 +270,7 @@ def test_closing_a_stream_ends_its_generation_and_whoever_waits_for_it(tmp_path)
 
 
 def test_an_engine_whose_thread_died_reports_it_and_serves_on(engine, monkeypatch):
-    from vtools import generate
+    from vtools.inference import engine as generate
 
     def fail(*arguments):
         raise RuntimeError("the dice fell off the table")
@@ -286,7 +286,7 @@ def test_an_engine_whose_thread_died_reports_it_and_serves_on(engine, monkeypatc
 
 def test_a_program_that_does_not_close_its_engine_still_ends(folder):
     script = (
-        "from vtools.generate import Engine\n"
+        "from vtools.inference.engine import Engine\n"
         f"engine = Engine({str(folder)!r}, threads=1)\n"
         "stream = engine.stream([{'role': 'user', 'content': 'the cat'}], max_tokens=400, temperature=0)\n"
         "next(stream)\n"
@@ -299,7 +299,7 @@ def test_a_program_that_does_not_close_its_engine_still_ends(folder):
 
 @pytest.mark.slow
 def test_a_real_model_answers_as_generate_does(smollm2):
-    from vtools import generate
+    from vtools.inference import engine as generate
 
     engine = generate.Engine(smollm2, threads=1)
     questions = ["What is the capital of France?", "Name three colours.", "Who are you?", "Explain gravity."]

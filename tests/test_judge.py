@@ -12,7 +12,7 @@ from conftest import DATA
 from test_chat import lines, start, wait_until, without_ms
 from test_endpoint import Server, Status
 
-from vtools.judge import scores
+from vtools.judge import verdicts
 
 BLOG = DATA / "vicuna-blog"
 
@@ -60,7 +60,7 @@ def files(tmp_path):
     ],
 )  # fmt: skip
 def test_a_rating_is_the_last_in_brackets_and_from_1_to_10(reply, wanted):
-    assert scores.rating(reply) == wanted
+    assert verdicts.rating(reply) == wanted
 
 
 @pytest.mark.parametrize(
@@ -92,25 +92,25 @@ def test_a_rating_is_the_last_in_brackets_and_from_1_to_10(reply, wanted):
     ],
 )  # fmt: skip
 def test_two_scores_are_read_from_every_known_form_and_never_guessed(reply, wanted):
-    assert scores.read(reply).scores == wanted
+    assert verdicts.read(reply).scores == wanted
 
 
 def test_of_two_verdicts_the_last_counts():
-    assert scores.read("I could say [[A]] but final: [[B]]").verdict == "b"
-    assert scores.read("[[C]]").verdict == "tie"
-    assert scores.read("The answer is INCORRECT, and A is CORRECT").verdict is None
+    assert verdicts.read("I could say [[A]] but final: [[B]]").verdict == "b"
+    assert verdicts.read("[[C]]").verdict == "tie"
+    assert verdicts.read("The answer is INCORRECT, and A is CORRECT").verdict is None
 
 
 def test_a_reply_that_was_cut_off_counts_only_by_its_first_line():
-    assert scores.read(grades(8, 9), cut=True).verdict is None
-    assert scores.read("8 9\nBoth answers are", cut=True).scores == (8, 9)
+    assert verdicts.read(grades(8, 9), cut=True).verdict is None
+    assert verdicts.read("8 9\nBoth answers are", cut=True).scores == (8, 9)
 
 
 @pytest.mark.parametrize("name", ["review_alpaca-13b_vicuna-13b.jsonl", "review_gpt35_vicuna-13b.jsonl"])
 def test_all_of_gpt4s_reviews_are_read_and_give_the_published_scores(name):
     reviews = [json.loads(line) for line in blog(f"review/{name}").read_text().splitlines()]
     assert len(reviews) == 80
-    assert [list(scores.read(review["text"]).scores or ()) for review in reviews] == [
+    assert [list(verdicts.read(review["text"]).scores or ()) for review in reviews] == [
         review["score"] for review in reviews
     ]
 

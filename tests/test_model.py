@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from vtools import model
+from vtools.models import reference as model
 from vtools.process import Failure
 
 

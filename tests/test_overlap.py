@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtools import overlap
 from vtools.process import Failure
-from vtools.question import Question
+from vtools.records import overlap
+from vtools.records.question import Question
 
 LONG = "Imagine you are writing a blog post comparing two popular smartphone models, and you need a table of their features."
 

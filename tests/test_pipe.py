@@ -207,7 +207,8 @@ def test_a_signal_ends_a_filter_by_that_signal_and_leaves_no_litter(start, tool,
 
 AT_EVERY_STEP = """
 import contextlib, os, orjson, pathlib, signal, sys
-from vtools import jsonl, process
+from vtools import process
+from vtools.records import jsonl
 
 def write(step):
     def trace(frame, event, arg):

@@ -117,9 +117,9 @@ def body(**changes: object) -> dict:
 
 
 def wanted(folder, text: str, most: int) -> str:
-    from vtools import model, template
+    from vtools.models import reference, template
 
-    tokenizer = model.tokenizer(str(folder))
+    tokenizer = reference.tokenizer(str(folder))
     return tokenizer.decode(greedy(folder, template.load(None, tokenizer).prompt(ask(text)), most))
 
 

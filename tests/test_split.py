@@ -17,9 +17,10 @@ from conftest import ROOT, VTOOLS, chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtools import model, template
-from vtools.jsonl import Reject
-from vtools.split import answers, counting, segments, vicuna
+from vtools.models import reference as model
+from vtools.models import template
+from vtools.records.jsonl import Reject
+from vtools.split import cut_answers, segments, token_counts, vicuna
 
 FIXTURES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -120,7 +121,7 @@ def tokenizers(llama, smollm2, eot, tmp_path_factory):
 @pytest.fixture(scope="session")
 def renderings(tokenizers):
     return [
-        (name, style, counting.Rendering(template.load(style, tokenizer)))
+        (name, style, token_counts.Rendering(template.load(style, tokenizer)))
         for name, tokenizer in tokenizers.items()
         for style in [*template.SOURCES, *(["auto"] if tokenizer.chat_template else [])]
         if (style != "chatml" or name == "smollm2")
@@ -129,7 +130,9 @@ def renderings(tokenizers):
 
 
 def test_words_are_counted_once_wherever_no_token_can_cross_a_cut(tokenizers):
-    kinds = {name: counting.unit(json.loads(tokenizer.backend.to_str()))[0] for name, tokenizer in tokenizers.items()}
+    kinds = {
+        name: token_counts.unit(json.loads(tokenizer.backend.to_str()))[0] for name, tokenizer in tokenizers.items()
+    }
     assert {name for name, kind in kinds.items() if kind is None} == {"joined", "prefixed", "unknown"}
 
 
@@ -149,14 +152,14 @@ def test_every_template_counts_to_the_token_what_it_renders(renderings, messages
 
 @pytest.fixture(scope="session")
 def counters(tokenizers):
-    return {name: counting.Counts(one, template.encoders(one)) for name, one in tokenizers.items()}
+    return {name: token_counts.Counts(one, template.encoders(one)) for name, one in tokenizers.items()}
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
 @given(text=st.lists(TEXT, max_size=6).map("".join), size=st.integers(1, 40))
 def test_a_long_text_is_counted_in_pieces_to_the_token(counters, text, size):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(counting, "_CHUNK", size)
+        patch.setattr(token_counts, "_CHUNK", size)
         for name, counts in counters.items():
             for place, encoder in enumerate(counts.encoders):
                 whole = encoder.encode(text, add_special_tokens=False).ids
@@ -346,29 +349,30 @@ def words(text):
 
 
 def test_an_answer_is_cut_between_paragraphs_and_not_in_a_code_block():
-    parts = answers.parts(CODE, words, 16)
+    parts = cut_answers.parts(CODE, words, 16)
     assert "".join(parts) == CODE
     assert all(words(part) <= 16 for part in parts)
     assert parts[1].startswith("```python")
-    assert answers.fences(parts[1]) == [(0, parts[1].index("```\n\n") + 4)]
+    assert cut_answers.fences(parts[1]) == [(0, parts[1].index("```\n\n") + 4)]
     assert all("```" not in part for part in parts if part != parts[1])
 
 
 def test_a_blank_line_inside_a_code_block_is_no_end_of_a_paragraph():
     text = "One two three four.\n\nfive\n```\nx\n\ny\n```\nsix" + " more" * 30
-    assert answers.parts(text, words, 12)[0] == "One two three four.\n\nfive\n```\nx\n\ny\n```\n"
+    assert cut_answers.parts(text, words, 12)[0] == "One two three four.\n\nfive\n```\nx\n\ny\n```\n"
 
 
 def test_an_answer_is_truncated_at_the_end_of_a_word():
     assert (
-        answers.truncate("international relations " * 9, len, 60) == "international relations international relations"
+        cut_answers.truncate("international relations " * 9, len, 60)
+        == "international relations international relations"
     )
-    assert answers.truncate("中文回答" * 9, len, 10) == ("中文回答" * 9)[:10]
+    assert cut_answers.truncate("中文回答" * 9, len, 10) == ("中文回答" * 9)[:10]
 
 
 def test_a_code_block_longer_than_a_segment_is_cut_between_its_lines():
     block = "~~~~\n" + "".join(f"line {number}\n" for number in range(100)) + "~~~~\n"
-    parts = answers.parts(block, words, 25)
+    parts = cut_answers.parts(block, words, 25)
     assert "".join(parts) == block
     assert all(part.endswith("\n") for part in parts)
 
@@ -380,14 +384,14 @@ def test_the_parts_of_an_answer_are_the_answer(text, limit):
         assert part.strip()
         return len(part.encode())
 
-    parts = answers.parts(text, count, limit)
+    parts = cut_answers.parts(text, count, limit)
     if parts:
         assert "".join(parts) == text
         assert all(part.strip() and len(part.encode()) <= limit for part in parts)
     else:  # only where a character with the white space around it is as long as half a part
         longest = max(len(run.encode()) for run in re.findall(r"\s*\S\s*", text) or [text])
         assert 2 * longest > limit or not text.strip()
-    shortened = answers.truncate(text, count, limit) if text.strip() else ""
+    shortened = cut_answers.truncate(text, count, limit) if text.strip() else ""
     assert text.startswith(shortened)
     assert len(shortened.encode()) <= limit
 

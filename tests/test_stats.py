@@ -12,7 +12,8 @@ import pytest
 import tiny
 from conftest import ROOT, VTOOLS, chat
 
-from vtools import chart, language
+from vtools import plots
+from vtools.records import language
 
 RECORDS = [
     {"id": "a", "messages": chat("Hi", "Hello"), "source": {"kind": "x", "license": "mit"}},
@@ -79,7 +80,7 @@ def test_another_format_is_refused(vtools):
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 0), (-3, 17), (1e-7, 2e-7), (0.013, 0.0131), (0, 123456)])
 def test_ticks_are_few_round_and_enclose_the_data(low, high):
-    found = chart.ticks(low, high)
+    found = plots.ticks(low, high)
     assert 2 <= len(found) <= 12
     assert found[0] <= low and found[-1] >= high
     steps = {round((b - a) / (found[1] - found[0]), 6) for a, b in zip(found, found[1:], strict=False)}
@@ -87,7 +88,7 @@ def test_ticks_are_few_round_and_enclose_the_data(low, high):
 
 
 def test_a_chart_escapes_what_it_is_given(tmp_path):
-    chart.stacked_bars(tmp_path / "x.svg", "a < b & c", [("<script>", {"win": 1, "loss": 2})])
+    plots.stacked_bars(tmp_path / "x.svg", "a < b & c", [("<script>", {"win": 1, "loss": 2})])
     ElementTree.parse(tmp_path / "x.svg")
 
 

@@ -10,16 +10,20 @@ from conftest import chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtools import model, template
-from vtools.jsonl import Reject
+from vtools.models import reference, template
 from vtools.process import Failure
+from vtools.records.jsonl import Reject
 
 TRAINABLE = [*template.SOURCES]
 
 
 @pytest.fixture(scope="session")
 def tokenizers(llama, smollm2, eot):
-    return {"llama": model.tokenizer(llama), "smollm2": model.tokenizer(smollm2), "eot": model.tokenizer(eot)}
+    return {
+        "llama": reference.tokenizer(llama),
+        "smollm2": reference.tokenizer(smollm2),
+        "eot": reference.tokenizer(eot),
+    }
 
 
 @pytest.fixture(scope="session")
@@ -75,12 +79,12 @@ def test_a_tokenizer_that_prefixes_only_the_start_loses_one_token_a_turn(llama, 
     import json
     from pathlib import Path
 
-    source = json.loads(model.tokenizer(llama).backend.to_str())
+    source = json.loads(reference.tokenizer(llama).backend.to_str())
     source["normalizer"] = None
     source["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     (tmp_path / "tokenizer.json").write_text(json.dumps(source))
     (tmp_path / "tokenizer_config.json").write_text((Path(llama) / "tokenizer_config.json").read_text())
-    render = template.load("vicuna-v1.1", model.tokenizer(str(tmp_path)))
+    render = template.load("vicuna-v1.1", reference.tokenizer(str(tmp_path)))
     messages = chat("Hello!", "Hi there.", "How are you?", "I am good.")
     assert len(render.render(messages).ids) == 61
     assert trained(render, messages) == "▁Hi ▁there . </s> ▁I ▁am ▁good . </s>".split(" ")
@@ -125,7 +129,7 @@ def test_a_tokenizer_without_a_template_needs_one_named(tmp_path, eot):
     del config["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(Failure, match=r"vicuna-v1\.1\|vicuna-v0\|alpaca\|llama-2\|chatml"):
-        template.load(None, model.tokenizer(str(tmp_path)))
+        template.load(None, reference.tokenizer(str(tmp_path)))
 
 
 def test_a_missing_end_token_is_an_error_before_anything_is_rendered(tokenizers):
@@ -264,7 +268,7 @@ def test_where_the_two_renderings_differ_is_listed(stored):
 
 def test_a_stored_template_is_found_again_with_its_stop_strings(stored):
     for _, _, render, _, folder in stored:
-        again = template.load(None, model.tokenizer(str(folder)))
+        again = template.load(None, reference.tokenizer(str(folder)))
         messages = chat("Hello!", "Hi there.", "How are you?", "I am good.")
         assert again.render(messages) == render.render(messages)
         assert again.stop_strings == render.stop_strings
@@ -286,7 +290,7 @@ def variant(eot, folder, added=(), template_=None, **config):
     settings = json.loads((Path(eot) / "tokenizer_config.json").read_text()) | config
     settings["chat_template"] = template_ or settings["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return template.load(None, model.tokenizer(str(folder)))
+    return template.load(None, reference.tokenizer(str(folder)))
 
 
 def same_as_transformers(render, messages):
@@ -380,7 +384,7 @@ def test_a_token_that_is_not_special_stays_a_token_in_answers_only(eot, tmp_path
     (tmp_path / "tokenizer_config.json").write_text(
         config.replace("{% endfor %}", "{% if loop.last %}<think>{% endif %}{% endfor %}")
     )
-    tokenizer = model.tokenizer(str(tmp_path))
+    tokenizer = reference.tokenizer(str(tmp_path))
     render = template.load(None, tokenizer)
     ids, mask = render.render(chat("what is <think>?", "<think>hm</think> a tag"))
     found = [on for number, on in zip(ids, mask, strict=True) if number == tokenizer.id_of("<think>")]

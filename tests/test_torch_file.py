@@ -16,14 +16,15 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtools import checkpoint, torch_file
 from vtools.process import Failure
+from vtools.weights import model_files
+from vtools.weights import pickled as torch_file
 
 
 def read(file):
     """Name -> (dtype, shape, bytes), read as the tools read."""
     found = {}
-    with checkpoint.Files() as files:
+    with model_files.Files() as files:
         for tensor in torch_file.tensors(file):
             data = bytearray(tensor.bytes)
             files.read(tensor.file, tensor.start, memoryview(data))
@@ -388,7 +389,7 @@ def test_attributes_set_on_allowed_things_change_nothing(tmp_path):
 def test_a_small_file_cannot_take_much_memory_or_time(tmp_path, pickled):
     file = archive(tmp_path / "w.bin", pickled)
     code = (
-        "import sys; from pathlib import Path; from vtools import torch_file, process\n"
+        "import sys; from pathlib import Path; from vtools import process; from vtools.weights import pickled as torch_file\n"
         "try: torch_file.tensors(Path(sys.argv[1]))\n"
         "except process.Failure: pass\n"
         "else: sys.exit(1)"
@@ -401,7 +402,7 @@ def test_a_small_file_cannot_take_much_memory_or_time(tmp_path, pickled):
 def test_reading_imports_neither_torch_nor_what_a_file_names(tmp_path):
     file = archive(tmp_path / "w.bin", program(tensor(), b"cantigravity\nfly\n."))
     code = (
-        "import sys; from pathlib import Path; from vtools import torch_file, process\n"
+        "import sys; from pathlib import Path; from vtools import process; from vtools.weights import pickled as torch_file\n"
         "try: torch_file.tensors(Path(sys.argv[1]))\n"
         "except process.Failure as failure: print(failure)\n"
         "assert not {'torch', 'numpy', 'antigravity'} & set(sys.modules)"

@@ -20,11 +20,12 @@ from hypothesis import given, strategies
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from vtools import model as models  # noqa: E402
-from vtools import template as templates  # noqa: E402
+from vtools.models import reference as models  # noqa: E402
+from vtools.models import template as templates  # noqa: E402
 from vtools.process import Failure  # noqa: E402
-from vtools.train import attention, data, export, loop, loss, pack, plan, shard, tokens  # noqa: E402
+from vtools.train import attention, data, loop, loss, pack, save, shard, token_cache  # noqa: E402
 from vtools.train import ranks as processes  # noqa: E402
+from vtools.train import schedule as plan  # noqa: E402
 
 CPU = torch.device("cpu")
 METRICS = [
@@ -65,7 +66,7 @@ def load(folder: Path) -> Any:
 
 def corpus_of(template: templates.Template, folder: Path, number: int, seed: int = 0) -> data.Corpus:
     path = tiny.write(folder / f"{number}-{seed}.jsonl", tiny.conversations(number, seed))
-    return tokens.read(str(path), template, 512, "error", quiet=True)
+    return token_cache.read(str(path), template, 512, "error", quiet=True)
 
 
 def sharded(folder: Path, alone: processes.Ranks, dtype: Any = torch.float32, recompute: str = "none") -> Any:
@@ -353,13 +354,13 @@ def test_half_precision_scales_the_loss_and_skips_a_step_that_overflows(
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("shard_bytes", [export.SHARD_BYTES, 100_000])
+@pytest.mark.parametrize("shard_bytes", [save.SHARD_BYTES, 100_000])
 def test_an_exported_model_gives_the_logits_it_was_trained_to(
     tied: bool, shard_bytes: int, tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    monkeypatch.setattr(export, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(save, "SHARD_BYTES", shard_bytes)
     folder = tiny.make(tmp_path / "model", tied=tied, seed=3)
     # As LLaMA's own file has it, without do_sample.
     generation = json.loads((folder / "generation_config.json").read_text()) | {"temperature": 0.6}
@@ -374,7 +375,7 @@ def test_an_exported_model_gives_the_logits_it_was_trained_to(
     out = tmp_path / "out"
     out.mkdir()
     (out / "model-00001-of-00099.safetensors").write_bytes(b"of an earlier run")
-    export.export(network, chosen, out, "fp32", ABOUT, alone)
+    save.export(network, chosen, out, "fp32", ABOUT, alone)
     again = AutoModelForCausalLM.from_pretrained(out)
     assert torch.equal(again(rows.unsqueeze(0)).logits[0], before)
     assert again.config.architectures == ["LlamaForCausalLM"]
@@ -384,7 +385,7 @@ def test_an_exported_model_gives_the_logits_it_was_trained_to(
     tokenizer = AutoTokenizer.from_pretrained(out)
     assert tokenizer.chat_template == chosen.source
     weights = sorted(path.name for path in out.glob("*.safetensors*"))
-    if shard_bytes == export.SHARD_BYTES and shard_bytes > 1e9:
+    if shard_bytes == save.SHARD_BYTES and shard_bytes > 1e9:
         assert weights == ["model.safetensors"]
     else:
         assert len(weights) > 2 and "model.safetensors.index.json" in weights

@@ -18,8 +18,9 @@ pytest.importorskip("transformers")
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3Config  # noqa: E402
 
+from vtools import machine  # noqa: E402
 from vtools.process import Failure  # noqa: E402
-from vtools.train import attention, estimate, lora, machine, shard  # noqa: E402
+from vtools.train import attention, lora, memory, shard  # noqa: E402
 
 BF16, FP32, CPU = torch.bfloat16, torch.float32, torch.device("cpu")
 GIB = 1 << 30
@@ -46,14 +47,14 @@ SMOLLM2 = llama(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True)
 SMALL = llama(64, 128, 2, 4, 2, 300)
 
 
-def shape_of(config: Any) -> estimate.Shape:
+def shape_of(config: Any) -> memory.Shape:
     with torch.device("meta"):
-        return estimate.shape(AutoModelForCausalLM.from_config(config))
+        return memory.shape(AutoModelForCausalLM.from_config(config))
 
 
-def choose(config: Any, gpu: str, world: int, longest: int = 2048, **given: Any) -> estimate.Plan:
+def choose(config: Any, gpu: str, world: int, longest: int = 2048, **given: Any) -> memory.Plan:
     available = given.pop("available", None) or machine.gpu(gpu)[1]
-    return estimate.choose(shape_of(config), config, world, longest, BF16, "cuda", available, **given)
+    return memory.choose(shape_of(config), config, world, longest, BF16, "cuda", available, **given)
 
 
 # Arithmetic
@@ -75,8 +76,8 @@ def test_published_models_have_their_known_size_arithmetic_and_state(
     shape = shape_of(config)
     assert shape.parameters == shape.trainable == parameters
     assert shape.root_parameters + shape.layers * shape.layer_parameters == parameters
-    assert float(f"{estimate.flops(shape, 2048, 2048**2) / 2048 / 1e9:.2f}") == pytest.approx(gigaflops, abs=0.05)
-    needed = estimate.memory(shape, estimate.Activations(0, 0, 0), 1, 2048, BF16, "cuda", 0)
+    assert float(f"{memory.flops(shape, 2048, 2048**2) / 2048 / 1e9:.2f}") == pytest.approx(gigaflops, abs=0.05)
+    needed = memory.memory(shape, memory.Activations(0, 0, 0), 1, 2048, BF16, "cuda", 0)
     assert round(needed.state / 1e9, 1) == state
 
 
@@ -93,13 +94,13 @@ def test_matrix_products_are_counted_as_torch_counts_them(tied: bool, frozen: bo
     products = sum(
         count for operation, count in counted.items() if "mm" in str(operation) and "bmm" not in str(operation)
     )
-    assert products == estimate.flops(estimate.shape(model), 48, 0)
+    assert products == memory.flops(memory.shape(model), 48, 0)
 
 
 def test_attention_counts_conversations_and_not_the_row_they_are_packed_in() -> None:
     shape = shape_of(LLAMA_7B)
-    products = estimate.flops(shape, 2048, 0)
-    alone, halves = (estimate.flops(shape, 2048, squares) - products for squares in (2048**2, 2 * 1024**2))
+    products = memory.flops(shape, 2048, 0)
+    alone, halves = (memory.flops(shape, 2048, squares) - products for squares in (2048**2, 2 * 1024**2))
     assert alone == 2 * halves
     assert alone / (products + alone) == pytest.approx(0.039, abs=0.001)
 
@@ -109,16 +110,16 @@ def test_adapters_are_trained_and_the_frozen_base_costs_two_thirds() -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LLAMA_7B, dtype=BF16)
     lora.inject(model, 16)
-    shape = estimate.shape(model)
+    shape = memory.shape(model)
     base = shape.parameters - shape.trainable
     assert base == 6_738_415_616 and shape.frozen_bytes == 2 * base
     assert shape.trainable == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
-    share = estimate.flops(shape, 2048, 0) / estimate.flops(shape_of(LLAMA_7B), 2048, 0)
+    share = memory.flops(shape, 2048, 0) / memory.flops(shape_of(LLAMA_7B), 2048, 0)
     assert 2 / 3 < share < 0.68
     prepare = lambda layers, recompute: (lora.inject(layers, 16), shard.recompute_layers(layers, recompute))  # noqa: E731
     given = (shape, LLAMA_7B, 1, 2048, BF16, "cuda", machine.gpu("RTX 4090")[1])
-    assert estimate.choose(*given, prepare=prepare).memory.state == int(2 * base + 16 * shape.trainable)
-    assert estimate.activations(SMALL, "none", FP32, "cpu", prepare).kept > 0
+    assert memory.choose(*given, prepare=prepare).memory.state == int(2 * base + 16 * shape.trainable)
+    assert memory.activations(SMALL, "none", FP32, "cpu", prepare).kept > 0
 
 
 # Memory
@@ -126,9 +127,7 @@ def test_adapters_are_trained_and_the_frozen_base_costs_two_thirds() -> None:
 
 def test_a_layer_on_a_gpu_keeps_what_its_dimensions_say() -> None:
     hidden, inner, heads = 4096, 11008, 32
-    full, selective, none = (
-        estimate.activations(LLAMA_7B, mode, BF16, "cuda") for mode in ("full", "selective", "none")
-    )
+    full, selective, none = (memory.activations(LLAMA_7B, mode, BF16, "cuda") for mode in ("full", "selective", "none"))
     assert full.kept == pytest.approx(2 * hidden)  # its input
     # Its input, four projections, the output of attention and its fp32 log-sum, two wide products, one back.
     assert selective.kept == pytest.approx(2 * (7 * hidden + 2 * inner) + 4 * heads)
@@ -159,7 +158,7 @@ def test_torch_allocates_for_a_real_layer_what_was_foreseen(kind: Any, recompute
         assert hidden.requires_grad
         return sum(event.self_cpu_memory_usage for event in profile.events()) / tokens
 
-    foreseen = estimate.activations(config(9), recompute, dtype, "cpu").kept
+    foreseen = memory.activations(config(9), recompute, dtype, "cpu").kept
     assert foreseen == pytest.approx(allocated(3) - allocated(2), rel=0.02)  # each layer also saves a random state
 
 
@@ -167,7 +166,8 @@ def test_torch_allocates_for_a_real_layer_what_was_foreseen(kind: Any, recompute
 STEPS = """
 import json, os, sys, torch, torch.distributed as dist
 from transformers import AutoModelForCausalLM, LlamaConfig
-from vtools.train import attention, device, estimate, loss, pack, shard
+from vtools.train import attention, device, loss, pack, shard
+from vtools.train import memory as estimate
 
 dtype, recompute, tokens = getattr(torch, sys.argv[1]), sys.argv[2], 2048
 device.prepare(torch.device("cpu"))
@@ -224,7 +224,7 @@ def test_vicuna_7b_fits_one_h200_and_13b_does_not_and_says_what_would_do() -> No
 
 def test_a_remedy_is_only_named_where_it_helps() -> None:
     with pytest.raises(Failure) as stopped:
-        estimate.choose(shape_of(LLAMA_7B), LLAMA_7B, 1, 2048, BF16, "cpu", 8 * GIB)
+        memory.choose(shape_of(LLAMA_7B), LLAMA_7B, 1, 2048, BF16, "cpu", 8 * GIB)
     assert "GPU" not in str(stopped.value) and "--lora" not in str(stopped.value)
     with pytest.raises(Failure, match="a lower --max-tokens"):
         choose(LLAMA_7B, "H200", 1, longest=400_000)
@@ -238,13 +238,13 @@ def test_more_memory_is_never_slower_and_what_is_chosen_fits(config: Any, memori
     shape, times = shape_of(config), []
     for available in memories:
         try:
-            plan = estimate.choose(shape, config, 1, 1000, BF16, "cuda", available * 10**9)
+            plan = memory.choose(shape, config, 1, 1000, BF16, "cuda", available * 10**9)
         except Failure:
             assert not times
             continue
         assert plan.memory.total <= available * 10**9
         assert 1000 <= plan.micro_tokens <= 8192
-        times.append(estimate.SLOWDOWN[plan.recompute] * (1 + estimate.TOKENS_OF_A_PASS / plan.micro_tokens))
+        times.append(memory.SLOWDOWN[plan.recompute] * (1 + memory.TOKENS_OF_A_PASS / plan.micro_tokens))
     assert times == sorted(times, reverse=True) and 2 < len(set(times)) < len(memories)
     assert (plan.recompute, plan.micro_tokens) == ("none", 8192)
 
@@ -260,8 +260,8 @@ def test_a_micro_batch_holds_the_longest_conversation_and_what_is_given_is_kept_
 
 
 def test_a_choice_on_the_cpu_is_the_same_where_kernels_must_be_deterministic() -> None:
-    def plan() -> estimate.Plan:
-        return estimate.choose(shape_of(SMALL), SMALL, 2, 100, FP32, "cpu", 4 * GIB)
+    def plan() -> memory.Plan:
+        return memory.choose(shape_of(SMALL), SMALL, 2, 100, FP32, "cpu", 4 * GIB)
 
     found = plan()
     assert (found.recompute, found.micro_tokens, found.compiled) == ("none", 2048, False)
@@ -340,15 +340,15 @@ def test_processes_of_one_host_share_its_memory() -> None:
 
 def test_time_and_dollars_follow_from_operations_and_price() -> None:
     peak = machine.gpu("H100")[0]
-    found = estimate.expected(8 * 3600 * 0.45 * 989e12, peak, machine.ASSUMED_MFU, 8, 2.5)
+    found = memory.expected(8 * 3600 * 0.45 * 989e12, peak, machine.ASSUMED_MFU, 8, 2.5)
     assert found == {"flops": 8 * 3600 * 0.45 * 989e12, "seconds": 3600.0, "usd": 20.0, "assumed_mfu": 0.45}
-    assert estimate.expected(1e15, None, 0.45, 8, 2.5) == {
+    assert memory.expected(1e15, None, 0.45, 8, 2.5) == {
         "flops": 1e15,
         "seconds": None,
         "usd": None,
         "assumed_mfu": 0.45,
     }
-    assert estimate.expected(1e15, 1e12, 0.5)["usd"] is None
+    assert memory.expected(1e15, 1e12, 0.5)["usd"] is None
 
 
 def test_the_speed_of_a_cpu_is_measured() -> None:

@@ -23,19 +23,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT, conversations, write
 
-from vtools import model, process
-from vtools import template as templates
-from vtools.jsonl import Reject
+from vtools import process
+from vtools.models import reference
+from vtools.models import template as templates
+from vtools.models.template import Template
 from vtools.process import Failure
-from vtools.template import Template
-from vtools.train import data, tokens
+from vtools.records.jsonl import Reject
+from vtools.train import data, token_cache
 from vtools.train.data import Corpus
 
 # `tokens.read` as a process of its own: with a template as slow as asked, a note of every rendering, and a place to die.
 PROGRAM = """
 import json, os, signal, sys, time
-from vtools import jsonl, model, process, template
-from vtools.train import tokens
+from vtools import process
+from vtools.models import reference as model, template
+from vtools.records import jsonl
+from vtools.train import token_cache as tokens
 
 folder, file, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 slow, log, die_at = options.pop("slow", 0), options.pop("log", os.devnull), options.pop("die_at", None)
@@ -82,7 +85,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def template(eot: str) -> Template:
-    return templates.load(None, model.tokenizer(eot))
+    return templates.load(None, reference.tokenizer(eot))
 
 
 @pytest.fixture
@@ -171,9 +174,9 @@ def test_a_conversation_is_what_the_template_renders_cut_at_the_limit(
     path = write(tmp_path / "chats.jsonl", records)
     if not wanted:
         with pytest.raises(Failure, match="no conversation has a token to train"):
-            tokens.read(str(path), template, limit, "truncate", quiet=True)
+            token_cache.read(str(path), template, limit, "truncate", quiet=True)
         return
-    corpus = tokens.read(str(path), template, limit, "truncate", quiet=True)
+    corpus = token_cache.read(str(path), template, limit, "truncate", quiet=True)
     found = [corpus.conversation(index) for index in range(len(corpus))]
     assert [(ids.tolist(), list(mask)) for ids, mask in found] == [(ids, mask) for ids, mask, _ in wanted]
     assert corpus.truncated == sum(cut for _, _, cut in wanted)
@@ -199,12 +202,12 @@ def test_overlong_conversations_are_cut_dropped_or_refused_as_asked(
     lengths = [len(template.render(record["messages"]).ids) for record in records]
     over = sum(length > limit for length in lengths)
     assert 2 <= over < 6
-    cut = tokens.read(path, template, limit, "truncate", quiet=True)
+    cut = token_cache.read(path, template, limit, "truncate", quiet=True)
     assert cut.reasons == {"overlong": 1} and cut.truncated == over - 1 and max(cut.lengths) <= limit
-    kept = tokens.read(path, template, limit, "drop", quiet=True)
+    kept = token_cache.read(path, template, limit, "drop", quiet=True)
     assert kept.reasons == {"overlong": over} and len(kept) == 6 - over and not kept.truncated
     with pytest.raises(Failure, match="--max-tokens is 200"):
-        tokens.read(path, template, limit, "error", quiet=True)
+        token_cache.read(path, template, limit, "error", quiet=True)
 
 
 # Once
@@ -214,15 +217,15 @@ def test_the_second_run_on_the_same_data_tokenises_nothing(
     template: Template, tmp_path: Path, cache: Path, no_rendering: Callable[[], None], capsys: Any
 ) -> None:
     path = write(tmp_path / "chats.jsonl", conversations(20))
-    first = tokens.read(str(path), template, 512, "truncate")
+    first = token_cache.read(str(path), template, 512, "truncate")
     said = capsys.readouterr().err
     no_rendering()
     moved = path.rename(tmp_path / "moved.jsonl")
-    again = tokens.read(str(moved), template, 512, "truncate")
+    again = token_cache.read(str(moved), template, 512, "truncate")
     assert again.folder == first.folder and again.digest() == first.digest()
     assert capsys.readouterr().err == said == "vtools train: 20 in, 20 out, 0 rejected\n"
     with pytest.raises(AssertionError, match="is rendered"):  # the proof would notice a rendering
-        tokens.read(str(moved), template, 511, "truncate")
+        token_cache.read(str(moved), template, 511, "truncate")
 
 
 def test_two_runs_at_a_time_on_the_same_data_tokenise_it_once(eot: str, tmp_path: Path, cache: Path) -> None:
@@ -242,7 +245,7 @@ def test_whatever_decides_about_tokens_makes_another_entry(
     what: str, eot: str, template: Template, tmp_path: Path, cache: Path
 ) -> None:
     path = write(tmp_path / "chats.jsonl", conversations(5))
-    before = tokens.read(str(path), template, 512, "truncate", quiet=True).folder
+    before = token_cache.read(str(path), template, 512, "truncate", quiet=True).folder
     limit, overlong, chosen = 512, "truncate", template
     if what == "a byte":
         path.write_bytes(path.read_bytes() + b"\n")
@@ -263,8 +266,8 @@ def test_whatever_decides_about_tokens_makes_another_entry(
             (folder / "tokenizer.json").write_text(json.dumps(about))
         else:
             (folder / "generation_config.json").write_text('{"eos_token_id": [5]}')
-        chosen = templates.load(None, model.tokenizer(str(folder)))
-    after = tokens.read(str(path), chosen, limit, overlong, quiet=True).folder  # type: ignore[arg-type]
+        chosen = templates.load(None, reference.tokenizer(str(folder)))
+    after = token_cache.read(str(path), chosen, limit, overlong, quiet=True).folder  # type: ignore[arg-type]
     assert entries(cache) == sorted([before, after]) and before != after
 
 
@@ -299,7 +302,7 @@ def test_the_digest_depends_on_order_text_and_mask(template: Template, tmp_path:
     bare = Template("bare", source, (), template.tokenizer)  # it shows no roles: they decide about the mask alone
 
     def corpus(rows: list[dict[str, Any]]) -> Corpus:
-        return tokens.read(str(write(tmp_path / "x.jsonl", rows)), bare, 512, "truncate", quiet=True)
+        return token_cache.read(str(write(tmp_path / "x.jsonl", rows)), bare, 512, "truncate", quiet=True)
 
     def spoken(*roles: str) -> list[dict[str, Any]]:
         return [{"messages": [{"role": role, "content": "the cat"} for role in roles]}]
@@ -325,7 +328,7 @@ def test_rejects_and_counts_are_the_same_when_nothing_is_read_again(
 ) -> None:
     path = mixed(tmp_path)
     saved = tmp_path / "rejects.jsonl"
-    corpus = tokens.read(str(path), template, 60, "drop", rejects=str(saved))
+    corpus = token_cache.read(str(path), template, 60, "drop", rejects=str(saved))
     first, said = saved.read_bytes(), capsys.readouterr().err
     rows = [json.loads(line) for line in first.splitlines()]
     reasons = [row["reason"] for row in rows]
@@ -336,16 +339,16 @@ def test_rejects_and_counts_are_the_same_when_nothing_is_read_again(
     assert f"35 in, {len(corpus)} out, {len(rows)} rejected" in said
     no_rendering()
     saved.unlink()
-    again = tokens.read(str(path), template, 60, "drop", rejects=str(saved))
+    again = token_cache.read(str(path), template, 60, "drop", rejects=str(saved))
     assert saved.read_bytes() == first and capsys.readouterr().err == said == again.line() + "\n"
     other = shutil.copy(path, tmp_path / 'other "name".jsonl')
-    tokens.read(str(other), template, 60, "drop", rejects=str(saved), quiet=True)
+    token_cache.read(str(other), template, 60, "drop", rejects=str(saved), quiet=True)
     assert [json.loads(line) for line in saved.read_bytes().splitlines()] == [
         {**row, "source": str(other)} for row in rows
     ]
     assert b"123456789012345678901234567890" in saved.read_bytes()
     with pytest.raises(Failure, match="that is an input"):
-        tokens.read(str(path), template, 60, "drop", rejects=str(path))
+        token_cache.read(str(path), template, 60, "drop", rejects=str(path))
 
 
 def test_broken_input_ends_a_run_without_rejects_even_if_another_run_went_on(
@@ -353,11 +356,11 @@ def test_broken_input_ends_a_run_without_rejects_even_if_another_run_went_on(
 ) -> None:
     path = mixed(tmp_path)
     with pytest.raises(Failure, match=r"mixed\.jsonl:4: .*--rejects FILE") as first:
-        tokens.read(str(path), template, 512, "truncate", quiet=True)
+        token_cache.read(str(path), template, 512, "truncate", quiet=True)
     assert entries(cache) == []
-    tokens.read(str(path), template, 512, "truncate", rejects=os.devnull, quiet=True)
+    token_cache.read(str(path), template, 512, "truncate", rejects=os.devnull, quiet=True)
     with pytest.raises(Failure) as second:
-        tokens.read(str(path), template, 512, "truncate", quiet=True)
+        token_cache.read(str(path), template, 512, "truncate", quiet=True)
     assert str(first.value) == str(second.value)
 
 
@@ -369,11 +372,11 @@ def test_input_that_teaches_nothing_is_refused_with_its_rejects_saved(
     for _ in range(1 + again):
         path.write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
         with pytest.raises(Failure, match=r"no conversation has a token to train \(first: .*x\.jsonl:1: template_err"):
-            tokens.read(str(path), template, 512, "truncate", rejects=str(saved), quiet=True)
+            token_cache.read(str(path), template, 512, "truncate", rejects=str(saved), quiet=True)
         assert json.loads(saved.read_bytes())["reason"] == "template_error"
         path.write_text("\n")
         with pytest.raises(Failure, match="there are no conversations"):
-            tokens.read(str(path), template, 512, "truncate", quiet=True)
+            token_cache.read(str(path), template, 512, "truncate", quiet=True)
 
 
 # Whole or not at all
@@ -426,11 +429,11 @@ def test_a_run_ended_by_a_signal_cleans_up(eot: str, tmp_path: Path, cache: Path
         assert [path.name for path in cache.iterdir()] == [".locks"]
 
 
-@pytest.mark.parametrize("name", [*data.FORMATS, tokens.REJECTS, data.ABOUT])
+@pytest.mark.parametrize("name", [*data.FORMATS, token_cache.REJECTS, data.ABOUT])
 @pytest.mark.parametrize("damage", ["truncated", "grown", "missing"])
 def test_a_damaged_entry_is_made_again(name: str, damage: str, template: Template, tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "chats.jsonl", [*conversations(5), {"some": "thing"}])
-    corpus = tokens.read(str(path), template, 512, "truncate", quiet=True)
+    corpus = token_cache.read(str(path), template, 512, "truncate", quiet=True)
     folder, whole = corpus.folder, contents(corpus.folder)
     if damage == "missing":
         (folder / name).unlink()
@@ -440,7 +443,7 @@ def test_a_damaged_entry_is_made_again(name: str, damage: str, template: Templat
         (folder / name).write_bytes(whole[name] + b"1")
     with pytest.raises(Failure, match="not whole"):
         Corpus(folder)
-    again = tokens.read(str(path), template, 512, "truncate", quiet=True)
+    again = token_cache.read(str(path), template, 512, "truncate", quiet=True)
     assert again.folder == folder and contents(folder) == whole
 
 
@@ -488,7 +491,7 @@ def test_entries_that_no_run_has_used_for_a_month_go_unless_they_are_open(
 ) -> None:
     def made(seed: int) -> Corpus:
         path = write(tmp_path / f"{seed}.jsonl", conversations(3, seed))
-        return tokens.read(str(path), template, 512, "truncate", quiet=True)
+        return token_cache.read(str(path), template, 512, "truncate", quiet=True)
 
     def age(folder: Path, days: float) -> None:
         then = time.time() - days * 24 * 3600
@@ -518,7 +521,7 @@ def test_a_corpus_travels_as_its_path_and_opens_in_hardly_any_memory(
     template: Template, tmp_path: Path, cache: Path
 ) -> None:
     path = write(tmp_path / "chats.jsonl", conversations(1))
-    small = tokens.read(str(path), template, 512, "truncate", quiet=True)
+    small = token_cache.read(str(path), template, 512, "truncate", quiet=True)
     number, folder = 1_000_000, tmp_path / "million"
     folder.mkdir()
     length = small.lengths[0]
@@ -529,7 +532,7 @@ def test_a_corpus_travels_as_its_path_and_opens_in_hardly_any_memory(
     (folder / "lengths").write_bytes(bytes(small.lengths) * number)
     (folder / "trained_counts").write_bytes(bytes(small.trained_counts) * number)
     (folder / "starts").write_bytes(array("q", range(0, length * number + 1, length)).tobytes())
-    shutil.copy(small.folder / tokens.REJECTS, folder)
+    shutil.copy(small.folder / token_cache.REJECTS, folder)
     about = json.loads((small.folder / data.ABOUT).read_text())
     about["bytes"] = {name: (folder / name).stat().st_size for name in about["bytes"]}
     (folder / data.ABOUT).write_text(json.dumps(about))
@@ -547,7 +550,7 @@ def test_a_corpus_travels_as_its_path_and_opens_in_hardly_any_memory(
 
 def test_a_conversation_shown_has_its_trained_tokens_marked(template: Template, tmp_path: Path, cache: Path) -> None:
     records = conversations(9)
-    corpus = tokens.read(str(write(tmp_path / "x.jsonl", records)), template, 512, "truncate", quiet=True)
+    corpus = token_cache.read(str(write(tmp_path / "x.jsonl", records)), template, 512, "truncate", quiet=True)
     shown = data.marked(corpus, 0, template, "⟦", "⟧")
     for message in records[0]["messages"]:
         if message["role"] == "assistant":

@@ -236,7 +236,7 @@ def converter_child(folder: Path, name: str) -> None:
     if name == "fastchat":
         from fastchat.data.clean_sharegpt import html_to_markdown as convert
     else:
-        from vtools.clean import html as ours
+        from vtools.clean.html import convert as ours
 
         def convert(text: str) -> str:
             return ours.to_markdown(text, "fast")
@@ -274,7 +274,7 @@ def arrays(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
     """One array cut into its elements, and parsed, beside ijson, which parses as it cuts."""
     source = str(folder / "whole.json")
     ijson = "import ijson, sys; sum(1 for item in ijson.items(open(sys.argv[1], 'rb'), 'item'))"
-    ours = "import sys; from vtools import jsonl; sum(1 for value in jsonl.values(sys.argv[1:]) if jsonl.parse(value))"
+    ours = "import sys; from vtools.records import jsonl; sum(1 for value in jsonl.values(sys.argv[1:]) if jsonl.parse(value))"
     return {
         "ijson": ([sys.executable, "-c", ijson, source], {}),
         "vtools": ([sys.executable, "-c", ours, source], {"PYTHONPATH": str(ROOT)}),

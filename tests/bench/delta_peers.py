@@ -44,7 +44,7 @@ def generate(folder, layers, dtype):
     import numpy as np
 
     sys.path.insert(0, str(ROOT))
-    from vtools.dtypes import convert
+    from vtools.weights.dtypes import convert
 
     tensors = list(shapes(layers))
     total = sum(2 * rows[0] * (rows[1] if len(rows) > 1 else 1) for _, rows in tensors)

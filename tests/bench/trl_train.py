@@ -133,11 +133,11 @@ def prepare(settings: argparse.Namespace, folder: Path, environment: dict[str, s
 
 def prepare_child(folder: Path, job: dict[str, Any]) -> None:
     """Pick the conversations and write their tokens, in a process of its own so that the parent stays small."""
-    from vtools import model, template
+    from vtools.models import reference, template
 
-    place = model.folder(job["model"])
+    place = reference.folder(job["model"])
     (folder / "base.json").write_text(json.dumps(str(place)))
-    chosen = template.load(None, model.tokenizer(str(place)))
+    chosen = template.load(None, reference.tokenizer(str(place)))
     rows: list[tuple[str, list[int], list[int]]] = []
     wanted = job["batch"] * job["steps"]
     with open(job["data"], encoding="utf-8") as source:

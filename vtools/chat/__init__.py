@@ -63,15 +63,15 @@ def chat(
       echo 'What is a pipe?' | vtools chat --text --model ./vicuna --temperature 0
       vtools chat questions.jsonl --base-url https://api.openai.com/v1 --model gpt-4.1 -j 8 -o answers.jsonl
     """
-    from vtools.chat import asking
+    from vtools.chat import batch
 
-    sampling = asking.Sampling(max_tokens, temperature, top_p, seed)
+    sampling = batch.Sampling(max_tokens, temperature, top_p, seed)
     if not files and sys.stdin.isatty():
         from vtools.chat import terminal
 
         terminal.converse(model, base_url, template, system, sampling, timeout, out)
         return
-    asking.answer_all(
+    batch.answer_all(
         files or [], model, base_url, template, system, sampling, timeout, text=text, out=out, rejects=rejects,
         stats=stats, jobs=jobs, dry_run=dry_run, quiet=quiet,
     )  # fmt: skip

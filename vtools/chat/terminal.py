@@ -8,9 +8,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from vtools import conversation, endpoint, jsonl
-from vtools.chat.asking import Sampling, opening
+from vtools.chat.batch import Sampling, opening
+from vtools.inference import endpoint
 from vtools.process import Failure, Interrupted, UsageFailure
+from vtools.records import conversation, jsonl
 
 HELP = """\
 /reset          start over

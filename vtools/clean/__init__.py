@@ -14,11 +14,12 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vtools import bytestream, conversation, filtering, jsonl, options, process
+from vtools import options, process
 from vtools.clean import duplicates, steps
 from vtools.clean.steps import Choices, Draft
-from vtools.jsonl import Record, Reject
 from vtools.process import Failure, UsageFailure
+from vtools.records import conversation, filtering, jsonl, streams
+from vtools.records.jsonl import Record, Reject
 
 
 class Filter(enum.StrEnum):
@@ -46,7 +47,7 @@ class Counts(filtering.Rejects):
         self.redacted: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
 
-    def add(self, reject: Reject, value: bytestream.Value, record: Any = None) -> None:
+    def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
         super().add(reject, value, record)
         if reject.reason == "lang":
             self.languages[reject.detail] += 1
@@ -199,7 +200,7 @@ def clean(
     steps.pure(choices)  # a wrong file fails before any input is read, and the workers share what is made here
     sources = longer = None
     if dedupe == "longest":
-        from vtools.clean.spool import Sources
+        from vtools.clean.read_twice import Sources
 
         sources, longer = Sources(inputs), duplicates.Longer()
         _note_starts(choices, sources.values(), longer, jobs, quiet)
@@ -247,7 +248,7 @@ def _run(choices: Choices, finish: Any, **keys: Any) -> None:
 
 
 def _note_starts(
-    choices: Choices, values: Iterator[bytestream.Value], longer: duplicates.Longer, jobs: int, quiet: bool
+    choices: Choices, values: Iterator[streams.Value], longer: duplicates.Longer, jobs: int, quiet: bool
 ) -> None:
     """The first of two passes: what every conversation begins with. What is rejected is told in the second."""
     if not quiet:
@@ -272,7 +273,7 @@ def _languages(option: str, codes: str | None) -> frozenset[str]:
     """The codes of a list such as en,de. Raises UsageFailure for one that the detector never gives."""
     if codes is None:
         return frozenset()
-    from vtools import language
+    from vtools.records import language
 
     try:
         import pycld2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vtools import conversation
 from vtools.clean.turns import Message
+from vtools.records import conversation
 
 
 class Exact:

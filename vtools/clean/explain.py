@@ -5,16 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
-from vtools import bytestream, jsonl
 from vtools.clean import steps
 from vtools.clean.steps import Choices, Draft, Step
 from vtools.clean.turns import Message
-from vtools.jsonl import Output, Record, Reject
 from vtools.process import Failure
+from vtools.records import jsonl, streams
+from vtools.records.jsonl import Output, Record, Reject
 
 
 def explain(
-    identity: str, choices: Choices, values: Iterable[bytestream.Value], ordered: list[Step], output: Output
+    identity: str, choices: Choices, values: Iterable[streams.Value], ordered: list[Step], output: Output
 ) -> None:
     """Write one line a step for every record with this id. Raises Failure if there is none."""
     found = False

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from vtools.clean.turns import joined, shape
-from vtools.jsonl import Record
+from vtools.records.jsonl import Record
 
 SHORTEST = 16  # characters in all texts together, FastChat's limit
 # What ChatGPT's page showed in place of an answer.

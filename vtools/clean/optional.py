@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 
-from vtools import language, overlap
-from vtools.clean import near, personal, phrases, special, turns, vicuna
-from vtools.clean.moderation import Moderator
+from vtools.clean import control_tokens, pii, turns, vicuna
+from vtools.clean import near_duplicates as near
+from vtools.clean import refusals as phrases
 from vtools.clean.steps import Choices, Draft, Step, each, test
-from vtools.jsonl import Record, Reject
+from vtools.inference.moderation import Moderator
 from vtools.process import Failure
+from vtools.records import language, overlap
+from vtools.records.jsonl import Record, Reject
 
 
 def changing(choices: Choices) -> list[Step]:
@@ -62,22 +64,22 @@ def vicuna_duplicates() -> Step:
 
 def _special(record: Record) -> str | None:
     for place, message in enumerate(record["messages"]):
-        if token := special.found(message["content"]):
+        if token := control_tokens.found(message["content"]):
             return f"messages[{place}]: {token}"
     return None
 
 
 def _break_special(made: Draft) -> None:
     before = made.record["messages"]
-    broken = each(before, lambda message: special.broken(message["content"]))
+    broken = each(before, lambda message: control_tokens.broken(message["content"]))
     made.record["messages"] = broken
 
 
 def _personal(mode: str, made: Draft) -> str | None:
     before = made.record["messages"]
     counts: Counter[str] = Counter()
-    rules = personal.possible(turns.shape(before))
-    after = each(before, lambda message: personal.redacted(message["content"], rules, counts)) if rules else before
+    rules = pii.possible(turns.shape(before))
+    after = each(before, lambda message: pii.redacted(message["content"], rules, counts)) if rules else before
     if not counts:
         return None
     said = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items()))

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from vtools import conversation, jsonl
-from vtools.clean import duplicates, filters, html, turns
+from vtools import provenance
+from vtools.clean import duplicates, filters, turns
+from vtools.clean.html import convert
 from vtools.clean.turns import Message
-from vtools.jsonl import Record, Reject
+from vtools.records import conversation
+from vtools.records.jsonl import Record, Reject
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,16 @@ def draft(choices: Choices, value: Record) -> Draft:
 
 def prepare(choices: Choices, made: Draft) -> None:
     """Stamp the record, and work out beside it what the ordered steps will ask for: here, not in the one process."""
-    jsonl.stamp(made.record, "clean")
+    provenance.stamp(made.record, "clean")
     messages = made.record["messages"]
     if "dup_exact" not in choices.keep:
         made.key = conversation.text_key(messages, turns.joined(messages))
     if choices.dedupe == "longest":
         made.starts = duplicates.starts(messages)
     if choices.near is not None:
-        from vtools.clean import near
+        from vtools.clean import near_duplicates
 
-        made.sketch = near.sketch(messages)
+        made.sketch = near_duplicates.sketch(messages)
 
 
 def test(reason: str, judge: Callable[[Record], str | None]) -> Step:
@@ -144,13 +146,13 @@ def _read(made: Draft) -> None:
 def _html(engine: str, converter: str, made: Draft) -> str | None:
     before = made.record["messages"]
     if b"\1" in turns.shape(before):
-        texts = [html.without_controls(message["content"]) for message in before]
+        texts = [convert.without_controls(message["content"]) for message in before]
     else:
         texts = [message["content"] for message in before]
     answers = [place for place, message in enumerate(before) if message["role"] == "assistant"]
     tags = b"<" in turns.joined(before)
-    if tags or any([html.has_counter(texts[place]) for place in answers]):
-        converted = html.converted([texts[place] for place in answers], engine)
+    if tags or any([convert.has_counter(texts[place]) for place in answers]):
+        converted = convert.converted([texts[place] for place in answers], engine)
         for place, text in zip(answers, converted, strict=True):
             texts[place] = text
     made.record["messages"] = with_texts(before, texts)
@@ -164,7 +166,7 @@ def _converter(engine: str) -> str:
 
 def _readable(message: Message, engine: str) -> str:
     text: str = message["content"]
-    return html.to_markdown(text, engine) if message["role"] == "assistant" else html.without_controls(text)
+    return convert.to_markdown(text, engine) if message["role"] == "assistant" else convert.without_controls(text)
 
 
 def each(messages: list[Message], text_of: Callable[[Message], str]) -> list[Message]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vtools.jsonl import Reject
+from vtools.records.jsonl import Reject
 
 Message = dict[str, Any]
 # A text without one of these is empty: white space and zero-width characters show nothing.

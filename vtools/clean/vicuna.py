@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from vtools import conversation
-from vtools.clean import html
 from vtools.clean.filters import SHORTEST
+from vtools.clean.html import convert
 from vtools.clean.turns import Message
-from vtools.jsonl import Record, Reject
+from vtools.records import conversation
+from vtools.records.jsonl import Record, Reject
 
 BLOCKED = ("openai", "chatgpt")
 NOTICES = ("Too many requests in 1 hour. Try again later.", "!Too many requests in 1 hour. Try again later.")
@@ -69,7 +69,7 @@ def converted(messages: list[Message], engine: str) -> list[Message]:
         if word := next((word for word in BLOCKED if word in raw.lower()), None):
             raise Reject("blocked_word", f"messages[{place}]: {word}")
         is_answer = message["role"] == _GPT
-        text = (html.to_markdown(raw, engine) if is_answer else html.without_controls(raw)).strip()
+        text = (convert.to_markdown(raw, engine) if is_answer else convert.without_controls(raw)).strip()
         if not text or not text[0].isprintable() or not raw.strip()[0].isprintable():
             break
         if is_answer and text.startswith(NOTICES):

@@ -127,8 +127,8 @@ def apply_delta(
         apply.verify(Path(verify), _place(delta, ["*"]), quiet)
         return
     base, delta, out = _fill({"BASE": base, "DELTA": delta, "OUT": out}, operands or [])
-    from vtools import dtypes
-    from vtools.delta import add, apply, manifest
+    from vtools.delta import apply, apply_published, manifest
+    from vtools.weights import dtypes
 
     place = _place(delta, ["*"])
     if (place / manifest.NAME).exists():
@@ -140,7 +140,7 @@ def apply_delta(
             _place(base), place, Path(out), template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
         )
         return
-    add.add(
+    apply_published.add(
         _place(base), place, Path(out), dtype=dtypes.NAMES.get(add_dtype or ""), extra_rows=extra_rows,
         expect_sum=expect_sum, template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run,
     )  # fmt: skip
@@ -167,6 +167,6 @@ def _place(reference: str, patterns: list[str] | None = None) -> Path:
         raise UsageFailure(f"{reference}: one file of {int(shard[1])}; give the folder that holds them all")
     if path.is_file() and path.suffix != ".gguf":
         return path.parent if path.name == "delta.json" else path
-    from vtools import model
+    from vtools.models import reference as model
 
     return model.folder(reference, patterns)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from vtools import checkpoint, dtypes, jsonl, staging, tensor_files
-from vtools.checkpoint import STEP, WIDTHS, Files, Tensor
-from vtools.delta import bits, carry, manifest
+from vtools.delta import bits, manifest, other_files
 from vtools.delta.base_tensor import BaseStream, comparable
-from vtools.dtypes import Bytes
+from vtools.files import staging
 from vtools.process import Failure
+from vtools.records import jsonl
+from vtools.weights import dtypes, model_files, writing
+from vtools.weights.dtypes import Bytes
+from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor
 
 
 def apply(
@@ -26,7 +28,7 @@ def apply(
     """
     staging.check(out, [base, delta], force)
     wanted, identity = manifest.load(delta)
-    tensors = checkpoint.tensors(base)
+    tensors = model_files.tensors(base)
     parts, gaps = [], {}
     for file in wanted.files:
         if file.delta is None:
@@ -39,7 +41,7 @@ def apply(
             source = _source(base, delta, change, tensors)
             parts.append(_part(wanted, file, change, places[change.name], source))
     if template is not None:
-        carry.load_template(delta / manifest.CARRIED, template)
+        other_files.load_template(delta / manifest.CARRIED, template)
     free = staging.check_space(out, wanted.bytes)
     if dry_run:
         with jsonl.output(None) as lines:
@@ -47,7 +49,7 @@ def apply(
             names = {"made_from": wanted.base, "base": str(base), "delta": str(delta), "out": str(out)}
             lines.write({"dry_run": True, **counts, **names, "free": free})
         return
-    tensor_files.reuse_memory()
+    writing.reuse_memory()
     with (
         jsonl.output(None) as lines,
         staging.folder(out, [base, delta], force, f"apply-delta {identity} {template}") as work,
@@ -55,7 +57,7 @@ def apply(
     ):
         for file in wanted.files:
             if file.delta is not None:
-                tensor_files.allocate(work.fresh / file.path, file.bytes)
+                writing.allocate(work.fresh / file.path, file.bytes)
         with Files() as files:
             for file in wanted.files:
                 if file.delta is None:
@@ -67,9 +69,9 @@ def apply(
                 for (start, length), gap in zip(file.gaps(), gaps[file.path], strict=True):
                     files.write(work.fresh / file.path, start, memoryview(gap))
                     tick(length)
-        written = tensor_files.write(parts, work, jobs, lines, tick)
+        written = writing.write(parts, work, jobs, lines, tick)
         if template is not None:
-            carry.load_template(work.fresh, template).save(work.fresh)
+            other_files.load_template(work.fresh, template).save(work.fresh)
         totals = {"tensors": wanted.tensors, "bytes": wanted.bytes, "files": len(wanted.files)}
         totals["reused"] = written.reused
     with jsonl.output(None) as lines:
@@ -90,7 +92,7 @@ def _places(delta: Path, wanted: manifest.Manifest, file: manifest.File) -> dict
     path = delta / file.delta
     if not path.is_file():
         raise Failure(f"{path}: missing from the delta")
-    places = {place.name: place for place in checkpoint.read(path)}
+    places = {place.name: place for place in model_files.read(path)}
     if manifest.GAPS not in places:
         raise manifest.damaged(path, manifest.GAPS, "missing")
     for change in file.tensors:
@@ -146,14 +148,16 @@ def _source(base: Path, delta: Path, change: manifest.Change, tensors: dict[str,
 
 def _part(
     wanted: manifest.Manifest, file: manifest.File, change: manifest.Change, place: Tensor, source: Tensor | None
-) -> tensor_files.Part:
+) -> writing.Part:
     """How one tensor of the target is written and checked."""
     width = WIDTHS.get(change.dtype, 1)
 
     def chunks(files: Files) -> Iterator[Bytes]:
         base = BaseStream(files, source, change.dtype)
         start = place.start
-        for (_, length), stored in zip(checkpoint.pieces(change.bytes, wanted.chunk_bytes), change.chunks, strict=True):
+        for (_, length), stored in zip(
+            model_files.pieces(change.bytes, wanted.chunk_bytes), change.chunks, strict=True
+        ):
             payload = dtypes.empty(stored)
             files.read(place.file, start, payload.data)
             start += stored
@@ -175,12 +179,12 @@ def _part(
         if digest != change.blake3:
             raise manifest.damaged(place.file, change.name, "its BLAKE3 comes out wrong")
 
-    return tensor_files.Part(change.name, file.path, change.start, change.bytes, chunks, check)
+    return writing.Part(change.name, file.path, change.start, change.bytes, chunks, check)
 
 
 def _compare_files(base: Path, wanted: manifest.Manifest) -> None:
     """Say where the base's tokenizer or configuration is not the one that the delta was made beside."""
-    other = [name for name, digest in carry.hashes(base).items() if wanted.base_files.get(name, digest) != digest]
+    other = [name for name, digest in other_files.hashes(base).items() if wanted.base_files.get(name, digest) != digest]
     if other:
         print(
             f"vtools apply-delta: {base}: {', '.join(other)}: not as the delta's maker had it; not used, the result "
@@ -216,7 +220,7 @@ def verify(folder: Path, delta: Path, quiet: bool) -> None:
             lines.write({"file": file.path, "bytes": file.bytes, "sha256": found, "ok": found == file.sha256})
         known = {file.path for file in wanted.files}
         for path in sorted(folder.iterdir()):
-            if path.name not in known and checkpoint.looks_like_weights(path.name.removesuffix(".index.json")):
+            if path.name not in known and model_files.looks_like_weights(path.name.removesuffix(".index.json")):
                 wrong.append(f"{path}: not of the delta's target, and a program may load it instead")
         lines.write({"files": len(wanted.files), "sha256_verified": right, "out": str(folder)})
     if wrong:

@@ -8,8 +8,8 @@ import math
 import numpy as np
 from blake3 import blake3
 
-from vtools.checkpoint import STEP, WIDTHS, Files, Tensor, is_buffer, pieces
-from vtools.dtypes import FLOATS, Bytes, convert, empty
+from vtools.weights.dtypes import FLOATS, Bytes, convert, empty
+from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor, is_buffer, pieces
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 

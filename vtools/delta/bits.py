@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import zstandard
 
-from vtools.dtypes import FLOATS, Bytes, convert
+from vtools.weights.dtypes import FLOATS, Bytes, convert
 
 # Bytes of target in a chunk: zstd packs large ones better, raw ones stay in the processor's cache.
 CHUNKS = {"zstd": 4 << 20, "raw": 1 << 20}

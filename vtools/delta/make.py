@@ -16,11 +16,13 @@ from typing import Any
 import orjson
 from blake3 import blake3
 
-from vtools import checkpoint, dtypes, jsonl, staging, tensor_files
-from vtools.checkpoint import STEP, WIDTHS, Files, Tensor
-from vtools.delta import bits, carry, manifest
+from vtools.delta import bits, manifest, other_files
 from vtools.delta.base_tensor import BaseStream, match
+from vtools.files import staging
 from vtools.process import Failure
+from vtools.records import jsonl
+from vtools.weights import dtypes, model_files, writing
+from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor
 
 
 @dataclass
@@ -43,9 +45,9 @@ class Plan:
 
 def plan(base: Path, target: Path, quiet: bool) -> Plan:
     """Read all headers of both models. Raises Failure for anything that cannot be read as one."""
-    tensors = checkpoint.tensors(base)
-    checkpoint.weight_files(target)  # it must have some
-    files, left_out = checkpoint.model_files(target)
+    tensors = model_files.tensors(base)
+    model_files.weight_files(target)  # it must have some
+    files, left_out = model_files.model_files(target)
     if left_out and not quiet:
         print(f"vtools make-delta: not part of the model, left out: {', '.join(left_out)}", file=sys.stderr)
     root = target.parent if target.is_file() else target
@@ -53,8 +55,8 @@ def plan(base: Path, target: Path, quiet: bool) -> Plan:
     for path in files:
         file = root / path
         group = []
-        if target.is_file() or checkpoint.holds_weights(file):
-            group = list(_apart(checkpoint.read(file)))
+        if target.is_file() or model_files.holds_weights(file):
+            group = list(_apart(model_files.read(file)))
         if file.stat().st_size - sum(tensor.bytes for tensor in group) > manifest.LARGEST_GAPS or not group:
             carried.append(path)  # no weights, or hardly any: an optimizer's state beside them
             continue
@@ -99,7 +101,7 @@ def make(
             names = {"base": str(base), "target": str(target), "out": str(out)}
             lines.write({"dry_run": True, **counts, **others, **names, "free": free})
         return
-    tensor_files.reuse_memory()
+    writing.reuse_memory()
     with (
         jsonl.output(None) as lines,
         staging.folder(out, [base, target], force, f"make-delta {codec} {inputs}") as work,
@@ -107,7 +109,7 @@ def make(
         jsonl.progress("make-delta", quiet, size, "B") as tick,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        made = manifest.Manifest(name, carry.hashes(base), codec, bits.CHUNKS[codec], [])
+        made = manifest.Manifest(name, other_files.hashes(base), codec, bits.CHUNKS[codec], [])
         writer = _Writer(work_plan, work, files, pool, jobs, made, lines, tick)
         for number, path in enumerate(work_plan.weights, 1):
             made.files.append(writer.shard(path, f"delta-{number:05}-of-{len(work_plan.weights):05}.safetensors"))
@@ -183,7 +185,7 @@ class _Writer:
         self.files.write(place, position, memoryview(packed))
         stored.append((manifest.GAPS, "U8", [len(packed)], len(packed)))
         os.truncate(place, position + len(packed))  # an earlier run may have written more
-        self.files.write(place, 0, memoryview(checkpoint.header(stored, {"format": manifest.FORMAT}, room)))
+        self.files.write(place, 0, memoryview(model_files.header(stored, {"format": manifest.FORMAT}, room)))
         jsonl.sync(place)
         file.sha256, file.gaps_blake3 = sha256.hexdigest(), blake3(gaps).hexdigest()
         return file
@@ -198,13 +200,13 @@ class _Writer:
         if place.stat().st_size < position + length:
             return None
         digest = blake3()
-        for start, count in checkpoint.pieces(length, STEP):
+        for start, count in model_files.pieces(length, STEP):
             raw = dtypes.empty(count)
             self.files.read(place, position + start, raw.data)
             digest.update(raw.data)
         if digest.hexdigest() != noted["stored"]:
             return None
-        for start, count in checkpoint.pieces(target.bytes, STEP):
+        for start, count in model_files.pieces(target.bytes, STEP):
             raw = dtypes.empty(count)
             self.files.read(target.file, target.start + start, raw.data)
             sha256.update(raw.data)
@@ -228,7 +230,7 @@ class _Writer:
             chunks.append(len(payload))
             self.tick(length)
 
-        for start, length in checkpoint.pieces(target.bytes, self.made.chunk_bytes):
+        for start, length in model_files.pieces(target.bytes, self.made.chunk_bytes):
             raw = dtypes.empty(length)
             self.files.read(target.file, target.start + start, raw.data)
             digest.update(raw.data)

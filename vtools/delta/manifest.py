@@ -25,8 +25,8 @@ import orjson
 from blake3 import blake3
 
 from vtools import __version__
-from vtools.checkpoint import inside
 from vtools.process import Failure
+from vtools.weights.model_files import inside
 
 NAME = "delta.json"
 FORMAT, VERSION = "vtools-delta", 1

@@ -60,17 +60,17 @@ def export(
     ):
         if value is not None and to != fits:
             raise UsageFailure(f"{name} goes with --to {fits}")
-    from vtools import model as models
+    from vtools.models import reference as models
 
     source, target = Path(model), Path(out)
     if source.is_file() and target.exists() and target.samefile(source):
         raise UsageFailure(f"{out}: it is the model that is to be exported; choose another output file")
     place = models.folder(model)
     if to == "safetensors":
-        from vtools.export import resharding
+        from vtools.export import safetensors_files
 
-        largest = resharding.size(max_shard or "5GB")
-        resharding.write(
+        largest = safetensors_files.size(max_shard or "5GB")
+        safetensors_files.write(
             place, target, dtype=dtype, largest=largest, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
         )
         return

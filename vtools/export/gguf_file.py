@@ -20,13 +20,15 @@ from typing import IO, Any
 import gguf
 import numpy as np
 
-from vtools import checkpoint, dtypes, jsonl, staging
-from vtools import model as models
-from vtools.checkpoint import Files
-from vtools.dtypes import Bytes
-from vtools.export import architecture, conversion, llama_quantize, tensors, vocabulary
-from vtools.export.tensors import Entry
+from vtools.export import architecture, blocks, llama_quantize, tensor_names, vocabulary
+from vtools.export.tensor_names import Entry
+from vtools.files import staging
+from vtools.models import reference as models
 from vtools.process import Failure, UsageFailure
+from vtools.records import jsonl
+from vtools.weights import dtypes, model_files
+from vtools.weights.dtypes import Bytes
+from vtools.weights.model_files import Files
 
 ALIGNMENT = 32
 FILE_TYPES = {
@@ -57,7 +59,7 @@ def write(
     _check(out, folder, force)
     inputs = [path for pattern in models.HUB_FILES + models.HUB_PICKLED for path in folder.glob(pattern)]
     before = staging.fingerprint(inputs)
-    quantizer = llama_quantize.find() if kind in tensors.MIXES else None
+    quantizer = llama_quantize.find() if kind in tensor_names.MIXES else None
     work = plan(folder, name, "f16" if quantizer and not dry_run else kind, template, quiet)
     free = staging.check_space(out, work.bytes * 2 if quantizer else work.bytes)
     with jsonl.output(None) as lines:
@@ -106,9 +108,9 @@ def _check(out: Path, folder: Path, force: bool) -> None:
 def plan(folder: Path, name: str, kind: str, template: str | None, quiet: bool) -> Plan:
     """Read the configuration, the tokenizer and all headers. Raises Failure for a model that cannot be exported."""
     found = architecture.read(folder)
-    stored = checkpoint.tensors(folder)
-    found = replace(found, tied=found.tied and tensors.tied(stored))
-    entries = tensors.plan(folder, stored, found, kind)
+    stored = model_files.tensors(folder)
+    found = replace(found, tied=found.tied and tensor_names.tied(stored))
+    entries = tensor_names.plan(folder, stored, found, kind)
     if found.window and not quiet:
         print(
             f"vtools export: {folder}: attention sees {found.window} tokens back; llama.cpp's {found.name} sees all, "
@@ -135,7 +137,7 @@ def _write_tensors(stream: IO[bytes], work: Plan, jobs: int, quiet: bool) -> Ite
     stream.write(work.header)
     started = time.monotonic()
     with Files() as files, jsonl.progress("export", quiet, size, "B") as tick:
-        for (entry, raw, last), encoded in conversion.in_order(_blocks(work.entries, files), _encode, jobs):
+        for (entry, raw, last), encoded in blocks.in_order(_blocks(work.entries, files), _encode, jobs):
             stream.write(encoded.data)
             tick(len(raw))
             if last:
@@ -153,8 +155,8 @@ def _blocks(entries: list[Entry], files: Files) -> Iterator[tuple[Entry, Bytes, 
             yield entry, np.array(entry.values, "<f4").view(np.uint8), True
             continue
         row = source.bytes // source.shape[0]
-        step = conversion.rows_at_once(row, entry.head) * row
-        for start, length in checkpoint.pieces(source.bytes, step):
+        step = blocks.rows_at_once(row, entry.head) * row
+        for start, length in model_files.pieces(source.bytes, step):
             raw = dtypes.empty(length)
             files.read(source.file, source.start + start, raw.data)
             yield entry, raw, start + length == source.bytes
@@ -165,9 +167,9 @@ def _encode(block: tuple[Entry, Bytes, bool]) -> Bytes:
     if entry.source is None:
         return raw
     if entry.head:
-        raw = conversion.interleave(raw, entry.source.bytes // entry.shape[0], entry.head)
+        raw = blocks.interleave(raw, entry.source.bytes // entry.shape[0], entry.head)
     try:
-        return conversion.encode(raw, entry.source.dtype, entry.shape[-1], entry.type)
+        return blocks.encode(raw, entry.source.dtype, entry.shape[-1], entry.type)
     except ValueError as error:
         raise Failure(f"{entry.source.file}: tensor {entry.source.name}: {error}") from None
 
@@ -213,7 +215,7 @@ def _header(metadata: dict[str, Any], entries: list[Entry]) -> bytes:
                 kind = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
                 writer.add_key_value(key, value, kind)
         for entry in entries:
-            stored = tensors.ggml_type(entry.type)
+            stored = tensor_names.ggml_type(entry.type)
             writer.add_tensor_info(entry.name, entry.shape, np.dtype(np.float32), entry.bytes, stored)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

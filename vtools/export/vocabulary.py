@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vtools import pretokenizer, template
-from vtools.jsonl import Reject
-from vtools.model import Tokenizer
+from vtools.models import pretokenizer, template
+from vtools.models.reference import Tokenizer
 from vtools.process import Failure
+from vtools.records.jsonl import Reject
 
 # Kinds of tokens; SentencePiece's own numbers are the same.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from vtools import conversation, filtering, jsonl, options
-from vtools.jsonl import Record
+from vtools import options, provenance
+from vtools.records import conversation, filtering, jsonl
+from vtools.records.jsonl import Record
 
 
 def fetch(
@@ -49,7 +50,7 @@ def fetch(
             record["source"] = {"kind": conversation.shape(value), **origin.describe(), **named}
             if license:
                 record["source"]["license"] = license
-        return jsonl.stamp(record, "fetch")
+        return provenance.stamp(record, "fetch")
 
     with jsonl.output(out) as output:
         values = itertools.islice(source.values(sources or ["-"], origin), limit)

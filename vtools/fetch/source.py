@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vtools import __version__, bytestream, endpoint, jsonl
+from vtools import __version__, provenance
+from vtools.inference import endpoint
 from vtools.process import Failure
+from vtools.records import streams
 
 TRIES = 5
 LONGEST_WAIT = 60.0  # seconds
@@ -28,15 +30,15 @@ class Origin:
         return {"uri": self.uri} | ({"fetched_at": self.fetched_at} if self.fetched_at else {})
 
 
-def values(sources: list[str], origin: Origin) -> Iterator[bytestream.Value]:
+def values(sources: list[str], origin: Origin) -> Iterator[streams.Value]:
     """The raw values of files and http(s) URLs, one after the other; `origin` follows along."""
     for name in sources:
         if name.startswith(("http://", "https://")):
-            origin.uri, origin.fetched_at = name, jsonl.now()
-            yield from bytestream.split(download(name), name)
+            origin.uri, origin.fetched_at = name, provenance.now()
+            yield from streams.split(download(name), name)
         else:
             origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
-            yield from bytestream.values(name)
+            yield from streams.values(name)
 
 
 def download(url: str) -> Iterator[bytes]:
@@ -64,9 +66,9 @@ def download(url: str) -> Iterator[bytes]:
                     else:
                         skip = got if response.status_code == 200 else 0
                         if response.status_code == 206 and _start(response) != got:
-                            raise bytestream.Torn(f"the server did not go on at byte {got}")
+                            raise streams.Torn(f"the server did not go on at byte {got}")
                         if skip and validator and _validator(response) != validator:
-                            raise bytestream.Torn(f"the file changed on the server after byte {got}")
+                            raise streams.Torn(f"the file changed on the server after byte {got}")
                         validator = _validator(response)
                         for chunk in response.iter_raw():
                             fresh, skip = chunk[skip:], max(0, skip - len(chunk))
@@ -84,7 +86,7 @@ def download(url: str) -> Iterator[bytes]:
 
 
 def _refused(url: str, got: int, why: str) -> Exception:
-    return bytestream.Torn(f"the download broke off at byte {got}: {why}") if got else Failure(f"{url}: {why}")
+    return streams.Torn(f"the download broke off at byte {got}: {why}") if got else Failure(f"{url}: {why}")
 
 
 def _start(response: Any) -> int | None:

@@ -11,7 +11,7 @@ import typer
 from vtools import options
 
 if TYPE_CHECKING:
-    from vtools.journal import Task
+    from vtools.inference.journal import Task
 
 Price = Annotated[float | None, typer.Option(min=0.0, metavar="USD", help="Price per million tokens, for --dry-run.")]
 
@@ -102,9 +102,9 @@ def judge(
 
 def _seen_in_training(tasks: Sequence[Task], name: str, files: Sequence[str]) -> str:
     """Say on stderr which questions the training data holds; returns the line that sums it up. Raises Failure."""
-    from vtools import conversation, jsonl, overlap
-    from vtools.jsonl import Reject
     from vtools.process import Failure
+    from vtools.records import conversation, jsonl, overlap
+    from vtools.records.jsonl import Reject
 
     asked = {task.question.question.id: task.question.question for task in tasks if task.question}
     index = overlap.Index((name, question) for question in asked.values())

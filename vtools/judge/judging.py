@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from vtools import endpoint, journal, jsonl
-from vtools.endpoint import Client, EndpointError
-from vtools.journal import Task
-from vtools.jsonl import Record
-from vtools.judge import rubric, scores
+from vtools.inference import endpoint, journal
+from vtools.inference.endpoint import Client, EndpointError
+from vtools.inference.journal import Task
+from vtools.judge import prompt as rubric
+from vtools.judge import verdicts
 from vtools.judge.matches import Match
 from vtools.process import Failure
+from vtools.records import jsonl
+from vtools.records.jsonl import Record
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Judge:
             return {**record, "scores": None, "verdict": "tie", "parse": "identical", "len": lengths}
         messages = rubric.messages(match.question, *match.shown())
         replies = [self.client.complete(messages, **self.sampling)]
-        reading = scores.read(replies[0].text, cut=replies[0].finish == "length")
+        reading = verdicts.read(replies[0].text, cut=replies[0].finish == "length")
         if reading.verdict is None:
             said = {"role": "assistant", "content": replies[0].text}
             try:
@@ -46,7 +48,7 @@ class Judge:
                 if isinstance(failure, EndpointError) and failure.fatal:
                     raise
             else:
-                reading = scores.read(replies[1].text, cut=replies[1].finish == "length")
+                reading = verdicts.read(replies[1].text, cut=replies[1].finish == "length")
         record["judge_reported"] = replies[0].model
         record["scores"] = list(_in_order(reading.scores, match.order)) if reading.scores else None
         record["verdict"] = _in_names(reading.verdict, match.order)

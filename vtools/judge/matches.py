@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtools import bytestream, jsonl
-from vtools.journal import Task
-from vtools.jsonl import Record, Reject
+from vtools.inference.journal import Task
 from vtools.process import Failure
-from vtools.question import Answered, Question, read_answer, read_question
+from vtools.records import jsonl, streams
+from vtools.records.jsonl import Record, Reject
+from vtools.records.question import Answered, Question, read_answer, read_question
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Match:
 
 @dataclass(slots=True)
 class _Entry:
-    value: bytestream.Value
+    value: streams.Value
     record: Record | None
     answered: Answered | None
     reject: Reject | None
@@ -90,7 +90,7 @@ def _twice(answered: Answered) -> Reject:
 
 
 def _entries(file: str) -> Iterator[_Entry]:
-    for value in bytestream.values(file):
+    for value in streams.values(file):
         record = jsonl.parse(value)[0]
         if isinstance(record, Reject):
             yield _Entry(value, None, None, record)

@@ -60,11 +60,11 @@ def serve(
     if key is None and not listen.is_loopback(listener):
         raise UsageFailure(f"--host {host} is open to other machines: set {KEY} in the environment first")
 
-    from vtools import model
+    from vtools.models import reference as model
 
     for reference in named.values():
         model.folder(reference)
-    from vtools import generate
+    from vtools.inference import engine as generate
 
     threads = max(1, len(os.sched_getaffinity(0)) // len(named))
     engines = {}
@@ -73,7 +73,7 @@ def serve(
         # One token by the way that requests take: a model that loads may still not run.
         engines[name].complete([{"role": "user", "content": "Hello"}], max_tokens=1, temperature=0)
 
-    from vtools.serve.application import Api
+    from vtools.serve.api import Api
 
     events = listen.Events()
     api = Api(engines, key=key, most=max_requests, event=events.put)

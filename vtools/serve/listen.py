@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from vtools import jsonl
 from vtools.process import Failure, Interrupted, UsageFailure
+from vtools.records import jsonl
 
 GRACE = 25  # seconds that requests in flight are given to finish: spot machines give 30
 

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vtools import conversation, filtering, jsonl, options
+from vtools import options
 from vtools.process import UsageFailure
+from vtools.records import conversation, filtering, jsonl
 
 
 def split(
@@ -83,7 +84,7 @@ def split(
       vtools split clean.jsonl --tokenizer ./llama --overlong split-answer --stats split.json > train.jsonl
     """
     from vtools.split import segments, vicuna
-    from vtools.split.tally import Tally
+    from vtools.split.counts import Tally
 
     if tokenizer is None:
         raise UsageFailure("whose tokens? give --tokenizer MODEL (a folder, a hub id or a .gguf file)")

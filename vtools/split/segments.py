@@ -9,12 +9,14 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Literal
 
-from vtools import conversation, jsonl, model
-from vtools import template as templates
-from vtools.jsonl import Record, Reject
-from vtools.split import answers
-from vtools.split.counting import Rendering
-from vtools.template import Run
+from vtools import provenance
+from vtools.models import reference as model
+from vtools.models import template as templates
+from vtools.models.template import Run
+from vtools.records import conversation
+from vtools.records.jsonl import Record, Reject
+from vtools.split import cut_answers
+from vtools.split.token_counts import Rendering
 
 Messages = list[dict[str, Any]]
 Overlong = Literal["keep", "drop", "truncate", "split-answer"]
@@ -69,7 +71,7 @@ def split(
         whole, tokens = True, made[0].tokens
     if whole:
         counts = {"segments": 1, "turns_in": turns, "turns_out": turns}
-        return [Segment(jsonl.stamp(record, "split"), base, counts, tokens)]
+        return [Segment(provenance.stamp(record, "split"), base, counts, tokens)]
     if all(piece.reject for piece in made):
         return made[0].reject or Reject("overlong")
     made[0].counts["turns_in"] = turns
@@ -214,7 +216,7 @@ class _Talk:
     def _truncate(self, asked: Messages, replies: Messages, start: int) -> list[_Piece]:
         kept = list(asked)
         for reply in replies:
-            text = answers.truncate(reply["content"], self._counter(kept, reply), self.limit)
+            text = cut_answers.truncate(reply["content"], self._counter(kept, reply), self.limit)
             if text:
                 kept.append(reply | {"content": text})
             if text != reply["content"]:
@@ -239,7 +241,7 @@ class _Talk:
             if len(current) > len(asked) and self._counter(current, reply)(reply["content"]) > self.limit:
                 made.append(current)
                 current = list(asked)
-            parts = answers.parts(reply["content"], self._counter(current, reply), self.limit)
+            parts = cut_answers.parts(reply["content"], self._counter(current, reply), self.limit)
             if not parts:
                 return []
             for part in parts[:-1]:
@@ -255,7 +257,7 @@ class _Talk:
         pieces[0].counts |= {"turns_out": len(asked) + len(replies), "overlong": 1, "split_answers": 1}
         return pieces
 
-    def _counter(self, before: Messages, reply: dict[str, Any]) -> answers.Count:
+    def _counter(self, before: Messages, reply: dict[str, Any]) -> cut_answers.Count:
         """What a segment counts that ends with this reply, if its text is another."""
         lead = self.system + before
         return lambda text: self._rendering.count([*lead, reply | {"content": text}], trial=True)
@@ -276,7 +278,7 @@ def _records(record: Record, base: str, system: Messages, made: list[_Piece]) ->
             about |= {"index": sum(not one.reject for one in segments), "count": kept, "tokens": piece.tokens}
         made_of = record | {"id": name, "messages": system + piece.messages, "segment": about | piece.note}
         if not piece.reject:
-            jsonl.stamp(made_of, "split")
+            provenance.stamp(made_of, "split")
         segments.append(Segment(made_of, base, piece.counts, piece.tokens, piece.reject))
     return segments
 

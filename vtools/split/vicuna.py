@@ -6,12 +6,13 @@ import itertools
 import re
 from functools import lru_cache
 
-from vtools import conversation, model
-from vtools import template as templates
-from vtools.encoders import FIRST
-from vtools.jsonl import Record, Reject
-from vtools.split.counting import Counts
+from vtools.models import reference as model
+from vtools.models import template as templates
+from vtools.models.text_encoders import FIRST
+from vtools.records import conversation
+from vtools.records.jsonl import Record, Reject
 from vtools.split.segments import Segment, base_id
+from vtools.split.token_counts import Counts
 
 _EACH = 6  # what FastChat adds to each message for its role and separators
 _ROLES = ("human", "gpt")

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vtools import bytestream, conversation, filtering, jsonl, options
-from vtools.jsonl import Record, Reject
+from vtools import options
 from vtools.process import Failure, UsageFailure
+from vtools.records import conversation, filtering, jsonl, streams
+from vtools.records.jsonl import Record, Reject
 from vtools.stats import compare, counting, metrics
 
 
@@ -68,7 +69,7 @@ class _Input:
         self.files, self.counts, self.quiet = files, counts, quiet
         self.failure: Failure | None = None
 
-    def __iter__(self) -> Iterator[tuple[bytestream.Value, Record]]:
+    def __iter__(self) -> Iterator[tuple[streams.Value, Record]]:
         try:
             with jsonl.progress("stats", self.quiet) as tick:
                 for value in jsonl.values(self.files):

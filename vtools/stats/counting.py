@@ -9,9 +9,11 @@ from bisect import bisect_left
 from collections import Counter
 from typing import Any
 
-from vtools import bytestream, chart, conversation, filtering, language, model
-from vtools import template as templates
-from vtools.jsonl import Record, Reject
+from vtools import plots
+from vtools.models import reference
+from vtools.models import template as templates
+from vtools.records import conversation, filtering, language, streams
+from vtools.records.jsonl import Record, Reject
 
 TURNS = tuple(2**power for power in range(7))
 CHARACTERS = tuple(2**power for power in range(8, 18))
@@ -27,7 +29,7 @@ class Counted:
     def __init__(self, counts: filtering.Rejects, tokenizer: str | None) -> None:
         """`counts` takes the records that are no conversations; `tokenizer` is a model reference."""
         self.counts, self.before = counts, counts.reasons.copy()
-        self.encoder = templates.encoders(model.tokenizer(tokenizer))[0] if tokenizer else None
+        self.encoder = templates.encoders(reference.tokenizer(tokenizer))[0] if tokenizer else None
         self.tells_languages = importlib.util.find_spec("pycld2") is not None
         self.records = self.messages = self.characters = self.tokens = self.segments = self.ids_given = 0
         self.roles, self.languages = Counter[str](), Counter[str]()
@@ -37,7 +39,7 @@ class Counted:
         self.waiting: list[list[str]] = []  # texts of the records that are not tokenised yet
         self.waiting_size = 0
 
-    def add(self, value: bytestream.Value, given: Record) -> None:
+    def add(self, value: streams.Value, given: Record) -> None:
         """Count one object: a record of any shape, or a line of a rejects file."""
         if "reason" in given and "stage" in given:
             _tally(self.reasons, f"{given['stage']}: {given['reason']}")
@@ -152,4 +154,4 @@ def _tally(counts: Counter[str], name: str) -> None:
 def draw(summary: dict[str, Any], path: str) -> None:
     """Draw how many records have how many turns, characters and tokens."""
     panels = {f"Records by {name}": summary[key] for key, name in HISTOGRAMS.items() if key in summary}
-    chart.histograms(path, "Records", panels)
+    plots.histograms(path, "Records", panels)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from vtools import chart
-from vtools.jsonl import Record
+from vtools import plots
 from vtools.process import Failure
+from vtools.records.jsonl import Record
 
 
 def sum_up(steps: list[Record]) -> dict[str, Any]:
@@ -34,4 +34,4 @@ def draw(steps: list[Record], path: str) -> None:
         series[name] = sorted(points.items())
     if not any(series.values()):
         raise Failure("no loss in these metrics, so there is nothing to draw")
-    chart.lines(path, "Loss", series, "step", "loss a trained token")
+    plots.lines(path, "Loss", series, "step", "loss a trained token")

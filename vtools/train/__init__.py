@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from vtools import jsonl, options, process
+from vtools import options, process
+from vtools.records import jsonl
 
 # What made the published models (LMSYS 2023, Stanford 2023); a flag that is given wins.
 PRESETS: dict[str, dict[str, Any]] = {

@@ -21,8 +21,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from transformers import PreTrainedModel
 
-from vtools import jsonl
 from vtools.process import Failure
+from vtools.records import jsonl
 from vtools.train.ranks import Ranks
 
 NOTE = "note.json"

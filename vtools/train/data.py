@@ -10,10 +10,10 @@ from array import array
 from pathlib import Path
 from typing import Any, Literal
 
-from vtools import conversation, filtering
-from vtools.jsonl import Record, Reject
+from vtools.models.template import Template
 from vtools.process import Failure
-from vtools.template import Template
+from vtools.records import conversation, filtering
+from vtools.records.jsonl import Record, Reject
 
 Overlong = Literal["truncate", "drop", "error"]
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtools import model, template
+from vtools.models import reference, template
 from vtools.process import Failure, UsageFailure
-from vtools.train import data, plan, tokens
+from vtools.train import data, token_cache
+from vtools.train import schedule as plan
 from vtools.train.data import Corpus, Overlong
 
 DEFAULT_MAX_TOKENS = 2048
@@ -93,7 +94,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
 
     Without `weights`, a hub model's are not downloaded.
     """
-    tokenizer = model.tokenizer(request.model)
+    tokenizer = reference.tokenizer(request.model)
     chosen = template.load(request.template, tokenizer)
     vocabulary, limit = _sizes(tokenizer.folder)
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
@@ -113,14 +114,14 @@ def read(request: Request, weights: bool = True) -> Inputs:
     quiet = request.quiet or not first
     held_out = None
     if request.evaluation:
-        held_out = tokens.read(
+        held_out = token_cache.read(
             request.evaluation, chosen, max_tokens, request.overlong,
             rejects=os.devnull if request.rejects else None, jobs=request.jobs, quiet=True,
         )  # fmt: skip
         if held_out.rejected and not quiet:
             print(held_out.line().replace("vtools train:", "vtools train: --eval:"), file=sys.stderr)
     rejects = request.rejects if first or not request.rejects else os.devnull
-    corpus = tokens.read(
+    corpus = token_cache.read(
         request.data, chosen, max_tokens, request.overlong, rejects=rejects, jobs=request.jobs, quiet=quiet
     )
     largest = max(corpus.largest, held_out.largest if held_out else 0)
@@ -136,7 +137,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
             f"the whole run is one step ({len(corpus)} conversations, --batch {request.batch}), and it is warm-up, "
             f"at rate 0: nothing would be learned; lower --batch, raise --epochs, or give --warmup 0"
         )
-    folder = model.folder(request.model) if weights else tokenizer.folder
+    folder = reference.folder(request.model) if weights else tokenizer.folder
     return Inputs(
         folder, chosen.name, chosen.source, corpus, held_out, max_tokens, rope, steps, warmup, _ranks_here(request)
     )
@@ -158,7 +159,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     inputs = read(request, weights=False)
     corpus = inputs.corpus
     if not request.quiet:
-        chosen = template.load(request.template, model.tokenizer(request.model))
+        chosen = template.load(request.template, reference.tokenizer(request.model))
         on, off = ("\x1b[1;32m", "\x1b[0m") if _colour() else ("⟦", "⟧")
         print(f"--- the first conversation ({chosen.name}); what is trained is marked", file=sys.stderr)
         print(data.marked(corpus, 0, chosen, on, off), file=sys.stderr)
@@ -202,7 +203,7 @@ def _in_words(report: dict[str, Any], request: Request) -> str:
 
 def run(request: Request, out: Path) -> None:
     """Train and save; `out` is locked by the caller. Raises Failure, TryAgain."""
-    if out.resolve() == model.folder(request.model).resolve():
+    if out.resolve() == reference.folder(request.model).resolve():
         raise UsageFailure(f"--out {out}: that is the base model; choose another folder")
     inputs = read(request)
     from vtools.train import launch, rank

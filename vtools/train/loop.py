@@ -19,7 +19,8 @@ from transformers import PreTrainedModel
 
 from vtools import process
 from vtools.process import Failure
-from vtools.train import checkpoint, device, plan, shard
+from vtools.train import checkpoint, device, shard
+from vtools.train import schedule as plan
 from vtools.train.data import Corpus
 from vtools.train.loss import summed_loss
 from vtools.train.pack import pack

@@ -14,22 +14,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from vtools import jsonl, model, template
+from vtools import machine
+from vtools.models import reference, template
 from vtools.process import Failure
-from vtools.train import (
-    attention,
-    checkpoint,
-    device,
-    estimate,
-    export,
-    loop,
-    lora,
-    machine,
-    pack,
-    provenance,
-    sample,
-    shard,
-)
+from vtools.records import jsonl
+from vtools.train import attention, checkpoint, device, loop, lora, pack, run_identity, sample, save, shard
+from vtools.train import memory as estimate
 from vtools.train.job import Inputs, Request
 from vtools.train.ranks import Ranks
 
@@ -52,7 +42,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     first = ranks.rank == 0
     device.prepare(ranks.device)
     dtype = device.compute_dtype(request.dtype, ranks.device)
-    identity = provenance.identity(request, inputs, str(dtype).removeprefix("torch."))
+    identity = run_identity.identity(request, inputs, str(dtype).removeprefix("torch."))
     found = _earlier(job, identity, ranks)
     if found == "finished":
         if first:
@@ -90,7 +80,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     if isinstance(found, tuple):
         trainer.restore(*found)
     resumed = trainer.result.step
-    text = template.load(request.template, model.tokenizer(request.model))
+    text = template.load(request.template, reference.tokenizer(request.model))
     peak = machine.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
 
     def share(lengths: Sequence[int]) -> float:
@@ -107,7 +97,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         write({"step": resumed, **inputs.summary()})
         with jsonl.progress("train", request.quiet or not first, inputs.steps, " steps") as tick:
             result = trainer.run(write, tick, samples if request.samples else None, share if peak else None)
-    export.export(network, text, out, request.save_dtype, provenance.describe(request, inputs, identity, result), ranks)
+    save.export(network, text, out, request.save_dtype, run_identity.describe(request, inputs, identity, result), ranks)
     if first:
         if request.keep is None:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -256,17 +246,17 @@ def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[Path, di
     others = [other for other in ranks.gathered(identity) if other != identity]
     if others:
         raise Failure(
-            f"the machines were not given the same run: {'; '.join(provenance.differences(others[0], identity))}"
+            f"the machines were not given the same run: {'; '.join(run_identity.differences(others[0], identity))}"
         )
     found: tuple[Path, dict[str, Any]] | str | Failure | None = None
     if ranks.rank == 0:
         try:
-            if not folder.exists() and (out / "config.json").exists() and not (out / provenance.FILE).exists():
+            if not folder.exists() and (out / "config.json").exists() and not (out / run_identity.FILE).exists():
                 raise Failure(f"{out}: holds a model that `vtools train` did not make; choose another --out")
             if job.request.resume:
-                found = "finished" if provenance.finished(out, identity) else checkpoint.latest(folder)
+                found = "finished" if run_identity.finished(out, identity) else checkpoint.latest(folder)
             if isinstance(found, tuple):
-                provenance.refuse_differences(out, found[1]["run"], identity)
+                run_identity.refuse_differences(out, found[1]["run"], identity)
         except Failure as failure:
             found = failure
     found = ranks.gathered(found)[0]
@@ -282,7 +272,7 @@ def _clear(request: Request, out: Path, step: int) -> None:
     folder = out / "checkpoints"
     if not request.resume:
         shutil.rmtree(folder, ignore_errors=True)
-        (out / provenance.FILE).unlink(missing_ok=True)
+        (out / run_identity.FILE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.clear(folder, step)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
-from vtools.template import Template
+from vtools.models.template import Template
 from vtools.train import shard
 from vtools.train.data import Corpus
 from vtools.train.ranks import Ranks

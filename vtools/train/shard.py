@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from vtools.checkpoint import weight_files
 from vtools.process import Failure
 from vtools.train import attention
+from vtools.weights.model_files import weight_files
 
 # What `selective` keeps: products and attention, which are dear; norms, rotations and activations are made again.
 KEPT = {

@@ -1,0 +1,142 @@
+"""Questions in, answers out: the filter side of `vtools chat`."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from vtools.inference import endpoint, journal
+from vtools.inference.endpoint import Client
+from vtools.inference.journal import Task
+from vtools.process import Failure
+from vtools.records import jsonl, streams
+from vtools.records.jsonl import Record, Reject
+from vtools.records.question import Question, read_question
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    max_tokens: int | None  # None: as many as fit
+    temperature: float
+    top_p: float
+    seed: int | None
+
+    def options(self) -> dict[str, Any]:
+        """As keyword arguments of a client."""
+        return dataclasses.asdict(self)
+
+
+def answer_all(
+    files: list[str],
+    model: str | None,
+    base_url: str | None,
+    template: str | None,
+    system: str | None,
+    sampling: Sampling,
+    timeout: float,
+    *,
+    text: bool = False,
+    out: str | None = None,
+    rejects: str | None = None,
+    stats: str | None = None,
+    jobs: int = 1,
+    dry_run: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Ask every question of the files and write the answers. Raises Failure if some got none."""
+    if dry_run:
+        _tell(_tasks(files, text), model, base_url)
+        return
+    client, name = endpoint.connect(model, base_url, template=template, timeout=timeout)
+    keys = journal.Keys()
+
+    def tasks() -> Iterator[Task]:
+        for task in _tasks(files, text):
+            if task.question:
+                asked = dataclasses.asdict(task.question)
+                task.key = keys.unique(journal.key("chat", name, system, asked, sampling.options()))
+            yield task
+
+    def ask(task: Task) -> Record:
+        return answer(client, name, task.question, system, sampling, task.key)
+
+    def write_text(output: jsonl.Output, record: Record) -> None:
+        output.stream.write("".join(f"{turn}\n" for turn in record["turns"]).encode())
+        if output.flush:
+            output.stream.flush()
+
+    complaint = journal.run(
+        "chat", tasks(), ask, out=out, write=write_text if text else jsonl.Output.write,
+        rejects=rejects, stats=stats, jobs=jobs, quiet=quiet,
+    )  # fmt: skip
+    client.close()
+    if complaint:
+        raise Failure(complaint)
+
+
+def answer(client: Client, model: str, question: Question, system: str | None, sampling: Sampling, key: str) -> Record:
+    """Put a question to a model turn by turn and return the answer record."""
+    messages = opening(question.context, system)
+    answers = []
+    for turn in question.turns:
+        messages.append({"role": "user", "content": turn})
+        answers.append(client.complete(messages, **sampling.options()))
+        messages.append({"role": "assistant", "content": answers[-1].text})
+    record: Record = {"id": question.id, "model": model, **question.fields()}
+    record["turns"] = [reply.text for reply in answers]
+    record["finish"] = [reply.finish for reply in answers]
+    usages = [reply.usage for reply in answers if reply.usage]
+    if usages:
+        record["usage"] = {name: sum(usage[name] for usage in usages) for name in endpoint.TOKENS}
+    return {**record, "ms": sum(reply.ms for reply in answers), "key": key}
+
+
+def opening(context: list[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
+    """A copy of the conversation so far, with the system message where it has none."""
+    if system and not any(message["role"] == "system" for message in context):
+        return [{"role": "system", "content": system}, *context]
+    return list(context)
+
+
+def _tasks(files: list[str], text: bool) -> Iterator[Task]:
+    if text:
+        yield from _lines(files)
+        return
+    for value in jsonl.values(files):
+        record, repaired = jsonl.parse(value)
+        task = Task(value, None if isinstance(record, Reject) else record, repaired=repaired)
+        try:
+            if isinstance(record, Reject):
+                raise record
+            task.question = read_question(record)
+        except Reject as reject:
+            task.reject = reject
+        yield task
+
+
+def _lines(files: list[str]) -> Iterator[Task]:
+    """Every line that is not blank as a question."""
+    for file in files or ["-"]:
+        with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
+            for number, line in enumerate(iter(stream.readline, b""), 1):
+                if asked := line.decode(errors="replace").strip():
+                    value = streams.Value(line, "stdin" if file == "-" else file, number)
+                    yield Task(value, {"prompt": asked}, read_question({"prompt": asked}))
+
+
+def _tell(tasks: Iterator[Task], model: str | None, base_url: str | None) -> None:
+    questions = turns = unreadable = 0
+    for task in tasks:
+        questions += task.question is not None
+        turns += len(task.question.turns) if task.question else 0
+        unreadable += task.reject is not None
+    place = endpoint.where(model, base_url) or "this process"
+    print(
+        f"vtools chat: would ask {model or 'the model'} at {place} {questions} questions ({turns} turns); "
+        f"{unreadable} records hold no question",
+        file=sys.stderr,
+    )

@@ -1,0 +1,69 @@
+"""HTML answers to Markdown, and nothing done to any other text."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROLS = bytes([*range(9), 11, 12, *range(14, 32)])
+_TO_NUL = bytes(0 if byte in _CONTROLS else byte for byte in range(256))
+# Another site's counter, which it put before the message it copied.
+_COUNTER = re.compile(r"(?:\s*+Copy\d++ chars / \d++ words)++")
+# A message is HTML if it begins with a block of it; ChatGPT's pager ("2 / 3") may stand before.
+_HTML = re.compile(
+    r"\s*(?:\d+ / \d+\s*)?"
+    r"(?=<(?:div|p|ul|ol|pre|h[1-6]|table|blockquote|section|article|figure|hr)(?=[\s/>])[^<>]*+>)",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"^ {0,3}```", re.MULTILINE)
+
+
+def looks_like_html(text: str) -> bool:
+    """Whether an answer is HTML: it begins with a block, and holds no Markdown fence outside `<pre>`."""
+    return _start(text) is not None
+
+
+def _start(text: str) -> int | None:
+    """Where the HTML of an answer begins; None if it is not HTML."""
+    match = _HTML.match(text)
+    fenced = match is not None and "```" in text and "<pre" not in text and _FENCE.search(text)
+    return None if match is None or fenced else match.end()
+
+
+def has_counter(text: str) -> bool:
+    """Whether another site's counter stands before the message."""
+    return _COUNTER.match(text) is not None
+
+
+def without_controls(text: str) -> str:
+    """Text without control characters; tabs and line ends stay."""
+    raw = text.encode("utf-8", "surrogatepass")
+    if b"\0" not in raw.translate(_TO_NUL):  # many times as fast as a search for any of them
+        return text
+    return raw.translate(None, _CONTROLS).decode("utf-8", "surrogatepass")
+
+
+def to_markdown(text: str, engine: str) -> str:
+    """The Markdown of an answer; one that is not HTML is returned as it is. Raises Reject("html_parse").
+
+    The result never looks like HTML, so a second pass changes nothing.
+    """
+    return converted([without_controls(text)], engine)[0]
+
+
+def converted(texts: list[str], engine: str) -> list[str]:
+    """The same for several answers without control characters."""
+    texts = [_without_counter(text) for text in texts]
+    pages = {place: text[start:] for place, text in enumerate(texts) if (start := _start(text)) is not None}
+    if pages:
+        from vtools.clean.html import engines
+
+        for place, text in zip(pages, engines.convert(list(pages.values()), engine), strict=True):
+            text = _without_counter(text)
+            # A tag that was text in the HTML is escaped, if it would look like HTML again.
+            texts[place] = text.replace("<", "\\<", 1) if looks_like_html(text) else text
+    return texts
+
+
+def _without_counter(text: str) -> str:
+    counter = _COUNTER.match(text)
+    return text[counter.end() :] if counter else text

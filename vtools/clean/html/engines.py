@@ -1,0 +1,77 @@
+"""HTML to Markdown by the engines, which lay out a small HTML document; neither is imported before it is needed."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+from collections.abc import Callable
+
+from vtools.clean.html import fast_path, page, placeholders
+from vtools.records.jsonl import Reject
+
+Engine = Callable[[str], str]
+_BESIDE_BLOCKS = re.compile(" ?(</?(?:p|div|[uo]l|li|h[1-6r]|blockquote|t(?:able|[rdh]))(?: [^<>]*)?>) ?")
+
+
+def convert(texts: list[str], engine: str) -> list[str]:
+    """The Markdown of HTML messages. Raises Reject("html_parse") when no engine takes one of them."""
+    try:
+        documents = [fast_path.document(text) or page.document(text) for text in texts]
+        engines = chosen(engine)
+        laid_out = _together(documents, engines[0]) or [_alone(document, engines) for document in documents]
+        return [placeholders.restored(text, document.kept) for text, document in zip(laid_out, documents, strict=True)]
+    except Exception as error:  # one message must not end the run
+        raise Reject("html_parse", f"{type(error).__name__}: {error}"[:500]) from None
+
+
+def _together(documents: list[placeholders.Document], engine: Engine) -> list[str] | None:
+    """All documents laid out as one, which saves the engine's start on each; None if that fails."""
+    try:
+        parts = engine(f"<p>{placeholders.END}</p>".join([document.html for document in documents])).split(
+            placeholders.END
+        )
+    except Exception:
+        return None
+    return parts if len(parts) == len(documents) else None
+
+
+def _alone(document: placeholders.Document, engines: tuple[Engine, ...]) -> str:
+    first, *others = engines
+    try:
+        return first(document.html)
+    except Exception:
+        if not others:
+            raise
+        return others[0](document.html)
+
+
+@functools.cache
+def chosen(name: str) -> tuple[Engine, ...]:
+    """The engines to try, in order: `auto` and `fast` begin with turbohtml where it is installed."""
+    if importlib.util.find_spec("turbohtml") is None:
+        return (reference,)
+    return (reference, fast) if name == "reference" else (fast, reference)
+
+
+def fast(document: str) -> str:
+    """turbohtml."""
+    return _turbohtml()(document)
+
+
+def reference(document: str) -> str:
+    """markdownify, which keeps white space beside some blocks."""
+    from vtools.clean.html.markdownify_engine import Converter
+
+    return Converter().convert(_BESIDE_BLOCKS.sub(r"\1", document))
+
+
+@functools.cache
+def _turbohtml() -> Engine:
+    from turbohtml import Markdown, parse_fragment
+
+    style = Markdown(
+        escaping=Markdown.Escaping(mode="none", asterisks=False, underscores=False),
+        tables=Markdown.Tables(cell_blocks="text"),
+    )
+    return lambda document: parse_fragment(document).to_markdown(style)

@@ -1,0 +1,271 @@
+# ruff: noqa: TID253  imported lazily by the command
+"""apply-delta for deltas without delta.json, as FastChat and Alpaca published them: result = base + delta, rounded.
+
+The layout follows the delta's files; .bin files become safetensors ones. Nothing says which base is the right one, so
+what can be told from the numbers is checked: see `_check_numbers`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vtools.delta import bits, manifest, other_files
+from vtools.delta.base_tensor import TIED, BaseStream, comparable, mean_row
+from vtools.files import staging
+from vtools.models import reference
+from vtools.process import Failure, UsageFailure
+from vtools.records import jsonl
+from vtools.weights import dtypes, model_files, writing
+from vtools.weights.dtypes import FLOATS, Bytes
+from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor, is_buffer
+
+SUM_TOLERANCE = 0.01  # that of Alpaca's own check
+SAMPLE = 1 << 20  # elements looked at in a tensor
+
+
+@dataclass
+class Plan:
+    """What there is to do, known from headers and a look at the numbers."""
+
+    files: dict[str, list[writing.Entry]]  # of weights, and their tensors
+    carried: dict[str, Path]
+    rows: int | None  # of the embedding
+    dtype: str | None  # of all tensors, if it is one
+    buffers: list[Tensor]
+
+
+def add(
+    base: Path, delta: Path, out: Path, *, dtype: str | None, extra_rows: str | None, expect_sum: float | None,
+    template: str | None, jobs: int, force: bool, quiet: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """Write base + delta as the folder `out`; stdout gets a line a tensor and one with the totals. Raises Failure.
+
+    `dtype` (F16, BF16, F32) is that of the sum, else each tensor's own in the delta.
+    """
+    if template is not None and delta.is_file():
+        raise UsageFailure("--template needs the delta's tokenizer: give the folder of the delta, not one file")
+    staging.check(out, [base, delta], force)
+    inputs = staging.fingerprint([base, delta])
+    work_plan = plan(base, delta, dtype, extra_rows)
+    if template is not None:
+        other_files.load_template(_root(delta), template)
+    entries = [entry for group in work_plan.files.values() for entry in group]
+    weights = sum(entry.bytes for entry in entries)
+    total = weights + sum(len(writing.header(group)) for group in work_plan.files.values())
+    total += sum(source.stat().st_size for source in work_plan.carried.values())
+    free = staging.check_space(out, total)
+    totals: dict[str, Any] = {"tensors": len(entries), "bytes": total}
+    if dry_run:
+        with jsonl.output(None) as lines:
+            named = {"base": str(base), "delta": str(delta), "out": str(out)}
+            lines.write({"dry_run": True, **totals, **named, "free": free})
+        return
+    writing.reuse_memory()
+    making = f"add {dtype} {extra_rows} {template} {inputs}"
+    with (
+        jsonl.output(None) as lines,
+        staging.folder(out, [base, delta], force, making) as work,
+        jsonl.progress("apply-delta", quiet, weights, "B") as tick,
+    ):
+        parts = writing.begin(work_plan.files, work)
+        if expect_sum is not None:
+            for part, entry in zip(parts, entries, strict=True):
+                part.measure = functools.partial(_total, entry.dtype)
+        written = writing.write(parts, work, jobs, lines, tick)
+        if expect_sum is not None:
+            _check_sum(written.measured, expect_sum, work_plan.buffers)
+            totals["sum"] = round(written.measured, 4)
+        for path, source in sorted(work_plan.carried.items()):
+            staging.copy(source, work.fresh / path)
+        reference.fit_config(work.fresh, work_plan.dtype, work_plan.rows)
+        if template is not None:
+            other_files.load_template(work.fresh, template).save(work.fresh)
+        staging.unchanged([base, delta], inputs)
+    totals |= {"files": len(work_plan.files) + len(work_plan.carried), "reused": written.reused, "verified": False}
+    with jsonl.output(None) as lines:
+        lines.write({**totals, "out": str(out)})
+    if not quiet:
+        print(
+            f"vtools apply-delta: {len(entries)} tensors added, {total:,} bytes; {delta} has no delta.json, so "
+            "neither base nor result could be checked",
+            file=sys.stderr,
+        )
+        own = reference.chat_template(out, reference.read_json(out / "tokenizer_config.json"))
+        if template is None and delta.is_dir() and not own:
+            print(
+                f"vtools apply-delta: {out}: no chat template of its own; --template NAME stores one (vicuna-v1.1 for "
+                "Vicuna 1.1 to 1.5, vicuna-v0 for the first, alpaca for Alpaca)",
+                file=sys.stderr,
+            )
+
+
+def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None) -> Plan:
+    """Read all headers, and of the largest tensors enough to tell a delta. Raises Failure for what is none."""
+    sources = model_files.weight_files(delta)
+    stored = {file: model_files.read(file) for file in sources}
+    if any(tensor.name == manifest.GAPS for group in stored.values() for tensor in group):
+        raise Failure(f"{delta}: made by make-delta, but {manifest.NAME} is missing; give the delta's whole folder")
+    tensors = model_files.tensors(base)
+    changes: dict[str, Tensor] = {}
+    for tensor in itertools.chain(*stored.values()):
+        if not is_buffer(tensor.name):
+            changes[tensor.name] = tensor
+    _check_names(base, delta, tensors, changes, extra_rows)
+    _check_missing(base, delta, tensors, changes)
+    _check_numbers(delta, tensors, changes)
+    rows = next((change.shape[0] for name, change in changes.items() if name.endswith("embed_tokens.weight")), None)
+    if rows is not None:
+        other_files.check_vocabulary(_root(delta), rows)
+    files: dict[str, list[writing.Entry]] = {}
+    for file, group in stored.items():
+        path = _name(delta, file) if len(stored) > 1 else "model.safetensors"
+        if path in files:
+            raise Failure(f"{file}: another file of the delta becomes {path} too; rename one")
+        files[path] = [
+            _sum_of(_source(tensors, change), change, dtype or change.dtype, extra_rows)
+            for change in group
+            if changes.get(change.name) is change
+        ]
+    kinds = {entry.dtype for group in files.values() for entry in group}
+    paths, _ = model_files.model_files(delta)
+    root = _root(delta)
+    carried = {path: root / path for path in paths if root / path not in stored and not model_files.about_weights(path)}
+    for name in ("config.json", "generation_config.json"):  # FastChat takes the base's; a delta's own knows more
+        if name not in carried and base.is_dir() and (base / name).is_file():
+            carried[name] = base / name
+    every = itertools.chain(tensors.values(), *stored.values())
+    buffers = [tensor for tensor in every if is_buffer(tensor.name) and tensor.dtype in FLOATS]
+    return Plan(files, carried, rows, kinds.pop() if len(kinds) == 1 else None, buffers)
+
+
+def _root(delta: Path) -> Path:
+    return delta.parent if delta.is_file() else delta
+
+
+def _source(tensors: dict[str, Tensor], change: Tensor) -> Tensor:
+    return tensors.get(change.name) or tensors[TIED[change.name]]
+
+
+def _name(delta: Path, file: Path) -> str:
+    """The result's file for one of the delta's: safetensors, numbered and placed as the delta's are."""
+    return str(file.relative_to(delta).with_name(re.sub(r"^pytorch_model", "model", file.stem) + ".safetensors"))
+
+
+def _check_names(
+    base: Path, delta: Path, tensors: dict[str, Tensor], changes: dict[str, Tensor], extra_rows: str | None
+) -> None:
+    """Raise Failure unless base and delta hold the same tensors, in shapes that can be added."""
+    for change in changes.values():
+        found = tensors.get(change.name) or tensors.get(TIED.get(change.name, ""))
+        if found is None:
+            raise Failure(f"{delta}: tensor {change.name} is not in the base {base}: not a delta of this base")
+        if change.dtype not in FLOATS or not comparable(found, change.dtype, change.shape):
+            raise Failure(f"tensor {change.name}: {found} in {base}, {change} in {delta}: not a delta of this base")
+        if change.shape[:1] < found.shape[:1]:
+            raise Failure(f"tensor {change.name}: {found} in {base}, {change} in {delta}: the base has more rows")
+        if change.shape[:1] > found.shape[:1] and extra_rows is None:
+            raise Failure(
+                f"tensor {change.name}: {found} in {base}, {change} in {delta}: the delta adds rows, and does not say "
+                "to what: --extra-rows zero (Vicuna v0) or --extra-rows mean (Alpaca)"
+            )
+
+
+def _check_missing(base: Path, delta: Path, tensors: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
+    """Raise Failure if the base has weights that the delta lacks, but for an output matrix that the result ties."""
+    missing = {name for name in tensors.keys() - changes.keys() if not is_buffer(name)}
+    place = next((place for place in (_root(delta), base) if (place / "config.json").is_file()), None)
+    if place and reference.read_json(place / "config.json").get("tie_word_embeddings"):
+        missing -= TIED.keys()
+    if missing:
+        raise Failure(f"{delta}: no tensor {min(missing)}, which the base {base} has: not a delta of this base")
+
+
+def _check_numbers(delta: Path, tensors: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
+    """Raise Failure for a delta that is a whole model, or that the base holds already.
+
+    The changes of real fine-tunes are a tenth of the weights or less. And a base B + D, regressed on the delta D, has
+    the slope 1 in every matrix, where that of B is near 0.
+    """
+    largest = sorted(changes.values(), key=lambda change: (-change.bytes, change.name))[:16]
+    ratios, slopes = [], []
+    with Files() as files:
+        for change in largest:
+            source = _source(tensors, change)
+            length = min(change.bytes // WIDTHS[change.dtype], source.bytes // WIDTHS[source.dtype])
+            ours, theirs = (_sample(files, tensor, length) for tensor in (source, change))
+            real = np.isfinite(ours) & np.isfinite(theirs)
+            ours, theirs = ours[real], theirs[real]
+            spread = float(theirs.std()) if len(theirs) else 0.0
+            if spread:
+                ratios.append(float(ours.std()) / spread)
+                if ratios[-1] / len(ours) ** 0.5 < 0.05:  # the standard error of the slope
+                    slopes.append(float(((ours - ours.mean()) * (theirs - theirs.mean())).mean()) / spread**2)
+    if ratios and statistics.median(ratios) < 2:
+        raise Failure(f"{delta}: its tensors are as large as the base's own: this is a whole model, not a delta")
+    if len(slopes) >= 4 and all(0.75 < slope < 1.25 for slope in slopes):
+        raise Failure(
+            f"{delta}: the base holds this delta already (slope {slopes[0]:.2f}): it was applied to it before"
+        )
+
+
+def _sample(files: Files, tensor: Tensor, length: int) -> np.ndarray:
+    """Of the first `length` elements at most SAMPLE, in stretches spread over all of them, in double precision."""
+    width = WIDTHS[tensor.dtype]
+    stretches = 1 if length <= SAMPLE else 16
+    stretch = min(length, SAMPLE) // stretches
+    raw = dtypes.empty(stretches * stretch * width)
+    for number in range(stretches):
+        start = (length - stretch) * number // max(stretches - 1, 1)
+        view = raw.data[number * stretch * width : (number + 1) * stretch * width]
+        files.read(tensor.file, tensor.start + start * width, view)
+    return dtypes.convert(raw, tensor.dtype, "F64").view("<f8")
+
+
+def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> writing.Entry:
+    """The tensor source + change, computed and written in the dtype `kind`."""
+
+    def chunks(files: Files) -> Iterator[Bytes]:
+        grows = change.shape[:1] > source.shape[:1]
+        base = BaseStream(
+            files, source, kind, mean_row(files, source, kind) if grows and extra_rows == "mean" else None
+        )
+        width, wide = WIDTHS[change.dtype], WIDTHS[kind]
+        for start, size in model_files.pieces(change.bytes, STEP):
+            raw = dtypes.empty(size)
+            files.read(change.file, change.start + start, raw.data)
+            yield bits.add(base.next(size // width * wide), dtypes.convert(raw, change.dtype, kind), kind)
+
+    size = change.bytes // WIDTHS[change.dtype] * WIDTHS[kind]
+    return writing.Entry(change.name, kind, change.shape, size, chunks)
+
+
+def _total(kind: str, data: Bytes) -> float:
+    return float(dtypes.convert(data, kind, "F64").view("<f8").sum())
+
+
+def _check_sum(found: float, expected: float, buffers: list[Tensor]) -> None:
+    """Raise Failure unless the sum of all weights is the expected one, with or without the buffers of base and delta.
+
+    Alpaca's published 50637.1836 comes from a time when transformers counted those buffers in.
+    """
+    more = 0.0
+    with Files() as files:
+        for tensor in buffers:
+            for start, size in model_files.pieces(tensor.bytes, STEP):
+                raw = dtypes.empty(size)
+                files.read(tensor.file, tensor.start + start, raw.data)
+                more += _total(tensor.dtype, raw)
+    if not min(abs(found - expected), abs(found + more - expected)) <= SUM_TOLERANCE:  # so that NaN fails
+        raise Failure(
+            f"the sum of all weights is {found:.4f}, not {expected}: the base or the delta is not the one meant"
+        )

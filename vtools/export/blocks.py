@@ -1,0 +1,75 @@
+# ruff: noqa: TID253  imported lazily by the command
+"""Tensors in blocks of rows: read in order, converted by threads, handed on in order; memory holds a few blocks."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+import gguf
+import numpy as np
+
+from vtools.export import kquants
+from vtools.weights import dtypes
+from vtools.weights.dtypes import Bytes
+
+BLOCK = 1 << 20  # bytes of the source that are read at once
+Item = TypeVar("Item")
+
+
+def in_order(items: Iterable[Item], convert: Callable[[Item], Bytes], jobs: int) -> Iterator[tuple[Item, Bytes]]:
+    """Each item with its conversion, in order; items are drawn (read) as memory allows, `jobs` convert at a time."""
+    with ThreadPoolExecutor(jobs) as pool:
+        waiting: deque[tuple[Item, Future[Bytes]]] = deque()
+        for item in items:
+            waiting.append((item, pool.submit(convert, item)))
+            if len(waiting) > jobs + 1:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+
+
+def rows_at_once(row_bytes: int, head: int) -> int:
+    """How many rows make a block: whole heads where heads are permuted."""
+    rows = max(1, BLOCK // row_bytes)
+    return max(head, rows // head * head) if head else rows
+
+
+def interleave(raw: Bytes, row_bytes: int, head: int) -> Bytes:
+    """Rows of whole heads, each head's two halves made into neighbours: row i of either half to rows 2i and 2i + 1."""
+    return raw.reshape(-1, 2, head // 2, row_bytes).swapaxes(1, 2).reshape(-1)
+
+
+def encode(raw: Bytes, dtype: str, columns: int, wanted: str) -> Bytes:
+    """Rows of floats as the bytes of a GGUF type.
+
+    Raises ValueError for NaN and infinity, and for a value beyond the range of that type.
+    """
+    whole = wanted in ("f32", "f16", "bf16")
+    floats = wanted.upper() if whole else "F32"
+    made = dtypes.convert(raw, dtype, floats)
+    if not dtypes.finite(made, floats):
+        if not dtypes.finite(raw, dtype):
+            raise ValueError("NaN or infinity among its values: these weights are broken")
+        raise _beyond(floats)
+    if whole:
+        return made
+    rows = made.view("<f4").reshape(-1, columns)
+    if wanted.endswith("_k"):
+        return kquants.quantize(rows, wanted).reshape(-1)
+    kind = gguf.GGMLQuantizationType[wanted.upper()]
+    with np.errstate(all="ignore"):  # a scale that overflows is found below, one that underflows makes zeros
+        made = np.asarray(gguf.quants.quantize(rows, kind))
+    scales = 4 if wanted.endswith("_1") else 2  # bytes at the start of a block: half-precision numbers
+    blocks = made.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
+    if not dtypes.finite(np.ascontiguousarray(blocks[:, :scales]), "F16"):
+        raise _beyond(wanted.upper())
+    return made.reshape(-1)
+
+
+def _beyond(name: str) -> ValueError:
+    return ValueError(f"a value beyond the range of {name}" + ("; --type f32 holds it" if name != "F32" else ""))

@@ -1,0 +1,1 @@
+"""What appears whole or not at all: locks, atomic files, folders in the making, the cache."""

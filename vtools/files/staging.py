@@ -1,0 +1,233 @@
+"""An output folder that appears whole or not at all, and whose making goes on where a kill -9 stopped it.
+
+OUT.partial holds, while the work goes on, `fresh` (what becomes OUT), `journal` (what in it is finished) and, for a
+moment, `replaced` (an older OUT). The journal's first line says what is being made, each further line names a finished
+part and what its maker wants to know about it again. Nothing in it is believed: whoever reuses a part hashes it first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from vtools import __version__, process
+from vtools.process import Failure, UsageFailure
+from vtools.records import jsonl
+
+WHOLE = "."  # in the journal: the folder is whole, and about to get its name
+
+
+def check(out: Path, inputs: list[Path], force: bool) -> None:
+    """Refuse an output folder that holds something, or that is, holds or lies in an input.
+
+    Raises Failure, and UsageFailure for a place that no folder can be moved to.
+    """
+    if str(out) == "-":
+        raise UsageFailure("-: a folder cannot go to a pipe; name one")
+    try:
+        place = out.resolve()
+    except RuntimeError:
+        raise Failure(f"{out}: a link that leads to itself") from None
+    if not place.name or place == Path.cwd() or os.path.ismount(place):
+        raise UsageFailure(f"{out}: a folder is put here by renaming, which this place cannot be; name one inside it")
+    for source in (source.resolve() for source in inputs):
+        for ours in (place, _partial(place)):
+            if ours == source or ours in source.parents:
+                raise UsageFailure(f"{out}: it is, or holds, the input {source}; choose another output folder")
+        if source in place.parents:
+            raise UsageFailure(f"{out}: it lies in the input {source}; choose another output folder")
+    if place.exists() and not place.is_dir():
+        raise Failure(f"{out}: in the way, and not a folder")
+    if place.is_dir() and any(place.iterdir()) and not force and not _landed(place):
+        raise Failure(f"{out}: exists and is not empty; --force replaces it")
+
+
+def _partial(place: Path) -> Path:
+    """Where the work on a folder is done: beside it, so that a rename puts it in place."""
+    return place.with_name(place.name + ".partial")
+
+
+def check_space(out: Path, need: int) -> int:
+    """Bytes free where `out` will be, with those that a begun work on it has. Raises Failure if fewer than `need`."""
+    place = out.resolve()
+    fresh = _partial(place) / "fresh"
+    taken = sum(path.stat().st_blocks * 512 for path in fresh.rglob("*") if path.is_file()) if fresh.is_dir() else 0
+    parent = place.parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free + taken
+    if free < need:
+        raise Failure(f"{out}: needs {need:,} bytes, the disk has {free:,} free")
+    return free
+
+
+def fingerprint(inputs: list[Path]) -> str:
+    """What tells that models are still the same: each of their files' path, inode, size and times of change."""
+    digest = hashlib.blake2b(digest_size=16)
+    for source in inputs:
+        for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
+            *folders, name = path.relative_to(source).parts or (source.name,)
+            if name.startswith(".") or any(folder.startswith((".", "checkpoint")) for folder in folders):
+                continue  # not part of a model (see checkpoint.model_files), and other programs write there
+            status = path.stat() if path.exists() else path.lstat()
+            if not stat.S_ISDIR(status.st_mode):
+                about = f" {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
+                digest.update(os.fsencode(os.path.realpath(path)) + about.encode())
+    return digest.hexdigest()
+
+
+def copy(source: Path, target: Path) -> tuple[int, str]:
+    """Copy a file and make its folders; its size and SHA-256."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sha256 = hashlib.sha256()
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        while data := reader.read(1 << 20):
+            sha256.update(data)
+            writer.write(data)
+    return target.stat().st_size, sha256.hexdigest()
+
+
+def unchanged(inputs: list[Path], before: str) -> None:
+    """Raise Failure if inputs are no longer those that had the fingerprint `before`."""
+    if fingerprint(inputs) != before:
+        names = ", ".join(map(str, inputs))
+        raise Failure(f"{names}: a file was changed while it was read; nothing was kept, run it again")
+
+
+class Work:
+    """The folder to fill, and the journal of its finished parts."""
+
+    def __init__(self, place: Path, making: str) -> None:
+        """`making` says all that determines the result: what was begun for anything else is thrown away."""
+        self.fresh, self._path = place / "fresh", place / "journal"
+        self.done: dict[str, dict[str, Any]] = {}  # finished parts, and what was noted of each
+        head = _head(making)
+        lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
+        if self.fresh.is_dir() and lines[:1] == [head]:
+            self.done = _entries(lines[1:])
+        else:
+            with jsonl.atomic(self._path) as stream:  # first, for by it the folder is known as ours
+                stream.write(head)
+            shutil.rmtree(self.fresh, ignore_errors=True)
+            self.fresh.mkdir()
+        self._stream = open(self._path, "ab", buffering=0)  # noqa: SIM115  closed by the owner of the folder
+        if lines and not lines[-1].endswith(b"\n"):
+            self._stream.write(b"\n")
+
+    def finish(self, part: str, **entry: Any) -> None:
+        """Note that a part is written: a later run finds the entry in `done`."""
+        line = {"part": part, **entry}
+        self._stream.write(jsonl.dumps({**line, "check": _check(line)}))
+
+    def close(self) -> None:
+        """Close the journal."""
+        self._stream.close()
+
+
+def _head(making: str) -> bytes:
+    """The journal's first line."""
+    return jsonl.dumps({"making": making, "by": __version__})
+
+
+def _entries(lines: list[bytes]) -> dict[str, dict[str, Any]]:
+    """What a journal's lines say of each part."""
+    found = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # torn or damaged: the part is made again
+            entry = orjson.loads(line)
+            if entry.pop("check") == _check(entry):
+                found[entry.pop("part")] = entry
+    return found
+
+
+def _landed(place: Path) -> bool:
+    """Whether a folder was put in place by a run that was killed before it could clear up."""
+    journal = _partial(place) / "journal"
+    if not place.is_dir() or not journal.is_file():
+        return False
+    return _entries(journal.read_bytes().splitlines()).get(WHOLE) == {"inode": place.stat().st_ino}
+
+
+def _check(entry: dict[str, Any]) -> str:
+    return hashlib.blake2b(orjson.dumps(entry), digest_size=8).hexdigest()
+
+
+@contextlib.contextmanager
+def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[Work]:
+    """Yield the work on a folder that becomes `out` when the block ends well.
+
+    A failed block leaves nothing, but for what an earlier run had finished; a killed or interrupted one leaves
+    OUT.partial, locked while somebody is at work on it, and the same command continues. A folder that is replaced
+    (`force`) goes only after the new one is whole. Raises Failure, also where the disk is full, TryAgain when another
+    process is at work, and OSError.
+    """
+    place = out.resolve()
+    partial = _partial(place)
+    if os.path.lexists(partial) and not _ours(partial):
+        raise Failure(f"{partial}: in the way, and not ours; move it")
+    with process.lock(partial), contextlib.ExitStack() as stack:
+        replaced = partial / "replaced"
+        if _landed(place):  # killed after the last rename
+            if (partial / "journal").read_bytes().startswith(_head(making)):
+                os.rename(place, partial / "fresh")  # to look at it once more, and to end as a run ends
+            else:
+                shutil.rmtree(replaced, ignore_errors=True)
+                (partial / "journal").unlink()
+        if replaced.exists() and not place.exists() and (partial / "fresh").exists():  # killed between the two renames
+            os.rename(replaced, place)
+        keep = done = False
+        try:
+            check(out, inputs, force)
+            shutil.rmtree(replaced, ignore_errors=True)
+            work = Work(partial, making)
+            stack.callback(work.close)
+            keep = bool(work.done)  # a mistake now, such as another base, does not undo the work of an earlier run
+            yield work
+            for root, _, names in os.walk(work.fresh):
+                for path in (Path(root), *(Path(root, name) for name in names)):
+                    jsonl.sync(path)
+            work.finish(WHOLE, inode=work.fresh.stat().st_ino)
+            if place.exists():
+                shutil.copymode(place, work.fresh)
+                os.rename(place, replaced)
+            os.rename(work.fresh, place)
+            keep, done = False, True
+            with contextlib.suppress(PermissionError):  # a parent that may be written but not read
+                jsonl.sync(place.parent)
+        except (process.Interrupted, KeyboardInterrupt, BrokenPipeError):
+            keep = not done
+            raise
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise Failure(f"{out}: the disk is full" + ("" if keep else "; nothing was kept")) from None
+            raise
+        finally:
+            if replaced.exists() and not place.exists():
+                os.rename(replaced, place)
+            if keep:
+                print(f"{partial}: kept; the same command continues, or remove it", file=sys.stderr)
+            else:
+                for name in ("fresh", "replaced"):
+                    shutil.rmtree(partial / name, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)  # the journal last: by it the rest is known as ours
+
+
+def _ours(partial: Path) -> bool:
+    """Whether a folder is the half-done work of an earlier run: it has our journal, or nothing but a lock."""
+    if partial.is_symlink() or not partial.is_dir():
+        return False
+    journal = partial / "journal"
+    if not journal.is_file():
+        return all(path.name in (".lock", ".journal.part") for path in partial.iterdir())
+    with open(journal, "rb") as stream:
+        return stream.readline(4096).startswith(b'{"making":')

@@ -1,0 +1,208 @@
+"""Answers that cost time or money are asked for once: a rerun after a kill asks for the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import orjson
+
+from vtools import process
+from vtools.inference import endpoint
+from vtools.inference.endpoint import EndpointError
+from vtools.records import filtering, jsonl, streams
+from vtools.records.jsonl import Record, Reject
+
+
+@dataclass(slots=True)
+class Task:
+    """One thing to ask for: where it came from, what it is, and the key its record is found by; or why it cannot be."""
+
+    value: streams.Value
+    source: Record | None  # the input record, for the rejects file
+    question: Any = None
+    key: str = ""
+    reject: Reject | None = None
+    repaired: bool = False
+
+
+def key(*parts: Any) -> str:
+    """32 hexadecimal digits that depend on all that an answer depends on (BLAKE2b of canonical JSON, 128 bits)."""
+    canonical = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
+    return hashlib.blake2b(canonical, digest_size=16).hexdigest()
+
+
+class Keys:
+    """Tells equal keys of one input apart, so that the same question asked twice has two answers."""
+
+    def __init__(self) -> None:
+        self.seen: Counter[str] = Counter()
+
+    def unique(self, key: str) -> str:
+        """The key itself the first time, then `KEY-2`, `KEY-3`…"""
+        self.seen[key] += 1
+        return key if self.seen[key] == 1 else f"{key}-{self.seen[key]}"
+
+
+class Journal:
+    """Finished records by key, on disk: the file of an earlier run, and the journal of a run that did not end."""
+
+    def __init__(self) -> None:
+        self._index: dict[str, tuple[BinaryIO, int, int]] = {}
+        self._stream: BinaryIO | None = None
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Record | None:
+        """The finished record with this key."""
+        place = self._index.get(key)
+        if place is None:
+            return None
+        stream, offset, length = place
+        return orjson.loads(os.pread(stream.fileno(), length, offset))
+
+    def add(self, record: Record) -> None:
+        """Keep a record that has a `key`; on disk when this returns."""
+        if self._stream is not None:
+            with self._lock:
+                self._stream.write(jsonl.dumps(record))
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+
+    def _read(self, stream: BinaryIO, finished: Callable[[Record], bool] = lambda record: True) -> int:
+        """Index a file of records, passing over what is not ours, and return where its last whole line ends."""
+        offset = end = 0
+        for line in stream:
+            with contextlib.suppress(orjson.JSONDecodeError):
+                record = orjson.loads(line) if line.endswith(b"\n") else None  # without its newline it is torn
+                if isinstance(record, dict) and isinstance(record.get("key"), str) and finished(record):
+                    self._index[record["key"]] = (stream, offset, len(line))
+            offset += len(line)
+            if line.endswith(b"\n"):
+                end = offset
+        return end
+
+
+@contextlib.contextmanager
+def keep(path: str | None, finished: Callable[[Record], bool] = lambda record: True) -> Iterator[Journal]:
+    """The journal of an output file, gone when the block ends well. Raises TryAgain if another run holds it.
+
+    `finished` says which records of an older complete FILE count. For stdout, or a pipe, it keeps nothing.
+    """
+    journal = Journal()
+    if path is None or path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
+        yield journal
+        return
+    name = Path(f"{path}.journal")
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(_locked(name, path))
+        if os.path.exists(path):
+            journal._read(stack.enter_context(open(path, "rb")), finished)
+        stream.truncate(journal._read(stream))
+        stream.seek(0, os.SEEK_END)
+        journal._stream = stream
+        try:
+            yield journal
+        except BaseException:
+            if os.fstat(stream.fileno()).st_size == 0:  # nothing was asked yet: leave no litter
+                os.unlink(name)
+            raise
+        os.unlink(name)
+
+
+def peek(path: str | None, finished: Callable[[Record], bool] = lambda record: True) -> set[str]:
+    """The keys that a run with this output file would not ask for again; changes nothing."""
+    journal = Journal()
+    for name, counts in ((path, finished), (f"{path}.journal", lambda record: True)):
+        if path and name and os.path.isfile(name):
+            with open(name, "rb") as stream:
+                journal._read(stream, counts)
+    return set(journal._index)
+
+
+def _locked(name: Path, path: str) -> BinaryIO:
+    while True:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(name)):
+                return os.fdopen(handle, "r+b")
+        except BlockingIOError:
+            os.close(handle)
+            raise process.TryAgain(
+                f"{path}: another vtools process is writing it; try again when it has ended"
+            ) from None
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # the other run ended and removed it between our open and our lock
+
+
+def run(
+    tool: str,
+    tasks: Iterable[Task],
+    ask: Callable[[Task], Record],
+    *,
+    out: str | None,
+    write: Callable[[jsonl.Output, Record], None],
+    finished: Callable[[Record], bool] = lambda record: True,
+    rejects: str | None = None,
+    stats: str | None = None,
+    jobs: int = 1,
+    quiet: bool = False,
+) -> str | None:
+    """`filtering.run` for work that waits: each task through `ask`, `jobs` at a time, what is finished from FILE.
+
+    One question that fails costs the others nothing; what failed is said in the result, and a rerun asks for it again.
+    """
+    counts = filtering.Rejects(tool, rejects)
+    failed = None
+    with keep(out, finished) as journal, jsonl.output(out) as output, jsonl.progress(tool, quiet) as tick:
+
+        def work(task: Task) -> tuple[Record | Reject, bool]:
+            if task.reject:
+                return task.reject, False
+            if (known := journal.get(task.key)) is not None:
+                return known, True
+            try:
+                record = ask(task)
+            except Reject as reject:
+                return reject, False
+            except process.TryAgain:
+                raise
+            except process.Failure as failure:
+                if isinstance(failure, EndpointError) and failure.fatal:
+                    raise
+                return Reject("unanswered", str(failure)), False
+            journal.add(record)
+            return record, False
+
+        for task, (outcome, known) in endpoint.ordered(work, tasks, jobs):
+            counts.received += 1
+            counts.repaired += task.repaired
+            tick()
+            if isinstance(outcome, Reject):
+                counts.add(outcome, task.value, task.source)
+                if outcome.reason == "unanswered":
+                    failed = failed or f"{task.value.file}:{task.value.number}: {outcome.detail}"
+                continue
+            write(output, outcome)
+            counts.kept += 1
+            counts.extra["reused"] += known
+            usage = None if known else outcome.get("usage")
+            if usage:
+                for name in endpoint.TOKENS:
+                    counts.extra[f"tokens {name}"] += usage[name]
+    filtering.close(counts, stats, quiet)
+    if failed:
+        again = f" ({out} has the others; the same command again asks only for these)" if out and out != "-" else ""
+        return f"{counts.reasons['unanswered']} of {counts.received} failed{again}; the first: {failed}"
+    if rejects is None and counts.received and counts.reasons["bad_schema"] == counts.received:
+        return f"{counts.first} (no record has a shape that vtools {tool} reads)"
+    return None

@@ -1,0 +1,366 @@
+"""Prompt templates: a conversation to text, token ids and loss mask, built from pieces.
+
+Every template is a Jinja chat template. It is rendered with a mark in the place of each message's text; cut at the
+marks, the rendering gives the literal pieces between the texts. Control tokens are looked up in the literals alone,
+so what a user typed stays text, and the mask is known by construction: an answer and what ends it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import dataclass
+from datetime import date
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vtools.models.published_templates import SOURCES, STOP_STRINGS
+from vtools.models.text_encoders import AFTER_TOKEN, FIRST, INSIDE, encoders
+from vtools.process import Failure
+from vtools.records.jsonl import Reject, atomic
+
+if TYPE_CHECKING:
+    from vtools.models.reference import Tokenizer
+
+NAMES = (*SOURCES, "auto")
+
+_MARK = re.compile("\ue000(\\d+)\ue001")
+_LLAMA_VOCABULARY = 32000
+
+
+class Rendered(NamedTuple):
+    """Token ids of a conversation, and for each whether it is trained."""
+
+    ids: list[int]
+    mask: list[bool]
+
+
+class Run(NamedTuple):
+    """A stretch of a rendering that is encoded in one go: text for one of the encoders, or a control token."""
+
+    encoder: int
+    trained: bool
+    place: int  # of its first piece in the skeleton
+    text: str = ""
+    token: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A control token (`token`), or text: a literal, or the place of message number `slot`."""
+
+    trained: bool
+    token: int | None = None
+    text: str = ""
+    slot: int | None = None
+
+
+def load(name: str | None, tokenizer: Tokenizer) -> Template:
+    """The template of that name for that tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
+
+    Raises Failure if there is none, or if the tokenizer lacks a token that the template needs.
+    """
+    where = tokenizer.folder
+    if name in (None, "auto"):
+        if tokenizer.chat_template:
+            return Template("auto", tokenizer.chat_template, tuple(tokenizer.stop_strings), tokenizer)
+        if (
+            name is None
+            and len(tokenizer) in (_LLAMA_VOCABULARY, _LLAMA_VOCABULARY + 1)
+            and tokenizer.id_of("<0x0A>") == 13
+        ):
+            name = "vicuna-v1.1"
+        else:
+            raise Failure(
+                f"{where}: the tokenizer carries no chat template; choose one: --template {'|'.join(SOURCES)}"
+            )
+    source = SOURCES.get(name)
+    if source is None:
+        raise Failure(f"--template {name}: no such template; there are {', '.join(NAMES)}")
+    if "eos_token" in source and not tokenizer.eos:
+        raise Failure(
+            f"{where}: the tokenizer has no end token, which {name} needs: set eos_token in tokenizer_config.json"
+        )
+    if name == "chatml" and "<|im_end|>" not in tokenizer.added:
+        raise Failure(f"{where}: the tokenizer has no <|im_end|> token, which chatml needs; choose another --template")
+    if not _adds_bos(tokenizer):  # the model never saw one
+        source = source.replace("{{ bos_token }}", "")
+    return Template(name, source, STOP_STRINGS.get(name, ()), tokenizer)
+
+
+def refuse_empty(messages: list[dict[str, Any]]) -> None:
+    """Raise Reject("template_error") for an empty answer: there is nothing in it to train."""
+    for index, message in enumerate(messages):
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise Reject("template_error", f"messages[{index}]: the answer is empty")
+
+
+def _adds_bos(tokenizer: Tokenizer) -> bool:
+    return bool(tokenizer.bos) and tokenizer.backend.encode("a").ids[0] == tokenizer.id_of(tokenizer.bos or "")
+
+
+class Template:
+    """A chat template bound to a tokenizer."""
+
+    def __init__(self, name: str, source: str, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> None:
+        self.name, self.source, self.stop_strings, self.tokenizer = name, source, stop_strings, tokenizer
+        self._jinja = _compile(source, f"{tokenizer.folder}: chat template")
+        self._tokens = {
+            text: number for text in tokenizer.added if text and (number := tokenizer.id_of(text)) is not None
+        }
+        self._names = {number: text for text, number in self._tokens.items()}
+        alternatives = "|".join(re.escape(text) for text in sorted(self._tokens, key=len, reverse=True))
+        self._control = re.compile(f"({alternatives})" if alternatives else r"(?!)")
+        # What ends an answer: any special token, and the declared end token even where it is not flagged special.
+        self._finals = {number: text for text, number in self._tokens.items() if number in tokenizer.special_ids}
+        declared = {*tokenizer.end_ids, self._tokens.get(tokenizer.eos or "")}
+        self._finals |= {number: text for text, number in self._tokens.items() if number in declared}
+        ends = [*self._finals.values(), *stop_strings]
+        self._end = re.compile(rf"\s*?(?:{'|'.join(re.escape(text) for text in sorted(ends, key=len, reverse=True))})")
+        self._has_ends = bool(ends)
+        self.skeleton = lru_cache(maxsize=4096)(self._build)
+        self._prompt_end = lru_cache(maxsize=4096)(
+            lambda roles: _MARK.split(self._render_jinja(_marked(roles), True))[-1]
+        )
+        self.encoders = encoders(tokenizer)
+        # Tokens that text must never become: special ones; and for what people typed, whatever the template writes
+        # itself. An answer may hold such a token (<think> of a reasoning model is one) if it is not special.
+        self._trimmed = self._trims()
+        self.forbidden = {True: self._finals, False: self._finals | self._written()}
+        self._ids = lru_cache(maxsize=256)(self._encode)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer: the template's own end token, and the tokenizer's and the generation config's."""
+        probe = self.skeleton(("user", "assistant"), False)
+        ends = {piece.token for piece in probe if piece.trained and piece.token is not None}
+        eos = self.tokenizer.id_of(self.tokenizer.eos) if self.tokenizer.eos else None
+        return frozenset(number for number in (*ends, eos, *self.tokenizer.end_ids) if number is not None)
+
+    def render(self, messages: list[dict[str, Any]], context: int = 0) -> Rendered:
+        """Ids and mask of a whole conversation: each answer and the token that ends it are trained.
+
+        Of the first `context` messages nothing is.
+
+        Raises Reject("template_error") for an empty answer or a conversation that the template cannot render.
+        """
+        return self._assemble(messages, False, context)
+
+    def prompt(self, messages: list[dict[str, Any]]) -> list[int]:
+        """Ids of a conversation up to the place where the assistant's next answer starts. Raises Reject."""
+        return self._assemble(messages, True).ids
+
+    def text(self, messages: list[dict[str, Any]], generation: bool = False) -> str:
+        """The conversation as Jinja renders it to text, as other engines see it."""
+        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+        return self._render_jinja(plain, generation)
+
+    def save(self, folder: Path | str) -> None:
+        """Store the template with a model: chat_template.jinja, and in generation_config.json what ends an answer."""
+        folder = Path(folder)
+        with atomic(folder / "chat_template.jinja") as stream:
+            stream.write(self.source.encode())
+        path = folder / "generation_config.json"
+        config = json.loads(path.read_text()) if path.exists() else {}
+        ends = sorted(self.stop_ids)
+        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        config.pop("stop_strings", None)
+        if self.stop_strings:
+            config["stop_strings"] = list(self.stop_strings)
+        with atomic(path) as stream:
+            stream.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        path = folder / "tokenizer_config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if config.pop("chat_template", None) is not None:  # it would rival this one
+            with atomic(path) as stream:
+                stream.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def runs(self, messages: list[dict[str, Any]], generation: bool = False) -> list[Run]:
+        """The stretches of a rendering, in order: the ids of each (see `encode`), end to end, are those of `render`.
+
+        Raises Reject as `render` does; with `generation` the rendering is that of `prompt`.
+        """
+        if not generation:
+            refuse_empty(messages)
+        runs = []
+        parts: list[str] = []
+        encoder, trained, begun = FIRST, False, 0
+        for place, piece in enumerate(self.skeleton(tuple(message["role"] for message in messages), generation)):
+            if piece.token is not None or piece.trained != trained:
+                if text := "".join(parts):
+                    runs.append(Run(encoder, trained, begun, text))
+                    encoder = INSIDE
+                parts, begun = [], place
+                trained = piece.trained
+            if piece.token is not None:
+                encoder, begun = AFTER_TOKEN, place + 1
+                runs.append(Run(encoder, trained, place, token=piece.token))
+            elif piece.slot is None:
+                parts.append(piece.text)
+            else:
+                message = messages[piece.slot]
+                parts.append(message["content"].strip() if message["role"] in self._trimmed else message["content"])
+        if text := "".join(parts):
+            runs.append(Run(encoder, trained, begun, text))
+        return runs
+
+    def encode(self, run: Run) -> list[int]:
+        """The token ids of one stretch."""
+        return [run.token] if run.token is not None else self._encode(run.encoder, run.text, run.trained)
+
+    def _assemble(self, messages: list[dict[str, Any]], generation: bool, context: int = 0) -> Rendered:
+        ids: list[int] = []
+        mask: list[bool] = []
+        pieces = self.skeleton(tuple(message["role"] for message in messages), generation)
+        begin = next((place for place, piece in enumerate(pieces) if piece.slot == context), 0) if context else 0
+        for run in self.runs(messages, generation):
+            # Long texts hardly come again, and would hold hundreds of megabytes.
+            short = run.token is None and len(run.text) < 1 << 14
+            found = self._ids(run.encoder, run.text, run.trained) if short else self.encode(run)
+            ids.extend(found)
+            mask.extend([run.trained and run.place >= begin] * len(found))
+        return Rendered(ids, mask)
+
+    def _build(self, roles: tuple[str, ...], generation: bool) -> list[Piece]:
+        """The pieces of a conversation with these roles, whatever its texts are."""
+        parts = _MARK.split(self._render_jinja(_marked(roles), generation))
+        literals, slots = parts[0::2], [int(number) for number in parts[1::2]]
+        if slots != list(range(len(roles))):
+            lost = next((index for index in range(len(roles)) if index not in slots), 0)
+            raise Reject("template_error", f"messages[{lost}]: the template {self.name} has no place for this message")
+        pieces: list[Piece] = []
+        for index, literal in enumerate(literals):
+            if index and roles[index - 1] == "assistant" and (end := self._has_ends and self._end.match(literal)):
+                ending, literal = self._literal(literal[: end.end()], True), literal[end.end() :]
+                last = ending[-1].token
+                if last is not None and self.tokenizer.added[self._names[last]].rstrip:
+                    literal = literal.lstrip()
+                pieces += ending
+            if index == len(roles):
+                pieces += self._literal(literal, False)
+                break
+            answer = roles[index] == "assistant"
+            prompt, own = self._opening(roles[:index], literal) if answer else (literal, "")
+            if answer and not own and prompt.endswith(" "):
+                # Tokenizers join a space to the word after it, so this one is the answer's.
+                prompt, own = prompt[:-1], " "
+            pieces += self._literal(prompt, False) + self._literal(own, True)
+            pieces.append(Piece(answer, slot=index))
+        return pieces
+
+    def _opening(self, roles: tuple[str, ...], literal: str) -> tuple[str, str]:
+        """Cut what stands before an answer where a prompt would end: the model has to write the rest itself."""
+        try:
+            prompt = self._prompt_end(roles)
+        except Reject:
+            return literal, ""
+        own = literal.removeprefix(prompt)
+        if not prompt or own == literal or any(name in own for name in self._finals.values()):
+            return literal, ""
+        return prompt, own
+
+    def _trims(self) -> frozenset[str]:
+        """The roles whose texts the template strips of white space at their edges."""
+        for roles in (("system", "user", "assistant"), ("user", "assistant")):
+            marked = _marked(roles, edge="\t")
+            try:
+                text = self._render_jinja(marked, False)
+            except Reject:
+                continue
+            return frozenset(
+                role for role, message in zip(roles, marked, strict=True) if message["content"] not in text
+            )
+        return frozenset()
+
+    def _literal(self, literal: str, trained: bool) -> list[Piece]:
+        """The control tokens of a literal, and the text between them."""
+        pieces = []
+        strip = False
+        for index, part in enumerate(self._control.split(literal)):
+            if index % 2 == 0:
+                part = part.lstrip() if strip else part
+                if part:
+                    pieces.append(Piece(trained, text=part))
+                continue
+            token = self.tokenizer.added[part]
+            if token.lstrip and pieces and pieces[-1].token is None:
+                pieces[-1] = Piece(trained, text=pieces[-1].text.rstrip())
+            strip = token.rstrip
+            pieces.append(Piece(trained, token=self._tokens[part]))
+        return pieces
+
+    def _written(self) -> dict[int, str]:
+        """The control tokens that the template writes between texts, by id."""
+        try:
+            pieces = self.skeleton(("user", "assistant", "user", "assistant"), False)
+        except Reject:  # it wants other roles than these
+            return {}
+        written = {piece.token: self._names[piece.token] for piece in pieces if piece.token is not None}
+        # Gemma's line breaks are added tokens too: white space is text, whoever writes it.
+        return {number: name for number, name in written.items() if len(name) > 1 and name.strip()}
+
+    def _encode(self, encoder: int, text: str, answer: bool) -> list[int]:
+        """Text to ids, never to a control token: where one comes out, the text is cut inside the token's name."""
+        forbidden = self.forbidden[answer]
+        ids = self.encoders[encoder].encode(text, add_special_tokens=False).ids
+        names = [re.escape(name) for number in dict.fromkeys(ids) if (name := forbidden.get(number))]
+        if not names:
+            return ids
+        cuts = [0, *(found.start() + 1 for found in re.finditer("|".join(names), text)), len(text)]
+        ids = []
+        for start, end in itertools.pairwise(cuts):
+            ids += (
+                self.encoders[encoder if start == 0 else INSIDE].encode(text[start:end], add_special_tokens=False).ids
+            )
+        return ids
+
+    def _render_jinja(self, messages: list[dict[str, Any]], generation: bool) -> str:
+        try:
+            return self._jinja.render(
+                messages=messages,
+                add_generation_prompt=generation,
+                bos_token=self.tokenizer.bos or "",
+                eos_token=self.tokenizer.eos or "",
+                pad_token=self.tokenizer.pad or "",
+            )
+        except Exception as error:  # templates are programs: they fail in every way
+            if "strftime_now" in str(error) and "strftime_now" not in self._jinja.globals:
+                self._jinja.globals["strftime_now"] = date(2024, 1, 1).strftime
+                return self._render_jinja(messages, generation)
+            raise Reject("template_error", f"the template {self.name} refuses the conversation: {error}") from None
+
+
+def _marked(roles: tuple[str, ...], edge: str = "") -> list[dict[str, Any]]:
+    """Messages with these roles, a mark in the place of each text."""
+    return [{"role": role, "content": f"{edge}\ue000{index}\ue001{edge}"} for index, role in enumerate(roles)]
+
+
+def _compile(source: str, where: str) -> Any:
+    """Compile a chat template as transformers does (transformers.utils.chat_template_utils), without importing it.
+
+    There is no clock in it: a template that asks for today's date falls back to its own, or gets a fixed one, so that
+    the same input gives the same tokens on any day.
+    """
+    import jinja2
+    import jinja2.sandbox
+
+    def raise_exception(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def tojson(value: Any, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    # transformers' own block, which marks answers there; our pieces know them already.
+    source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
+    source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise Failure(f"{where} does not compile: {error}") from None

@@ -1,0 +1,25 @@
+"""Where things came from: which tool worked on a record, and when something was fetched."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from vtools import __version__
+
+
+def stamp(record: dict[str, Any], op: str, **details: Any) -> dict[str, Any]:
+    """Note in the record which tool has worked on it; the same note again changes nothing."""
+    note = {"op": op, "v": __version__, **details}
+    notes = record.get("vtools")
+    notes = list(notes) if isinstance(notes, list) else []
+    if note not in notes:
+        notes.append(note)
+    record.pop("vtools", None)
+    record["vtools"] = notes
+    return record
+
+
+def now() -> str:
+    """The time in UTC to the second, for `fetched_at` alone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,1 @@
+"""What flows: streams of JSON, conversations, questions, and filters over them."""

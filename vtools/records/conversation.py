@@ -1,0 +1,160 @@
+"""The record: the shapes that are read, the shape that is written, roles, and content ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vtools.records.jsonl import Record, Reject
+
+ROLES = {
+    "human": "user", "user": "user", "prompter": "user",
+    "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "assistant": "assistant", "system": "system",
+}  # fmt: skip
+SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
+
+
+def read(value: Record) -> Record:
+    """Turn an object of any known shape into a record; other keys pass through. Raises Reject.
+
+    Shapes: OpenAI `messages`, ShareGPT `conversations` or `items` (`from`/`value`), Alpaca
+    `instruction`/`input`/`output`, `prompt`/`completion` pairs (texts or lists of messages).
+    """
+    rest = dict(value)
+    for key in ("messages", "conversations", "conversation", "items"):
+        turns = rest.get(key)
+        if turns is None:  # tables made of several shapes have a null column for each of the others
+            rest.pop(key, None)
+            continue
+        if isinstance(turns, list):
+            del rest[key]
+            messages = _messages(turns, key)
+            break
+        raise Reject("bad_schema", f"{key} is not a list")
+    else:
+        if "instruction" in rest and "output" in rest:
+            question = _text(rest.pop("instruction"), "instruction")
+            given = _text(rest.pop("input", None) or "", "input")
+            messages = _pair(question + (f"\n\n{given}" if given else ""), rest.pop("output"), "output")
+        elif "prompt" in rest and "completion" in rest:
+            prompt, completion = rest.pop("prompt"), rest.pop("completion")
+            if isinstance(prompt, list) and isinstance(completion, list):
+                messages = _messages([*prompt, *completion], "prompt")
+            else:
+                messages = _pair(_text(prompt, "prompt"), completion, "completion")
+        else:
+            keys = ", ".join(list(value)[:6]) or "no keys"
+            raise Reject(
+                "bad_schema", f"no messages, conversations, items, instruction/output or prompt/completion ({keys})"
+            )
+    identity = rest.pop("id", None)
+    notes = rest.pop("vtools", None)
+    if identity is None or identity == "":
+        identity = content_id(messages)
+    record: Record = {"id": identity if isinstance(identity, str) else str(identity), "messages": messages, **rest}
+    if notes is not None:
+        record["vtools"] = notes
+    return record
+
+
+def shape(value: Record) -> str:
+    """Name the shape of an object, for `source.kind`."""
+    for key, name in (
+        ("messages", "messages"),
+        ("conversations", "sharegpt"),
+        ("conversation", "messages"),
+        ("items", "sharegpt"),
+    ):
+        if value.get(key) is not None:
+            return name
+    return "alpaca" if "instruction" in value else "prompt-completion"
+
+
+def _pair(question: str, answer: Any, where: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": _text(answer, where)}]
+
+
+def _messages(turns: list[Any], name: str) -> list[dict[str, Any]]:
+    messages = []
+    for place, turn in enumerate(turns):
+        if type(turn) is dict and len(turn) == 2:  # by far the most: no other key, a known role, a text
+            role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
+            if type(role) is str and type(content) is str and role in ROLES:
+                messages.append({"role": ROLES[role], "content": content})
+                continue
+        messages.append(_message(turn, f"{name}[{place}]"))
+    return messages
+
+
+def _message(turn: Any, where: str) -> dict[str, Any]:
+    if not isinstance(turn, dict):
+        raise Reject("bad_schema", f"{where} is not an object")
+    rest = dict(turn)
+    role, other = rest.pop("role", None), rest.pop("from", None)
+    role = other if role is None else role
+    names = [key for key in ("content", "value", "text") if key in rest]
+    for key in sorted(names, key=lambda name: rest[name] is None):  # a null only where there is no text
+        content = rest.pop(key)
+        break
+    else:
+        raise Reject("bad_schema", f"{where} has no content")
+    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
+        raise Reject("unknown_role", f"{where}: {role!r}")
+    return {"role": known, "content": _text(content, where), **rest}
+
+
+def _text(content: Any, where: str) -> str:
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+        texts = [part for part in parts if isinstance(part, str)]
+        if len(texts) == len(parts):
+            return "".join(texts)
+        raise Reject("bad_schema", f"{where} holds a part that is not text")
+    raise Reject("bad_schema", f"{where}: the text is {'null' if content is None else type(content).__name__}")
+
+
+def content_id(messages: list[dict[str, Any]]) -> str:
+    """32 hexadecimal digits that depend on the roles and texts alone (BLAKE2b, 128 bits)."""
+    import hashlib
+
+    import orjson
+
+    canonical = orjson.dumps([[message["role"], message["content"]] for message in messages])
+    return hashlib.blake2b(canonical, digest_size=16).hexdigest()
+
+
+def text_key(messages: list[dict[str, Any]], texts: bytes | None = None) -> int:
+    """128 bits that depend on the roles and on the texts as `bare` has them (BLAKE2b): equal for exact duplicates.
+
+    `texts` are the texts in UTF-8 with \\xff between each two, where they are at hand.
+    """
+    import hashlib
+
+    contents = [message["content"] for message in messages]
+    stripped = [content.strip(_EDGES) for content in contents]
+    if texts is None or stripped != contents or b"\r" in texts:
+        texts = b"\xff".join([bare(content) for content in contents])
+    digest = hashlib.blake2b(texts, digest_size=16)
+    digest.update("\0".join(["", *[message["role"] for message in messages]]).encode())
+    return int.from_bytes(digest.digest())
+
+
+_EDGES = " \t\r\n"
+
+
+def bare(text: str) -> bytes:
+    """A text without white space at its edges, its line ends those of Unix, in UTF-8."""
+    return text.strip(_EDGES).replace("\r\n", "\n").encode("utf-8", "surrogatepass")
+
+
+def to_sharegpt(record: Record) -> Record:
+    """The record in FastChat's shape: `conversations` with `from` and `value`."""
+    turns = [{"from": SHAREGPT_ROLES[message["role"]], "value": message["content"]} for message in record["messages"]]
+    return {
+        "id": record["id"],
+        "conversations": turns,
+        **{k: v for k, v in record.items() if k not in ("id", "messages")},
+    }

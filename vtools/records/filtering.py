@@ -1,0 +1,231 @@
+"""Running a filter: records through a pure function to streams, with rejects, counts and ordered worker processes."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from vtools import __version__, process
+from vtools.process import Failure, UsageFailure
+from vtools.records import jsonl, streams
+from vtools.records.jsonl import Record, Reject
+
+AHEAD = 4 << 20  # bytes read ahead of the workers, whatever the size of a record
+# Reasons that say the input itself is broken: without --rejects the run stops there.
+BROKEN = frozenset(("bad_json", "not_object", "torn_input"))
+
+
+class Rejects:
+    """The rejects file and the counts: `in == out + rejected` at every moment between two records."""
+
+    def __init__(self, tool: str, path: str | None, files: Iterable[str] = ()) -> None:
+        """`files` are the inputs: naming one of them as the rejects file is a UsageFailure."""
+        if (
+            path
+            and os.path.exists(path)
+            and any(os.path.exists(file) and os.path.samefile(path, file) for file in files)
+        ):
+            raise UsageFailure(f"--rejects {path}: that is an input")
+        self.tool = tool
+        self.stream = open(path, "wb") if path else None  # noqa: SIM115  lives as long as the run
+        self.received = self.kept = self.repaired = 0
+        self.reasons: Counter[str] = Counter()
+        self.extra: Counter[str] = Counter()
+        self.first: str | None = None
+
+    def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
+        """Count a reject and save what was rejected; without a rejects file, broken input ends the run here."""
+        place = f"{value.file}:{value.number}"
+        if self.stream is None and reject.reason in BROKEN:
+            raise Failure(f"{place}: {reject.detail or reject.reason} (--rejects FILE saves such records and goes on)")
+        self.reasons[reject.reason] += 1
+        self.first = self.first or f"{place}: {reject.reason}: {reject.detail}"
+        if self.stream:
+            row = {
+                "stage": self.tool,
+                "reason": reject.reason,
+                "detail": reject.detail,
+                "line": value.number,
+                "id": record.get("id") if isinstance(record, dict) else None,
+                "source": value.file,
+            }
+            if record is None:
+                row["raw_b64"] = base64.b64encode(value.raw).decode()
+            else:
+                row["record"] = record
+            self.stream.write(jsonl.dumps(row))
+            self.stream.flush()
+
+    @property
+    def rejected(self) -> int:
+        return self.reasons.total()
+
+    def summary(self) -> dict[str, Any]:
+        """The counts as one object, for --stats."""
+        return {
+            "tool": self.tool,
+            "version": __version__,
+            "in": self.received,
+            "out": self.kept,
+            "rejected": self.rejected,
+            "reasons": dict(sorted(self.reasons.items())),
+            "repaired": self.repaired,
+            **self.extra,
+        }
+
+    def line(self) -> str:
+        """The counts as one line for people."""
+        parts = [f"{self.received} in, {self.kept} out, {self.rejected} rejected"]
+        if self.reasons:
+            parts.append("(" + ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common()) + ")")
+        parts += [f"{name} {count}" for name, count in [("repaired", self.repaired), *self.extra.items()] if count]
+        return f"vtools {self.tool}: " + ", ".join(parts).replace(", (", " (")
+
+
+Outcome = Record | list[Record] | Reject
+Work = Callable[[Record], Outcome]
+
+
+def _attempt(work: Work, record: Record) -> Outcome:
+    try:
+        return work(record)
+    except Reject as reject:
+        return reject
+
+
+def run(
+    tool: str,
+    work: Work,
+    *,
+    write: Callable[[Record], None],
+    files: Iterable[str] = (),
+    values: Iterable[streams.Value] | None = None,
+    finish: Callable[[Record], Record | Reject] | None = None,
+    rejects: str | None = None,
+    counts: Rejects | None = None,
+    stats: str | None = None,
+    jobs: int = 1,
+    quiet: bool = False,
+) -> Rejects:
+    """Run a filter: every record through `work` (in `jobs` processes), then in input order through `finish`.
+
+    `work` is pure: a record in; a record, several, or a Reject out. `finish` may keep state (duplicates).
+    `values` replaces `files` for a tool that makes its own input, `counts` replaces `rejects` for one that counts more
+    than records. Writes the closing line and the stats file.
+    """
+    gc.set_threshold(20_000)  # records hold no cycles, and to look for them after every 700 took a tenth of the time
+    files = list(files)
+    counts = counts or Rejects(tool, rejects, files)
+    source = jsonl.values(files) if values is None else values
+    outcomes = _serial(work, source) if jobs <= 1 else _parallel(work, source, jobs)
+    with jsonl.progress(tool, quiet) as tick:
+        for value, outcome, repaired in outcomes:
+            counts.received += 1
+            counts.repaired += repaired
+            tick()
+            if finish and not isinstance(outcome, Reject):
+                finished = [finish(record) for record in (outcome if isinstance(outcome, list) else [outcome])]
+                kept = [record for record in finished if not isinstance(record, Reject)]
+                outcome = kept or next(record for record in finished if isinstance(record, Reject))
+            if isinstance(outcome, Reject):
+                record = jsonl.parse(value)[0]
+                counts.add(outcome, value, None if isinstance(record, Reject) else record)
+            else:
+                for record in outcome if isinstance(outcome, list) else [outcome]:
+                    write(record)
+                counts.kept += 1
+    if counts.stream is None and counts.received and counts.reasons["bad_schema"] == counts.received:
+        raise Failure(f"{counts.first} (no record has a shape that vtools reads)")
+    close(counts, stats, quiet)
+    return counts
+
+
+def close(counts: Rejects, stats: str | None, quiet: bool) -> None:
+    """Write the stats file and the closing line."""
+    if stats:
+        with jsonl.output(stats) as out:
+            out.write(counts.summary())
+    if not quiet:
+        print(counts.line(), file=sys.stderr)
+
+
+def _serial(work: Work, values: Iterable[streams.Value]) -> Iterator[tuple[streams.Value, Outcome, bool]]:
+    for value in values:
+        record, repaired = jsonl.parse(value)
+        yield value, record if isinstance(record, Reject) else _attempt(work, record), repaired
+
+
+def _work_batch(work: Work, batch: list[streams.Value]) -> list[tuple[Outcome, bool]]:
+    return [(outcome, repaired) for _, outcome, repaired in _serial(work, batch)]
+
+
+def _parallel(work: Work, values: Iterable[streams.Value], jobs: int) -> Iterator[tuple[streams.Value, Outcome, bool]]:
+    """`_serial` in `jobs` processes: the same outcomes in the same order, a bounded number of batches under way."""
+    import multiprocessing
+    import queue
+    import threading
+    from collections import deque
+    from concurrent.futures import Future, ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    pool = ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("fork"), initializer=process.child_of_pool, initargs=(os.getpid(),)
+    )
+    pool.submit(int).result()  # fork the workers before any thread of ours runs
+    incoming: queue.Queue[streams.Value | BaseException | None] = queue.Queue(1000)
+    given = taken = 0  # bytes put into the queue, by the reader alone, and taken out of it, by this thread alone
+
+    def read() -> None:
+        nonlocal given
+        try:
+            for value in values:
+                given += len(value.raw)
+                incoming.put(value)
+                while given - taken > AHEAD:
+                    time.sleep(0.002)
+            incoming.put(None)
+        except BaseException as error:
+            incoming.put(error)
+
+    threading.Thread(target=read, daemon=True, name="reader").start()
+    window: deque[tuple[list[streams.Value], Future[list[tuple[Outcome, bool]]]]] = deque()
+    batch: list[streams.Value] = []
+    size = 0
+    ended = False
+    try:
+        while not ended or batch or window:
+            item: streams.Value | BaseException | None
+            try:
+                # A slow input must not wait for a full batch, nor finished work for more input.
+                item = incoming.get(timeout=0.05) if not ended else None
+            except queue.Empty:
+                item = None
+            else:
+                ended = ended or item is None
+            if isinstance(item, BaseException):
+                raise item
+            if item is not None:
+                batch.append(item)
+                size += len(item.raw)
+                taken += len(item.raw)
+            if batch and (item is None or size > 1 << 18 or len(batch) >= 256):
+                window.append((batch, pool.submit(_work_batch, work, batch)))
+                batch, size = [], 0
+            while window and (window[0][1].done() or len(window) > 2 * jobs or ended):
+                done, future = window.popleft()
+                for value, (outcome, repaired) in zip(done, future.result(), strict=True):
+                    yield value, outcome, repaired
+        pool.shutdown()
+    except BaseException as error:
+        pool.shutdown(wait=False, cancel_futures=True)
+        if isinstance(error, BrokenProcessPool):
+            raise Failure(
+                "a worker process was killed (out of memory?); the output stops at the last whole record"
+            ) from None
+        raise

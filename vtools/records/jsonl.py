@@ -1,0 +1,254 @@
+"""Records in and out: parsing and repair, reasons to reject, line-flushed writing, atomic files, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from vtools import process
+from vtools.process import Failure
+from vtools.records import streams
+
+Record = dict[str, Any]
+
+REASONS = frozenset((
+    "bad_json", "not_object", "torn_input", "bad_schema", "unknown_role", "role_order", "empty", "too_short",
+    "blocked_word", "blocked_response", "refusal", "lang", "plugin", "html_parse", "dup_id", "dup_exact",
+    "dup_near", "pii", "moderation", "rep_digits", "wrong_list", "special_token", "contaminated", "overlong",
+    "template_error", "unanswered", "unmatched",
+))  # fmt: skip
+
+
+class Reject(Exception):
+    """A record that does not go on: a reason of the fixed list, and what exactly was wrong. Returned or raised."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        if reason not in REASONS:
+            raise ValueError(f"{reason!r} is not a reason")
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+def loads(raw: bytes) -> tuple[Any, bool]:
+    """Parse one JSON value; the second result says whether it had to be repaired. Raises Reject("bad_json").
+
+    Lone surrogates become U+FFFD and NaN or Infinity null; integers are kept up to Python's 4,300 digits.
+    """
+    import orjson  # here and below: it takes a fifth of the start-up of a tool that reads nothing
+
+    raw = raw.removeprefix(streams.BOM)
+    try:
+        value = orjson.loads(raw)
+        if not _has_huge_number(value):
+            return value, False
+    except (orjson.JSONDecodeError, RecursionError):
+        pass
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        raise Reject("bad_json", f"not UTF-8 at byte {error.start}") from None
+    nans = 0
+
+    def null(constant: str) -> None:
+        nonlocal nans
+        nans += 1
+
+    def finite(number: str) -> float | None:
+        value = float(number)
+        if math.isfinite(value):
+            return value
+        null(number)
+        return None
+
+    try:
+        value = json.loads(text, parse_constant=null, parse_float=finite)
+        repaired, changed = _without_surrogates(value)
+    except RecursionError:
+        raise Reject("bad_json", "nested too deeply") from None
+    except ValueError as error:
+        raise Reject("bad_json", str(error)) from None
+    return repaired, bool(nans or changed)
+
+
+def _has_huge_number(value: Any) -> bool:
+    """orjson reads an integer beyond 64 bits as a float, and so would lose its digits."""
+    for item in value.values() if type(value) is dict else value if type(value) is list else (value,):
+        kind = type(item)
+        if kind is str:  # by far the most
+            continue
+        if kind is float:
+            if abs(item) >= 2**63:
+                return True
+        elif (kind is dict or kind is list) and _has_huge_number(item):
+            return True
+    return False
+
+
+def _without_surrogates(value: Any) -> tuple[Any, bool]:
+    if isinstance(value, str):
+        if value.isascii():
+            return value, False
+        fixed = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return fixed, fixed != value
+    if isinstance(value, dict):
+        pairs = [(_without_surrogates(key), _without_surrogates(item)) for key, item in value.items()]
+        return {key[0]: item[0] for key, item in pairs}, any(key[1] or item[1] for key, item in pairs)
+    if isinstance(value, list):
+        items = [_without_surrogates(item) for item in value]
+        return [item[0] for item in items], any(item[1] for item in items)
+    return value, False
+
+
+def dumps(value: Any) -> bytes:
+    """One line of JSON with its newline, UTF-8, keys in their own order."""
+    import orjson
+
+    try:
+        return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
+    except (orjson.JSONEncodeError, RecursionError):
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return line.encode("utf-8", "backslashreplace") + b"\n"
+
+
+class Output:
+    """Where lines go: stdout, flushed line by line, or a file that appears whole or not at all."""
+
+    def __init__(self, stream: IO[bytes], flush: bool) -> None:
+        self.stream, self.flush, self.lines = stream, flush, 0
+
+    def write(self, value: Any) -> None:
+        self.stream.write(dumps(value))
+        self.lines += 1
+        if self.flush:
+            self.stream.flush()
+
+
+_stdout_shows_data = False
+
+
+@contextlib.contextmanager
+def output(path: str | Path | None) -> Iterator[Output]:
+    """Open stdout (`None` or `-`) or a file for records."""
+    global _stdout_shows_data
+    if path is None or str(path) == "-":
+        _stdout_shows_data = True
+        process.die_when_reader_goes()
+        yield Output(sys.stdout.buffer, flush=True)
+    else:
+        with atomic(path) as stream:
+            yield Output(stream, flush=False)
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[IO[bytes]]:
+    """Write a file whole or not at all: a locked `.NAME.part` beside it, fsync, rename. Raises TryAgain if locked.
+
+    The name is fixed, so that what a kill -9 leaves behind is taken over by the next run.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # /dev/stderr, a named pipe: nothing to rename
+        with open(path, "wb") as device:
+            yield device
+        return
+    path = Path(os.path.realpath(path))  # a link stays a link
+    part = path.with_name(f".{path.name}.part")
+    stream: IO[bytes] | None = None
+    try:
+        with process.signals_held():
+            stream = _own(part, path)
+        yield stream
+        stream.flush()
+        os.fsync(stream.fileno())
+        os.replace(part, path)
+    except BaseException:
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+        raise
+    finally:
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+    sync(path.parent)
+
+
+def _own(part: Path, path: Path) -> IO[bytes]:
+    """Open and lock the unfinished file of `path`, and empty it."""
+    while True:
+        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), os.stat(part)):
+                break
+        except BlockingIOError:
+            os.close(handle)
+            raise process.TryAgain(f"{path}: another vtools process is writing it") from None
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # the other process renamed it between our open and our lock
+    os.ftruncate(handle, 0)
+    return os.fdopen(handle, "wb", 1 << 18)
+
+
+def sync(path: Path) -> None:
+    """Make a file, or the names in a folder, safe from a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def records(files: Iterable[str]) -> Generator[Record]:
+    """Every object of every file, for tools that need them all: any broken line is a Failure."""
+    for value in values(files):
+        record = parse(value)[0]
+        if isinstance(record, Reject):
+            raise Failure(f"{value.file}:{value.number}: {record.detail or record.reason}")
+        yield record
+
+
+def values(files: Iterable[str]) -> Iterator[streams.Value]:
+    """The raw values of all files, one after the other; no file means stdin."""
+    for file in list(files) or ["-"]:
+        yield from streams.values(file)
+
+
+def parse(value: streams.Value) -> tuple[Record | Reject, bool]:
+    """A raw value to its object, and whether it was repaired.
+
+    A last line without its newline counts as torn only if it does not parse.
+    """
+    try:
+        record, repaired = loads(value.raw)
+        if value.torn:
+            return Reject("torn_input", value.torn), False
+    except Reject as reject:
+        if value.torn is not None:
+            return Reject("torn_input", value.torn or f"the last line is cut off: {reject.detail}"), False
+        return reject, False
+    if not isinstance(record, dict):
+        return Reject("not_object", f"a JSON {type(record).__name__}, not an object"), False
+    return record, repaired
+
+
+@contextlib.contextmanager
+def progress(tool: str, quiet: bool, total: int | None = None, unit: str = " records") -> Iterator[Callable[..., Any]]:
+    """A bar on stderr if it is a terminal that does not also show the data; yields the function that advances it."""
+    shared = _stdout_shows_data and sys.stdout.isatty() and os.path.sameopenfile(1, 2)
+    if quiet or shared or not sys.stderr.isatty():
+        yield lambda n=1: None
+        return
+    from tqdm import tqdm
+
+    scaled = unit == "B"  # 1.23GB/s
+    with tqdm(
+        desc=f"vtools {tool}", total=total, unit=unit, unit_scale=scaled, file=sys.stderr, leave=False, mininterval=0.2
+    ) as bar:
+        yield bar.update

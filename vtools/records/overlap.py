@@ -1,0 +1,131 @@
+"""Whether texts hold the questions of a test: runs of words that both have, as decontamination looks for them.
+
+A question counts as found where a text shares a run of n of its words. n = 13 is what GPT-3's authors took (Brown et
+al. 2020, appendix C), whose normalisation is used here too: lower case, punctuation is space. A question of fewer than
+n words must be there as a whole, one of fewer than 8 (their smallest n) as the whole text. A run that is common to more
+than ten questions of a file is boilerplate and tells nothing (they ignored n-grams that more than ten documents hold).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from vtools.process import Failure
+from vtools.records import jsonl
+from vtools.records.jsonl import Reject
+from vtools.records.question import Question, read_question
+
+N = 13
+SHORTEST = 8  # words; fewer stand in texts by chance
+COMMON = 10  # questions
+SHOWN = 40  # words
+
+_SPACED = str.maketrans({chr(code): chr(code).lower() if chr(code).isalnum() else " " for code in range(128)})
+_NO_SPACES = (
+    "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # scripts whose words are not told apart
+)
+_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W_{_NO_SPACES}]+")
+
+
+def words(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation; in scripts without spaces each character is one."""
+    return text.translate(_SPACED).split() if text.isascii() else _WORD.findall(text.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A question that a text holds: its file and id, and the words that they share."""
+
+    file: str
+    id: str
+    words: str
+
+    def __str__(self) -> str:
+        return f"question {self.id} of {self.file}: {self.words}"
+
+
+class Index:
+    """Questions, found by their runs of `n` words; about 300 bytes a word."""
+
+    def __init__(self, questions: Iterable[tuple[str, Question]], n: int = N) -> None:
+        self.questions: list[tuple[str, str, list[str]]] = []  # file, id, words of one turn
+        self.whole: dict[tuple[str, ...], int] = {}  # texts of fewer than SHORTEST words
+        self.runs: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # number in `questions`, place
+        self.anchors: dict[str, list[tuple[int, int]]] = {}  # place in a run, length of the run
+        for file, question in questions:
+            for turn in question.turns:
+                self.questions.append((file, question.id, words(turn)))
+        common = self._common(n)
+        for number, (_, _, asked) in enumerate(self.questions):
+            if len(asked) < min(n, SHORTEST):
+                if asked:
+                    self.whole.setdefault(tuple(asked), number)
+                continue
+            runs = [(place, tuple(asked[place : place + n])) for place in range(max(1, len(asked) - n + 1))]
+            runs = [(place, run) for place, run in runs if run not in common] or [(0, tuple(asked))]
+            for place, run in runs:
+                self.runs.setdefault(run, []).append((number, place))
+        anchored: dict[str, set[tuple[int, int]]] = {}
+        for run in self.runs:
+            # A text is searched for the longest word of each run, a rare one, and only there for the run itself.
+            longest = max(range(len(run)), key=lambda place: (len(run[place]), run[place]))
+            anchored.setdefault(run[longest], set()).add((longest, len(run)))
+        self.anchors = {word: sorted(places, reverse=True) for word, places in anchored.items()}
+
+    def _common(self, n: int) -> set[tuple[str, ...]]:
+        counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        for file, _, asked in self.questions:
+            counts.update({(file, tuple(asked[place : place + n])) for place in range(len(asked) - n + 1)})
+        return {run for (_, run), count in counts.items() if count > COMMON}
+
+    def hits(self, texts: Iterable[str]) -> Iterator[Hit]:
+        """Every question that the texts hold, each time it is found in another place."""
+        for text in texts:
+            found = words(text)
+            number = self.whole.get(tuple(found)) if len(found) < SHORTEST else None
+            if number is not None:
+                file, identity, asked = self.questions[number]
+                yield Hit(file, identity, " ".join(asked))
+            if self.anchors.keys().isdisjoint(found):
+                continue
+            past = 0  # what comes before was part of the last hit
+            for place, word in enumerate(found):
+                for before, length in self.anchors.get(word, ()):
+                    start = place - before
+                    if start < past or not (named := self.runs.get(tuple(found[start : start + length]))):
+                        continue
+                    ends = []
+                    for number, position in named:
+                        file, identity, asked = self.questions[number]
+                        end = start + _shared(found, start, asked, position)
+                        ends.append(end)
+                        yield Hit(file, identity, " ".join(found[start : min(end, start + SHOWN)]))
+                    past = max(ends)
+
+
+def read(files: Sequence[str], n: int = N) -> Index:
+    """The index of the questions in files of any shape that `question` knows. Raises Failure."""
+    return Index(_questions(files), n)
+
+
+def _questions(files: Sequence[str]) -> Iterator[tuple[str, Question]]:
+    for file in files:
+        number = 0
+        for number, record in enumerate(jsonl.records([file]), 1):
+            try:
+                yield file, read_question(record)
+            except Reject as reject:
+                raise Failure(f"{file}: question {number}: {reject.detail}") from None
+        if not number:
+            raise Failure(f"{file}: holds no questions")
+
+
+def _shared(first: Sequence[str], start: int, second: Sequence[str], position: int) -> int:
+    """How many words two lists have in common from these places on."""
+    count, most = 0, min(len(first) - start, len(second) - position)
+    while count < most and first[start + count] == second[position + count]:
+        count += 1
+    return count

@@ -1,0 +1,157 @@
+# ruff: noqa: TID253
+"""The finished model: safetensors, tokenizer, template, configs, and where all of it came from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from vtools.models.template import Template
+from vtools.process import Failure
+from vtools.records import jsonl
+from vtools.train import lora, run_identity, shard
+from vtools.train.device import DTYPES
+from vtools.train.ranks import Ranks
+from vtools.weights.model_files import write_index
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
+SHARD_BYTES = 5_000_000_000  # the largest file, as transformers has it
+
+
+def export(
+    model: PreTrainedModel, template: Template, out: Path, dtype: str, about: dict[str, Any], ranks: Ranks
+) -> None:
+    """Save the model to `out`, gathered a tensor at a time; the file `about` it comes last and says that all is there.
+
+    Raises Failure if a file cannot be written, or does not read back as the model.
+    """
+    part = out / ".export.part"
+    adapters = lora.rank_of(model) is not None
+    if ranks.rank:
+        for _ in whole(model, DTYPES[dtype]):
+            pass
+        if adapters:
+            lora.state(model)
+        ranks.wait()
+        return
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        _save_weights(model, part, DTYPES[dtype])
+        if adapters:
+            lora.save(model, part / "adapter", about["base"])
+        _save_configs(model, part, dtype)
+        _copy_tokenizer(template, part)
+        template.save(part)
+        (part / "README.md").write_text(run_identity.card(about), encoding="utf-8")
+        umask = os.umask(0)
+        os.umask(umask)
+        for path in sorted(part.rglob("*")):
+            if path.is_file():
+                path.chmod(0o666 & ~umask)  # safetensors writes files that nobody else may read
+            jsonl.sync(path)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise Failure(f"{out}: the model cannot be saved ({error}); free space and rerun") from None
+    names = {path.name for path in part.iterdir()}
+    for old in out.glob("*.safetensors*"):
+        if old.name not in names:
+            old.unlink()
+    shutil.rmtree(out / "adapter", ignore_errors=True)
+    for path in sorted(part.iterdir()):
+        os.replace(path, out / path.name)
+    part.rmdir()
+    jsonl.sync(out)
+    with jsonl.atomic(out / run_identity.FILE) as stream:
+        stream.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    ranks.wait()
+
+
+def whole(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the model by its name in files, gathered from all ranks to the CPU; LoRA merged.
+
+    A tied matrix comes once. All ranks must take all of them, for each is gathered by all.
+    """
+    shard.reshard(model)
+    with torch.no_grad():
+        for name, tensor in lora.merged(model):
+            yield name, tensor.to(dtype).cpu().contiguous()
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in stored:
+            yield name, buffer.cpu().contiguous()
+
+
+def _save_weights(model: PreTrainedModel, part: Path, dtype: torch.dtype) -> None:
+    """Write files of at most SHARD_BYTES, each read back and compared, and their index if there are several."""
+    files: list[tuple[Path, list[str]]] = []
+    total = held = 0
+    tensors: dict[str, torch.Tensor] = {}
+
+    def flush() -> None:
+        path = part / f"{len(files):05}.part"
+        save_file(tensors, path, metadata={"format": "pt"})
+        _verify(path, tensors)
+        files.append((path, list(tensors)))
+        tensors.clear()
+
+    for name, tensor in whole(model, dtype):
+        size = tensor.numel() * tensor.element_size()
+        if tensors and held + size > SHARD_BYTES:
+            flush()
+            held = 0
+        tensors[name] = tensor
+        held, total = held + size, total + size
+    flush()
+    if len(files) == 1:
+        files[0][0].rename(part / "model.safetensors")
+        return
+    weight_map: dict[str, str] = {}
+    for number, (path, names) in enumerate(files, start=1):
+        name = f"model-{number:05}-of-{len(files):05}.safetensors"
+        path.rename(part / name)
+        weight_map |= dict.fromkeys(names, name)
+    write_index(part, weight_map, total)
+
+
+def _verify(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Read every saved tensor back and compare it with the model's."""
+    with safe_open(path, "pt") as file:
+        for name, tensor in tensors.items():
+            if not torch.equal(file.get_tensor(name), tensor):
+                raise Failure(f"{path}: {name} does not read back as it was written: the disk is at fault?")
+
+
+def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:
+    config = model.config
+    config.dtype = DTYPES[dtype]
+    config.use_cache = True
+    config.save_pretrained(part)
+    generation = model.generation_config
+    generation.use_cache = True
+    sampled = (generation.temperature or 1.0) != 1.0 or (generation.top_p or 1.0) != 1.0
+    if sampled:  # LLaMA's own files leave it out, and transformers refuses to save them so
+        generation.do_sample = True
+    generation.save_pretrained(part)
+
+
+def _copy_tokenizer(template: Template, part: Path) -> None:
+    """The base's tokenizer files as they are."""
+    source = template.tokenizer.folder
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, part / name)
+    if not (part / "tokenizer.json").exists():
+        template.tokenizer.backend.save(str(part / "tokenizer.json"))

@@ -1,0 +1,330 @@
+"""The token cache of `vtools train`: conversations tokenised once, in parallel, into files that any process maps.
+
+One set of input bytes, template, tokenizer and limit makes one folder below `tokens` in the cache; its name is a digest
+of all of them. It is built beside its place, under a lock, and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import io
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import time
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from vtools import __version__, process
+from vtools.models import published_templates, reference
+from vtools.models import template as templates
+from vtools.models.template import Template
+from vtools.process import Failure
+from vtools.records import conversation, filtering, jsonl
+from vtools.records import streams as bytestream
+from vtools.records.jsonl import Record, Reject
+from vtools.records.streams import Value
+from vtools.train import data
+from vtools.train.data import ABOUT, FORMATS, Corpus, Overlong
+
+REJECTS = "rejects.jsonl"
+UNUSED = 30 * 24 * 3600.0  # seconds after which an entry that no run has used may go
+
+
+def read(
+    file: str,
+    template: Template,
+    max_tokens: int,
+    overlong: Overlong,
+    *,
+    rejects: str | None = None,
+    jobs: int = 1,
+    quiet: bool = False,
+) -> Corpus:
+    """Every conversation of a file (`-` is stdin), rendered now or by an earlier run; what cannot be is a reject.
+
+    Raises Failure if nothing at all can be trained, if the input is broken and `rejects` is not given, or if the cache
+    cannot be written.
+    """
+    name = "stdin" if file == "-" else file
+    saved = filtering.Rejects("train", rejects, [file]).stream  # before any work: it may not be writable
+    home = reference.cache() / "tokens"
+    with saved or contextlib.nullcontext(), _input(file, home, quiet) as given:
+        key = _key(given.digest, template, max_tokens, overlong)
+        try:
+            corpus, found = _whole(home / key), True
+            if corpus is None:
+                with _writing(home), _alone(home, key, quiet):
+                    corpus = _whole(home / key)  # another run may have made it in the meantime
+                    if corpus is None:
+                        work = functools.partial(_tokenise, max_tokens=max_tokens, overlong=overlong)
+                        _make(home, key, given, template, work, strict=not rejects, jobs=jobs, quiet=quiet)
+                        corpus, found = Corpus(home / key), False
+            if corpus.broken and not rejects:
+                raise Failure(corpus.broken)
+        except Failure as failure:  # within the cache, the input goes by the name of the key
+            raise type(failure)(str(failure).replace(key, name)) from None
+        if saved:
+            with open(corpus.folder / REJECTS, "rb") as rows:
+                saved.writelines(row.replace(b'"%s"' % key.encode(), jsonl.dumps(name)[:-1]) for row in rows)
+    if found:
+        with contextlib.suppress(OSError):  # somebody else's cache may be used as well
+            os.utime(corpus.folder / ABOUT)
+        if not quiet:
+            print(corpus.line(), file=sys.stderr)
+    else:
+        _clear(home)
+    if not corpus.received:
+        raise Failure(f"{name}: there are no conversations")
+    if not len(corpus):
+        first = (corpus.first or "").replace(key, name)
+        raise Failure(
+            f"{name}: no conversation has a token to train (first: {first}); "
+            f"look at one with --dry-run, and see --template and --max-tokens"
+        )
+    return corpus
+
+
+class _Input(NamedTuple):
+    """An input that can be read again from where its stream stands; a digest of its bytes; its size and time then."""
+
+    stream: io.BufferedReader
+    digest: str
+    state: tuple[int, int]
+
+
+def _state(stream: IO[bytes]) -> tuple[int, int]:
+    status = os.fstat(stream.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _input(file: str, home: Path, quiet: bool) -> Iterator[_Input]:
+    """Read the input once, to know it. What cannot be read twice is spooled, to a nameless file in the cache."""
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(bytestream.open_file(file))
+        state = _state(stream)
+        start, total, spool = 0, None, None
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            start = stream.tell()  # stdin may have been read in part by another program
+            total = (state[0] - start + (1 << 20) - 1) >> 20
+        else:
+            with _writing(home):
+                home.mkdir(parents=True, exist_ok=True)
+                spool = stack.enter_context(tempfile.TemporaryFile(dir=home))
+        digest = hashlib.blake2b(digest_size=16)
+        with jsonl.progress("train: input", quiet, total, " MiB") as tick:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+                if spool:
+                    with _writing(home):
+                        spool.write(chunk)
+                tick()
+        source: Any = spool or stream
+        with _writing(home):
+            source.seek(start)  # writes what a spool has in memory
+        yield _Input(source, digest.hexdigest(), _state(source) if spool else state)
+
+
+def _key(digest: str, template: Template, max_tokens: int, overlong: Overlong) -> str:
+    """32 hexadecimal digits that depend on all that decides about ids, masks and rejects."""
+    import tokenizers
+
+    tokenizer = template.tokenizer
+    parts = [
+        digest, template.name, template.source, template.stop_strings, tokenizer.bos, tokenizer.eos, tokenizer.pad,
+        tokenizer.end_ids, max_tokens, overlong, __version__, tokenizers.__version__,
+    ]  # fmt: skip
+    key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
+    key.update(tokenizer.backend.to_str().encode())
+    # Our own code too: nobody would think of a version number here after a change to, say, the template's masks.
+    for module in (
+        bytestream,
+        conversation,
+        filtering,
+        published_templates,
+        jsonl,
+        templates,
+        data,
+        sys.modules[__name__],
+    ):
+        assert module.__file__ is not None
+        key.update(Path(module.__file__).read_bytes())
+    return key.hexdigest()
+
+
+def _whole(folder: Path) -> Corpus | None:
+    try:
+        return Corpus(folder)
+    except Failure:
+        return None
+
+
+@contextlib.contextmanager
+def _writing(home: Path) -> Iterator[None]:
+    """Say what can be done when the cache cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Failure(
+            f"{home}: tokenised data cannot be kept there: {error.strerror or error}; "
+            f"make room, or name another folder in VTOOLS_CACHE"
+        ) from None
+
+
+def _locks(home: Path, key: str) -> Path:
+    # A lock file that is removed can be held twice. These stay, so there are only so many; strangers may share one.
+    return home / ".locks" / key[:2]
+
+
+@contextlib.contextmanager
+def _alone(home: Path, key: str, quiet: bool) -> Iterator[None]:
+    """Be the only one who builds this entry; the second waits, and then finds it made."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(process.lock(_locks(home, key)))
+        except process.TryAgain:
+            if not quiet:
+                print("vtools train: waiting for another run, which is tokenising", file=sys.stderr)
+            stack.enter_context(process.lock(_locks(home, key), wait=True))
+        yield
+
+
+# The pool forks its workers after this is set: a compiled template cannot be sent to them.
+_template: Template | None = None
+
+
+def _tokenise(value: Record, max_tokens: int, overlong: Overlong) -> Record:
+    assert _template is not None
+    return data.tokenise(value, _template, max_tokens, overlong)
+
+
+def _make(
+    home: Path,
+    key: str,
+    given: _Input,
+    template: Template,
+    work: filtering.Work,
+    *,
+    strict: bool,
+    jobs: int,
+    quiet: bool,
+) -> None:
+    """Tokenise the input into `home / key`, which the caller has locked; all or nothing."""
+    global _template
+    _template = template
+    part = home / f".{key}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        counts = _Rejects(part / REJECTS, strict)
+        values = bytestream.split(iter(lambda: given.stream.read1(bytestream.CHUNK), b""), key)
+        with contextlib.ExitStack() as stack:
+            streams = {name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS}
+            writer = _Writer(streams)
+            filtering.run("train", work, write=writer.add, values=values, counts=counts, jobs=jobs, quiet=quiet)
+        assert counts.stream is not None
+        counts.stream.close()
+        if _state(given.stream) != given.state:
+            raise Failure(f"{key}: changed while it was being read; wait until it is written, and run again")
+        names = [*FORMATS, REJECTS]
+        about = {
+            **writer.totals,
+            "digest": writer.digest.hexdigest(),
+            "sources": writer.sources,
+            "licenses": writer.licenses,
+            "received": counts.received,
+            "repaired": counts.repaired,
+            "reasons": counts.reasons,
+            "first": counts.first,
+            "broken": counts.broken,
+            "bytes": {name: (part / name).stat().st_size for name in names},
+        }
+        (part / ABOUT).write_text(json.dumps(about))
+        for name in [*names, ABOUT, "."]:
+            jsonl.sync(part / name)
+        shutil.rmtree(home / key, ignore_errors=True)  # a damaged one
+        os.replace(part, home / key)
+        jsonl.sync(home)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+class _Rejects(filtering.Rejects):
+    """Rejects that go into the entry, whether or not this run wants them; remembers how broken input ends a run."""
+
+    def __init__(self, path: Path, strict: bool) -> None:
+        super().__init__("train", str(path))
+        self.strict = strict
+        self.broken: str | None = None
+
+    def add(self, reject: Reject, value: Value, record: Any = None) -> None:
+        """Count and save a reject; if `strict`, broken input raises Failure, as without --rejects."""
+        if reject.reason in filtering.BROKEN and self.broken is None:
+            try:
+                filtering.Rejects(self.tool, None).add(reject, value)
+            except Failure as failure:
+                if self.strict:
+                    raise
+                self.broken = str(failure)
+        super().add(reject, value, record)
+
+
+class _Writer:
+    """The files of an entry, growing by what `data.tokenise` makes of each record."""
+
+    def __init__(self, streams: dict[str, Any]) -> None:
+        self.streams = streams
+        self.tokens = 0
+        self.digest = hashlib.blake2b(digest_size=16)
+        self.totals = {"trained_tokens": 0, "truncated": 0, "largest": 0}
+        self.sources: Counter[str] = Counter()
+        self.licenses: Counter[str] = Counter()
+        streams["starts"].write(bytes(8))
+
+    def add(self, row: Record) -> None:
+        """Append one conversation."""
+        ids, trained = row["ids"], row["trained"]
+        length, count = array("i", [len(trained)]), trained.count(1)
+        self.tokens += len(trained)
+        self.streams["ids"].write(ids)
+        self.streams["trained"].write(trained)
+        self.streams["starts"].write(array("q", [self.tokens]))
+        self.streams["lengths"].write(length)
+        self.streams["trained_counts"].write(array("i", [count]))
+        for part in (length, ids, trained):
+            self.digest.update(part)
+        self.totals["trained_tokens"] += count
+        self.totals["truncated"] += row["truncated"]
+        self.totals["largest"] = max(self.totals["largest"], row["largest"])
+        self.sources[row["kind"]] += 1
+        self.licenses[row["license"]] += 1
+
+
+def _clear(home: Path) -> None:
+    """Remove what killed runs have left, and entries that no run has used for a month or has open now."""
+    for path in home.iterdir():
+        key = path.name.removeprefix(".").removesuffix(".part")
+        part = home / f".{key}.part"
+        try:
+            if path != part and (path.name.startswith(".") or time.time() - (path / ABOUT).stat().st_mtime < UNUSED):
+                continue
+            with process.lock(_locks(home, key)):
+                if path != part:
+                    with open(path / ABOUT, "rb") as about:
+                        fcntl.flock(about, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        os.replace(path, part)  # at once: half an entry is never seen
+                shutil.rmtree(part, ignore_errors=True)
+        except (OSError, process.TryAgain):
+            continue  # in use

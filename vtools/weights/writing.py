@@ -1,0 +1,178 @@
+"""Files of tensors written in place: room taken first, tensors in parallel, each hashed and noted in the journal."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blake3 import blake3
+
+from vtools.files.staging import Work
+from vtools.records import jsonl
+from vtools.weights import model_files
+from vtools.weights.dtypes import Bytes, empty
+from vtools.weights.model_files import STEP, Files, pieces
+
+Chunks = Callable[[Files], Iterator[Bytes]]
+SYNC = 128 << 20  # bytes after which a file is sent to the disk, so that the end has little to wait for
+
+
+@dataclass
+class Part:
+    """One tensor to write: where, and what makes its bytes in order."""
+
+    name: str
+    path: str
+    start: int
+    bytes: int
+    chunks: Chunks
+    check: Callable[[str], None] = lambda digest: None  # raises Failure where the BLAKE3 is wrong
+    measure: Callable[[Bytes], float] = lambda data: 0.0
+    about: dict[str, Any] = field(default_factory=dict)  # for its line
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a safetensors file that is to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    chunks: Chunks
+
+
+@dataclass
+class Written:
+    """What became of the parts."""
+
+    measured: float = 0.0  # the sum over all parts and chunks
+    reused: int = 0  # parts that an earlier run had written
+
+
+class _Stopped(Exception):
+    """Another tensor has failed."""
+
+
+def reuse_memory() -> None:
+    """Ask glibc to keep freed chunks: fresh pages for each of them would double the CPU time."""
+    import ctypes
+
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallopt"):
+        library.mallopt(m_mmap_threshold, 32 << 20)  # the largest that it accepts
+        library.mallopt(m_trim_threshold, 256 << 20)
+
+
+def allocate(path: Path, size: int) -> None:
+    """Take a file's room on the disk before any of it is written; what it holds already stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        os.ftruncate(handle, size)
+        if size:
+            os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that cannot
+            raise
+    finally:
+        os.close(handle)
+
+
+def header(entries: list[Entry]) -> bytes:
+    """The first bytes of a safetensors file of these tensors."""
+    facts = ((entry.name, entry.dtype, entry.shape, entry.bytes) for entry in entries)
+    return model_files.header(facts, {"format": "pt"})
+
+
+def begin(files: dict[str, list[Entry]], work: Work) -> list[Part]:
+    """Begin safetensors files by their room and header, and their index if they are several; the parts to write."""
+    parts = []
+    for path, entries in files.items():
+        first = header(entries)
+        allocate(work.fresh / path, len(first) + sum(entry.bytes for entry in entries))
+        with open(work.fresh / path, "r+b") as stream:
+            stream.write(first)
+        start = len(first)
+        for entry in entries:
+            parts.append(Part(entry.name, path, start, entry.bytes, entry.chunks))
+            start += entry.bytes
+    if len(files) > 1:
+        model_files.write_index(work.fresh, {part.name: part.path for part in parts}, sum(part.bytes for part in parts))
+    return parts
+
+
+def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick: Callable[[int], Any]) -> Written:
+    """Write the parts, in parallel but reported in order, into allocated files, and sync these.
+
+    The first failure in order is raised.
+    """
+    stop, local, guard = threading.Event(), threading.local(), threading.Lock()
+    written = Written()
+
+    def hashed(part: Part, chunks: Iterator[Bytes], to: Files | None) -> tuple[str, float]:
+        digest, measured, position = blake3(), 0.0, part.start
+        for data in chunks:
+            if stop.is_set():
+                raise _Stopped
+            if to is not None:
+                to.write(work.fresh / part.path, position, data.data)
+            digest.update(data.data)
+            measured += part.measure(data)
+            position += len(data)
+            with guard:
+                tick(len(data))
+        return digest.hexdigest(), measured
+
+    def there(part: Part) -> Iterator[Bytes]:
+        for start, length in pieces(part.bytes, STEP):
+            data = empty(length)
+            local.files.read(work.fresh / part.path, part.start + start, data.data)
+            yield data
+
+    def make(part: Part) -> tuple[str, float, int, bool]:
+        if not hasattr(local, "files"):  # each thread has its own, because the kernel reads ahead for each handle
+            local.files = stack.enter_context(Files())
+        started = time.monotonic()
+        noted = work.done.get(f"{part.path}:{part.name}")
+        digest, measured = hashed(part, there(part), None) if noted else ("", 0.0)
+        if reused := noted is not None and noted.get("blake3") == digest:
+            part.check(digest)
+        else:
+            digest, measured = hashed(part, part.chunks(local.files), local.files)
+            part.check(digest)
+        return digest, measured, round((time.monotonic() - started) * 1000), reused
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(threads) as pool:
+        try:
+            synced, unsynced = [], 0
+            following = [*(part.path for part in parts[1:]), None][: len(parts)]
+            for part, path, (digest, measured, milliseconds, reused) in zip(
+                parts, following, pool.map(make, parts), strict=True
+            ):
+                if not reused:
+                    work.finish(f"{part.path}:{part.name}", blake3=digest)
+                lines.write(
+                    {"tensor": part.name, **part.about, "bytes": part.bytes, "blake3": digest, "ms": milliseconds}
+                )
+                written.measured += measured
+                written.reused += reused
+                unsynced += part.bytes
+                if path != part.path or unsynced >= SYNC:  # in the background, while the next ones are made
+                    synced.append(disk.submit(jsonl.sync, work.fresh / part.path))
+                    unsynced = 0
+            for future in synced:
+                future.result()
+        except BaseException:
+            stop.set()
+            raise
+    return written
