@@ -22,8 +22,8 @@ from checkpoints import VTOOLS, bad, contents, good, halted, model, names, pair,
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from vtools import process  # noqa: E402
 from vtools.delta import bits, manifest  # noqa: E402
+from vtools.files.lock import lock  # noqa: E402
 from vtools.weights import dtypes  # noqa: E402
 
 
@@ -513,12 +513,12 @@ def test_out_inside_an_input_or_where_nothing_can_be_renamed_to_is_refused(tmp_p
 def test_an_older_owner_that_finishes_never_leaves_two_at_work(tmp_path):
     """The lock's file goes with the folder: who opened it before that must not believe that it owns the next one."""
     work = tmp_path / "work"
-    with process.lock(work):
+    with lock(work):
         handle = os.open(work / ".lock", os.O_RDWR)
     shutil.rmtree(work)
-    with process.lock(work):
+    with lock(work):
         assert not os.path.samestat(os.fstat(handle), os.stat(work / ".lock"))
-        script = "import sys; from vtools import process\nwith process.lock(sys.argv[1]): pass"
+        script = "import sys; from vtools import process\nwith lock(sys.argv[1]): pass"
         second = subprocess.run([sys.executable, "-c", script, work], capture_output=True, text=True)
         assert "another vtools process" in second.stderr
     os.close(handle)

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import ROOT, conversations, write
 
-from vtools import process
+from vtools.files.lock import lock
 from vtools.models import reference
 from vtools.models import template as templates
 from vtools.models.template import Template
@@ -36,8 +36,8 @@ from vtools.train.data import Corpus
 PROGRAM = """
 import json, os, signal, sys, time
 from vtools import process
+from vtools.files import atomic
 from vtools.models import reference as model, template
-from vtools.records import jsonl
 from vtools.train import token_cache as tokens
 
 folder, file, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -63,7 +63,7 @@ def deadly(function):
     return wrapped
 
 if die_at:
-    jsonl.sync, os.replace = deadly(jsonl.sync), deadly(os.replace)
+    atomic.sync, os.replace = deadly(atomic.sync), deadly(os.replace)
 
 def main():
     chosen = template.load(None, model.tokenizer(folder))
@@ -506,7 +506,7 @@ def test_entries_that_no_run_has_used_for_a_month_go_unless_they_are_open(
     for folder in (left, building):
         folder.mkdir()
         (folder / "ids").write_bytes(b"1234")
-    with process.lock(cache / ".locks" / "cd"):
+    with lock(cache / ".locks" / "cd"):
         newest = made(5).folder
     assert entries(cache) == sorted([recent, used, opened.folder, newest])
     assert building.exists() and not left.exists()

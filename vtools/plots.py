@@ -6,8 +6,8 @@ import math
 from html import escape
 from pathlib import Path
 
+from vtools.files.atomic import atomic
 from vtools.process import UsageFailure, missing_extra
-from vtools.records.jsonl import atomic
 
 COLOURS = ("#3366cc", "#dc3912", "#109618", "#ff9900", "#990099", "#0099c6", "#dd4477", "#66aa00")
 WIDTH, HEIGHT = 720, 420

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import os
 import select
@@ -12,7 +11,6 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 
@@ -198,31 +196,3 @@ def die_of_in_thread(signum: int) -> NoReturn:
     libc.signal(signum, 0)
     os.kill(os.getpid(), signum)
     os._exit(128 + signum)
-
-
-@contextlib.contextmanager
-def lock(folder: Path | str, wait: bool = False) -> Iterator[None]:
-    """Own an output folder for the length of the block; when another process does, wait or raise TryAgain."""
-    folder = Path(folder)
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except FileNotFoundError:  # removed by its owner, who has just finished
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), os.stat(folder / ".lock")):
-                break
-        except FileNotFoundError:
-            pass
-        except BlockingIOError:
-            os.close(handle)
-            raise TryAgain(
-                f"{folder}: another vtools process is writing here; try again when it has finished"
-            ) from None
-        os.close(handle)  # the owner removed the file between our open and our lock
-    try:
-        yield
-    finally:
-        os.close(handle)

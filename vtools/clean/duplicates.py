@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vtools.clean.turns import Message
 from vtools.records import conversation
+from vtools.records.conversation import Message
 
 
 class Exact:

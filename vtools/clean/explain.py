@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 from vtools.clean import steps
 from vtools.clean.steps import Choices, Draft, Step
-from vtools.clean.turns import Message
 from vtools.process import Failure
 from vtools.records import jsonl, streams
+from vtools.records.conversation import Message
 from vtools.records.jsonl import Output, Record, Reject
 
 

@@ -6,8 +6,8 @@ from array import array
 from typing import Any
 
 from vtools import process
-from vtools.clean.turns import Message
 from vtools.records import overlap
+from vtools.records.conversation import Message
 
 SAMPLES = 128  # of a sketch: the similarity that it gives has a standard error of 0.035 at 0.8
 SHINGLE = 5  # words; with 0.8, what Lee et al. 2022 (Deduplicating Training Data) took

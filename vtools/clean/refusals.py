@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vtools.clean.turns import Message
 from vtools.process import Failure
+from vtools.records.conversation import Message
 
 # What only a model says of itself or to turn a request down; each holds the assistant's own voice, so that an
 # apology, a talk about models or a story's dialogue is no refusal.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from vtools import provenance
 from vtools.clean import duplicates, filters, turns
 from vtools.clean.html import convert
-from vtools.clean.turns import Message
 from vtools.records import conversation
+from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
+from vtools.records.conversation import Message
 from vtools.records.jsonl import Reject
 
-Message = dict[str, Any]
 # A text without one of these is empty: white space and zero-width characters show nothing.
 _VISIBLE = re.compile("[^\\s\u200b\u200c\u200d\u2060\ufeff\xad]")
 # A table takes a fifth of the time of deleting or searching for any of its characters.

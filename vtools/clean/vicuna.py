@@ -10,8 +10,8 @@ from typing import Any
 
 from vtools.clean.filters import SHORTEST
 from vtools.clean.html import convert
-from vtools.clean.turns import Message
 from vtools.records import conversation
+from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
 
 BLOCKED = ("openai", "chatgpt")

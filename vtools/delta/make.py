@@ -19,6 +19,7 @@ from blake3 import blake3
 from vtools.delta import bits, manifest, other_files
 from vtools.delta.base_tensor import BaseStream, match
 from vtools.files import staging
+from vtools.files.atomic import atomic, sync
 from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
@@ -118,7 +119,7 @@ def make(
             made.files.append(manifest.File(path, copied, digest))
         made.files.sort(key=lambda file: file.path)
         staging.unchanged([base, target], inputs)
-        with jsonl.atomic(work.fresh / manifest.NAME) as stream:
+        with atomic(work.fresh / manifest.NAME) as stream:
             stream.write(manifest.dump(made))
         written = sum(path.stat().st_size for path in work.fresh.rglob("*") if path.is_file())
         totals = {"tensors": len(tensors), "bytes": made.bytes, "delta_bytes": written, "files": len(made.files)}
@@ -186,7 +187,7 @@ class _Writer:
         stored.append((manifest.GAPS, "U8", [len(packed)], len(packed)))
         os.truncate(place, position + len(packed))  # an earlier run may have written more
         self.files.write(place, 0, memoryview(model_files.header(stored, {"format": manifest.FORMAT}, room)))
-        jsonl.sync(place)
+        sync(place)
         file.sha256, file.gaps_blake3 = sha256.hexdigest(), blake3(gaps).hexdigest()
         return file
 

@@ -23,6 +23,7 @@ import numpy as np
 from vtools.export import architecture, blocks, llama_quantize, tensor_names, vocabulary
 from vtools.export.tensor_names import Entry
 from vtools.files import staging
+from vtools.files.atomic import atomic
 from vtools.models import reference as models
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
@@ -71,7 +72,7 @@ def write(
             return
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
-            with jsonl.atomic(out) as stream:
+            with atomic(out) as stream:
                 if quantizer:
                     totals = _write_with(quantizer, stream, work, out, kind, jobs, quiet, lines)
                 else:

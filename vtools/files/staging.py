@@ -21,8 +21,9 @@ from typing import Any
 import orjson
 
 from vtools import __version__, process
+from vtools.files.atomic import part_of, sync, sync_all, write
+from vtools.files.lock import lock
 from vtools.process import Failure, UsageFailure
-from vtools.records import jsonl
 
 WHOLE = "."  # in the journal: the folder is whole, and about to get its name
 
@@ -116,8 +117,7 @@ class Work:
         if self.fresh.is_dir() and lines[:1] == [head]:
             self.done = _entries(lines[1:])
         else:
-            with jsonl.atomic(self._path) as stream:  # first, for by it the folder is known as ours
-                stream.write(head)
+            write(self._path, head)  # first, for by it the folder is known as ours
             shutil.rmtree(self.fresh, ignore_errors=True)
             self.fresh.mkdir()
         self._stream = open(self._path, "ab", buffering=0)  # noqa: SIM115  closed by the owner of the folder
@@ -127,7 +127,7 @@ class Work:
     def finish(self, part: str, **entry: Any) -> None:
         """Note that a part is written: a later run finds the entry in `done`."""
         line = {"part": part, **entry}
-        self._stream.write(jsonl.dumps({**line, "check": _check(line)}))
+        self._stream.write(_line({**line, "check": _check(line)}))
 
     def close(self) -> None:
         """Close the journal."""
@@ -136,7 +136,11 @@ class Work:
 
 def _head(making: str) -> bytes:
     """The journal's first line."""
-    return jsonl.dumps({"making": making, "by": __version__})
+    return _line({"making": making, "by": __version__})
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _entries(lines: list[bytes]) -> dict[str, dict[str, Any]]:
@@ -175,7 +179,7 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
     partial = _partial(place)
     if os.path.lexists(partial) and not _ours(partial):
         raise Failure(f"{partial}: in the way, and not ours; move it")
-    with process.lock(partial), contextlib.ExitStack() as stack:
+    with lock(partial), contextlib.ExitStack() as stack:
         replaced = partial / "replaced"
         if _landed(place):  # killed after the last rename
             if (partial / "journal").read_bytes().startswith(_head(making)):
@@ -193,9 +197,7 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
             stack.callback(work.close)
             keep = bool(work.done)  # a mistake now, such as another base, does not undo the work of an earlier run
             yield work
-            for root, _, names in os.walk(work.fresh):
-                for path in (Path(root), *(Path(root, name) for name in names)):
-                    jsonl.sync(path)
+            sync_all(work.fresh)
             work.finish(WHOLE, inode=work.fresh.stat().st_ino)
             if place.exists():
                 shutil.copymode(place, work.fresh)
@@ -203,7 +205,7 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
             os.rename(work.fresh, place)
             keep, done = False, True
             with contextlib.suppress(PermissionError):  # a parent that may be written but not read
-                jsonl.sync(place.parent)
+                sync(place.parent)
         except (process.Interrupted, KeyboardInterrupt, BrokenPipeError):
             keep = not done
             raise
@@ -228,6 +230,6 @@ def _ours(partial: Path) -> bool:
         return False
     journal = partial / "journal"
     if not journal.is_file():
-        return all(path.name in (".lock", ".journal.part") for path in partial.iterdir())
+        return all(path.name in (".lock", part_of(journal).name) for path in partial.iterdir())
     with open(journal, "rb") as stream:
         return stream.readline(4096).startswith(b'{"making":')

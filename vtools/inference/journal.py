@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import threading
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 import orjson
 
 from vtools import process
+from vtools.files.lock import own
 from vtools.inference import endpoint
 from vtools.inference.endpoint import EndpointError
 from vtools.records import filtering, jsonl, streams
@@ -102,7 +102,8 @@ def keep(path: str | None, finished: Callable[[Record], bool] = lambda record: T
         return
     name = Path(f"{path}.journal")
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(_locked(name, path))
+        handle = own(name, f"{path}: another vtools process is writing it; try again when it has ended")
+        stream = stack.enter_context(os.fdopen(handle, "r+b"))
         if os.path.exists(path):
             journal._read(stack.enter_context(open(path, "rb")), finished)
         stream.truncate(journal._read(stream))
@@ -125,23 +126,6 @@ def peek(path: str | None, finished: Callable[[Record], bool] = lambda record: T
             with open(name, "rb") as stream:
                 journal._read(stream, counts)
     return set(journal._index)
-
-
-def _locked(name: Path, path: str) -> BinaryIO:
-    while True:
-        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), os.stat(name)):
-                return os.fdopen(handle, "r+b")
-        except BlockingIOError:
-            os.close(handle)
-            raise process.TryAgain(
-                f"{path}: another vtools process is writing it; try again when it has ended"
-            ) from None
-        except FileNotFoundError:
-            pass
-        os.close(handle)  # the other run ended and removed it between our open and our lock
 
 
 def run(

@@ -9,9 +9,9 @@ import time
 from typing import Any
 from urllib.parse import urlsplit
 
-from vtools.clean.turns import Message
 from vtools.inference import endpoint
 from vtools.process import Failure, UsageFailure
+from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
 
 RETRIES = 6  # of a server that is busy or fails: half a minute in all

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
-import io
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vtools import process
+from vtools.files import cache
+from vtools.files.atomic import write
 from vtools.models import pretokenizer
 from vtools.process import Failure
-from vtools.records import jsonl
 
 if TYPE_CHECKING:
     import tokenizers
@@ -69,31 +65,6 @@ def hub_name(reference: str) -> str | None:
     return name if shaped and not Path(reference).exists() else None
 
 
-def cache() -> Path:
-    """Where converted models are kept: $VTOOLS_CACHE, else the user's cache folder."""
-    root = os.environ.get("VTOOLS_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(root) if root else base / "vtools"
-
-
-def _cached(source: Path, kind: str, make: Any) -> Path:
-    """A folder made once from a file: `make(path)` fills it, the rename at the end says that it is whole."""
-    status = source.stat()
-    key = f"{source.resolve()}:{status.st_size}:{status.st_mtime_ns}:{kind}"
-    target = cache() / f"{source.stem}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"
-    if target.is_dir():
-        return target
-    with process.lock(cache(), wait=True):
-        if not target.is_dir():
-            print(f"{source}: converting once, into {target}", file=sys.stderr)
-            with tempfile.TemporaryDirectory(dir=cache()) as part, contextlib.redirect_stderr(io.StringIO()):
-                made = Path(part) / "made"
-                made.mkdir()
-                make(made)
-                os.replace(made, target)
-    return target
-
-
 def _from_gguf(source: Path) -> Path:
     """Convert a GGUF file to an ordinary Hugging Face folder in bf16 (fp16 stays fp16), once."""
 
@@ -144,7 +115,7 @@ def _from_gguf(source: Path) -> Path:
         if kind is not None and kind.contents() == "gpt2" and known_as is not None:
             _restore_pretokenizer(target / "tokenizer.json", str(known_as.contents()), source)
 
-    return _cached(source, "gguf-3", make)
+    return cache.made_once(source, "gguf-3", make)
 
 
 def _restore_pretokenizer(path: Path, known_as: str, source: Path) -> None:
@@ -230,7 +201,7 @@ def tokenizer(reference: str) -> Tokenizer:
             raise Failure(f"{source}: cannot be converted: {error}") from None
 
     return Tokenizer(
-        place, _cached(source, "tokenizer-1:" + json.dumps(read_json(place / "tokenizer_config.json")), make)
+        place, cache.made_once(source, "tokenizer-1:" + json.dumps(read_json(place / "tokenizer_config.json")), make)
     )
 
 
@@ -263,8 +234,7 @@ def fit_config(folder: Path, dtype: str | None, rows: int | None = None) -> None
     name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(dtype or "")
     if name:  # `torch_dtype` before transformers 5
         config["dtype" if "dtype" in config else "torch_dtype"] = name
-    with jsonl.atomic(path) as stream:
-        stream.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    write(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _quiet() -> None:

@@ -16,10 +16,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vtools.files.atomic import write
 from vtools.models.published_templates import SOURCES, STOP_STRINGS
 from vtools.models.text_encoders import AFTER_TOKEN, FIRST, INSIDE, encoders
 from vtools.process import Failure
-from vtools.records.jsonl import Reject, atomic
+from vtools.records.jsonl import Reject
 
 if TYPE_CHECKING:
     from vtools.models.reference import Tokenizer
@@ -160,8 +161,7 @@ class Template:
     def save(self, folder: Path | str) -> None:
         """Store the template with a model: chat_template.jinja, and in generation_config.json what ends an answer."""
         folder = Path(folder)
-        with atomic(folder / "chat_template.jinja") as stream:
-            stream.write(self.source.encode())
+        write(folder / "chat_template.jinja", self.source.encode())
         path = folder / "generation_config.json"
         config = json.loads(path.read_text()) if path.exists() else {}
         ends = sorted(self.stop_ids)
@@ -169,13 +169,11 @@ class Template:
         config.pop("stop_strings", None)
         if self.stop_strings:
             config["stop_strings"] = list(self.stop_strings)
-        with atomic(path) as stream:
-            stream.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        write(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
         path = folder / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if config.pop("chat_template", None) is not None:  # it would rival this one
-            with atomic(path) as stream:
-                stream.write((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+            write(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
     def runs(self, messages: list[dict[str, Any]], generation: bool = False) -> list[Run]:
         """The stretches of a rendering, in order: the ids of each (see `encode`), end to end, are those of `render`.

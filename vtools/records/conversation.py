@@ -6,6 +6,8 @@ from typing import Any
 
 from vtools.records.jsonl import Record, Reject
 
+Message = dict[str, Any]  # `role`, `content`, and whatever else it came with
+
 ROLES = {
     "human": "user", "user": "user", "prompter": "user",
     "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
@@ -70,11 +72,11 @@ def shape(value: Record) -> str:
     return "alpaca" if "instruction" in value else "prompt-completion"
 
 
-def _pair(question: str, answer: Any, where: str) -> list[dict[str, Any]]:
+def _pair(question: str, answer: Any, where: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": _text(answer, where)}]
 
 
-def _messages(turns: list[Any], name: str) -> list[dict[str, Any]]:
+def _messages(turns: list[Any], name: str) -> list[Message]:
     messages = []
     for place, turn in enumerate(turns):
         if type(turn) is dict and len(turn) == 2:  # by far the most: no other key, a known role, a text
@@ -86,7 +88,7 @@ def _messages(turns: list[Any], name: str) -> list[dict[str, Any]]:
     return messages
 
 
-def _message(turn: Any, where: str) -> dict[str, Any]:
+def _message(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise Reject("bad_schema", f"{where} is not an object")
     rest = dict(turn)
@@ -116,7 +118,7 @@ def _text(content: Any, where: str) -> str:
     raise Reject("bad_schema", f"{where}: the text is {'null' if content is None else type(content).__name__}")
 
 
-def content_id(messages: list[dict[str, Any]]) -> str:
+def content_id(messages: list[Message]) -> str:
     """32 hexadecimal digits that depend on the roles and texts alone (BLAKE2b, 128 bits)."""
     import hashlib
 
@@ -126,7 +128,7 @@ def content_id(messages: list[dict[str, Any]]) -> str:
     return hashlib.blake2b(canonical, digest_size=16).hexdigest()
 
 
-def text_key(messages: list[dict[str, Any]], texts: bytes | None = None) -> int:
+def text_key(messages: list[Message], texts: bytes | None = None) -> int:
     """128 bits that depend on the roles and on the texts as `bare` has them (BLAKE2b): equal for exact duplicates.
 
     `texts` are the texts in UTF-8 with \\xff between each two, where they are at hand.

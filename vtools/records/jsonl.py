@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vtools import process
+from vtools.files.atomic import atomic
 from vtools.process import Failure
 from vtools.records import streams
 
@@ -144,65 +144,6 @@ def output(path: str | Path | None) -> Iterator[Output]:
     else:
         with atomic(path) as stream:
             yield Output(stream, flush=False)
-
-
-@contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[IO[bytes]]:
-    """Write a file whole or not at all: a locked `.NAME.part` beside it, fsync, rename. Raises TryAgain if locked.
-
-    The name is fixed, so that what a kill -9 leaves behind is taken over by the next run.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):  # /dev/stderr, a named pipe: nothing to rename
-        with open(path, "wb") as device:
-            yield device
-        return
-    path = Path(os.path.realpath(path))  # a link stays a link
-    part = path.with_name(f".{path.name}.part")
-    stream: IO[bytes] | None = None
-    try:
-        with process.signals_held():
-            stream = _own(part, path)
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-        os.replace(part, path)
-    except BaseException:
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-        raise
-    finally:
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
-    sync(path.parent)
-
-
-def _own(part: Path, path: Path) -> IO[bytes]:
-    """Open and lock the unfinished file of `path`, and empty it."""
-    while True:
-        handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(handle), os.stat(part)):
-                break
-        except BlockingIOError:
-            os.close(handle)
-            raise process.TryAgain(f"{path}: another vtools process is writing it") from None
-        except FileNotFoundError:
-            pass
-        os.close(handle)  # the other process renamed it between our open and our lock
-    os.ftruncate(handle, 0)
-    return os.fdopen(handle, "wb", 1 << 18)
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, safe from a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def records(files: Iterable[str]) -> Generator[Record]:

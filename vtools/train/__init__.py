@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from vtools import options, process
+from vtools.files.lock import lock
 from vtools.records import jsonl
 
 # What made the published models (LMSYS 2023, Stanford 2023); a flag that is given wins.
@@ -205,7 +206,7 @@ def train(
     if nnodes > 1 or "RANK" in os.environ:  # rank 0 locks the folder, which the machines share
         job.run(request, out)
         return
-    with process.lock(out):
+    with lock(out):
         job.run(request, out)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -21,8 +20,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from transformers import PreTrainedModel
 
+from vtools.files.atomic import part_of, seal
 from vtools.process import Failure
-from vtools.records import jsonl
 from vtools.train.ranks import Ranks
 
 NOTE = "note.json"
@@ -58,7 +57,7 @@ class Checkpoints:
         Raises Failure when it cannot be written; what was saved before stays whole.
         """
         self.finish()
-        part = self.folder / f".step-{step}.part"
+        part = part_of(self._place(step))
         with self._explained(step):
             if self.ranks.rank == 0:
                 shutil.rmtree(part, ignore_errors=True)
@@ -103,15 +102,12 @@ class Checkpoints:
             sizes = {path.name: path.stat().st_size for path in pending.part.iterdir()}
             note = {**pending.note, "step": pending.step, "files": sizes}
             (pending.part / NOTE).write_text(json.dumps(note, indent=1))
-            jsonl.sync(pending.part / NOTE)
-            jsonl.sync(pending.part)
-            target = self.folder / f"step-{pending.step}"
-            if target.exists():  # a torn one of this step
-                shutil.rmtree(target)
-            os.replace(pending.part, target)
-            jsonl.sync(self.folder)
+            seal(self._place(pending.step))
         for _, old in _steps(self.folder)[self.keep :]:
             shutil.rmtree(old, ignore_errors=True)
+
+    def _place(self, step: int) -> Path:
+        return self.folder / f"step-{step}"
 
     @contextlib.contextmanager
     def _explained(self, step: int) -> Iterator[None]:
@@ -120,10 +116,10 @@ class Checkpoints:
         except (OSError, CheckpointException) as error:  # anything else is a rank that has gone
             causes = getattr(error, "failures", None)  # of a CheckpointException, by rank: (exception, traceback)
             cause = next(iter(causes.values()))[0] if causes else error
-            shutil.rmtree(self.folder / f".step-{step}.part", ignore_errors=True)
+            shutil.rmtree(part_of(self._place(step)), ignore_errors=True)
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise Failure(
-                f"{self.folder / f'step-{step}'}: cannot be saved ({reason}); what was saved before is whole: free "
+                f"{self._place(step)}: cannot be saved ({reason}); what was saved before is whole: free "
                 f"space and give the same command again"
             ) from None
 

@@ -19,6 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from vtools import process
+from vtools.files.lock import lock
 from vtools.process import Failure, Interrupted, TryAgain, UsageFailure
 from vtools.train import rank, ranks
 
@@ -63,7 +64,7 @@ def _under_torchrun(job: rank.Job) -> None:
     with contextlib.ExitStack() as stack:
         here = stack.enter_context(_joined())
         if here.rank == 0:
-            stack.enter_context(process.lock(job.out))
+            stack.enter_context(lock(job.out))
         try:
             rank.work(job, here, alone=False)
         except Failure as failure:
@@ -133,7 +134,7 @@ def _rank(job: rank.Job, launcher: int) -> None:
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
     if job.request.nodes > 1 and os.environ["RANK"] == "0":
-        with process.lock(job.out):
+        with lock(job.out):
             return _worked(job)
     return _worked(job)
 

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from vtools.files.atomic import sync, write
 from vtools.models.template import Template
 from vtools.process import Failure
-from vtools.records import jsonl
 from vtools.train import lora, run_identity, shard
 from vtools.train.device import DTYPES
 from vtools.train.ranks import Ranks
@@ -61,7 +61,7 @@ def export(
         for path in sorted(part.rglob("*")):
             if path.is_file():
                 path.chmod(0o666 & ~umask)  # safetensors writes files that nobody else may read
-            jsonl.sync(path)
+            sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise Failure(f"{out}: the model cannot be saved ({error}); free space and rerun") from None
@@ -73,9 +73,8 @@ def export(
     for path in sorted(part.iterdir()):
         os.replace(path, out / path.name)
     part.rmdir()
-    jsonl.sync(out)
-    with jsonl.atomic(out / run_identity.FILE) as stream:
-        stream.write((json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    sync(out)
+    write(out / run_identity.FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
     ranks.wait()
 
 

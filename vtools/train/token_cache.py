@@ -25,7 +25,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from vtools import __version__, process
-from vtools.models import published_templates, reference
+from vtools.files import cache
+from vtools.files.atomic import atomic_folder, part_of
+from vtools.files.lock import lock
+from vtools.models import published_templates
 from vtools.models import template as templates
 from vtools.models.template import Template
 from vtools.process import Failure
@@ -57,7 +60,7 @@ def read(
     """
     name = "stdin" if file == "-" else file
     saved = filtering.Rejects("train", rejects, [file]).stream  # before any work: it may not be writable
-    home = reference.cache() / "tokens"
+    home = cache.home() / "tokens"
     with saved or contextlib.nullcontext(), _input(file, home, quiet) as given:
         key = _key(given.digest, template, max_tokens, overlong)
         try:
@@ -193,11 +196,11 @@ def _alone(home: Path, key: str, quiet: bool) -> Iterator[None]:
     """Be the only one who builds this entry; the second waits, and then finds it made."""
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(process.lock(_locks(home, key)))
+            stack.enter_context(lock(_locks(home, key)))
         except process.TryAgain:
             if not quiet:
                 print("vtools train: waiting for another run, which is tokenising", file=sys.stderr)
-            stack.enter_context(process.lock(_locks(home, key), wait=True))
+            stack.enter_context(lock(_locks(home, key), wait=True))
         yield
 
 
@@ -224,10 +227,7 @@ def _make(
     """Tokenise the input into `home / key`, which the caller has locked; all or nothing."""
     global _template
     _template = template
-    part = home / f".{key}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
+    with atomic_folder(home / key) as part:
         counts = _Rejects(part / REJECTS, strict)
         values = bytestream.split(iter(lambda: given.stream.read1(bytestream.CHUNK), b""), key)
         with contextlib.ExitStack() as stack:
@@ -252,13 +252,6 @@ def _make(
             "bytes": {name: (part / name).stat().st_size for name in names},
         }
         (part / ABOUT).write_text(json.dumps(about))
-        for name in [*names, ABOUT, "."]:
-            jsonl.sync(part / name)
-        shutil.rmtree(home / key, ignore_errors=True)  # a damaged one
-        os.replace(part, home / key)
-        jsonl.sync(home)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 class _Rejects(filtering.Rejects):
@@ -316,11 +309,11 @@ def _clear(home: Path) -> None:
     """Remove what killed runs have left, and entries that no run has used for a month or has open now."""
     for path in home.iterdir():
         key = path.name.removeprefix(".").removesuffix(".part")
-        part = home / f".{key}.part"
+        part = part_of(home / key)
         try:
             if path != part and (path.name.startswith(".") or time.time() - (path / ABOUT).stat().st_mtime < UNUSED):
                 continue
-            with process.lock(_locks(home, key)):
+            with lock(_locks(home, key)):
                 if path != part:
                     with open(path / ABOUT, "rb") as about:
                         fcntl.flock(about, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from vtools.files.atomic import write
 from vtools.process import Failure
 from vtools.records import jsonl
 
@@ -155,8 +156,7 @@ def weight_files(place: Path) -> list[Path]:
 def write_index(folder: Path, files: dict[str, str], size: int) -> None:
     """Write the index of a model in several safetensors files: the file of each tensor, and the bytes of all."""
     index = {"metadata": {"total_size": size}, "weight_map": files}
-    with jsonl.atomic(folder / "model.safetensors.index.json") as stream:
-        stream.write(orjson.dumps(index, option=orjson.OPT_INDENT_2) + b"\n")
+    write(folder / "model.safetensors.index.json", orjson.dumps(index, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def is_buffer(name: str) -> bool:

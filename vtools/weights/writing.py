@@ -15,6 +15,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from vtools.files.atomic import sync
 from vtools.files.staging import Work
 from vtools.records import jsonl
 from vtools.weights import model_files
@@ -168,7 +169,7 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
                 written.reused += reused
                 unsynced += part.bytes
                 if path != part.path or unsynced >= SYNC:  # in the background, while the next ones are made
-                    synced.append(disk.submit(jsonl.sync, work.fresh / part.path))
+                    synced.append(disk.submit(sync, work.fresh / part.path))
                     unsynced = 0
             for future in synced:
                 future.result()

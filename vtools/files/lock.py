@@ -1,0 +1,46 @@
+"""One owner at a time: a file that only one process holds open for itself, and a folder that it guards."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vtools.process import TryAgain
+
+
+def own(path: Path, busy: str, wait: bool = False) -> int:
+    """The handle of a file, made if it is not there, that no other process owns until it is closed.
+
+    Raises TryAgain(busy) while another process owns it, unless told to `wait`.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        except FileNotFoundError:
+            pass
+        except BlockingIOError:
+            os.close(handle)
+            raise TryAgain(busy) from None
+        os.close(handle)  # its owner renamed or removed it between our open and our lock
+
+
+@contextlib.contextmanager
+def lock(folder: Path | str, wait: bool = False) -> Iterator[None]:
+    """Own an output folder for the length of the block; when another process does, wait or raise TryAgain."""
+    folder = Path(folder)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # removed by its owner, who has just finished
+            busy = f"{folder}: another vtools process is writing here; try again when it has finished"
+            handle = own(folder / ".lock", busy, wait)
+            break
+    try:
+        yield
+    finally:
+        os.close(handle)
