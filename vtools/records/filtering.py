@@ -177,7 +177,8 @@ def _parallel(work: Work, values: Iterable[streams.Value], jobs: int) -> Iterato
     pool = ProcessPoolExecutor(
         jobs, multiprocessing.get_context("fork"), initializer=process.child_of_pool, initargs=(os.getpid(),)
     )
-    pool.submit(int).result()  # fork the workers before any thread of ours runs
+    with process.signals_held():  # what is raised in the hooks of a fork is lost
+        pool.submit(int).result()  # fork the workers before any thread of ours runs
     incoming: queue.Queue[streams.Value | BaseException | None] = queue.Queue(1000)
     given = taken = 0  # bytes put into the queue, by the reader alone, and taken out of it, by this thread alone
 
