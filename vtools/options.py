@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
@@ -24,3 +25,14 @@ TemplateName = Annotated[
     str | None,
     typer.Option("--template", metavar="NAME", help="Prompt template; default: the one stored with the tokenizer."),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """Where a filter writes, what it rejects and its counts; how many it works on at a time; whether it is quiet."""
+
+    out: str | None = None
+    rejects: str | None = None
+    stats: str | None = None
+    jobs: int = 1
+    quiet: bool = False

@@ -72,6 +72,14 @@ def chat(
         terminal.converse(model, base_url, template, system, sampling, timeout, out)
         return
     batch.answer_all(
-        files or [], model, base_url, template, system, sampling, timeout, text=text, out=out, rejects=rejects,
-        stats=stats, jobs=jobs, dry_run=dry_run, quiet=quiet,
-    )  # fmt: skip
+        files or [],
+        model,
+        base_url,
+        template,
+        system,
+        sampling,
+        timeout,
+        options.Common(out, rejects, stats, jobs, quiet),
+        text=text,
+        dry_run=dry_run,
+    )

@@ -10,6 +10,7 @@ from typing import Any
 from vtools.inference import endpoint, journal
 from vtools.inference.endpoint import Client
 from vtools.inference.journal import Task
+from vtools.options import Common
 from vtools.process import Failure
 from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record, Reject
@@ -38,14 +39,10 @@ def answer_all(
     system: str | None,
     sampling: Sampling,
     timeout: float,
+    common: Common,
     *,
     text: bool = False,
-    out: str | None = None,
-    rejects: str | None = None,
-    stats: str | None = None,
-    jobs: int = 1,
     dry_run: bool = False,
-    quiet: bool = False,
 ) -> None:
     """Ask every question of the files and write the answers. Raises Failure if some got none."""
     if dry_run:
@@ -69,10 +66,7 @@ def answer_all(
         if output.flush:
             output.stream.flush()
 
-    complaint = journal.run(
-        "chat", tasks(), ask, out=out, write=write_text if text else jsonl.Output.write,
-        rejects=rejects, stats=stats, jobs=jobs, quiet=quiet,
-    )  # fmt: skip
+    complaint = journal.run("chat", tasks(), ask, common, write=write_text if text else jsonl.Output.write)
     client.close()
     if complaint:
         raise Failure(complaint)

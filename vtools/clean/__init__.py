@@ -173,6 +173,7 @@ def clean(
     if engine == "fast" and importlib.util.find_spec("turbohtml") is None:
         raise process.missing_extra("turbohtml", "fast", "--engine fast")
     inputs = list(files or ())
+    common = options.Common(out, rejects, stats, jobs, quiet)
     choices = Choices(
         engine=engine,
         merge_same_role=merge_same_role,
@@ -203,7 +204,7 @@ def clean(
         from vtools.clean.read_twice import Sources
 
         sources, longer = Sources(inputs), duplicates.Longer()
-        _note_starts(choices, sources.values(), longer, jobs, quiet)
+        _note_starts(choices, sources.values(), longer, common)
     ordered = steps.ordered(choices, longer, explain=explain is not None)
     with jsonl.output(out) as output:
         values = sources.values() if sources else jsonl.values(inputs)
@@ -229,29 +230,27 @@ def clean(
 
         _run(
             choices,
+            common,
             finish,
             write=output.write
             if format == "messages"
             else lambda record: output.write(conversation.to_sharegpt(record)),
             values=values,
             counts=counts,
-            stats=stats,
-            jobs=jobs,
-            quiet=quiet,
         )
 
 
-def _run(choices: Choices, finish: Any, **keys: Any) -> None:
+def _run(choices: Choices, common: options.Common, finish: Any, **keys: Any) -> None:
     """A run whose work gives drafts, which `finish` turns into records."""
     work: Any = functools.partial(steps.draft, choices)
-    filtering.run("clean", work, finish=finish, **keys)
+    filtering.run("clean", work, common, finish=finish, **keys)
 
 
 def _note_starts(
-    choices: Choices, values: Iterator[streams.Value], longer: duplicates.Longer, jobs: int, quiet: bool
+    choices: Choices, values: Iterator[streams.Value], longer: duplicates.Longer, common: options.Common
 ) -> None:
     """The first of two passes: what every conversation begins with. What is rejected is told in the second."""
-    if not quiet:
+    if not common.quiet:
         print("vtools clean: --dedupe longest does not stream: it reads all before it writes", file=sys.stderr)
 
     def note(made: Draft) -> Record:
@@ -260,12 +259,11 @@ def _note_starts(
 
     _run(
         dataclasses.replace(choices, near=None),
+        options.Common(jobs=common.jobs, quiet=True),
         note,
         write=lambda record: None,
         values=values,
         counts=filtering.Rejects("clean", os.devnull),
-        jobs=jobs,
-        quiet=True,
     )
 
 

@@ -57,10 +57,8 @@ def fetch(
         filtering.run(
             "fetch",
             work,
+            options.Common(out, rejects, stats, quiet=quiet),
             values=values,
             write=output.write,
-            rejects=rejects,
             files=sources or [],
-            stats=stats,
-            quiet=quiet,
         )

@@ -18,6 +18,7 @@ from vtools import process
 from vtools.files.lock import own
 from vtools.inference import endpoint
 from vtools.inference.endpoint import EndpointError
+from vtools.options import Common
 from vtools.records import filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
@@ -132,22 +133,18 @@ def run(
     tool: str,
     tasks: Iterable[Task],
     ask: Callable[[Task], Record],
+    common: Common,
     *,
-    out: str | None,
     write: Callable[[jsonl.Output, Record], None],
     finished: Callable[[Record], bool] = lambda record: True,
-    rejects: str | None = None,
-    stats: str | None = None,
-    jobs: int = 1,
-    quiet: bool = False,
 ) -> str | None:
-    """`filtering.run` for work that waits: each task through `ask`, `jobs` at a time, what is finished from FILE.
+    """`filtering.run` for work that waits: each task through `ask`, some at a time, what is finished from FILE.
 
     One question that fails costs the others nothing; what failed is said in the result, and a rerun asks for it again.
     """
-    counts = filtering.Rejects(tool, rejects)
+    counts, out = filtering.Rejects(tool, common.rejects), common.out
     failed = None
-    with keep(out, finished) as journal, jsonl.output(out) as output, jsonl.progress(tool, quiet) as tick:
+    with keep(out, finished) as journal, jsonl.output(out) as output, jsonl.progress(tool, common.quiet) as tick:
 
         def work(task: Task) -> tuple[Record | Reject, bool]:
             if task.reject:
@@ -167,7 +164,7 @@ def run(
             journal.add(record)
             return record, False
 
-        for task, (outcome, known) in endpoint.ordered(work, tasks, jobs):
+        for task, (outcome, known) in endpoint.ordered(work, tasks, common.jobs):
             counts.received += 1
             counts.repaired += task.repaired
             tick()
@@ -183,10 +180,10 @@ def run(
             if usage:
                 for name in endpoint.TOKENS:
                     counts.extra[f"tokens {name}"] += usage[name]
-    filtering.close(counts, stats, quiet)
+    filtering.close(counts, common)
     if failed:
         again = f" ({out} has the others; the same command again asks only for these)" if out and out != "-" else ""
         return f"{counts.reasons['unanswered']} of {counts.received} failed{again}; the first: {failed}"
-    if rejects is None and counts.received and counts.reasons["bad_schema"] == counts.received:
+    if common.rejects is None and counts.received and counts.reasons["bad_schema"] == counts.received:
         return f"{counts.first} (no record has a shape that vtools {tool} reads)"
     return None

@@ -92,9 +92,8 @@ def judge(
         return
     try:
         judging.judge_all(
-            tasks, model, base_url, template, sampling, timeout,
-            out=out, rejects=rejects, stats=stats, jobs=jobs, quiet=quiet,
-        )  # fmt: skip
+            tasks, model, base_url, template, sampling, timeout, options.Common(out, rejects, stats, jobs, quiet)
+        )
     finally:
         if seen and not quiet:
             print(seen, file=sys.stderr)

@@ -13,6 +13,7 @@ from vtools.inference.journal import Task
 from vtools.judge import prompt as rubric
 from vtools.judge import verdicts
 from vtools.judge.matches import Match
+from vtools.options import Common
 from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.records.jsonl import Record
@@ -70,12 +71,7 @@ def judge_all(
     template: str | None,
     sampling: dict[str, Any],
     timeout: float,
-    *,
-    out: str | None,
-    rejects: str | None,
-    stats: str | None,
-    jobs: int,
-    quiet: bool,
+    common: Common,
 ) -> None:
     """Judge every match and write the judgments. Raises Failure if some have no verdict."""
     client, name = endpoint.connect(model, base_url, template=template, timeout=timeout)
@@ -92,13 +88,9 @@ def judge_all(
         "judge",
         _keyed(tasks, name, sampling),
         lambda task: judge.judge(task.question, task.key),
-        out=out,
+        common,
         write=write,
         finished=has_verdict,
-        rejects=rejects,
-        stats=stats,
-        jobs=jobs,
-        quiet=quiet,
     )
     client.close()
     complaints = [complaint] if complaint else []

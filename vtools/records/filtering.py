@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from vtools import __version__, process
+from vtools.options import Common
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record, Reject
@@ -102,29 +103,26 @@ def _attempt(work: Work, record: Record) -> Outcome:
 def run(
     tool: str,
     work: Work,
+    common: Common,
     *,
     write: Callable[[Record], None],
     files: Iterable[str] = (),
     values: Iterable[streams.Value] | None = None,
     finish: Callable[[Record], Record | Reject] | None = None,
-    rejects: str | None = None,
     counts: Rejects | None = None,
-    stats: str | None = None,
-    jobs: int = 1,
-    quiet: bool = False,
 ) -> Rejects:
-    """Run a filter: every record through `work` (in `jobs` processes), then in input order through `finish`.
+    """Run a filter: every record through `work` (in `common.jobs` processes), then in input order through `finish`.
 
     `work` is pure: a record in; a record, several, or a Reject out. `finish` may keep state (duplicates).
-    `values` replaces `files` for a tool that makes its own input, `counts` replaces `rejects` for one that counts more
-    than records. Writes the closing line and the stats file.
+    `values` replaces `files` for a tool that makes its own input, `counts` is given by one that counts more than
+    records. Writes the closing line and the stats file.
     """
     gc.set_threshold(20_000)  # records hold no cycles, and to look for them after every 700 took a tenth of the time
     files = list(files)
-    counts = counts or Rejects(tool, rejects, files)
+    counts = counts or Rejects(tool, common.rejects, files)
     source = jsonl.values(files) if values is None else values
-    outcomes = _serial(work, source) if jobs <= 1 else _parallel(work, source, jobs)
-    with jsonl.progress(tool, quiet) as tick:
+    outcomes = _serial(work, source) if common.jobs <= 1 else _parallel(work, source, common.jobs)
+    with jsonl.progress(tool, common.quiet) as tick:
         for value, outcome, repaired in outcomes:
             counts.received += 1
             counts.repaired += repaired
@@ -142,16 +140,16 @@ def run(
                 counts.kept += 1
     if counts.stream is None and counts.received and counts.reasons["bad_schema"] == counts.received:
         raise Failure(f"{counts.first} (no record has a shape that vtools reads)")
-    close(counts, stats, quiet)
+    close(counts, common)
     return counts
 
 
-def close(counts: Rejects, stats: str | None, quiet: bool) -> None:
+def close(counts: Rejects, common: Common) -> None:
     """Write the stats file and the closing line."""
-    if stats:
-        with jsonl.output(stats) as out:
+    if common.stats:
+        with jsonl.output(common.stats) as out:
             out.write(counts.summary())
-    if not quiet:
+    if not common.quiet:
         print(counts.line(), file=sys.stderr)
 
 

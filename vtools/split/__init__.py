@@ -126,7 +126,8 @@ def split(
             side.write(conversation.to_sharegpt(record) if sharegpt and not preset else record)
 
         values = counts.values()
-        filtering.run("split", work, write=write, values=values, counts=counts, stats=stats, jobs=jobs, quiet=quiet)
+        common = options.Common(out, rejects, stats, jobs, quiet)
+        filtering.run("split", work, common, write=write, values=values, counts=counts)
 
 
 def _share(text: str) -> float:

@@ -31,6 +31,7 @@ from vtools.files.lock import lock
 from vtools.models import published_templates
 from vtools.models import template as templates
 from vtools.models.template import Template
+from vtools.options import Common
 from vtools.process import Failure
 from vtools.records import conversation, filtering, jsonl
 from vtools.records import streams as bytestream
@@ -233,7 +234,8 @@ def _make(
         with contextlib.ExitStack() as stack:
             streams = {name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS}
             writer = _Writer(streams)
-            filtering.run("train", work, write=writer.add, values=values, counts=counts, jobs=jobs, quiet=quiet)
+            common = Common(jobs=jobs, quiet=quiet)
+            filtering.run("train", work, common, write=writer.add, values=values, counts=counts)
         assert counts.stream is not None
         counts.stream.close()
         if _state(given.stream) != given.state:
