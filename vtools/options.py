@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,3 +38,8 @@ class Common:
     stats: str | None = None
     jobs: int = 1
     quiet: bool = False
+
+
+def fields_from(kind: Any, given: Mapping[str, Any]) -> Any:
+    """An instance of a dataclass, its fields taken by name from what a command was given."""
+    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})

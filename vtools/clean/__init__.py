@@ -16,7 +16,8 @@ import typer
 
 from vtools import options, process
 from vtools.clean import duplicates, steps
-from vtools.clean.steps import Choices, Draft
+from vtools.clean.choices import Choices
+from vtools.clean.draft import Draft
 from vtools.process import Failure, UsageFailure
 from vtools.records import conversation, filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
@@ -170,28 +171,14 @@ def clean(
       vtools clean raw.jsonl --decontaminate questions.jsonl --dedupe longest -o clean.jsonl
       vtools clean raw.jsonl --explain chat0
     """
+    choices: Choices = options.fields_from(
+        Choices,
+        locals() | {"keep": frozenset(map(str, keep or ())), "decontaminate": tuple(decontaminate or ())},
+    )
     if engine == "fast" and importlib.util.find_spec("turbohtml") is None:
         raise process.missing_extra("turbohtml", "fast", "--engine fast")
     inputs = list(files or ())
     common = options.Common(out, rejects, stats, jobs, quiet)
-    choices = Choices(
-        engine=engine,
-        merge_same_role=merge_same_role,
-        preset=preset,
-        keep=frozenset(str(name) for name in keep or ()),
-        blocked_words=blocked_words,
-        drop_refusals=drop_refusals,
-        refusals=refusals,
-        keep_languages=_languages("--keep-lang", keep_lang),
-        skip_languages=_languages("--skip-lang", skip_lang),
-        personal=pii,
-        special_tokens=special_tokens,
-        dedupe=dedupe,
-        near=near_duplicates,
-        questions=tuple(decontaminate or ()),
-        ngram=decontaminate_ngram,
-        moderation=(moderation, moderation_model) if moderation else None,
-    )
     if preset and (keep or merge_same_role or dedupe == "longest"):
         raise UsageFailure(f"--preset {preset} is a fixed set of rules: no --keep, --merge-same-role, --dedupe longest")
     if dedupe == "longest" and ("dup_exact" in choices.keep or moderation):
@@ -224,8 +211,8 @@ def clean(
             except Reject as reject:
                 return reject
             counts.redacted.update(made.redacted or ())
-            if choices.keep_languages or choices.skip_languages:
-                counts.languages[made.record["lang"]] += 1
+            if made.language:
+                counts.languages[made.language] += 1
             return made.record
 
         _run(
@@ -258,28 +245,10 @@ def _note_starts(
         return made.record
 
     _run(
-        dataclasses.replace(choices, near=None),
+        dataclasses.replace(choices, near_duplicates=None),
         options.Common(jobs=common.jobs, quiet=True),
         note,
         write=lambda record: None,
         values=values,
         counts=filtering.Rejects("clean", os.devnull),
     )
-
-
-def _languages(option: str, codes: str | None) -> frozenset[str]:
-    """The codes of a list such as en,de. Raises UsageFailure for one that the detector never gives."""
-    if codes is None:
-        return frozenset()
-    from vtools.records import language
-
-    try:
-        import pycld2
-    except ModuleNotFoundError:
-        raise process.missing_extra("pycld2", "filters", option) from None
-    wanted = frozenset(code.strip().lower() for code in codes.split(",") if code.strip())
-    known = {code for _, code in pycld2.LANGUAGES if len(code) <= 3} - {"iw", "jw"} | {"he", "jv", language.UNKNOWN}
-    unknown = sorted(wanted - known)
-    if unknown or not wanted:
-        raise UsageFailure(f"{option} {codes}: {', '.join(unknown) or 'nothing'} is no language code; such as en,de,zh")
-    return wanted

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterable
 
 from vtools.clean import steps
-from vtools.clean.steps import Choices, Draft, Step
+from vtools.clean.choices import Choices
+from vtools.clean.draft import Draft, Step
 from vtools.process import Failure
 from vtools.records import jsonl, streams
 from vtools.records.conversation import Message

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from vtools import process
+from vtools.process import UsageFailure
 
 UNKNOWN = "un"
 # A fence takes its whole line; it is closed by one of its kind that is at least as long (CommonMark 0.31, 4.5).
@@ -23,10 +25,7 @@ def detect(text: str) -> str:
 
     Fenced code and control characters do not count. Raises Failure if pycld2 is not installed.
     """
-    try:
-        import pycld2
-    except ModuleNotFoundError:
-        raise process.missing_extra("pycld2", "filters", "telling languages apart") from None
+    pycld2 = _pycld2("telling languages apart")
     text = without_code(text)
     try:
         reliable, _, found = pycld2.detect(text, isPlainText=True, bestEffort=True)
@@ -35,6 +34,32 @@ def detect(text: str) -> str:
     code: str = found[0][1]
     code = _OLD_CODES.get(code, code)
     return code if reliable and not code.startswith("xx-") else UNKNOWN
+
+
+def codes(option: str, listed: str | None) -> frozenset[str]:
+    """The codes of a list such as en,de, for an option. Raises UsageFailure for one that `detect` never gives."""
+    if listed is None:
+        return frozenset()
+    wanted = frozenset(code.strip().lower() for code in listed.split(",") if code.strip())
+    known = {code for _, code in _pycld2(option).LANGUAGES if len(code) <= 3} - _OLD_CODES.keys() | {
+        "he",
+        "jv",
+        UNKNOWN,
+    }
+    unknown = sorted(wanted - known)
+    if unknown or not wanted:
+        raise UsageFailure(
+            f"{option} {listed}: {', '.join(unknown) or 'nothing'} is no language code; such as en,de,zh"
+        )
+    return wanted
+
+
+def _pycld2(wish: str) -> Any:
+    try:
+        import pycld2
+    except ModuleNotFoundError:
+        raise process.missing_extra("pycld2", "filters", wish) from None
+    return pycld2
 
 
 def without_code(text: str) -> str:
