@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from vtools.models import reference as model
 from vtools.models import template
+from vtools.records import conversation
 from vtools.records.jsonl import Reject
 from vtools.split import cut_answers, segments, token_counts, vicuna
 
@@ -537,6 +538,17 @@ def test_an_empty_answer_is_rejected_by_its_place(vtools, eot, tmp_path):
     assert (reject["reason"], reject["id"]) == ("template_error", "a")
     assert "messages[3]" in reject["detail"]
     assert done.returncode == 0
+
+
+def test_sharegpt_format_writes_the_same_segments_in_the_shape_that_fastchat_reads(vtools, eot):
+    data = json.dumps({"id": "a", "messages": chat(*["word " * 30] * 6)})
+    written = [
+        [json.loads(line) for line in done.stdout.splitlines()]
+        for shape in ("messages", "sharegpt")
+        for done in [vtools("split", "--tokenizer", eot, "--max-tokens", 120, "--format", shape, stdin=data)]
+    ]
+    assert len(written[0]) > 1
+    assert written[1] == [conversation.to_sharegpt(record) for record in written[0]]
 
 
 def hold_out(vtools, eot, data, tmp_path, *more):

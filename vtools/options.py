@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -23,6 +23,9 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no clos
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; on an error, show where.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done and what it costs; do nothing.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Format = Annotated[
+    Literal["messages", "sharegpt"], typer.Option("--format", help="Shape of the records that are written.")
+]
 TemplateName = Annotated[
     str | None,
     typer.Option("--template", metavar="NAME", help="Prompt template; default: the one stored with the tokenizer."),

@@ -60,9 +60,7 @@ class Counts(filtering.Rejects):
 
 def clean(
     files: options.Files = None,
-    format: Annotated[
-        Literal["messages", "sharegpt"], typer.Option("--format", help="Shape of the records that are written.")
-    ] = "messages",
+    format: options.Format = "messages",
     engine: Annotated[
         Literal["auto", "fast", "reference"],
         typer.Option(
@@ -219,9 +217,7 @@ def clean(
             choices,
             common,
             finish,
-            write=output.write
-            if format == "messages"
-            else lambda record: output.write(conversation.to_sharegpt(record)),
+            write=lambda record: output.write(conversation.formatted(record, format)),
             values=values,
             counts=counts,
         )

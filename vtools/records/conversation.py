@@ -152,6 +152,11 @@ def bare(text: str) -> bytes:
     return text.strip(_EDGES).replace("\r\n", "\n").encode("utf-8", "surrogatepass")
 
 
+def formatted(record: Record, format: str) -> Record:
+    """The record in the shape that --format names."""
+    return to_sharegpt(record) if format == "sharegpt" else record
+
+
 def to_sharegpt(record: Record) -> Record:
     """The record in FastChat's shape: `conversations` with `from` and `value`."""
     turns = [{"from": SHAREGPT_ROLES[message["role"]], "value": message["content"]} for message in record["messages"]]

@@ -46,7 +46,7 @@ def split(
     hold_out_file: Annotated[
         str | None, typer.Option("--hold-out-file", metavar="FILE", help="Where the held-out segments go.")
     ] = None,
-    sharegpt: Annotated[bool, typer.Option("--sharegpt", help="Write ShareGPT's shape.")] = False,
+    format: options.Format = "messages",
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
@@ -123,7 +123,7 @@ def split(
                 return
             side = held if segments.held_out(record.base, share) else training
             counts.extra["held_out"] += side is not training
-            side.write(conversation.to_sharegpt(record) if sharegpt and not preset else record)
+            side.write(record if preset else conversation.formatted(record, format))
 
         values = counts.values()
         common = options.Common(out, rejects, stats, jobs, quiet)
