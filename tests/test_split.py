@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from vtools.models import reference as model
 from vtools.models import template
-from vtools.records import conversation
+from vtools.records import conversation, markdown
 from vtools.records.jsonl import Reject
 from vtools.split import cut_answers, segments, token_counts, vicuna
 
@@ -354,7 +354,7 @@ def test_an_answer_is_cut_between_paragraphs_and_not_in_a_code_block():
     assert "".join(parts) == CODE
     assert all(words(part) <= 16 for part in parts)
     assert parts[1].startswith("```python")
-    assert cut_answers.fences(parts[1]) == [(0, parts[1].index("```\n\n") + 4)]
+    assert markdown.fences(parts[1]) == [(0, parts[1].index("```\n\n") + 4)]
     assert all("```" not in part for part in parts if part != parts[1])
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 from vtools import process
 from vtools.process import UsageFailure
+from vtools.records import markdown
 
 UNKNOWN = "un"
-# A fence takes its whole line; it is closed by one of its kind that is at least as long (CommonMark 0.31, 4.5).
-_FENCE = re.compile(r"^ {0,3}(?:>[> ]*)?(`{3,}(?=[^`\n]*$)|~{3,})(.*)$", re.MULTILINE)
 # CLD2 refuses texts that hold one of these: controls and noncharacters.
 _REFUSED = re.compile(
     "[\0-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
@@ -64,15 +63,9 @@ def _pycld2(wish: str) -> Any:
 
 def without_code(text: str) -> str:
     """The text without its fenced code blocks; one that is never closed ends with the text."""
-    if "```" not in text and "~~~" not in text:
-        return text
-    kept, position, fence = [], 0, ""
-    for found in _FENCE.finditer(text):
-        if not fence:
-            kept.append(text[position : found.start()])
-            fence = found[1]
-        elif found[1].startswith(fence) and not found[2].strip():
-            position, fence = found.end(), ""
-    if not fence:
-        kept.append(text[position:])
-    return "".join(kept)
+    kept, position = [], 0
+    for begin, after in markdown.fences(text):
+        kept.append(text[position:begin])
+        position = after
+    rest = text[position:]
+    return "\n".join([*kept, rest] if rest else kept)
