@@ -123,7 +123,7 @@ def run(
     source = jsonl.values(files) if values is None else values
     outcomes = _serial(work, source) if common.jobs <= 1 else _parallel(work, source, common.jobs)
     with jsonl.progress(tool, common.quiet) as tick:
-        for value, outcome, repaired in outcomes:
+        for value, read, outcome, repaired in outcomes:
             counts.received += 1
             counts.repaired += repaired
             tick()
@@ -132,8 +132,8 @@ def run(
                 kept = [record for record in finished if not isinstance(record, Reject)]
                 outcome = kept or next(record for record in finished if isinstance(record, Reject))
             if isinstance(outcome, Reject):
-                record = jsonl.parse(value)[0]
-                counts.add(outcome, value, None if isinstance(record, Reject) else record)
+                given = read or jsonl.parse(value)[0]  # as it came in: `work` changes nothing in place
+                counts.add(outcome, value, None if isinstance(given, Reject) else given)
             else:
                 for record in outcome if isinstance(outcome, list) else [outcome]:
                     write(record)
@@ -153,17 +153,21 @@ def close(counts: Rejects, common: Common) -> None:
         print(counts.line(), file=sys.stderr)
 
 
-def _serial(work: Work, values: Iterable[streams.Value]) -> Iterator[tuple[streams.Value, Outcome, bool]]:
+# A value, what was read from it if that is at hand, what came of it, and whether it was repaired.
+Done = tuple[streams.Value, Record | Reject | None, Outcome, bool]
+
+
+def _serial(work: Work, values: Iterable[streams.Value]) -> Iterator[Done]:
     for value in values:
         record, repaired = jsonl.parse(value)
-        yield value, record if isinstance(record, Reject) else _attempt(work, record), repaired
+        yield value, record, record if isinstance(record, Reject) else _attempt(work, record), repaired
 
 
 def _work_batch(work: Work, batch: list[streams.Value]) -> list[tuple[Outcome, bool]]:
-    return [(outcome, repaired) for _, outcome, repaired in _serial(work, batch)]
+    return [(outcome, repaired) for _, _, outcome, repaired in _serial(work, batch)]
 
 
-def _parallel(work: Work, values: Iterable[streams.Value], jobs: int) -> Iterator[tuple[streams.Value, Outcome, bool]]:
+def _parallel(work: Work, values: Iterable[streams.Value], jobs: int) -> Iterator[Done]:
     """`_serial` in `jobs` processes: the same outcomes in the same order, a bounded number of batches under way."""
     import multiprocessing
     import queue
@@ -219,7 +223,7 @@ def _parallel(work: Work, values: Iterable[streams.Value], jobs: int) -> Iterato
             while window and (window[0][1].done() or len(window) > 2 * jobs or ended):
                 done, future = window.popleft()
                 for value, (outcome, repaired) in zip(done, future.result(), strict=True):
-                    yield value, outcome, repaired
+                    yield value, None, outcome, repaired  # to read the few rejects again is cheaper than to send all
         pool.shutdown()
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)
