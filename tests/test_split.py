@@ -195,7 +195,7 @@ def cut(messages, reference, limit, system=None, **options):
     """What becomes of a conversation, in its order, and its system message."""
     lead = chat(system=system)
     record = {"id": "x", "messages": lead + messages, "note": 1}
-    made = segments.split(record, reference=reference, template=None, limit=limit, **options)
+    made = segments.split(record, tokenizer=reference, template=None, max_tokens=limit, **options)
     assert record["messages"] == lead + messages  # nobody writes into it
     if isinstance(made, Reject):
         made = [segments.Segment(record, "x", {"turns_dropped": len(messages), "turns_in": len(messages)}, 0, made)]
@@ -223,7 +223,7 @@ def test_segments_hold_every_turn_and_none_is_too_long_but_a_single_pair(
     eot, chatml, messages, limit, system, overlap, data
 ):
     reference = data.draw(st.sampled_from([eot, chatml]))
-    made, lead = cut(messages, reference, limit, system, overlap=overlap)
+    made, lead = cut(messages, reference, limit, system, overlap_turns=overlap)
     render = template.load(None, model.tokenizer(reference))
     assert [message for part in made for message in new_turns(part, lead)] == messages
     for part in made:
@@ -252,7 +252,7 @@ def test_segments_hold_every_turn_and_none_is_too_long_but_a_single_pair(
     overlap=st.integers(0, 2),
 )
 def test_no_segment_is_too_long_and_every_turn_is_written_or_rejected(eot, messages, limit, system, overlong, overlap):
-    made, lead = cut(messages, eot, limit, system, overlong=overlong, overlap=overlap)
+    made, lead = cut(messages, eot, limit, system, overlong=overlong, overlap_turns=overlap)
     render = template.load(None, model.tokenizer(eot))
     written = [part for part in made if not part.reject]
     for part in written:
@@ -767,7 +767,7 @@ def test_the_preset_writes_what_fastchats_own_function_writes(fastchat, llama, v
     sample = {"id": "X", "model": None, "conversations": turns}
     for _, text in values:
         assert vicuna.counter(llama).tokens(text) == fastchat.tokens(text)
-    made = vicuna.split(dict(sample), reference=llama, limit=limit)
+    made = vicuna.split(dict(sample), tokenizer=llama, max_tokens=limit)
     expected = fastchat([sample], limit)
     if isinstance(made, Reject):
         assert expected == []

@@ -39,6 +39,7 @@ class Rejects:
         self.reasons: Counter[str] = Counter()
         self.extra: Counter[str] = Counter()
         self.first: str | None = None
+        self.value: streams.Value | None = None  # whose outcome is being written
 
     def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
         """Count a reject and save what was rejected; without a rejects file, broken input ends the run here."""
@@ -47,21 +48,23 @@ class Rejects:
             raise Failure(f"{place}: {reject.detail or reject.reason} (--rejects FILE saves such records and goes on)")
         self.reasons[reject.reason] += 1
         self.first = self.first or f"{place}: {reject.reason}: {reject.detail}"
-        if self.stream:
-            row = {
-                "stage": self.tool,
-                "reason": reject.reason,
-                "detail": reject.detail,
-                "line": value.number,
-                "id": record.get("id") if isinstance(record, dict) else None,
-                "source": value.file,
-            }
-            if record is None:
-                row["raw_b64"] = base64.b64encode(value.raw).decode()
-            else:
-                row["record"] = record
-            self.stream.write(jsonl.dumps(row))
-            self.stream.flush()
+        self.save(reject, value, record)
+
+    def save(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
+        """Write a line to the rejects file, if there is one, without counting."""
+        if self.stream is None:
+            return
+        row = {
+            "stage": self.tool,
+            "reason": reject.reason,
+            "detail": reject.detail,
+            "line": value.number,
+            "id": record.get("id") if isinstance(record, dict) else None,
+            "source": value.file,
+        }
+        row |= {"raw_b64": base64.b64encode(value.raw).decode()} if record is None else {"record": record}
+        self.stream.write(jsonl.dumps(row))
+        self.stream.flush()
 
     @property
     def rejected(self) -> int:
@@ -126,6 +129,7 @@ def run(
         for value, read, outcome, repaired in outcomes:
             counts.received += 1
             counts.repaired += repaired
+            counts.value = value
             tick()
             if finish and not isinstance(outcome, Reject):
                 finished = [finish(record) for record in (outcome if isinstance(outcome, list) else [outcome])]

@@ -100,16 +100,16 @@ def split(
     work: Any
     if preset:
         vicuna.counter(tokenizer)
-        work = functools.partial(vicuna.split, reference=tokenizer, limit=max_tokens)
+        work = functools.partial(vicuna.split, tokenizer=tokenizer, max_tokens=max_tokens)
     else:
         segments.rendering(tokenizer, template)
         work = functools.partial(
             segments.split,
-            reference=tokenizer,
+            tokenizer=tokenizer,
             template=template,
-            limit=max_tokens,
+            max_tokens=max_tokens,
             overlong=overlong,
-            overlap=overlap_turns,
+            overlap_turns=overlap_turns,
             exact=stats is not None,
         )
     with contextlib.ExitStack() as stack:
@@ -125,9 +125,8 @@ def split(
             counts.extra["held_out"] += side is not training
             side.write(record if preset else conversation.formatted(record, format))
 
-        values = counts.values()
         common = options.Common(out, rejects, stats, jobs, quiet)
-        filtering.run("split", work, common, write=write, values=values, counts=counts)
+        filtering.run("split", work, common, write=write, files=files or [], counts=counts)
 
 
 def _share(text: str) -> float:
