@@ -63,81 +63,61 @@ def clean(
     format: options.Format = "messages",
     engine: Annotated[
         Literal["auto", "fast", "reference"],
-        typer.Option(
-            "--engine", help="HTML converter: fast is turbohtml (auto: if installed), reference is markdownify."
-        ),
+        typer.Option(help="HTML converter: fast is turbohtml (auto: if installed), reference is markdownify."),
     ] = "auto",
     merge_same_role: Annotated[
         bool, typer.Option("--merge-same-role", help="Join two messages of one role in a row instead of dropping all.")
     ] = False,
     preset: Annotated[
         Literal["vicuna"] | None,
-        typer.Option("--preset", help="FastChat's rules in the place of all that is on by default, to compare with."),
+        typer.Option(help="FastChat's rules in the place of all that is on by default, to compare with."),
     ] = None,
     keep: Annotated[
-        list[Filter] | None, typer.Option("--keep", help="Switch off the step of this name; may be repeated.")
+        list[Filter] | None, typer.Option(help="Switch off the step of this name; may be repeated.")
     ] = None,
     blocked_words: Annotated[
-        str | None,
-        typer.Option("--blocked-words", metavar="FILE", help="Drop what says one of these, whole words, any case."),
+        str | None, typer.Option(metavar="FILE", help="Drop what says one of these, whole words, any case.")
     ] = None,
     drop_refusals: Annotated[
         bool, typer.Option("--drop-refusals", help="Drop what holds an answer that only turns the request down.")
     ] = False,
     refusals: Annotated[
-        str | None,
-        typer.Option("--refusals", metavar="FILE", help="Drop what holds an answer with one of these phrases."),
+        str | None, typer.Option(metavar="FILE", help="Drop what holds an answer with one of these phrases.")
     ] = None,
     keep_lang: Annotated[
-        str | None,
-        typer.Option("--keep-lang", metavar="CODES", help="Keep only these languages: en,de (un: not told)."),
+        str | None, typer.Option(metavar="CODES", help="Keep only these languages: en,de (un: not told).")
     ] = None,
-    skip_lang: Annotated[
-        str | None, typer.Option("--skip-lang", metavar="CODES", help="Drop these languages: zh,ko.")
-    ] = None,
+    skip_lang: Annotated[str | None, typer.Option(metavar="CODES", help="Drop these languages: zh,ko.")] = None,
     pii: Annotated[
         Literal["redact", "drop", "tag"] | None,
-        typer.Option("--pii", help="Mail addresses, API keys, card and phone numbers, public IP addresses."),
+        typer.Option(help="Mail addresses, API keys, card and phone numbers, public IP addresses."),
     ] = None,
     special_tokens: Annotated[
         Literal["keep", "drop", "break"],
-        typer.Option("--special-tokens", help="Texts with </s>, <|im_end|>, [INST] and such; break puts a space in."),
+        typer.Option(help="Texts with </s>, <|im_end|>, [INST] and such; break puts a space in."),
     ] = "keep",
     dedupe: Annotated[
         Literal["first", "longest"],
-        typer.Option(
-            "--dedupe", help="Of equal ones the first; longest: nor one that another goes on from (no stream)."
-        ),
+        typer.Option(help="Of equal ones the first; longest: nor one that another goes on from (no stream)."),
     ] = "first",
     near_duplicates: Annotated[
         float | None,
-        typer.Option(
-            "--near-duplicates",
-            min=0.1,
-            max=1.0,
-            metavar="SHARE",
-            help="Drop what is as similar as 0.8 to an earlier one.",
-        ),
+        typer.Option(min=0.1, max=1.0, metavar="SHARE", help="Drop what is as similar as 0.8 to an earlier one."),
     ] = None,
     decontaminate: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--decontaminate", metavar="FILE", help="Drop what holds a question of this file; may be repeated."
-        ),
+        list[str] | None, typer.Option(metavar="FILE", help="Drop what holds a question of this file; may be repeated.")
     ] = None,
     decontaminate_ngram: Annotated[
-        int, typer.Option("--decontaminate-ngram", min=3, metavar="N", help="So many words in a row are a match.")
+        int, typer.Option(min=3, metavar="N", help="So many words in a row are a match.")
     ] = 13,
     moderation: Annotated[
-        str | None,
-        typer.Option("--moderation", metavar="URL", help="Drop what this OpenAI-compatible server flags."),
+        str | None, typer.Option(metavar="URL", help="Drop what this OpenAI-compatible server flags.")
     ] = None,
     moderation_model: Annotated[
-        str, typer.Option("--moderation-model", metavar="NAME", help="The model that it is asked for.")
+        str, typer.Option(metavar="NAME", help="The model that it is asked for.")
     ] = "omni-moderation-latest",
     explain: Annotated[
-        str | None,
-        typer.Option("--explain", metavar="ID", help="Write only what each step does to the records with this id."),
+        str | None, typer.Option(metavar="ID", help="Write only what each step does to the records with this id.")
     ] = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
@@ -169,14 +149,12 @@ def clean(
       vtools clean raw.jsonl --decontaminate questions.jsonl --dedupe longest -o clean.jsonl
       vtools clean raw.jsonl --explain chat0
     """
-    choices: Choices = options.fields_from(
-        Choices,
-        locals() | {"keep": frozenset(map(str, keep or ())), "decontaminate": tuple(decontaminate or ())},
-    )
+    common = options.fields_from(options.Common, locals())
+    hashable = {"keep": frozenset(map(str, keep or ())), "decontaminate": tuple(decontaminate or ())}
+    choices: Choices = options.fields_from(Choices, locals() | hashable)
     if engine == "fast" and importlib.util.find_spec("turbohtml") is None:
         raise process.missing_extra("turbohtml", "fast", "--engine fast")
     inputs = list(files or ())
-    common = options.Common(out, rejects, stats, jobs, quiet)
     if preset and (keep or merge_same_role or dedupe == "longest"):
         raise UsageFailure(f"--preset {preset} is a fixed set of rules: no --keep, --merge-same-role, --dedupe longest")
     if dedupe == "longest" and ("dup_exact" in choices.keep or moderation):
@@ -194,11 +172,12 @@ def clean(
     with jsonl.output(out) as output:
         values = sources.values() if sources else jsonl.values(inputs)
         if explain is not None:
-            from vtools.clean.explain import explain as tell
+            from vtools.clean.explain import tell
 
             tell(explain, choices, values, ordered, output)
             return
         counts = Counts(rejects, inputs)
+        work: Any = functools.partial(steps.draft, choices)  # gives drafts, which `finish` turns into records
 
         def finish(made: Draft) -> Record | Reject:
             if made.failure:
@@ -213,20 +192,10 @@ def clean(
                 counts.languages[made.language] += 1
             return made.record
 
-        _run(
-            choices,
-            common,
-            finish,
-            write=lambda record: output.write(conversation.formatted(record, format)),
-            values=values,
-            counts=counts,
-        )
+        def write(record: Record) -> None:
+            output.write(conversation.formatted(record, format))
 
-
-def _run(choices: Choices, common: options.Common, finish: Any, **keys: Any) -> None:
-    """A run whose work gives drafts, which `finish` turns into records."""
-    work: Any = functools.partial(steps.draft, choices)
-    filtering.run("clean", work, common, finish=finish, **keys)
+        filtering.run("clean", work, common, write=write, values=values, finish=finish, counts=counts)
 
 
 def _note_starts(
@@ -240,11 +209,7 @@ def _note_starts(
         longer.note(made.starts, made.record["id"])
         return made.record
 
-    _run(
-        dataclasses.replace(choices, near_duplicates=None),
-        options.Common(jobs=common.jobs, quiet=True),
-        note,
-        write=lambda record: None,
-        values=values,
-        counts=filtering.Rejects("clean", os.devnull),
-    )
+    work: Any = functools.partial(steps.draft, dataclasses.replace(choices, near_duplicates=None))
+    common = options.Common(jobs=common.jobs, quiet=True)
+    counts = filtering.Rejects("clean", os.devnull)
+    filtering.run("clean", work, common, write=lambda record: None, values=values, finish=note, counts=counts)

@@ -111,7 +111,7 @@ def run(
     write: Callable[[Record], None],
     files: Iterable[str] = (),
     values: Iterable[streams.Value] | None = None,
-    finish: Callable[[Record], Record | Reject] | None = None,
+    finish: Callable[[Any], Record | Reject] | None = None,
     counts: Rejects | None = None,
 ) -> Rejects:
     """Run a filter: every record through `work` (in `common.jobs` processes), then in input order through `finish`.
