@@ -51,7 +51,7 @@ complete -c vtools -n '__fish_seen_subcommand_from split' -l overlap-turns -r -d
 complete -c vtools -n '__fish_seen_subcommand_from split' -l preset -r -d 'vicuna, FastChat’s cuts, counts and losses.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l hold-out -r -d 'Share of conversations held out, 1% or 0.01.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l hold-out-file -r -d 'Where the held-out segments go.'
-complete -c vtools -n '__fish_seen_subcommand_from split' -l sharegpt -d 'Write ShareGPT’s shape.'
+complete -c vtools -n '__fish_seen_subcommand_from split' -l format -r -d 'Shape of the records that are written.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l out -s o -r -d 'Write here, whole or not at all.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l rejects -r -d 'Save what is dropped, with reasons; go on after bad input.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l stats -r -d 'Write the counts as one JSON object.'

@@ -19,8 +19,9 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtools.clean import clean_record, control_tokens, duplicates, near_duplicates, refusals, steps, turns
-from vtools.clean import pii as personal
+from vtools.clean import clean_record, control_tokens, duplicates, near_duplicates, pii, refusals, steps, turns
+from vtools.clean.choices import Choices
+from vtools.clean.draft import Draft
 from vtools.clean.html import convert
 from vtools.records import conversation
 from vtools.records.jsonl import Reject
@@ -67,10 +68,8 @@ PASSED_OVER = st.sampled_from(["x", " ", "\n", "é", "1 / 2", "Copy", "&lt;p&gt;
 @given(st.lists(st.lists(PASSED_OVER, max_size=4).map("".join), min_size=1, max_size=4))
 def test_a_text_that_the_html_step_passes_over_is_one_that_the_converter_leaves_alone(texts):
     roles = ["user", "assistant"] * 2
-    made = steps.Draft(
-        {"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]}
-    )
-    next(step for step in steps.pure(steps.Choices()) if step.name == "html").take(made)
+    made = Draft({"messages": [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]})
+    next(step for step in steps.pure(Choices()) if step.name == "html").take(made)
     wanted = [
         convert.to_markdown(text, "auto") if place % 2 else convert.without_controls(text)
         for place, text in enumerate(texts)
@@ -175,7 +174,7 @@ def test_a_list_of_words_that_is_missing_empty_or_no_text_is_a_plain_error(tmp_p
 def test_a_refusal_drops_a_conversation_if_asked_for(text):
     reason, detail = rejected(chat(GOOD[0], text), drop_refusals=True)
     assert reason == "refusal"
-    assert detail.partition(": ")[2] in refusals.REFUSALS
+    assert detail.partition(": ")[2] in refusals.PHRASES
     assert rejected(chat(GOOD[0], text)) is None
 
 
@@ -227,14 +226,14 @@ def test_languages_are_kept_or_skipped_and_written_to_the_record(tmp_path):
 
 def test_code_does_not_count_for_the_language():
     code = "\n```python\n" + "for item in the_list_of_words: print(item, the_other_list_of_words)\n" * 20 + "```\n"
-    assert clean_record(chat(LANGUAGES["de"], code + LANGUAGES["de"]), keep_languages=frozenset(["de"]))["lang"] == "de"
+    assert clean_record(chat(LANGUAGES["de"], code + LANGUAGES["de"]), keep_lang="de")["lang"] == "de"
 
 
 def test_what_cannot_be_told_is_un_and_kept_only_where_that_is_listed():
     record = chat("12345678 87654321", "11:22 33:44 \x7f \ufffe \x80")
-    assert rejected(record, keep_languages=frozenset(["en"])) == ("lang", "un")
-    assert clean_record(record, keep_languages=frozenset(["en", "un"]))["lang"] == "un"
-    assert clean_record(record, skip_languages=frozenset(["en"]))["lang"] == "un"
+    assert rejected(record, keep_lang="en") == ("lang", "un")
+    assert clean_record(record, keep_lang="en,un")["lang"] == "un"
+    assert clean_record(record, skip_lang="en")["lang"] == "un"
 
 
 @pytest.mark.parametrize("codes", ["english", "en,xx", ",", "iw"])
@@ -278,7 +277,7 @@ KEYS = {
     ],
 )
 def test_personal_data_and_secrets_are_replaced_by_what_they_were(text, wanted):
-    messages = clean_record(chat(f"{text} {GOOD[0]}", f"{text} {GOOD[1]}"), personal="redact")["messages"]
+    messages = clean_record(chat(f"{text} {GOOD[0]}", f"{text} {GOOD[1]}"), pii="redact")["messages"]
     assert [message["content"] for message in messages] == [f"{wanted} {GOOD[0]}", f"{wanted} {GOOD[1]}"]
 
 
@@ -298,18 +297,18 @@ def test_personal_data_and_secrets_are_replaced_by_what_they_were(text, wanted):
 )  # fmt: skip
 def test_code_and_numbers_that_are_not_personal_stay_as_they_are(text):
     counts: Counter[str] = Counter()
-    assert personal.redacted(text, personal.RULES, counts) == text
+    assert pii.redacted(text, pii.RULES, counts) == text
     assert not counts
 
 
 def test_personal_data_can_drop_or_tag_a_record_instead():
     record = chat("I am jo@corp.io and ann@corp.io", f"My key is {KEYS['AWS']}.")
-    assert rejected(record, personal="drop") == ("pii", "email 2, key 1")
-    tagged = clean_record(record, personal="tag")
+    assert rejected(record, pii="drop") == ("pii", "email 2, key 1")
+    tagged = clean_record(record, pii="tag")
     assert tagged["pii"] == {"email": 2, "key": 1}
     assert [message["content"] for message in tagged["messages"]] == [turn["value"] for turn in record["conversations"]]
-    assert "pii" not in clean_record(chat(*GOOD), personal="tag")
-    assert rejected(chat(*GOOD), personal="drop") is None
+    assert "pii" not in clean_record(chat(*GOOD), pii="tag")
+    assert rejected(chat(*GOOD), pii="drop") is None
 
 
 @pytest.mark.parametrize(
@@ -322,7 +321,7 @@ def test_hostile_text_is_searched_for_personal_data_in_linear_time(text):
     seconds = []
     for size in (text, text + text):
         start = time.process_time()
-        personal.redacted(size, personal.RULES, Counter())
+        pii.redacted(size, pii.RULES, Counter())
         seconds.append(time.process_time() - start)
     assert seconds[1] < 3.5 * seconds[0] + 1
 
@@ -781,11 +780,11 @@ def theirs(records: list[dict], module) -> dict[int, set[str]]:
 
 
 def ours(records: list[dict]) -> dict[int, str]:
-    ends = steps.ordered(steps.Choices(preset="vicuna"))
+    ends = steps.ordered(Choices(preset="vicuna"))
     found = {}
     for place, record in enumerate(records):
         try:
-            made = steps.draft(steps.Choices(preset="vicuna"), json.loads(json.dumps(record)))
+            made = steps.draft(Choices(preset="vicuna"), json.loads(json.dumps(record)))
             for step in ends:
                 step.take(made)
         except Reject as reject:
@@ -868,8 +867,8 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES | st.text("0123456789.+-( )@ab_", max_size=20), max_size=6).map("".join))
 def test_a_text_that_is_passed_over_holds_no_personal_data(text):
     found: Counter[str] = Counter()
-    personal.redacted(text, personal.RULES, found)
-    assert found.keys() <= {rule[0] for rule in personal.possible(turns.shape([{"role": "user", "content": text}]))}
+    pii.redacted(text, pii.RULES, found)
+    assert found.keys() <= {rule[0] for rule in pii.possible(turns.shape([{"role": "user", "content": text}]))}
 
 
 MESSAGES = st.lists(
@@ -886,7 +885,6 @@ CHOSEN = st.lists(st.sampled_from(list(OPTIONS)), unique=True, max_size=6).flatm
         *(st.tuples(st.just(name), *([st.sampled_from(OPTIONS[name])] if OPTIONS[name] else [])) for name in names)
     )
 )
-FIELDS = {"--pii": "personal", "--special-tokens": "special_tokens", "--blocked-words": "blocked_words"}
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -895,8 +893,8 @@ def test_cleaning_a_record_twice_with_the_same_choices_changes_nothing(turns, me
     chosen = {
         "merge_same_role": merge,
         "special_tokens": special_tokens,
-        "personal": pii,
-        "skip_languages": frozenset(["zh"]),
+        "pii": pii,
+        "skip_lang": "zh",
     }
     try:
         once = clean_record({"conversations": turns}, **chosen)

@@ -123,6 +123,7 @@ def test_the_same_flag_means_the_same_in_every_tool():
         "--rejects",
         "--stats",
         "--template",
+        "--format",
         "--quiet",
         "--verbose",
         "--jobs",

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from vtools.models import reference as model
 from vtools.models import template
+from vtools.records import conversation, markdown
 from vtools.records.jsonl import Reject
 from vtools.split import cut_answers, segments, token_counts, vicuna
 
@@ -194,7 +195,7 @@ def cut(messages, reference, limit, system=None, **options):
     """What becomes of a conversation, in its order, and its system message."""
     lead = chat(system=system)
     record = {"id": "x", "messages": lead + messages, "note": 1}
-    made = segments.split(record, reference=reference, template=None, limit=limit, **options)
+    made = segments.split(record, tokenizer=reference, template=None, max_tokens=limit, **options)
     assert record["messages"] == lead + messages  # nobody writes into it
     if isinstance(made, Reject):
         made = [segments.Segment(record, "x", {"turns_dropped": len(messages), "turns_in": len(messages)}, 0, made)]
@@ -222,7 +223,7 @@ def test_segments_hold_every_turn_and_none_is_too_long_but_a_single_pair(
     eot, chatml, messages, limit, system, overlap, data
 ):
     reference = data.draw(st.sampled_from([eot, chatml]))
-    made, lead = cut(messages, reference, limit, system, overlap=overlap)
+    made, lead = cut(messages, reference, limit, system, overlap_turns=overlap)
     render = template.load(None, model.tokenizer(reference))
     assert [message for part in made for message in new_turns(part, lead)] == messages
     for part in made:
@@ -251,7 +252,7 @@ def test_segments_hold_every_turn_and_none_is_too_long_but_a_single_pair(
     overlap=st.integers(0, 2),
 )
 def test_no_segment_is_too_long_and_every_turn_is_written_or_rejected(eot, messages, limit, system, overlong, overlap):
-    made, lead = cut(messages, eot, limit, system, overlong=overlong, overlap=overlap)
+    made, lead = cut(messages, eot, limit, system, overlong=overlong, overlap_turns=overlap)
     render = template.load(None, model.tokenizer(eot))
     written = [part for part in made if not part.reject]
     for part in written:
@@ -353,7 +354,7 @@ def test_an_answer_is_cut_between_paragraphs_and_not_in_a_code_block():
     assert "".join(parts) == CODE
     assert all(words(part) <= 16 for part in parts)
     assert parts[1].startswith("```python")
-    assert cut_answers.fences(parts[1]) == [(0, parts[1].index("```\n\n") + 4)]
+    assert markdown.fences(parts[1]) == [(0, parts[1].index("```\n\n") + 4)]
     assert all("```" not in part for part in parts if part != parts[1])
 
 
@@ -537,6 +538,17 @@ def test_an_empty_answer_is_rejected_by_its_place(vtools, eot, tmp_path):
     assert (reject["reason"], reject["id"]) == ("template_error", "a")
     assert "messages[3]" in reject["detail"]
     assert done.returncode == 0
+
+
+def test_sharegpt_format_writes_the_same_segments_in_the_shape_that_fastchat_reads(vtools, eot):
+    data = json.dumps({"id": "a", "messages": chat(*["word " * 30] * 6)})
+    written = [
+        [json.loads(line) for line in done.stdout.splitlines()]
+        for shape in ("messages", "sharegpt")
+        for done in [vtools("split", "--tokenizer", eot, "--max-tokens", 120, "--format", shape, stdin=data)]
+    ]
+    assert len(written[0]) > 1
+    assert written[1] == [conversation.to_sharegpt(record) for record in written[0]]
 
 
 def hold_out(vtools, eot, data, tmp_path, *more):
@@ -755,7 +767,7 @@ def test_the_preset_writes_what_fastchats_own_function_writes(fastchat, llama, v
     sample = {"id": "X", "model": None, "conversations": turns}
     for _, text in values:
         assert vicuna.counter(llama).tokens(text) == fastchat.tokens(text)
-    made = vicuna.split(dict(sample), reference=llama, limit=limit)
+    made = vicuna.split(dict(sample), tokenizer=llama, max_tokens=limit)
     expected = fastchat([sample], limit)
     if isinstance(made, Reject):
         assert expected == []

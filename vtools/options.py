@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +23,9 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no clos
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; on an error, show where.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done and what it costs; do nothing.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+Format = Annotated[
+    Literal["messages", "sharegpt"], typer.Option("--format", help="Shape of the records that are written.")
+]
 TemplateName = Annotated[
     str | None,
     typer.Option("--template", metavar="NAME", help="Prompt template; default: the one stored with the tokenizer."),
@@ -36,3 +41,8 @@ class Common:
     stats: str | None = None
     jobs: int = 1
     quiet: bool = False
+
+
+def fields_from(kind: Any, given: Mapping[str, Any]) -> Any:
+    """An instance of a dataclass, its fields taken by name from what a command was given."""
+    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})

@@ -16,7 +16,8 @@ import typer
 
 from vtools import options, process
 from vtools.clean import duplicates, steps
-from vtools.clean.steps import Choices, Draft
+from vtools.clean.choices import Choices
+from vtools.clean.draft import Draft
 from vtools.process import Failure, UsageFailure
 from vtools.records import conversation, filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
@@ -59,86 +60,64 @@ class Counts(filtering.Rejects):
 
 def clean(
     files: options.Files = None,
-    format: Annotated[
-        Literal["messages", "sharegpt"], typer.Option("--format", help="Shape of the records that are written.")
-    ] = "messages",
+    format: options.Format = "messages",
     engine: Annotated[
         Literal["auto", "fast", "reference"],
-        typer.Option(
-            "--engine", help="HTML converter: fast is turbohtml (auto: if installed), reference is markdownify."
-        ),
+        typer.Option(help="HTML converter: fast is turbohtml (auto: if installed), reference is markdownify."),
     ] = "auto",
     merge_same_role: Annotated[
         bool, typer.Option("--merge-same-role", help="Join two messages of one role in a row instead of dropping all.")
     ] = False,
     preset: Annotated[
         Literal["vicuna"] | None,
-        typer.Option("--preset", help="FastChat's rules in the place of all that is on by default, to compare with."),
+        typer.Option(help="FastChat's rules in the place of all that is on by default, to compare with."),
     ] = None,
     keep: Annotated[
-        list[Filter] | None, typer.Option("--keep", help="Switch off the step of this name; may be repeated.")
+        list[Filter] | None, typer.Option(help="Switch off the step of this name; may be repeated.")
     ] = None,
     blocked_words: Annotated[
-        str | None,
-        typer.Option("--blocked-words", metavar="FILE", help="Drop what says one of these, whole words, any case."),
+        str | None, typer.Option(metavar="FILE", help="Drop what says one of these, whole words, any case.")
     ] = None,
     drop_refusals: Annotated[
         bool, typer.Option("--drop-refusals", help="Drop what holds an answer that only turns the request down.")
     ] = False,
     refusals: Annotated[
-        str | None,
-        typer.Option("--refusals", metavar="FILE", help="Drop what holds an answer with one of these phrases."),
+        str | None, typer.Option(metavar="FILE", help="Drop what holds an answer with one of these phrases.")
     ] = None,
     keep_lang: Annotated[
-        str | None,
-        typer.Option("--keep-lang", metavar="CODES", help="Keep only these languages: en,de (un: not told)."),
+        str | None, typer.Option(metavar="CODES", help="Keep only these languages: en,de (un: not told).")
     ] = None,
-    skip_lang: Annotated[
-        str | None, typer.Option("--skip-lang", metavar="CODES", help="Drop these languages: zh,ko.")
-    ] = None,
+    skip_lang: Annotated[str | None, typer.Option(metavar="CODES", help="Drop these languages: zh,ko.")] = None,
     pii: Annotated[
         Literal["redact", "drop", "tag"] | None,
-        typer.Option("--pii", help="Mail addresses, API keys, card and phone numbers, public IP addresses."),
+        typer.Option(help="Mail addresses, API keys, card and phone numbers, public IP addresses."),
     ] = None,
     special_tokens: Annotated[
         Literal["keep", "drop", "break"],
-        typer.Option("--special-tokens", help="Texts with </s>, <|im_end|>, [INST] and such; break puts a space in."),
+        typer.Option(help="Texts with </s>, <|im_end|>, [INST] and such; break puts a space in."),
     ] = "keep",
     dedupe: Annotated[
         Literal["first", "longest"],
-        typer.Option(
-            "--dedupe", help="Of equal ones the first; longest: nor one that another goes on from (no stream)."
-        ),
+        typer.Option(help="Of equal ones the first; longest: nor one that another goes on from (no stream)."),
     ] = "first",
     near_duplicates: Annotated[
         float | None,
-        typer.Option(
-            "--near-duplicates",
-            min=0.1,
-            max=1.0,
-            metavar="SHARE",
-            help="Drop what is as similar as 0.8 to an earlier one.",
-        ),
+        typer.Option(min=0.1, max=1.0, metavar="SHARE", help="Drop what is as similar as 0.8 to an earlier one."),
     ] = None,
     decontaminate: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--decontaminate", metavar="FILE", help="Drop what holds a question of this file; may be repeated."
-        ),
+        list[str] | None, typer.Option(metavar="FILE", help="Drop what holds a question of this file; may be repeated.")
     ] = None,
     decontaminate_ngram: Annotated[
-        int, typer.Option("--decontaminate-ngram", min=3, metavar="N", help="So many words in a row are a match.")
+        int, typer.Option(min=3, metavar="N", help="So many words in a row are a match.")
     ] = 13,
     moderation: Annotated[
-        str | None,
-        typer.Option("--moderation", metavar="URL", help="Drop what this OpenAI-compatible server flags."),
+        str | None, typer.Option(metavar="URL", help="Drop what this OpenAI-compatible server flags.")
     ] = None,
     moderation_model: Annotated[
-        str, typer.Option("--moderation-model", metavar="NAME", help="The model that it is asked for.")
+        str, typer.Option(metavar="NAME", help="The model that it is asked for.")
     ] = "omni-moderation-latest",
     explain: Annotated[
-        str | None,
-        typer.Option("--explain", metavar="ID", help="Write only what each step does to the records with this id."),
+        str | None, typer.Option(metavar="ID", help="Write only what each step does to the records with this id.")
     ] = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
@@ -170,28 +149,12 @@ def clean(
       vtools clean raw.jsonl --decontaminate questions.jsonl --dedupe longest -o clean.jsonl
       vtools clean raw.jsonl --explain chat0
     """
+    common = options.fields_from(options.Common, locals())
+    hashable = {"keep": frozenset(map(str, keep or ())), "decontaminate": tuple(decontaminate or ())}
+    choices: Choices = options.fields_from(Choices, locals() | hashable)
     if engine == "fast" and importlib.util.find_spec("turbohtml") is None:
         raise process.missing_extra("turbohtml", "fast", "--engine fast")
     inputs = list(files or ())
-    common = options.Common(out, rejects, stats, jobs, quiet)
-    choices = Choices(
-        engine=engine,
-        merge_same_role=merge_same_role,
-        preset=preset,
-        keep=frozenset(str(name) for name in keep or ()),
-        blocked_words=blocked_words,
-        drop_refusals=drop_refusals,
-        refusals=refusals,
-        keep_languages=_languages("--keep-lang", keep_lang),
-        skip_languages=_languages("--skip-lang", skip_lang),
-        personal=pii,
-        special_tokens=special_tokens,
-        dedupe=dedupe,
-        near=near_duplicates,
-        questions=tuple(decontaminate or ()),
-        ngram=decontaminate_ngram,
-        moderation=(moderation, moderation_model) if moderation else None,
-    )
     if preset and (keep or merge_same_role or dedupe == "longest"):
         raise UsageFailure(f"--preset {preset} is a fixed set of rules: no --keep, --merge-same-role, --dedupe longest")
     if dedupe == "longest" and ("dup_exact" in choices.keep or moderation):
@@ -209,11 +172,12 @@ def clean(
     with jsonl.output(out) as output:
         values = sources.values() if sources else jsonl.values(inputs)
         if explain is not None:
-            from vtools.clean.explain import explain as tell
+            from vtools.clean.explain import tell
 
             tell(explain, choices, values, ordered, output)
             return
         counts = Counts(rejects, inputs)
+        work: Any = functools.partial(steps.draft, choices)  # gives drafts, which `finish` turns into records
 
         def finish(made: Draft) -> Record | Reject:
             if made.failure:
@@ -224,26 +188,14 @@ def clean(
             except Reject as reject:
                 return reject
             counts.redacted.update(made.redacted or ())
-            if choices.keep_languages or choices.skip_languages:
-                counts.languages[made.record["lang"]] += 1
+            if made.language:
+                counts.languages[made.language] += 1
             return made.record
 
-        _run(
-            choices,
-            common,
-            finish,
-            write=output.write
-            if format == "messages"
-            else lambda record: output.write(conversation.to_sharegpt(record)),
-            values=values,
-            counts=counts,
-        )
+        def write(record: Record) -> None:
+            output.write(conversation.formatted(record, format))
 
-
-def _run(choices: Choices, common: options.Common, finish: Any, **keys: Any) -> None:
-    """A run whose work gives drafts, which `finish` turns into records."""
-    work: Any = functools.partial(steps.draft, choices)
-    filtering.run("clean", work, common, finish=finish, **keys)
+        filtering.run("clean", work, common, write=write, values=values, finish=finish, counts=counts)
 
 
 def _note_starts(
@@ -257,29 +209,7 @@ def _note_starts(
         longer.note(made.starts, made.record["id"])
         return made.record
 
-    _run(
-        dataclasses.replace(choices, near=None),
-        options.Common(jobs=common.jobs, quiet=True),
-        note,
-        write=lambda record: None,
-        values=values,
-        counts=filtering.Rejects("clean", os.devnull),
-    )
-
-
-def _languages(option: str, codes: str | None) -> frozenset[str]:
-    """The codes of a list such as en,de. Raises UsageFailure for one that the detector never gives."""
-    if codes is None:
-        return frozenset()
-    from vtools.records import language
-
-    try:
-        import pycld2
-    except ModuleNotFoundError:
-        raise process.missing_extra("pycld2", "filters", option) from None
-    wanted = frozenset(code.strip().lower() for code in codes.split(",") if code.strip())
-    known = {code for _, code in pycld2.LANGUAGES if len(code) <= 3} - {"iw", "jw"} | {"he", "jv", language.UNKNOWN}
-    unknown = sorted(wanted - known)
-    if unknown or not wanted:
-        raise UsageFailure(f"{option} {codes}: {', '.join(unknown) or 'nothing'} is no language code; such as en,de,zh")
-    return wanted
+    work: Any = functools.partial(steps.draft, dataclasses.replace(choices, near_duplicates=None))
+    common = options.Common(jobs=common.jobs, quiet=True)
+    counts = filtering.Rejects("clean", os.devnull)
+    filtering.run("clean", work, common, write=lambda record: None, values=values, finish=note, counts=counts)

@@ -16,11 +16,7 @@ class Exact:
     def before(self, key: int, identity: str) -> str | None:
         """What came before, if it did; from now on this has."""
         if key in self.seen:
-            return (
-                f"the same texts came before, as record {self.first[key]}"
-                if self.first
-                else "the same texts came before"
-            )
+            return "the same texts came before" + (f", as record {self.first[key]}" if self.first else "")
         self.seen.add(key)
         if self.first is not None:
             self.first[key] = identity

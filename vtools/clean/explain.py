@@ -6,16 +6,15 @@ import sys
 from collections.abc import Iterable
 
 from vtools.clean import steps
-from vtools.clean.steps import Choices, Draft, Step
+from vtools.clean.choices import Choices
+from vtools.clean.draft import Draft, Step
 from vtools.process import Failure
 from vtools.records import jsonl, streams
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Output, Record, Reject
 
 
-def explain(
-    identity: str, choices: Choices, values: Iterable[streams.Value], ordered: list[Step], output: Output
-) -> None:
+def tell(identity: str, choices: Choices, values: Iterable[streams.Value], ordered: list[Step], output: Output) -> None:
     """Write one line a step for every record with this id. Raises Failure if there is none."""
     found = False
     for value in values:
@@ -55,25 +54,16 @@ def story(choices: Choices, ordered: list[Step], made: Draft) -> list[Record]:
             raise Failure(made.failure)
         if texts is not None:  # the first step reads the record
             detail = ": ".join(filter(None, (detail, _changed(texts, made.record["messages"])))) or None
-        outcome = "passed" if detail is None else "changed"
-        lines.append(
-            {
-                "step": step.name,
-                "outcome": outcome,
-                "detail": detail or "",
-                "before": before,
-                "after": _characters(made),
-            }
-        )
+        line = {"step": step.name, "outcome": "passed" if detail is None else "changed", "detail": detail or ""}
+        lines.append({**line, "before": before, "after": _characters(made)})
     size = _characters(made)
     return [*lines, {"step": "write", "outcome": "kept", "detail": "", "before": size, "after": size}]
 
 
 def _changed(before: list[Message], after: list[Message]) -> str:
     """Which messages are not what they were."""
-    places = [
-        place for place, (old, new) in enumerate(zip(before, after, strict=False)) if old["content"] != new["content"]
-    ]
+    pairs = enumerate(zip(before, after, strict=False))
+    places = [place for place, (old, new) in pairs if old["content"] != new["content"]]
     cut = f"{len(before)} messages to {len(after)}" if len(after) != len(before) else ""
     texts = f"changed messages {', '.join(map(str, places))}" if places else ""
     return "; ".join(filter(None, (cut, texts)))

@@ -4,75 +4,28 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import operator
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from vtools import provenance
 from vtools.clean import duplicates, filters, turns
+from vtools.clean.choices import Choices
+from vtools.clean.draft import Draft, Step, each, test, with_texts
 from vtools.clean.html import convert
 from vtools.records import conversation
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
 
-
-@dataclass(frozen=True)
-class Choices:
-    """What `vtools clean` was asked for; files by name, as every process looks its steps up by this."""
-
-    engine: str = "auto"
-    merge_same_role: bool = False
-    preset: str | None = None
-    keep: frozenset[str] = frozenset()
-    special_tokens: str = "keep"
-    personal: str | None = None
-    blocked_words: str | None = None
-    drop_refusals: bool = False
-    refusals: str | None = None
-    keep_languages: frozenset[str] = frozenset()
-    skip_languages: frozenset[str] = frozenset()
-    questions: tuple[str, ...] = ()
-    ngram: int = 13
-    moderation: tuple[str, str] | None = None
-    dedupe: str = "first"
-    near: float | None = None
-
-    def has_optional(self) -> bool:
-        """Whether anything is on that is off by default and needs no other record."""
-        words = self.blocked_words or self.drop_refusals or self.refusals or self.keep_languages or self.skip_languages
-        return bool(words or self.personal or self.questions or self.moderation or self.special_tokens != "keep")
-
-
-class Draft:
-    """A record on its way, and what the steps found out about it that is no part of it."""
-
-    __slots__ = ("failure", "key", "record", "redacted", "sketch", "starts")
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.redacted: Counter[str] | None = None  # by kind of personal data
-        self.key = 0  # of its texts
-        self.starts: list[int] = []  # keys of what it begins with
-        self.sketch: Any = None
-        self.failure: str | None = None  # why the run must end at this record
-
-
-class Step(NamedTuple):
-    """A named step: it may change the draft, and say what it found; it raises Reject to drop it."""
-
-    name: str
-    take: Callable[[Draft], str | None]
+if TYPE_CHECKING:
+    from vtools.clean import near_duplicates
 
 
 @functools.cache
 def pure(choices: Choices) -> tuple[Step, ...]:
     """The steps that need no other record: cheap ones first, and all that change a text before those that judge it."""
     if choices.preset == "vicuna":
-        from vtools.clean import optional
+        from vtools.clean import vicuna
 
-        steps = optional.vicuna_steps(choices)
+        steps = vicuna.steps(choices.engine)
     else:
         steps = [
             Step("read", _read),
@@ -94,15 +47,16 @@ def ordered(choices: Choices, longer: duplicates.Longer | None = None, explain: 
     """The steps that look at the records before, with nothing seen yet; they see each draft in the input's order."""
     steps = []
     if choices.preset == "vicuna":
-        from vtools.clean import optional
+        from vtools.clean import vicuna
 
-        steps.append(optional.vicuna_duplicates())
+        steps.append(Step("duplicates", vicuna.Duplicates().check))
     elif "dup_exact" not in choices.keep:
         steps.append(Step("dup_exact", functools.partial(_exact, duplicates.Exact(name_first=explain), longer)))
-    if choices.near is not None:
-        from vtools.clean import optional
+    if choices.near_duplicates is not None:
+        from vtools.clean import near_duplicates
 
-        steps.append(optional.near_duplicates(choices.near))
+        near = near_duplicates.Near(choices.near_duplicates)
+        steps.append(Step("dup_near", functools.partial(_near, near)))
     return steps
 
 
@@ -123,20 +77,10 @@ def prepare(choices: Choices, made: Draft) -> None:
         made.key = conversation.text_key(messages, turns.joined(messages))
     if choices.dedupe == "longest":
         made.starts = duplicates.starts(messages)
-    if choices.near is not None:
+    if choices.near_duplicates is not None:
         from vtools.clean import near_duplicates
 
         made.sketch = near_duplicates.sketch(messages)
-
-
-def test(reason: str, judge: Callable[[Record], str | None]) -> Step:
-    """A step that drops what a function has something to say about."""
-
-    def take(made: Draft) -> None:
-        if (detail := judge(made.record)) is not None:
-            raise Reject(reason, detail)
-
-    return Step(reason, take)
 
 
 def _read(made: Draft) -> None:
@@ -169,20 +113,6 @@ def _readable(message: Message, engine: str) -> str:
     return convert.to_markdown(text, engine) if message["role"] == "assistant" else convert.without_controls(text)
 
 
-def each(messages: list[Message], text_of: Callable[[Message], str]) -> list[Message]:
-    """The messages with other texts; the same list if no text is another."""
-    return with_texts(messages, [text_of(message) for message in messages])
-
-
-def with_texts(messages: list[Message], texts: list[str]) -> list[Message]:
-    """The messages with these texts; the same list if they are theirs."""
-    after = [
-        message if text is message["content"] else {**message, "content": text}
-        for message, text in zip(messages, texts, strict=True)
-    ]
-    return messages if all(map(operator.is_, messages, after)) else after
-
-
 def _turns(choices: Choices, made: Draft) -> None:
     before = made.record["messages"]
     messages = turns.ordered(before, choices.merge_same_role)
@@ -193,6 +123,10 @@ def _turns(choices: Choices, made: Draft) -> None:
 
 
 def _exact(exact: duplicates.Exact, longer: duplicates.Longer | None, made: Draft) -> None:
-    detail = (longer and longer.goes_on(made.key)) or exact.before(made.key, made.record["id"])
-    if detail:
+    if detail := (longer and longer.goes_on(made.key)) or exact.before(made.key, made.record["id"]):
         raise Reject("dup_exact", detail)
+
+
+def _near(near: near_duplicates.Near, made: Draft) -> None:
+    if detail := near.before(made.sketch, made.record["id"]):
+        raise Reject("dup_near", detail)

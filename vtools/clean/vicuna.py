@@ -6,38 +6,44 @@ decisions can differ only where the two conversions do: a text's first character
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+from vtools.clean.draft import Draft, Step
 from vtools.clean.filters import SHORTEST
 from vtools.clean.html import convert
 from vtools.records import conversation
 from vtools.records.conversation import Message
-from vtools.records.jsonl import Record, Reject
+from vtools.records.jsonl import Reject
 
 BLOCKED = ("openai", "chatgpt")
 NOTICES = ("Too many requests in 1 hour. Try again later.", "!Too many requests in 1 hour. Try again later.")
 _HUMAN, _GPT, _OTHER = "user", "assistant", "system"
 
 
-def read(value: Record) -> Record:
+def steps(engine: str) -> list[Step]:
+    """FastChat's rules for one record."""
+    return [Step("read", _read), Step("texts", functools.partial(_texts, engine))]
+
+
+def _read(made: Draft) -> None:
     """The record with every role but FastChat's two as `system`; one message too many at either end goes.
 
     Raises Reject: bad_schema, too_short.
     """
     known = {
         key: [_with_known_role(turn) for turn in turns] if key in _TURNS and isinstance(turns, list) else turns
-        for key, turns in value.items()
+        for key, turns in made.record.items()
     }
-    record = conversation.read(known)
-    messages = record["messages"]
+    made.record = conversation.read(known)
+    messages = made.record["messages"]
     if len(messages) > 1 and messages[0]["role"] != _HUMAN:
         messages = messages[1:]
     if len(messages) > 1 and messages[-1]["role"] == _HUMAN:
         messages = messages[:-1]
     if len(messages) < 2:
         raise Reject("too_short", f"{len(messages)} messages with the roles human and gpt in their places")
-    record["messages"] = messages
-    return record
+    made.record["messages"] = messages
 
 
 _TURNS = ("messages", "conversations", "conversation", "items")
@@ -54,7 +60,7 @@ def _with_known_role(turn: Any) -> Any:
     return {"role": known.get(role, _OTHER) if isinstance(role, str) else _OTHER, **rest}
 
 
-def converted(messages: list[Message], engine: str) -> list[Message]:
+def _texts(engine: str, made: Draft) -> None:
     """The messages as Markdown, in pairs, up to the first that is empty or begins with what cannot be printed.
 
     Raises Reject: role_order, blocked_word (anywhere in the raw text, tags too), html_parse, blocked_response,
@@ -62,7 +68,7 @@ def converted(messages: list[Message], engine: str) -> list[Message]:
     """
     kept: list[Message] = []
     count = 0
-    for place, message in enumerate(messages):
+    for place, message in enumerate(made.record["messages"]):
         raw = message["content"]
         if message["role"] != (_HUMAN, _GPT)[place % 2]:
             raise Reject("role_order", f"messages[{place}] is not from {('human', 'gpt')[place % 2]}")
@@ -79,7 +85,7 @@ def converted(messages: list[Message], engine: str) -> list[Message]:
     kept = kept[: len(kept) // 2 * 2]
     if count < SHORTEST or not kept:
         raise Reject("too_short", f"{count} characters in {len(kept)} messages")
-    return kept
+    made.record["messages"] = kept
 
 
 class Duplicates:
@@ -89,8 +95,9 @@ class Duplicates:
         self.ids: set[str] = set()
         self.pairs: dict[int, str] = {}
 
-    def check(self, record: Record) -> None:
+    def check(self, made: Draft) -> None:
         """Remember the record. Raises Reject: dup_id, plugin, dup_exact."""
+        record = made.record
         identity = record["id"]
         if identity in self.ids:
             raise Reject("dup_id", f"the id {identity} came before")

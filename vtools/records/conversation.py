@@ -61,14 +61,10 @@ def read(value: Record) -> Record:
 
 def shape(value: Record) -> str:
     """Name the shape of an object, for `source.kind`."""
-    for key, name in (
-        ("messages", "messages"),
-        ("conversations", "sharegpt"),
-        ("conversation", "messages"),
-        ("items", "sharegpt"),
-    ):
+    kinds = {"messages": "messages", "conversations": "sharegpt", "conversation": "messages", "items": "sharegpt"}
+    for key, kind in kinds.items():
         if value.get(key) is not None:
-            return name
+            return kind
     return "alpaca" if "instruction" in value else "prompt-completion"
 
 
@@ -152,11 +148,13 @@ def bare(text: str) -> bytes:
     return text.strip(_EDGES).replace("\r\n", "\n").encode("utf-8", "surrogatepass")
 
 
+def formatted(record: Record, format: str) -> Record:
+    """The record in the shape that --format names."""
+    return to_sharegpt(record) if format == "sharegpt" else record
+
+
 def to_sharegpt(record: Record) -> Record:
     """The record in FastChat's shape: `conversations` with `from` and `value`."""
     turns = [{"from": SHAREGPT_ROLES[message["role"]], "value": message["content"]} for message in record["messages"]]
-    return {
-        "id": record["id"],
-        "conversations": turns,
-        **{k: v for k, v in record.items() if k not in ("id", "messages")},
-    }
+    rest = {key: item for key, item in record.items() if key not in ("id", "messages")}
+    return {"id": record["id"], "conversations": turns, **rest}

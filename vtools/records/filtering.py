@@ -39,6 +39,7 @@ class Rejects:
         self.reasons: Counter[str] = Counter()
         self.extra: Counter[str] = Counter()
         self.first: str | None = None
+        self.value: streams.Value | None = None  # whose outcome is being written
 
     def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
         """Count a reject and save what was rejected; without a rejects file, broken input ends the run here."""
@@ -47,21 +48,23 @@ class Rejects:
             raise Failure(f"{place}: {reject.detail or reject.reason} (--rejects FILE saves such records and goes on)")
         self.reasons[reject.reason] += 1
         self.first = self.first or f"{place}: {reject.reason}: {reject.detail}"
-        if self.stream:
-            row = {
-                "stage": self.tool,
-                "reason": reject.reason,
-                "detail": reject.detail,
-                "line": value.number,
-                "id": record.get("id") if isinstance(record, dict) else None,
-                "source": value.file,
-            }
-            if record is None:
-                row["raw_b64"] = base64.b64encode(value.raw).decode()
-            else:
-                row["record"] = record
-            self.stream.write(jsonl.dumps(row))
-            self.stream.flush()
+        self.save(reject, value, record)
+
+    def save(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
+        """Write a line to the rejects file, if there is one, without counting."""
+        if self.stream is None:
+            return
+        row = {
+            "stage": self.tool,
+            "reason": reject.reason,
+            "detail": reject.detail,
+            "line": value.number,
+            "id": record.get("id") if isinstance(record, dict) else None,
+            "source": value.file,
+        }
+        row |= {"raw_b64": base64.b64encode(value.raw).decode()} if record is None else {"record": record}
+        self.stream.write(jsonl.dumps(row))
+        self.stream.flush()
 
     @property
     def rejected(self) -> int:
@@ -108,7 +111,7 @@ def run(
     write: Callable[[Record], None],
     files: Iterable[str] = (),
     values: Iterable[streams.Value] | None = None,
-    finish: Callable[[Record], Record | Reject] | None = None,
+    finish: Callable[[Any], Record | Reject] | None = None,
     counts: Rejects | None = None,
 ) -> Rejects:
     """Run a filter: every record through `work` (in `common.jobs` processes), then in input order through `finish`.
@@ -123,17 +126,18 @@ def run(
     source = jsonl.values(files) if values is None else values
     outcomes = _serial(work, source) if common.jobs <= 1 else _parallel(work, source, common.jobs)
     with jsonl.progress(tool, common.quiet) as tick:
-        for value, outcome, repaired in outcomes:
+        for value, read, outcome, repaired in outcomes:
             counts.received += 1
             counts.repaired += repaired
+            counts.value = value
             tick()
             if finish and not isinstance(outcome, Reject):
                 finished = [finish(record) for record in (outcome if isinstance(outcome, list) else [outcome])]
                 kept = [record for record in finished if not isinstance(record, Reject)]
                 outcome = kept or next(record for record in finished if isinstance(record, Reject))
             if isinstance(outcome, Reject):
-                record = jsonl.parse(value)[0]
-                counts.add(outcome, value, None if isinstance(record, Reject) else record)
+                given = read or jsonl.parse(value)[0]  # as it came in: `work` changes nothing in place
+                counts.add(outcome, value, None if isinstance(given, Reject) else given)
             else:
                 for record in outcome if isinstance(outcome, list) else [outcome]:
                     write(record)
@@ -153,17 +157,21 @@ def close(counts: Rejects, common: Common) -> None:
         print(counts.line(), file=sys.stderr)
 
 
-def _serial(work: Work, values: Iterable[streams.Value]) -> Iterator[tuple[streams.Value, Outcome, bool]]:
+# A value, what was read from it if that is at hand, what came of it, and whether it was repaired.
+Done = tuple[streams.Value, Record | Reject | None, Outcome, bool]
+
+
+def _serial(work: Work, values: Iterable[streams.Value]) -> Iterator[Done]:
     for value in values:
         record, repaired = jsonl.parse(value)
-        yield value, record if isinstance(record, Reject) else _attempt(work, record), repaired
+        yield value, record, record if isinstance(record, Reject) else _attempt(work, record), repaired
 
 
 def _work_batch(work: Work, batch: list[streams.Value]) -> list[tuple[Outcome, bool]]:
-    return [(outcome, repaired) for _, outcome, repaired in _serial(work, batch)]
+    return [(outcome, repaired) for _, _, outcome, repaired in _serial(work, batch)]
 
 
-def _parallel(work: Work, values: Iterable[streams.Value], jobs: int) -> Iterator[tuple[streams.Value, Outcome, bool]]:
+def _parallel(work: Work, values: Iterable[streams.Value], jobs: int) -> Iterator[Done]:
     """`_serial` in `jobs` processes: the same outcomes in the same order, a bounded number of batches under way."""
     import multiprocessing
     import queue
@@ -219,7 +227,7 @@ def _parallel(work: Work, values: Iterable[streams.Value], jobs: int) -> Iterato
             while window and (window[0][1].done() or len(window) > 2 * jobs or ended):
                 done, future = window.popleft()
                 for value, (outcome, repaired) in zip(done, future.result(), strict=True):
-                    yield value, outcome, repaired
+                    yield value, None, outcome, repaired  # to read the few rejects again is cheaper than to send all
         pool.shutdown()
     except BaseException as error:
         pool.shutdown(wait=False, cancel_futures=True)

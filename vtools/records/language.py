@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from vtools import process
+from vtools.process import UsageFailure
+from vtools.records import markdown
 
 UNKNOWN = "un"
-# A fence takes its whole line; it is closed by one of its kind that is at least as long (CommonMark 0.31, 4.5).
-_FENCE = re.compile(r"^ {0,3}(?:>[> ]*)?(`{3,}(?=[^`\n]*$)|~{3,})(.*)$", re.MULTILINE)
 # CLD2 refuses texts that hold one of these: controls and noncharacters.
 _REFUSED = re.compile(
     "[\0-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
@@ -23,10 +24,7 @@ def detect(text: str) -> str:
 
     Fenced code and control characters do not count. Raises Failure if pycld2 is not installed.
     """
-    try:
-        import pycld2
-    except ModuleNotFoundError:
-        raise process.missing_extra("pycld2", "filters", "telling languages apart") from None
+    pycld2 = _pycld2("telling languages apart")
     text = without_code(text)
     try:
         reliable, _, found = pycld2.detect(text, isPlainText=True, bestEffort=True)
@@ -37,17 +35,37 @@ def detect(text: str) -> str:
     return code if reliable and not code.startswith("xx-") else UNKNOWN
 
 
+def codes(option: str, listed: str | None) -> frozenset[str]:
+    """The codes of a list such as en,de, for an option. Raises UsageFailure for one that `detect` never gives."""
+    if listed is None:
+        return frozenset()
+    wanted = frozenset(code.strip().lower() for code in listed.split(",") if code.strip())
+    known = {code for _, code in _pycld2(option).LANGUAGES if len(code) <= 3} - _OLD_CODES.keys() | {
+        "he",
+        "jv",
+        UNKNOWN,
+    }
+    unknown = sorted(wanted - known)
+    if unknown or not wanted:
+        raise UsageFailure(
+            f"{option} {listed}: {', '.join(unknown) or 'nothing'} is no language code; such as en,de,zh"
+        )
+    return wanted
+
+
+def _pycld2(wish: str) -> Any:
+    try:
+        import pycld2
+    except ModuleNotFoundError:
+        raise process.missing_extra("pycld2", "filters", wish) from None
+    return pycld2
+
+
 def without_code(text: str) -> str:
     """The text without its fenced code blocks; one that is never closed ends with the text."""
-    if "```" not in text and "~~~" not in text:
-        return text
-    kept, position, fence = [], 0, ""
-    for found in _FENCE.finditer(text):
-        if not fence:
-            kept.append(text[position : found.start()])
-            fence = found[1]
-        elif found[1].startswith(fence) and not found[2].strip():
-            position, fence = found.end(), ""
-    if not fence:
-        kept.append(text[position:])
-    return "".join(kept)
+    kept, position = [], 0
+    for begin, after in markdown.fences(text):
+        kept.append(text[position:begin])
+        position = after
+    rest = text[position:]
+    return "\n".join([*kept, rest] if rest else kept)

@@ -16,37 +16,26 @@ from vtools.records import conversation, filtering, jsonl
 
 def split(
     files: options.Files = None,
-    max_tokens: Annotated[
-        int, typer.Option("--max-tokens", min=8, help="Tokens of a segment, template and all.")
-    ] = 2048,
+    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a segment, template and all.")] = 2048,
     tokenizer: Annotated[
-        str | None,
-        typer.Option("--tokenizer", envvar="VTOOLS_MODEL", metavar="MODEL", help="Whose tokens: a model reference."),
+        str | None, typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Whose tokens: a model reference.")
     ] = None,
     template: options.TemplateName = None,
     overlong: Annotated[
         Literal["keep", "drop", "truncate", "split-answer"],
-        typer.Option("--overlong", help="What becomes of a single pair of turns that cannot fit."),
+        typer.Option(help="What becomes of a single pair of turns that cannot fit."),
     ] = "keep",
     overlap_turns: Annotated[
-        int,
-        typer.Option(
-            "--overlap-turns",
-            min=0,
-            metavar="N",
-            help="Begin each further segment with the last N turn pairs before it.",
-        ),
+        int, typer.Option(min=0, metavar="N", help="Begin each further segment with the last N turn pairs before it.")
     ] = 0,
     preset: Annotated[
-        Literal["vicuna"] | None, typer.Option("--preset", help="vicuna: FastChat's cuts, counts and losses.")
+        Literal["vicuna"] | None, typer.Option(help="vicuna: FastChat's cuts, counts and losses.")
     ] = None,
     hold_out: Annotated[
-        str | None, typer.Option("--hold-out", metavar="SHARE", help="Share of conversations held out: 1% or 0.01.")
+        str | None, typer.Option(metavar="SHARE", help="Share of conversations held out: 1% or 0.01.")
     ] = None,
-    hold_out_file: Annotated[
-        str | None, typer.Option("--hold-out-file", metavar="FILE", help="Where the held-out segments go.")
-    ] = None,
-    sharegpt: Annotated[bool, typer.Option("--sharegpt", help="Write ShareGPT's shape.")] = False,
+    hold_out_file: Annotated[str | None, typer.Option(metavar="FILE", help="Where the held-out segments go.")] = None,
+    format: options.Format = "messages",
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
@@ -83,6 +72,7 @@ def split(
       vtools split clean.jsonl --tokenizer ./llama --hold-out 1% --hold-out-file eval.jsonl -o train.jsonl
       vtools split clean.jsonl --tokenizer ./llama --overlong split-answer --stats split.json > train.jsonl
     """
+    common = options.fields_from(options.Common, locals())
     from vtools.split import segments, vicuna
     from vtools.split.counts import Tally
 
@@ -100,16 +90,16 @@ def split(
     work: Any
     if preset:
         vicuna.counter(tokenizer)
-        work = functools.partial(vicuna.split, reference=tokenizer, limit=max_tokens)
+        work = functools.partial(vicuna.split, tokenizer=tokenizer, max_tokens=max_tokens)
     else:
         segments.rendering(tokenizer, template)
         work = functools.partial(
             segments.split,
-            reference=tokenizer,
+            tokenizer=tokenizer,
             template=template,
-            limit=max_tokens,
+            max_tokens=max_tokens,
             overlong=overlong,
-            overlap=overlap_turns,
+            overlap_turns=overlap_turns,
             exact=stats is not None,
         )
     with contextlib.ExitStack() as stack:
@@ -123,11 +113,9 @@ def split(
                 return
             side = held if segments.held_out(record.base, share) else training
             counts.extra["held_out"] += side is not training
-            side.write(conversation.to_sharegpt(record) if sharegpt and not preset else record)
+            side.write(record if preset else conversation.formatted(record, format))
 
-        values = counts.values()
-        common = options.Common(out, rejects, stats, jobs, quiet)
-        filtering.run("split", work, common, write=write, values=values, counts=counts)
+        filtering.run("split", work, common, write=write, files=files or [], counts=counts)
 
 
 def _share(text: str) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-from vtools.records import filtering, jsonl, streams
+from vtools.records import filtering, streams
 from vtools.records.jsonl import Record, Reject
 from vtools.split.segments import Segment
 
@@ -26,22 +26,7 @@ class Tally(filtering.Rejects):
         self.extra = Counter(dict.fromkeys(_LINE, 0))
         self.stats: Counter[str] = Counter(turns_in=0, turns_out=0, turns_repeated=0, tokens=0)
         self.longest = 0
-        self._size, self._gone, self._files = size, gone, files
-        self._places: deque[tuple[str, int]] = deque()
-        self._passed = 0
-
-    def values(self) -> Iterator[streams.Value]:
-        """The input; remembers where each value stands, for rejected parts of records."""
-        for value in jsonl.values(self._files):
-            self._places.append((value.file, value.number))
-            yield value
-
-    def _place(self) -> tuple[str, int]:
-        """The file and line of the record whose outcome is being written."""
-        while self._passed < self.received - 1:
-            self._places.popleft()
-            self._passed += 1
-        return self._places[0]
+        self._size, self._gone = size, gone
 
     def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
         """Count a reject and the turns that go with it, and save it."""
@@ -51,22 +36,18 @@ class Tally(filtering.Rejects):
         if reject.reason == "overlong":  # each of them was, or something would be left
             self.extra["overlong"] += pairs
             self.extra["overlong_dropped"] += pairs
-        self._place()
         super().add(reject, value, record)
 
     def take(self, segment: Segment) -> bool:
         """Count a segment; a rejected part of a record is saved here, and not to be written elsewhere."""
         for name, number in segment.counts.items():
             (self.extra if name in self.extra else self.stats)[name] += number
-        file, line = self._place()
         if segment.reject is None:
             self.stats["tokens"] += segment.tokens or 0
             self.longest = max(self.longest, segment.tokens or 0)
             return True
-        if self.stream:
-            row = {"stage": self.tool, "reason": segment.reject.reason, "detail": segment.reject.detail}
-            self.stream.write(jsonl.dumps(row | {"line": line, "id": segment["id"], "source": file, "record": segment}))
-            self.stream.flush()
+        assert self.value is not None
+        self.save(segment.reject, self.value, segment)
         return False
 
     def summary(self) -> dict[str, Any]:

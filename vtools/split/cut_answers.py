@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from collections.abc import Callable
 
-Count = Callable[[str], int]  # the tokens of a segment that holds this text, which is not blank, as its answer
-Block = tuple[int, int]  # where a fenced code block begins, and where the text after it does
+from vtools.records import markdown
+from vtools.records.markdown import Block
 
-_FENCE = re.compile(r"^[ \t]*(?P<mark>`{3,}|~{3,})(?P<info>[^\n]*)\n?", re.M)
+Count = Callable[[str], int]  # the tokens of a segment that holds this text, which is not blank, as its answer
 
 
 def truncate(text: str, count: Count, limit: int) -> str:
@@ -31,7 +30,7 @@ def parts(text: str, count: Count, limit: int) -> list[str]:
     They are cut between paragraphs, else lines, else words, in the second half of what fits; outside fenced code
     blocks, unless a block is longer than a part.
     """
-    blocks = fences(text)
+    blocks = markdown.fences(text)
     made = []
     start, last = 0, len(text.rstrip())
     while start < len(text):
@@ -48,23 +47,6 @@ def parts(text: str, count: Count, limit: int) -> list[str]:
         made.append(text[start:end])
         start = end
     return made
-
-
-def fences(text: str) -> list[Block]:
-    """The fenced code blocks of a Markdown text; one that is never closed goes to the end."""
-    blocks = []
-    opening = None
-    for line in _FENCE.finditer(text):
-        mark, info = line["mark"], line["info"]
-        if opening is None:
-            if mark[0] == "~" or "`" not in info:
-                opening = line
-        elif mark.startswith(opening["mark"]) and not info.strip():
-            blocks.append((opening.start(), line.end()))
-            opening = None
-    if opening is not None:
-        blocks.append((opening.start(), len(text)))
-    return blocks
 
 
 def _reach(text: str, start: int, count: Count, limit: int) -> int:

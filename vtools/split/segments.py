@@ -10,9 +10,8 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from vtools import provenance
-from vtools.models import reference as model
-from vtools.models import template as templates
-from vtools.models.template import Run
+from vtools.models import reference
+from vtools.models.template import Run, load, refuse_empty
 from vtools.records import conversation
 from vtools.records.jsonl import Record, Reject
 from vtools.split import cut_answers
@@ -36,38 +35,38 @@ class Segment(dict[str, Any]):
 
 
 @lru_cache(maxsize=1)
-def rendering(reference: str, name: str | None) -> Rendering:
+def rendering(tokenizer: str, template: str | None) -> Rendering:
     """The template and tokenizer that count, loaded once a process."""
-    return Rendering(templates.load(name, model.tokenizer(reference)))
+    return Rendering(load(template, reference.tokenizer(tokenizer)))
 
 
 def split(
     record: Record,
     *,
-    reference: str,
+    tokenizer: str,
     template: str | None,
-    limit: int,
+    max_tokens: int,
     overlong: Overlong = "keep",
-    overlap: int = 0,
+    overlap_turns: int = 0,
     exact: bool = False,
 ) -> list[Segment] | Reject:
-    """Cut a conversation into segments of at most `limit` tokens between its turn pairs, greedily.
+    """Cut a conversation into segments of at most `max_tokens` tokens between its turn pairs, greedily.
 
-    Concatenated without the first `overlap` of each, the segments' messages are the conversation's; each repeats the
+    Concatenated without the `overlap` that each has noted, their messages are the conversation's; each repeats the
     system message. `overlong` says what becomes of a pair that cannot fit. Ids are ID_START as FastChat's
     (split_long_conversation.py), START being the index of the segment's first new message among those after the
     system message. Without `exact`, nothing is counted of a conversation that fits by its bytes alone.
     """
     record = conversation.read(record)
     base = base_id(record)
-    templates.refuse_empty(record["messages"])
-    talk = _Talk(record["messages"], rendering(reference, template), limit)
+    refuse_empty(record["messages"])
+    talk = _Talk(record["messages"], rendering(tokenizer, template), max_tokens)
     if not talk.pairs:
         return Reject("empty", "no turns")
     turns = talk.starts[-1]
     whole, tokens = talk.fits(exact)
-    made = [] if whole else talk.cut(overlong, overlap)
-    if len(made) == 1 and not made[0].note and made[0].tokens <= limit:
+    made = [] if whole else talk.cut(overlong, overlap_turns)
+    if len(made) == 1 and not made[0].note and made[0].tokens <= max_tokens:
         whole, tokens = True, made[0].tokens
     if whole:
         counts = {"segments": 1, "turns_in": turns, "turns_out": turns}

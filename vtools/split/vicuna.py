@@ -6,8 +6,7 @@ import itertools
 import re
 from functools import lru_cache
 
-from vtools.models import reference as model
-from vtools.models import template as templates
+from vtools.models import reference, template
 from vtools.models.text_encoders import FIRST
 from vtools.records import conversation
 from vtools.records.jsonl import Record, Reject
@@ -19,17 +18,17 @@ _ROLES = ("human", "gpt")
 
 
 @lru_cache(maxsize=1)
-def counter(reference: str) -> _Messages:
+def counter(tokenizer: str) -> _Messages:
     """What counts FastChat's way, loaded once a process."""
-    return _Messages(model.tokenizer(reference))
+    return _Messages(reference.tokenizer(tokenizer))
 
 
 class _Messages:
     """Tokens of a text by itself: with the tokenizer's own first token, and names of control tokens as those tokens."""
 
-    def __init__(self, tokenizer: model.Tokenizer) -> None:
+    def __init__(self, tokenizer: reference.Tokenizer) -> None:
         self._backend = tokenizer.backend
-        self._counts = Counts(tokenizer, templates.encoders(tokenizer))
+        self._counts = Counts(tokenizer, template.encoders(tokenizer))
         self._added = self._backend.num_special_tokens_to_add(False)
         self._control = re.compile("|".join(map(re.escape, tokenizer.added)) or r"(?!)")
 
@@ -38,7 +37,7 @@ class _Messages:
         return len(self._backend.encode(text).ids) if count is None else count + self._added
 
 
-def split(record: Record, *, reference: str, limit: int) -> list[Segment] | Reject:
+def split(record: Record, *, tokenizer: str, max_tokens: int) -> list[Segment] | Reject:
     """The samples that FastChat makes of a conversation, and with `reject` the turns that it loses.
 
     It loses an odd last message, the last rounds when the very last one overflows, and samples whose roles do not
@@ -49,11 +48,11 @@ def split(record: Record, *, reference: str, limit: int) -> list[Segment] | Reje
     base = base_id({"id": name, "segment": record.get("segment")})
     if len(turns) < 2:
         return Reject("too_short" if turns else "empty", f"{len(turns)} messages")
-    count = counter(reference).tokens
+    count = counter(tokenizer).tokens
     rounds = [sum(count(turn["value"]) + _EACH for turn in pair) for pair in zip(turns[::2], turns[1::2], strict=False)]
     cuts, length, full = [0], 0, False
     for place, tokens in enumerate(rounds):
-        full = length + tokens > limit
+        full = length + tokens > max_tokens
         if full:
             cuts.append(place)
             length = 0
@@ -65,7 +64,7 @@ def split(record: Record, *, reference: str, limit: int) -> list[Segment] | Reje
         sample = {"id": f"{name}_{start}", "model": record.get("model", ""), "conversations": turns[start:end]}
         tokens = sum(rounds[start // 2 : end // 2])
         counts = {"turns_lost": end - start} if reject else {"segments": 1, "turns_out": end - start}
-        counts["overlong"] = int(not reject and tokens > limit)
+        counts["overlong"] = int(not reject and tokens > max_tokens)
         return Segment(sample, base, counts, tokens, reject)
 
     segments = []

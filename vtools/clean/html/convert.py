@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from vtools.records import markdown
+
 _CONTROLS = bytes([*range(9), 11, 12, *range(14, 32)])
 _TO_NUL = bytes(0 if byte in _CONTROLS else byte for byte in range(256))
 # Another site's counter, which it put before the message it copied.
@@ -14,7 +16,6 @@ _HTML = re.compile(
     r"(?=<(?:div|p|ul|ol|pre|h[1-6]|table|blockquote|section|article|figure|hr)(?=[\s/>])[^<>]*+>)",
     re.IGNORECASE,
 )
-_FENCE = re.compile(r"^ {0,3}```", re.MULTILINE)
 
 
 def looks_like_html(text: str) -> bool:
@@ -25,7 +26,7 @@ def looks_like_html(text: str) -> bool:
 def _start(text: str) -> int | None:
     """Where the HTML of an answer begins; None if it is not HTML."""
     match = _HTML.match(text)
-    fenced = match is not None and "```" in text and "<pre" not in text and _FENCE.search(text)
+    fenced = match is not None and "<pre" not in text and markdown.fences(text)
     return None if match is None or fenced else match.end()
 
 

@@ -10,7 +10,7 @@ import html
 import re
 
 from vtools.clean.html import escape, placeholders
-from vtools.clean.html.tags import BLOCKS, CELLS, FLAT, HEADINGS, INLINE, PARTS
+from vtools.clean.html.tags import BLOCKS, CELLS, FLAT, HEADINGS, INLINE, PARTS, TABLE, TABLE_PARTS
 
 _SPACES = re.compile("[ \t\n\r\f\xa0]{2,}|[\t\n\r\f\xa0]")
 _MARKS = {"strong": "**", "em": "*", "del": "~~"}
@@ -18,11 +18,11 @@ _DEEPEST = 100  # levels kept; text below is kept on the last of them
 
 
 class Layout:
-    """A document that grows: `out` is its HTML in pieces, `kept` what its placeholders stand for."""
+    """A document that grows by what a page says, in its order: text, and the tags that open, close or stand alone."""
 
     def __init__(self) -> None:
-        self.out: list[str] = []
-        self.kept: list[str] = []
+        self.out: list[str] = []  # the document's HTML in pieces
+        self.kept: list[str] = []  # what its placeholders stand for
         self.open: list[str] = []  # names of the open elements; "-name" has no tag in `out`
         self.flat = self.cells = 0  # how many of them are FLAT, and how many table cells
         self.fresh = True  # at the start of a block or line
@@ -36,7 +36,174 @@ class Layout:
         self.address, self.link = "", 0  # of the open link: where it leads, its place in `out`
         self.last = ""  # last tag in `out`, if nothing came after
 
-    def within(self, wanted: tuple[str, ...], limit: str = "") -> bool:
+    def write(self, text: str) -> None:
+        """Add text of the page."""
+        self.text.append(text)
+
+    def open_block(self, name: str, tag: str, empty_cells: int = 0) -> None:
+        """Begin a block or a part of a list or table, empty cells before it."""
+        self.end_text()
+        self._make_room(name)
+        if name in TABLE_PARTS and not self._within(("table",)):
+            return
+        if name not in TABLE_PARTS:
+            self._enter(("table", "tr"))
+        if self.flat:
+            self._space()
+            self._push("-" + name, "")
+            return
+        if name == "li" and not self._within(("ul", "ol")):
+            self._push("ul", "<ul>")
+        elif name in CELLS and not self._within(("tr",), "table"):
+            self._push("tr", "<tr>")
+        elif name not in PARTS:
+            self._enter()
+        if name in ("ul", "ol") and self.last in ("</ul>", "</ol>"):
+            self.out.append(placeholders.SEPARATOR)
+        for _ in range(empty_cells):
+            self._push(name, f"<{name}>")
+            self._pop()
+        self._push(name, tag)
+
+    def open_inline(self, name: str) -> None:
+        """Begin emphasis."""
+        self.end_text()
+        self._enter()
+        if name in self.open:
+            self._push("-" + name, "")
+        elif self.marks and self.marks[-1][1:] == (len(self.out) - 1, name) and not self.out[-1]:
+            self.begun.append(self.marks.pop()[0])  # two beside each other are one
+            self.out.pop()
+            self.open.append(name)
+        else:
+            self.begun.append(len(self.out))
+            self.out.append("")
+            self.open.append(name)
+        self.fresh = False
+
+    def open_link(self, address: str) -> None:
+        """Begin a link; one that leads nowhere is its text."""
+        self.end_text()
+        self._enter()
+        if "a" in self.open:
+            self.close("a")
+        self.address = address
+        if not address:
+            self._push("-a", "")
+            return
+        if self.out and self.out[-1].endswith("!"):  # `![` would be a picture
+            self.out[-1] = self.out[-1][:-1] + "\\!"
+        self.link = len(self.out)
+        self._push("a", "[")
+        self.fresh = False
+
+    def close(self, name: str) -> None:
+        """End the innermost open element of this name and all in it, if the tag can reach it."""
+        self.end_text()
+        for depth in range(len(self.open) - 1, -1, -1):
+            other = self.open[depth].lstrip("-")
+            if other == name:
+                while len(self.open) > depth:
+                    self._pop()
+                return
+            if (
+                (name in INLINE and other in BLOCKS)
+                or (other in TABLE and name not in TABLE)
+                or (name == "li" and other in ("ul", "ol"))
+                or (name in TABLE and other == "table")
+            ):
+                return
+
+    def break_line(self) -> None:
+        """End a line; twice, the paragraph."""
+        self.end_text()
+        if self.cells:
+            self.hold("<br>")
+        elif self.flat:
+            self._space()
+        elif self.out and self.out[-1] == "<br>":
+            self.out.pop()
+            self._make_room("p")
+            self._push("p", "<p>")
+        else:
+            if self.out and self.out[-1][-1:] == " ":
+                self.out[-1] = self.out[-1].rstrip(" ")
+            if self.fresh and self.last != "<br>":
+                return
+            self._enter()
+            self.out.append("<br>")
+            self.fresh, self.spaced, self.last = True, True, "<br>"
+
+    def rule(self) -> None:
+        """Draw a line across, where a block can stand."""
+        self.end_text()
+        if not self.flat:
+            self._make_room("p")
+            self._enter()
+            self.out.append("<hr>")
+            self._begin("<hr>")
+
+    def hold(self, markdown: str) -> None:
+        """Put in finished Markdown, which stays as it is."""
+        self.end_text()
+        token = self._token(markdown)
+        if markdown[:1] == "`" and self.out and self.out[-1].endswith("\x03)") and self.kept[-2][-1:] == "`":
+            token = " " + token
+        self.out.append(token)
+        self.fresh, self.spaced, self.last = False, False, ""
+
+    def hold_block(self, markdown: str, in_line: str) -> None:
+        """The same for a block of its own; where no block can stand, what is to be there instead."""
+        self.end_text()
+        if self.flat:
+            self.hold(in_line)
+            return
+        self._make_room("p")
+        self.out.append(f"<p>{self._token(markdown)}</p>")
+        self._begin("</p>")
+
+    def end_text(self) -> None:
+        """Move the text written so far into the document: what comes next is no part of it."""
+        if not self.text:
+            return
+        text = "".join(self.text)
+        self.text.clear()
+        if "&" in text:
+            text = html.unescape(text)
+        if "  " in text or placeholders.UNUSUAL.search(text):
+            text = _SPACES.sub(" ", text)
+        if self.spaced:
+            text = text.lstrip(" ")
+        if not text or (text == " " and self.open and self.open[-1] in ("ul", "ol", "table", "tr")):
+            return
+        self._enter()
+        self.spaced = text[-1] == " "
+        if text[0] == " " and self.begun and self.begun[-1] == len(self.out) - 1:
+            outermost = len(self.out) - 1
+            while outermost - 1 in self.begun:
+                outermost -= 1
+            self.out[outermost], text = " ", text[1:]
+            if not text:
+                return
+        text = escape.text(text)
+        if "a" in self.open:
+            text = escape.brackets(text)
+        if self.fresh and not self.flat:
+            text = escape.line_start(text)
+        if "*" in text or "_" in text:
+            self.marked.append(len(self.out))
+        self.out.append(placeholders.hidden(text))
+        self.fresh, self.last = False, ""
+
+    def finish(self) -> placeholders.Document:
+        """Close what is open: the whole document."""
+        self.end_text()
+        while self.open:
+            self._pop()
+        self._settle()
+        return placeholders.Document("".join(self.out), self.kept)
+
+    def _within(self, wanted: tuple[str, ...], limit: str = "") -> bool:
         for other in reversed(self.open):
             if other.lstrip("-") in wanted:
                 return True
@@ -44,7 +211,7 @@ class Layout:
                 return False
         return False
 
-    def enter(self, parents: tuple[str, ...] = ("ul", "ol", "table", "tr")) -> None:
+    def _enter(self, parents: tuple[str, ...] = ("ul", "ol", "table", "tr")) -> None:
         """Open the item or cell that content of a list or table must stand in."""
         parent = self.open[-1] if self.open else ""
         if parent not in parents:
@@ -54,19 +221,19 @@ class Layout:
                 self.out.pop()
                 self.open.append("li")
             else:
-                self.push("li", "<li>")
+                self._push("li", "<li>")
         else:
             if parent == "table":
-                self.push("tr", "<tr>")
-            self.push("td", "<td>")
+                self._push("tr", "<tr>")
+            self._push("td", "<td>")
 
-    def make_room(self, name: str) -> None:
+    def _make_room(self, name: str) -> None:
         """Close what a new block of this name ends, as a browser does for tags that nobody closed."""
         stack = self.open
         while stack and stack[-1].lstrip("-") in INLINE:
-            self.pop()
+            self._pop()
         if stack and (stack[-1] in ("p", "-p") or (name in HEADINGS and stack[-1] in HEADINGS)):
-            self.pop()
+            self._pop()
         ended, limits = {
             "li": (("li",), ("ul", "ol", "table", "td", "th")),
             "tr": (("tr",), ("table",)),
@@ -77,11 +244,11 @@ class Layout:
             other = stack[depth].lstrip("-")
             if other in ended:
                 while len(stack) > depth:
-                    self.pop()
+                    self._pop()
             if other in ended or other in limits:
                 break
 
-    def push(self, name: str, tag: str) -> None:
+    def _push(self, name: str, tag: str) -> None:
         if len(self.open) >= _DEEPEST and name not in PARTS:
             return
         self.open.append(name)
@@ -97,19 +264,19 @@ class Layout:
         if tag:
             self.out.append(tag)
         if name in BLOCKS:
-            self.begin(tag)
+            self._begin(tag)
 
-    def pop(self) -> None:
+    def _pop(self) -> None:
         name = self.open.pop()
         if name in FLAT:
             self.flat -= 1
             self.cells -= name in CELLS
         if name[0] == "-":
             if name[1:] in BLOCKS:
-                self.space()
+                self._space()
             return
         if name in INLINE:
-            self.close_inline(name)
+            self._close_inline(name)
             return
         if name == "table":
             columns = max((count for _, count in self.rows), default=0)
@@ -122,9 +289,9 @@ class Layout:
             if name == "tr":
                 self.rows.append((len(self.out) - 1, self.columns))
         if name in BLOCKS:
-            self.begin(self.out[-1] if self.out else "")
+            self._begin(self.out[-1] if self.out else "")
 
-    def close_inline(self, name: str) -> None:
+    def _close_inline(self, name: str) -> None:
         if name == "a":
             text = "".join(self.out[self.link + 1 :])
             inside = any(start > self.link for start, _, _ in self.marks)
@@ -151,67 +318,25 @@ class Layout:
         self.marks.append((start, len(self.out), name))
         self.out.append(" " if spaced else "")
 
-    def begin(self, last: str) -> None:
+    def _begin(self, last: str) -> None:
         """Stand at the start of a line, after a tag."""
-        self.settle()
+        self._settle()
         self.fresh, self.spaced, self.last = True, True, last
 
-    def space(self) -> None:
+    def _space(self) -> None:
         if not self.spaced:
             self.out.append(" ")
             self.spaced = True
 
-    def hold(self, text: str, block: bool = False) -> None:
-        """Put a placeholder for finished Markdown into the document."""
-        if self.cells:
-            text = text.replace("\n", " ").replace("|", "\\|")
-        elif self.flat:
-            text = text.replace("\n", " ")
-        self.enter()
-        token = placeholders.token(self.kept, text)
-        if block:
-            self.out.append(f"<p>{token}</p>")
-            self.begin("</p>")
-        else:
-            if text[:1] == "`" and self.out and self.out[-1].endswith("\x03)") and self.kept[-2][-1:] == "`":
-                token = " " + token
-            self.out.append(token)
-            self.fresh, self.spaced, self.last = False, False, ""
+    def _token(self, markdown: str) -> str:
+        if self.flat:
+            markdown = markdown.replace("\n", " ")
+            if self.cells:
+                markdown = markdown.replace("|", "\\|")
+        self._enter()
+        return placeholders.token(self.kept, markdown)
 
-    def flush(self) -> None:
-        """Move the text read so far into the document."""
-        if not self.text:
-            return
-        text = "".join(self.text)
-        self.text.clear()
-        if "&" in text:
-            text = html.unescape(text)
-        if "  " in text or placeholders.UNUSUAL.search(text):
-            text = _SPACES.sub(" ", text)
-        if self.spaced:
-            text = text.lstrip(" ")
-        if not text or (text == " " and self.open and self.open[-1] in ("ul", "ol", "table", "tr")):
-            return
-        self.enter()
-        self.spaced = text[-1] == " "
-        if text[0] == " " and self.begun and self.begun[-1] == len(self.out) - 1:
-            outermost = len(self.out) - 1
-            while outermost - 1 in self.begun:
-                outermost -= 1
-            self.out[outermost], text = " ", text[1:]
-            if not text:
-                return
-        text = escape.text(text)
-        if "a" in self.open:
-            text = escape.brackets(text)
-        if self.fresh and not self.flat:
-            text = escape.line_start(text)
-        if "*" in text or "_" in text:
-            self.marked.append(len(self.out))
-        self.out.append(placeholders.hidden(text))
-        self.fresh, self.last = False, ""
-
-    def settle(self) -> None:
+    def _settle(self) -> None:
         """At the end of a block or line: write its marks, and escape its * and _ if they would be read as marks."""
         if self.marked:
             texts = escape.emphasis([self.out[place] for place in self.marked], bool(self.marks or self.begun))
@@ -226,11 +351,11 @@ class Layout:
         for start, end, name in self.marks:
             # Marks where a parser takes them for marks (CommonMark 0.31, 6.2), tags elsewhere.
             before, after = (
-                self.out[start] or self.beside(start, -1, slots, ends),
-                self.out[end] or self.beside(end, 1, slots, ends),
+                self.out[start] or self._beside(start, -1, slots, ends),
+                self.out[end] or self._beside(end, 1, slots, ends),
             )
-            opens = self.beside(start, 1, slots, ends).isalnum() or not before.isalnum()
-            closes = self.beside(end, -1, slots, ends).isalnum() or not after.isalnum()
+            opens = self._beside(start, 1, slots, ends).isalnum() or not before.isalnum()
+            closes = self._beside(end, -1, slots, ends).isalnum() or not after.isalnum()
             touches = start - 1 in ends and not self.out[start - 1] + self.out[start]
             mark, last = (_MARKS[name],) * 2 if opens and closes and not touches else (f"\x04{name}>", f"\x04/{name}>")
             written[start], written[end] = self.out[start] + mark, last + self.out[end]
@@ -238,7 +363,7 @@ class Layout:
             self.out[place] = text
         self.marks.clear()
 
-    def beside(self, place: int, step: int, slots: set[int], ends: set[int]) -> str:
+    def _beside(self, place: int, step: int, slots: set[int], ends: set[int]) -> str:
         """The character that will stand beside a mark."""
         place += step
         while 0 <= place < len(self.out) and not self.out[place] and place not in slots:

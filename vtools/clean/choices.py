@@ -1,0 +1,35 @@
+"""What `vtools clean` was asked for, each wish by the name of its option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The options that decide what becomes of a record; files by name, as every process looks its steps up by this."""
+
+    engine: str = "auto"
+    merge_same_role: bool = False
+    preset: str | None = None
+    keep: frozenset[str] = frozenset()
+    special_tokens: str = "keep"
+    pii: str | None = None
+    blocked_words: str | None = None
+    drop_refusals: bool = False
+    refusals: str | None = None
+    keep_lang: str | None = None
+    skip_lang: str | None = None
+    decontaminate: tuple[str, ...] = ()
+    decontaminate_ngram: int = 13
+    moderation: str | None = None
+    moderation_model: str = ""
+    dedupe: str = "first"
+    near_duplicates: float | None = None
+
+    def has_optional(self) -> bool:
+        """Whether anything is on that is off by default and needs no other record."""
+        files = self.blocked_words or self.refusals or self.decontaminate
+        languages = self.keep_lang is not None or self.skip_lang is not None
+        tokens = self.special_tokens != "keep"
+        return bool(files or languages or tokens or self.drop_refusals or self.pii or self.moderation)

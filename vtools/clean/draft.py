@@ -1,0 +1,57 @@
+"""A record on its way through the steps of cleaning, and what a step is."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from vtools.records.conversation import Message
+from vtools.records.jsonl import Record, Reject
+
+
+class Draft:
+    """A record on its way, and what the steps found out about it that is no part of it."""
+
+    __slots__ = ("failure", "key", "language", "record", "redacted", "sketch", "starts")
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.redacted: Counter[str] | None = None  # by kind of personal data
+        self.language: str | None = None
+        self.key = 0  # of its texts
+        self.starts: list[int] = []  # keys of what it begins with
+        self.sketch: Any = None
+        self.failure: str | None = None  # why the run must end at this record
+
+
+class Step(NamedTuple):
+    """A named step: it may change the draft, and say what it found; it raises Reject to drop it."""
+
+    name: str
+    take: Callable[[Draft], str | None]
+
+
+def test(reason: str, judge: Callable[[Record], str | None]) -> Step:
+    """A step that drops what a function has something to say about."""
+
+    def take(made: Draft) -> None:
+        if (detail := judge(made.record)) is not None:
+            raise Reject(reason, detail)
+
+    return Step(reason, take)
+
+
+def each(messages: list[Message], text_of: Callable[[Message], str]) -> list[Message]:
+    """The messages with other texts; the same list if no text is another."""
+    return with_texts(messages, [text_of(message) for message in messages])
+
+
+def with_texts(messages: list[Message], texts: list[str]) -> list[Message]:
+    """The messages with these texts; the same list if they are theirs."""
+    after = [
+        message if text is message["content"] else {**message, "content": text}
+        for message, text in zip(messages, texts, strict=True)
+    ]
+    return messages if all(map(operator.is_, messages, after)) else after
