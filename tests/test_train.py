@@ -23,9 +23,8 @@ pytest.importorskip("transformers")
 from vtools.models import reference as models  # noqa: E402
 from vtools.models import template as templates  # noqa: E402
 from vtools.process import Failure  # noqa: E402
-from vtools.train import attention, data, loop, loss, pack, save, shard, token_cache  # noqa: E402
+from vtools.train import attention, data, loop, loss, pack, save, schedule, shard, token_cache  # noqa: E402
 from vtools.train import ranks as processes  # noqa: E402
-from vtools.train import schedule as plan  # noqa: E402
 
 CPU = torch.device("cpu")
 METRICS = [
@@ -87,14 +86,14 @@ def lines(stdout: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stdout.splitlines()]
 
 
-# The plan
+# The schedule
 
 
 def test_an_epoch_trains_every_conversation_once_in_an_order_of_its_own() -> None:
     lengths = list(range(1, 102))
-    first, again, second = (plan.plan(lengths, 7, epoch, 8) for epoch in (0, 0, 1))
+    first, again, second = (schedule.steps(lengths, 7, epoch, 8) for epoch in (0, 0, 1))
     assert first == again != second
-    assert plan.plan(lengths, 8, 0, 8) != first
+    assert schedule.steps(lengths, 8, 0, 8) != first
     for steps in (first, second):
         assert [len(step) for step in steps] == [8] * 12 + [5]
         assert sorted(index for step in steps for index in step) == list(range(101))
@@ -109,7 +108,7 @@ def test_every_rank_has_as_many_micro_batches_and_together_they_hold_the_step_on
     lengths: list[int], ranks: int, budget: int
 ) -> None:
     step = list(range(0, len(lengths), 2)) or [0]
-    shares = plan.divide(lengths, step, ranks, budget)
+    shares = schedule.divide(lengths, step, ranks, budget)
     assert len(shares) == ranks and len({len(share) for share in shares}) == 1
     packs = [pack for share in shares for pack in share]
     assert sorted(index for pack in packs for index in pack) == step
@@ -119,9 +118,10 @@ def test_every_rank_has_as_many_micro_batches_and_together_they_hold_the_step_on
 def test_ranks_share_a_step_of_real_lengths_evenly() -> None:
     source = random.Random(0)
     lengths = [min(2048, int(source.lognormvariate(6.6, 0.8)) + 1) for _ in range(1280)]
-    for step in plan.plan(lengths, 0, 0, 128):
+    for step in schedule.steps(lengths, 0, 0, 128):
         costs = [
-            sum(plan.cost(lengths[i]) for pack in share for i in pack) for share in plan.divide(lengths, step, 8, 8192)
+            sum(schedule.cost(lengths[i]) for pack in share for i in pack)
+            for share in schedule.divide(lengths, step, 8, 8192)
         ]
         assert max(costs) < 1.03 * sum(costs) / 8
 
@@ -129,19 +129,19 @@ def test_ranks_share_a_step_of_real_lengths_evenly() -> None:
 def test_the_learning_rate_is_that_of_transformers_schedules_and_the_one_in_vicunas_log() -> None:
     from transformers import get_scheduler
 
-    assert plan.warmup_steps(0.04, 2133) == 86
-    assert plan.learning_rate(3, 2133, 86, 2e-5) == 6.976744186046513e-07
+    assert schedule.warmup_steps(0.04, 2133) == 86
+    assert schedule.learning_rate(3, 2133, 86, 2e-5) == 6.976744186046513e-07
     for name, steps, warmup in (
         ("cosine", 2133, 86), ("cosine", 20, 0), ("cosine", 7, 1), ("cosine", 5, 5), ("cosine", 3, 8),
         ("linear", 20, 3), ("linear", 7, 0), ("constant_with_warmup", 9, 4),
     ):  # fmt: skip
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-5)
-        schedule = get_scheduler(name, optimizer, warmup, steps)
+        theirs = get_scheduler(name, optimizer, warmup, steps)
         for step in range(steps):
-            assert plan.learning_rate(step, steps, warmup, 2e-5, name.partition("_")[0]) == schedule.get_last_lr()[0]
+            assert schedule.learning_rate(step, steps, warmup, 2e-5, name.partition("_")[0]) == theirs.get_last_lr()[0]
             optimizer.step()
-            schedule.step()
-    assert plan.learning_rate(2133, 2133, 86, 2e-5) == pytest.approx(0, abs=1e-20)
+            theirs.step()
+    assert schedule.learning_rate(2133, 2133, 86, 2e-5) == pytest.approx(0, abs=1e-20)
 
 
 # Packing and the loss
@@ -607,10 +607,10 @@ def test_a_preset_is_the_published_recipe_and_a_flag_wins_over_it(
     preset: str, changes: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vtools import cli
-    from vtools.train import job
+    from vtools.train import dry_run
 
     seen: list[Any] = []
-    monkeypatch.setattr(job, "dry_run", lambda request: seen.append(request) or {})
+    monkeypatch.setattr(dry_run, "foreseen", lambda request: seen.append(request) or {})
     with pytest.raises(SystemExit):
         cli.build(["train"])(["train", "--model", "x", "--preset", preset, "-n", *changes])
     request = vars(seen[0])

@@ -32,13 +32,13 @@ from vtools.records.jsonl import Reject
 from vtools.train import data, token_cache
 from vtools.train.data import Corpus
 
-# `tokens.read` as a process of its own: with a template as slow as asked, a note of every rendering, and a place to die.
+# `token_cache.read` as a process of its own: with a template as slow as asked, a note of every rendering, and a place to die.
 PROGRAM = """
 import json, os, signal, sys, time
 from vtools import process
 from vtools.files import atomic
-from vtools.models import reference as model, template
-from vtools.train import token_cache as tokens
+from vtools.models import reference, template
+from vtools.train import token_cache
 
 folder, file, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 slow, log, die_at = options.pop("slow", 0), options.pop("log", os.devnull), options.pop("die_at", None)
@@ -66,10 +66,10 @@ if die_at:
     atomic.sync, os.replace = deadly(atomic.sync), deadly(os.replace)
 
 def main():
-    chosen = template.load(None, model.tokenizer(folder))
+    chosen = template.load(None, reference.tokenizer(folder))
     options.setdefault("max_tokens", 512)
     options.setdefault("overlong", "truncate")
-    corpus = tokens.read(file, chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
+    corpus = token_cache.read(file, chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
     print(json.dumps({"digest": corpus.digest(), "conversations": len(corpus), "folder": str(corpus.folder)}))
 
 process.command("train", main)()

@@ -161,6 +161,8 @@ def train(
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and os.getsid(0) != os.getpid():
         process.die_with_parent(signum=signal.SIGTERM)  # but not under nohup or setsid, which detach on purpose
     from vtools.train import job
+    from vtools.train.dry_run import foreseen
+    from vtools.train.request import Request
 
     chosen = DEFAULTS | ({"lr": LORA_RATE} if lora else {}) | (PRESETS[preset] if preset else {})
     given = {
@@ -168,7 +170,7 @@ def train(
         "template": template,
     }  # fmt: skip
     chosen |= {name: value for name, value in given.items() if value is not None}
-    request = job.Request(
+    request = Request(
         model=model,
         data=data,
         max_steps=max_steps,
@@ -201,7 +203,7 @@ def train(
     )
     if dry_run or out is None:
         with jsonl.output(None) as output:
-            output.write(job.dry_run(request))
+            output.write(foreseen(request))
         return
     if nnodes > 1 or "RANK" in os.environ:  # rank 0 locks the folder, which the machines share
         job.run(request, out)

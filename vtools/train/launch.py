@@ -22,6 +22,7 @@ from vtools import process
 from vtools.files.lock import lock
 from vtools.process import Failure, Interrupted, TryAgain, UsageFailure
 from vtools.train import rank, ranks
+from vtools.train.request import Job
 
 
 class Died(Failure):
@@ -33,7 +34,7 @@ LESS_MEMORY = "use more ranks, --recompute full, a lower --micro-tokens, or --lo
 LET_THE_DEAD_BE_SEEN = 3.0  # seconds
 
 
-def run(job: rank.Job) -> None:
+def run(job: Job) -> None:
     """Run the job on as many ranks as it asks for, here or with other nodes. Raises Failure, TryAgain, Interrupted."""
     inputs, request = job.inputs, job.request
     if "RANK" in os.environ:
@@ -44,7 +45,7 @@ def run(job: rank.Job) -> None:
         _launch(job)
 
 
-def _alone(job: rank.Job) -> None:
+def _alone(job: Job) -> None:
     with _joined() as here:
         rank.work(job, here, alone=True)
 
@@ -59,7 +60,7 @@ def _joined() -> Iterator[ranks.Ranks]:
     dist.destroy_process_group()
 
 
-def _under_torchrun(job: rank.Job) -> None:
+def _under_torchrun(job: Job) -> None:
     """One rank among those that torchrun has started; it passes signals on by itself."""
     with contextlib.ExitStack() as stack:
         here = stack.enter_context(_joined())
@@ -74,7 +75,7 @@ def _under_torchrun(job: rank.Job) -> None:
             os._exit(failure.exit_code)
 
 
-def _launch(job: rank.Job) -> None:
+def _launch(job: Job) -> None:
     """Start the ranks and wait for them. SIGTERM, SIGINT and SIGHUP let them save first; a second one ends them."""
     request = job.request
     for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing.spawn"):
@@ -127,7 +128,7 @@ def _launch(job: rank.Job) -> None:
     raise ended
 
 
-def _rank(job: rank.Job, launcher: int) -> None:
+def _rank(job: Job, launcher: int) -> None:
     """A rank's process."""
     process.die_with_parent(launcher)
     for signum in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the launcher as well, which passes them on
@@ -139,7 +140,7 @@ def _rank(job: rank.Job, launcher: int) -> None:
     return _worked(job)
 
 
-def _worked(job: rank.Job) -> None:
+def _worked(job: Job) -> None:
     try:
         with _joined() as here:
             rank.work(job, here, alone=False)

@@ -7,30 +7,33 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from vtools import machine
+from vtools import machine, provenance
 from vtools.models import reference, template
 from vtools.process import Failure
 from vtools.records import jsonl
-from vtools.train import attention, checkpoint, device, loop, lora, pack, run_identity, sample, save, shard
-from vtools.train import memory as estimate
-from vtools.train.job import Inputs, Request
+from vtools.train import (
+    attention,
+    card,
+    checkpoint,
+    device,
+    flops,
+    loop,
+    lora,
+    memory,
+    pack,
+    run_identity,
+    sample,
+    save,
+    shard,
+)  # fmt: skip
 from vtools.train.ranks import Ranks
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every rank is told."""
-
-    request: Request
-    inputs: Inputs
-    out: Path
+from vtools.train.request import Inputs, Job, Request
 
 
 def work(job: Job, ranks: Ranks, alone: bool) -> None:
@@ -84,8 +87,8 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     peak = machine.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
 
     def share(lengths: Sequence[int]) -> float:
-        flops = estimate.flops(shape, sum(lengths), sum(length * length for length in lengths))
-        return flops / ((peak or 1) * ranks.size)
+        operations = flops.operations(shape, sum(lengths), sum(length * length for length in lengths))
+        return operations / ((peak or 1) * ranks.size)
 
     def samples() -> list[dict[str, str]]:
         assert inputs.held_out is not None
@@ -97,7 +100,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         write({"step": resumed, **inputs.summary()})
         with jsonl.progress("train", request.quiet or not first, inputs.steps, " steps") as tick:
             result = trainer.run(write, tick, samples if request.samples else None, share if peak else None)
-    save.export(network, text, out, request.save_dtype, run_identity.describe(request, inputs, identity, result), ranks)
+    save.export(network, text, out, request.save_dtype, card.describe(request, inputs, identity, result), ranks)
     if first:
         if request.keep is None:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -110,12 +113,12 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
 
 def _built(
     job: Job, ranks: Ranks, dtype: torch.dtype, note: dict[str, Any] | None
-) -> tuple[PreTrainedModel, estimate.Plan, estimate.Shape]:
+) -> tuple[PreTrainedModel, memory.Plan, flops.Shape]:
     """The model with its weights, cut over the ranks and checked, and how it is computed; `note` is a checkpoint's."""
     request, inputs = job.request, job.inputs
     kernel = attention.choose(request.attention, ranks.device.type)
-    network = _empty(request, inputs, dtype, kernel)
-    shape = estimate.shape(network)
+    network = empty(request, inputs, dtype, kernel)
+    shape = flops.shape_of(network)
     available = -ranks.largest(-machine.available_memory(ranks.device, inputs.nproc))[0]  # of the smallest
     quick = attention.has_kernel(ranks.device, dtype) and not getattr(network.config, "attention_dropout", 0)
     chosen = planned(request, inputs, network, shape, dtype, ranks.size, ranks.device.type, available, quick)
@@ -148,7 +151,7 @@ def _built(
 PLAN = ("recompute", "micro_tokens", "compiled")  # by the same names in Plan and in Request
 
 
-def _empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
+def empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
     """The model that is trained, adapters and all, before it has weights; frozen ones need no fp32."""
     network = shard.empty(inputs.folder, inputs.rope, dtype if request.lora else torch.float32, kernel)
     if request.lora:
@@ -156,7 +159,7 @@ def _empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) ->
     return network
 
 
-def _room_for_a_copy(shape: estimate.Shape, inputs: Inputs, ranks: Ranks) -> bool:
+def _room_for_a_copy(shape: flops.Shape, inputs: Inputs, ranks: Ranks) -> bool:
     """Whether every host can hold what is trained, 12 bytes a parameter, while it is written beside the training."""
     copies = 12 * shape.trainable / ranks.size * inputs.nproc
     (short,) = ranks.largest(2 * copies > machine.available_memory(torch.device("cpu")))
@@ -167,25 +170,25 @@ def planned(
     request: Request,
     inputs: Inputs,
     network: PreTrainedModel,
-    shape: estimate.Shape,
+    shape: flops.Shape,
     dtype: torch.dtype,
     size: int,
     device_type: str,
     available: int,
     quick: bool = True,
-) -> estimate.Plan:
+) -> memory.Plan:
     """How micro-batches are computed on `size` ranks; `quick`: attention has a kernel, so that layers can be compiled.
 
     Raises Failure where memory does not suffice.
     """
     longest = max(max(corpus.lengths) for corpus in (inputs.corpus, inputs.held_out) if corpus is not None)
 
-    def prepare(layers: PreTrainedModel, recompute: estimate.Recompute) -> None:
+    def prepare(layers: PreTrainedModel, recompute: memory.Recompute) -> None:
         if request.lora:
             lora.inject(layers, request.lora)
         shard.recompute_layers(layers, recompute)
 
-    return estimate.choose(
+    return memory.choose(
         shape,
         network.config,
         size,
@@ -198,43 +201,6 @@ def planned(
         request.compiled if quick else request.compiled or False,
         prepare,
     )
-
-
-def foreseen(request: Request, inputs: Inputs) -> dict[str, Any]:
-    """What a run needs and costs, for the dry run: on this machine, or on the GPU that --gpu names."""
-    here = torch.device("cuda" if torch.cuda.is_available() and not request.gpu else "cpu")
-    kind = "cuda" if request.gpu else here.type
-    dtype = torch.bfloat16 if request.gpu and request.dtype == "auto" else device.compute_dtype(request.dtype, here)
-    network = _empty(request, inputs, dtype, attention.NAME)
-    shape = estimate.shape(network)
-    size = inputs.nproc * request.nodes
-    if request.gpu:
-        known, available = machine.gpu(request.gpu)
-        speed: tuple[float | None, float] = None if dtype == torch.float32 else known, machine.ASSUMED_MFU
-    else:
-        speed, available = machine.speed(here, dtype), machine.available_memory(here, inputs.nproc)
-    problem, chosen = None, None
-    try:
-        chosen = planned(request, inputs, network, shape, dtype, size, kind, available)
-    except Failure as failure:
-        problem = str(failure)
-    lengths = inputs.corpus.lengths
-    share = inputs.steps * request.batch / len(lengths) if request.max_steps else request.epochs
-    operations = share * estimate.flops(shape, inputs.corpus.tokens, sum(length * length for length in lengths))
-    devices = size if kind == "cuda" else request.nodes
-    memory = {name: round(value / 1e9, 2) for name, value in vars(chosen.memory).items()} if chosen else {}
-    return {
-        "parameters": shape.parameters,
-        "trainable": shape.trainable,
-        "ranks": size,
-        "device": request.gpu or (torch.cuda.get_device_name() if kind == "cuda" else "cpu"),
-        "dtype": str(dtype).removeprefix("torch."),
-        "recompute": chosen.recompute if chosen else None,
-        "micro_tokens": chosen.micro_tokens if chosen else None,
-        "memory_gb": memory,
-        "problem": problem,
-        **estimate.expected(operations, *speed, devices, request.price),
-    }
 
 
 def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[Path, dict[str, Any]] | str | None:
@@ -251,7 +217,7 @@ def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[Path, di
     found: tuple[Path, dict[str, Any]] | str | Failure | None = None
     if ranks.rank == 0:
         try:
-            if not folder.exists() and (out / "config.json").exists() and not (out / run_identity.FILE).exists():
+            if not folder.exists() and (out / "config.json").exists() and not (out / provenance.FILE).exists():
                 raise Failure(f"{out}: holds a model that `vtools train` did not make; choose another --out")
             if job.request.resume:
                 found = "finished" if run_identity.finished(out, identity) else checkpoint.latest(folder)
@@ -272,7 +238,7 @@ def _clear(request: Request, out: Path, step: int) -> None:
     folder = out / "checkpoints"
     if not request.resume:
         shutil.rmtree(folder, ignore_errors=True)
-        (out / run_identity.FILE).unlink(missing_ok=True)
+        (out / provenance.FILE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.clear(folder, step)
 

@@ -15,10 +15,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
+from vtools import provenance
 from vtools.files.atomic import sync, write
 from vtools.models.template import Template
 from vtools.process import Failure
-from vtools.train import lora, run_identity, shard
+from vtools.train import card, lora, shard
 from vtools.train.device import DTYPES
 from vtools.train.ranks import Ranks
 from vtools.weights.model_files import write_index
@@ -55,7 +56,7 @@ def export(
         _save_configs(model, part, dtype)
         _copy_tokenizer(template, part)
         template.save(part)
-        (part / "README.md").write_text(run_identity.card(about), encoding="utf-8")
+        (part / "README.md").write_text(card.card(about), encoding="utf-8")
         umask = os.umask(0)
         os.umask(umask)
         for path in sorted(part.rglob("*")):
@@ -74,7 +75,7 @@ def export(
         os.replace(path, out / path.name)
     part.rmdir()
     sync(out)
-    write(out / run_identity.FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    write(out / provenance.FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
     ranks.wait()
 
 

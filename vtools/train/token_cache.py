@@ -33,8 +33,7 @@ from vtools.models import template as templates
 from vtools.models.template import Template
 from vtools.options import Common
 from vtools.process import Failure
-from vtools.records import conversation, filtering, jsonl
-from vtools.records import streams as bytestream
+from vtools.records import conversation, filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 from vtools.records.streams import Value
 from vtools.train import data
@@ -115,7 +114,7 @@ def _state(stream: IO[bytes]) -> tuple[int, int]:
 def _input(file: str, home: Path, quiet: bool) -> Iterator[_Input]:
     """Read the input once, to know it. What cannot be read twice is spooled, to a nameless file in the cache."""
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(bytestream.open_file(file))
+        stream = stack.enter_context(streams.open_file(file))
         state = _state(stream)
         start, total, spool = 0, None, None
         if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -152,7 +151,7 @@ def _key(digest: str, template: Template, max_tokens: int, overlong: Overlong) -
     key.update(tokenizer.backend.to_str().encode())
     # Our own code too: nobody would think of a version number here after a change to, say, the template's masks.
     for module in (
-        bytestream,
+        streams,
         conversation,
         filtering,
         published_templates,
@@ -230,10 +229,9 @@ def _make(
     _template = template
     with atomic_folder(home / key) as part:
         counts = _Rejects(part / REJECTS, strict)
-        values = bytestream.split(iter(lambda: given.stream.read1(bytestream.CHUNK), b""), key)
+        values = streams.split(iter(lambda: given.stream.read1(streams.CHUNK), b""), key)
         with contextlib.ExitStack() as stack:
-            streams = {name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS}
-            writer = _Writer(streams)
+            writer = _Writer({name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS})
             common = Common(jobs=jobs, quiet=quiet)
             filtering.run("train", work, common, write=writer.add, values=values, counts=counts)
         assert counts.stream is not None
