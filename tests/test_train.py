@@ -552,6 +552,20 @@ def test_the_folder_says_what_the_model_was_made_from(finished: dict[str, Any]) 
     assert not [path for path in out.iterdir() if path.name.startswith(".") and path.name != ".lock"]
 
 
+def test_what_decides_about_a_run_goes_by_the_names_of_options(finished: dict[str, Any]) -> None:
+    import typer.main
+
+    from vtools import cli
+
+    about = json.loads((finished["folder"] / "out" / "vtools.json").read_text())
+    known = {
+        name for option in typer.main.get_command(cli.build(["train"])).commands["train"].params for name in option.opts
+    }
+    named = {key for key in about["run"] if key.startswith("--")}
+    assert named <= known and {"--model", "--lr", "--seed"} <= named
+    assert {f"--{key.replace('_', '-')}" for key in about["arguments"]} <= known
+
+
 def test_a_finished_run_given_again_changes_nothing_and_another_is_refused(finished: dict[str, Any]) -> None:
     out = finished["folder"] / "out"
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}

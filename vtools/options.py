@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +26,11 @@ TemplateName = Annotated[
     str | None,
     typer.Option("--template", metavar="NAME", help="Prompt template; default: the one stored with the tokenizer."),
 ]
+
+
+def fields_from(kind: Any, given: dict[str, Any]) -> Any:
+    """An instance of a dataclass, its fields taken by name from what a command was given."""
+    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})
 
 
 @dataclass(frozen=True, slots=True)

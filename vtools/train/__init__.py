@@ -146,6 +146,7 @@ def train(
       vtools train --model base --data train.jsonl --preset vicuna-v1.1 --dry-run --gpu a100 --nproc 8 --price 1.80
       vtools train --model base --data train.jsonl --eval held.jsonl --out tuned --save-every 30m >> metrics.jsonl
     """
+    given = dict(locals())
     if out is None and not dry_run:
         raise process.UsageFailure("--out DIR is needed (or --dry-run)")
     every = _every(save_every)
@@ -165,42 +166,8 @@ def train(
     from vtools.train.request import Request
 
     chosen = DEFAULTS | ({"lr": LORA_RATE} if lora else {}) | (PRESETS[preset] if preset else {})
-    given = {
-        "epochs": epochs, "batch": batch, "lr": lr, "warmup": warmup, "schedule": schedule, "max_tokens": max_tokens,
-        "template": template,
-    }  # fmt: skip
-    chosen |= {name: value for name, value in given.items() if value is not None}
-    request = Request(
-        model=model,
-        data=data,
-        max_steps=max_steps,
-        micro_tokens=micro_tokens,
-        overlong=overlong,
-        rope_scaling=rope_scaling,
-        lora=lora,
-        evaluation=evaluation,
-        eval_every=eval_every,
-        samples=samples,
-        save_every=every,
-        keep=keep,
-        resume=resume == "auto",
-        nproc=nproc,
-        nodes=nnodes,
-        rendezvous=rdzv,
-        dtype=dtype,
-        attention=attention,
-        recompute=recompute,
-        compiled=compiled,
-        save_dtype=save_dtype,
-        rejects=rejects,
-        jobs=jobs,
-        seed=seed,
-        gpu=gpu,
-        price=price,
-        quiet=quiet,
-        verbose=verbose,
-        **chosen,
-    )
+    chosen |= {name: given[name] for name in chosen if given[name] is not None}
+    request: Request = options.fields_from(Request, {**given, **chosen, "save_every": every})
     if dry_run or out is None:
         with jsonl.output(None) as output:
             output.write(foreseen(request))

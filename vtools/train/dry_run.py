@@ -50,7 +50,7 @@ def _costs(request: Request, inputs: Inputs) -> dict[str, Any]:
     dtype = torch.bfloat16 if request.gpu and request.dtype == "auto" else device.compute_dtype(request.dtype, here)
     network = rank.empty(request, inputs, dtype, attention.NAME)
     shape = flops.shape_of(network)
-    size = inputs.nproc * request.nodes
+    size = inputs.nproc * request.nnodes
     if request.gpu:
         known, available = machine.gpu(request.gpu)
         speed: tuple[float | None, float] = None if dtype == torch.float32 else known, machine.ASSUMED_MFU
@@ -75,7 +75,7 @@ def _costs(request: Request, inputs: Inputs) -> dict[str, Any]:
         "micro_tokens": chosen.micro_tokens if chosen else None,
         "memory_gb": memory,
         "problem": problem,
-        **expected(operations, *speed, size if kind == "cuda" else request.nodes, request.price),
+        **expected(operations, *speed, size if kind == "cuda" else request.nnodes, request.price),
     }
 
 

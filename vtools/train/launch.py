@@ -39,7 +39,7 @@ def run(job: Job) -> None:
     inputs, request = job.inputs, job.request
     if "RANK" in os.environ:
         _under_torchrun(job)
-    elif inputs.nproc == 1 and request.nodes == 1:
+    elif inputs.nproc == 1 and request.nnodes == 1:
         _alone(job)
     else:
         _launch(job)
@@ -100,20 +100,20 @@ def _launch(job: Job) -> None:
             signal.signal(signum, forward)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.inputs.nproc)))
-    if request.nodes == 1:
+    if request.nnodes == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host whose name nobody resolves trains as well
     config = LaunchConfig(
-        min_nodes=request.nodes,
-        max_nodes=request.nodes,
+        min_nodes=request.nnodes,
+        max_nodes=request.nnodes,
         nproc_per_node=job.inputs.nproc,
         run_id="vtools",
         rdzv_backend="c10d",
-        rdzv_endpoint=request.rendezvous or "localhost:0",
+        rdzv_endpoint=request.rdzv or "localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
         start_method="spawn",
         signals_to_handle="",
-        local_addr="localhost" if request.nodes == 1 else None,
+        local_addr="localhost" if request.nnodes == 1 else None,
     )
     try:
         elastic_launch(config, _rank)(job, os.getpid())
@@ -134,7 +134,7 @@ def _rank(job: Job, launcher: int) -> None:
     for signum in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the launcher as well, which passes them on
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
-    if job.request.nodes > 1 and os.environ["RANK"] == "0":
+    if job.request.nnodes > 1 and os.environ["RANK"] == "0":
         with lock(job.out):
             return _worked(job)
     return _worked(job)

@@ -219,7 +219,7 @@ def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[Path, di
         try:
             if not folder.exists() and (out / "config.json").exists() and not (out / provenance.FILE).exists():
                 raise Failure(f"{out}: holds a model that `vtools train` did not make; choose another --out")
-            if job.request.resume:
+            if job.request.resume == "auto":
                 found = "finished" if run_identity.finished(out, identity) else checkpoint.latest(folder)
             if isinstance(found, tuple):
                 run_identity.refuse_differences(out, found[1]["run"], identity)
@@ -236,7 +236,7 @@ def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[Path, di
 def _clear(request: Request, out: Path, step: int) -> None:
     """Make the folder ready: without what a killed run left half written, or without any earlier run."""
     folder = out / "checkpoints"
-    if not request.resume:
+    if request.resume == "never":
         shutil.rmtree(folder, ignore_errors=True)
         (out / provenance.FILE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)

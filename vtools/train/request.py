@@ -11,7 +11,7 @@ from vtools.train.data import Corpus, Overlong
 
 @dataclass(frozen=True)
 class Request:
-    """The command line, parsed."""
+    """The command line, parsed: its options by their names in the signature of `train`."""
 
     model: str
     data: str
@@ -32,10 +32,10 @@ class Request:
     samples: int
     save_every: tuple[int, float]
     keep: int | None
-    resume: bool
+    resume: str
     nproc: int | None
-    nodes: int
-    rendezvous: str | None
+    nnodes: int
+    rdzv: str | None
     dtype: str
     attention: str
     recompute: str
