@@ -271,6 +271,30 @@ def test_whatever_decides_about_tokens_makes_another_entry(
     assert entries(cache) == sorted([before, after]) and before != after
 
 
+def test_a_change_of_any_module_that_rendering_imports_makes_another_entry(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_cli import imported
+
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / "vtools").rglob("*.py")
+    }
+    reached, waiting = set(), {"vtools.train.data", "vtools.train.token_cache"}
+    while waiting:
+        reached |= waiting
+        waiting = {name for one in waiting for name in imported(modules[one], modules)} - reached
+    # What lies below the records knows nothing of tokens: files, options, exits.
+    deciding = {modules[name] for name in reached if name.split(".")[1:2] in (["records"], ["models"], ["train"])}
+    assert {path.stem for path in deciding} >= {"conversation", "template", "text_encoders", "pretokenizer", "data"}
+    read, before = Path.read_bytes, token_cache._key("", template, 512, "truncate")
+    for changed in deciding:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda path, one=changed: read(path) + b"#" * (path == one))
+            assert token_cache._key("", template, 512, "truncate") != before, changed
+    assert token_cache._key("", template, 512, "truncate") == before
+
+
 def test_standard_input_and_a_file_are_the_same_data_in_any_number_of_processes(
     eot: str, template: Template, tmp_path: Path, cache: Path
 ) -> None:

@@ -24,16 +24,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from vtools import __version__, process
+from vtools import __version__, models, process, records
 from vtools.files import cache
 from vtools.files.atomic import atomic_folder, part_of
 from vtools.files.lock import lock
-from vtools.models import published_templates
-from vtools.models import template as templates
 from vtools.models.template import Template
 from vtools.options import Common
 from vtools.process import Failure
-from vtools.records import conversation, filtering, jsonl, streams
+from vtools.records import filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 from vtools.records.streams import Value
 from vtools.train import data
@@ -149,20 +147,15 @@ def _key(digest: str, template: Template, max_tokens: int, overlong: Overlong) -
     ]  # fmt: skip
     key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
     key.update(tokenizer.backend.to_str().encode())
-    # Our own code too: nobody would think of a version number here after a change to, say, the template's masks.
-    for module in (
-        streams,
-        conversation,
-        filtering,
-        published_templates,
-        jsonl,
-        templates,
-        data,
-        sys.modules[__name__],
-    ):
-        assert module.__file__ is not None
-        key.update(Path(module.__file__).read_bytes())
+    for path in rendering_code():
+        key.update(path.read_bytes())
     return key.hexdigest()
+
+
+def rendering_code() -> list[Path]:
+    """Our modules that decide about tokens: nobody would think of a version number after a change to a mask, say."""
+    floors = [path for floor in (records, models) for path in sorted(Path(floor.__path__[0]).glob("*.py"))]
+    return [*floors, Path(data.__file__), Path(__file__)]
 
 
 def _whole(folder: Path) -> Corpus | None:
