@@ -592,7 +592,9 @@ def test_a_dry_run_shows_the_job_and_its_cost_and_reads_no_weights(base: Path, t
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     path = tiny.write(tmp_path / "data.jsonl", tiny.conversations(9))
     arguments = ["--model", folder, "--data", path, "--batch", 2, "--epochs", 3, "-n"]
-    done = run(*arguments, "--gpu", "h200", "--nproc", 8, "--price", 2)
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"gpu": {"h200": 2}}')
+    done = run(*arguments, "--gpu", "h200", "--nproc", 8, "--prices", prices)
     assert done.returncode == 0, done.stderr.decode()
     (row,) = lines(done.stdout)
     assert row["conversations"] == 9 and row["steps"] == 15 and 0 < row["trained_share"] < 1
@@ -602,6 +604,8 @@ def test_a_dry_run_shows_the_job_and_its_cost_and_reads_no_weights(base: Path, t
     (here,) = lines(run(*arguments).stdout)
     assert here["device"] == "cpu" and here["seconds"] is not None and here["usd"] is None
     assert here["flops"] == row["flops"]
+    unknown = run(*arguments, "--prices", prices)
+    assert unknown.returncode == 1 and b"no price of the gpu here; it has h200" in unknown.stderr
     shown = done.stderr.decode()
     answers = [message["content"] for message in tiny.conversations(9)[0]["messages"] if message["role"] == "assistant"]
     for answer in answers:

@@ -121,9 +121,7 @@ def train(
         str | None,
         typer.Option(metavar="NAME", help="With --dry-run: plan for this GPU (h200, a100, ...), not for here."),
     ] = None,
-    price: Annotated[
-        float | None, typer.Option(metavar="USD", min=0, help="With --dry-run: dollars an hour and GPU (or machine).")
-    ] = None,
+    prices: options.PricesFile = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -143,7 +141,7 @@ def train(
     \b
     Examples:
       vtools split --tokenizer base chats.jsonl | vtools train --model base --out tuned > metrics.jsonl
-      vtools train --model base --data train.jsonl --preset vicuna-v1.1 --dry-run --gpu a100 --nproc 8 --price 1.80
+      vtools train --model base --data train.jsonl --preset vicuna-v1.1 -n --gpu a100 --nproc 8 --prices prices.json
       vtools train --model base --data train.jsonl --eval held.jsonl --out tuned --save-every 30m >> metrics.jsonl
     """
     given = dict(locals())

@@ -9,12 +9,14 @@ from typing import Any
 
 from vtools.models import reference, template
 from vtools.process import Failure
+from vtools.records import prices
 from vtools.train import data, job
 from vtools.train.request import Inputs, Request
 
 
 def foreseen(request: Request) -> dict[str, Any]:
     """The counts, the memory and the cost of a run; on stderr in words, and a conversation with its mask."""
+    price = prices.read(request.prices).gpu_hour(request.gpu or "here") if request.prices else None
     inputs = job.read(request, weights=False)
     corpus = inputs.corpus
     if not request.quiet:
@@ -31,14 +33,14 @@ def foreseen(request: Request) -> dict[str, Any]:
         "tokens_per_step": round(corpus.tokens / len(corpus) * min(request.batch, len(corpus))),
         "eval_conversations": len(inputs.held_out) if inputs.held_out else 0,
         "template": inputs.template_name,
-        **_costs(request, inputs),
+        **_costs(request, inputs, price),
     }
     if not request.quiet:
         print(_in_words(report, request), file=sys.stderr)
     return report
 
 
-def _costs(request: Request, inputs: Inputs) -> dict[str, Any]:
+def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, Any]:
     """What a run needs and costs, on this machine or on the GPU that --gpu names."""
     import torch  # after the pool that tokenises has been forked
 
@@ -75,7 +77,7 @@ def _costs(request: Request, inputs: Inputs) -> dict[str, Any]:
         "micro_tokens": chosen.micro_tokens if chosen else None,
         "memory_gb": memory,
         "problem": problem,
-        **expected(operations, *speed, size if kind == "cuda" else request.nnodes, request.price),
+        **expected(operations, *speed, size if kind == "cuda" else request.nnodes, price),
     }
 
 
@@ -96,9 +98,8 @@ def expected(
 def _in_words(report: dict[str, Any], request: Request) -> str:
     """The dry run's report for people."""
     hours = "unknown" if report["seconds"] is None else str(timedelta(seconds=round(report["seconds"])))
-    price = "unknown" if report["usd"] is None else f"${report['usd']:,.2f}"
-    if request.price is None:
-        price += " (give --price USD, an hour and device)" if report["usd"] is None else ""
+    price = f"${report['usd']:,.2f}" if report["usd"] is not None else "unknown"
+    price += "" if request.prices else " (give --prices FILE)"
     fits = "" if report["problem"] is None else f"\n  BUT {report['problem']}"
     memory = report["memory_gb"]
     return (

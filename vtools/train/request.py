@@ -45,7 +45,7 @@ class Request:
     jobs: int
     seed: int
     gpu: str | None
-    price: float | None
+    prices: str | None
     quiet: bool
     verbose: bool
 
