@@ -422,6 +422,21 @@ def test_a_base_in_torchs_own_files_is_read_as_one_in_safetensors(tmp_path: Path
         shard.Weights(folder)
 
 
+def test_a_base_that_is_not_what_its_config_says_is_refused_by_the_name_of_the_tensor(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2, 3), "b": torch.ones(2, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    weights = shard.Weights(tmp_path)
+    assert torch.equal(weights.read("a", (2, 3), 1, 2), torch.ones(1, 3))
+    for name, shape, says in (
+        ("a", (3, 2), r"a is \[2, 3\]"),
+        ("b", (2,), "b is I8"),
+        ("c", (1,), "holds no tensor c"),
+    ):
+        with pytest.raises(Failure, match=says):
+            weights.read(name, shape, 0, 1)
+
+
 def test_adapters_merged_into_the_weights_are_what_peft_computes_from_its_files(base: Path, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -540,6 +555,7 @@ def test_the_folder_says_what_the_model_was_made_from(finished: dict[str, Any]) 
     assert about["data"]["sources"] == {"own": 10, "sharegpt": 8, "unknown": 1}
     assert about["data"]["licenses"] == {"none": 18, "unknown": 1}
     assert about["result"]["steps"] == 20
+    assert about["run"]["--dtype"] == about["arguments"]["dtype"] == "fp32"
     rows = lines(finished["stdout"])
     assert about["result"]["loss"] == next(row for row in reversed(rows) if "loss" in row)["loss"]
     held = [row["eval_loss"] for row in rows if "eval_loss" in row]
@@ -598,7 +614,7 @@ def test_a_dry_run_shows_the_job_and_its_cost_and_reads_no_weights(base: Path, t
     assert done.returncode == 0, done.stderr.decode()
     (row,) = lines(done.stdout)
     assert row["conversations"] == 9 and row["steps"] == 15 and 0 < row["trained_share"] < 1
-    assert row["ranks"] == 8 and row["device"] == "h200" and row["problem"] is None
+    assert row["ranks"] == 8 and row["device"] == "h200" and row["dtype"] == "bf16" and row["problem"] is None
     assert row["usd"] == pytest.approx(row["seconds"] / 3600 * 8 * 2, abs=0.01)
     assert 0 < row["memory_gb"]["total"] < row["memory_gb"]["available"] > 140
     (here,) = lines(run(*arguments).stdout)

@@ -72,7 +72,7 @@ def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, A
         "trainable": shape.trainable,
         "ranks": size,
         "device": request.gpu or (torch.cuda.get_device_name() if kind == "cuda" else "cpu"),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": device.NAMES[dtype],
         "recompute": chosen.recompute if chosen else None,
         "micro_tokens": chosen.micro_tokens if chosen else None,
         "memory_gb": memory,

@@ -45,7 +45,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     first = ranks.rank == 0
     device.prepare(ranks.device)
     dtype = device.compute_dtype(request.dtype, ranks.device)
-    identity = run_identity.identity(request, inputs, str(dtype).removeprefix("torch."))
+    identity = run_identity.identity(request, inputs, device.NAMES[dtype])
     found = _earlier(job, identity, ranks)
     if found == "finished":
         if first:
@@ -141,7 +141,7 @@ def _built(
     if request.verbose and ranks.rank == 0:
         _say(
             request,
-            f"{ranks.size} x {ranks.device.type}, {str(dtype).removeprefix('torch.')}, recompute {chosen.recompute}, "
+            f"{ranks.size} x {ranks.device.type}, {device.NAMES[dtype]}, recompute {chosen.recompute}, "
             f"micro-batches of {chosen.micro_tokens} tokens{', compiled' * chosen.compiled}; "
             f"packed differs from single by {gap:.1g}",
         )

@@ -182,7 +182,7 @@ class Weights:
         if found.shape != shape:
             raise Failure(f"{self.folder}: {name} is {list(found.shape)}, and config.json makes it {list(shape)}")
         if found.dtype not in FLOATS:
-            raise Failure(f"{found.file}: {name} is {found.dtype}, and only {', '.join(FLOATS)} can be trained")
+            raise Failure(f"{found.file}: {name} is {found.dtype}, not floating-point numbers that can be trained")
         rows = torch.empty((stop - start, *shape[1:]), dtype=FLOATS[found.dtype])
         self._files.read(found.file, found.start + start * found.bytes // shape[0], bytes_of(rows).numpy().data)
         return rows
