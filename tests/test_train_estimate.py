@@ -47,14 +47,18 @@ SMOLLM2 = llama(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True)
 SMALL = llama(64, 128, 2, 4, 2, 300)
 
 
-def shape_of(config: Any) -> flops.Shape:
+def network_of(config: Any) -> Any:
     with torch.device("meta"):
-        return flops.shape_of(AutoModelForCausalLM.from_config(config))
+        return AutoModelForCausalLM.from_config(config)
+
+
+def shape_of(config: Any) -> flops.Shape:
+    return flops.shape_of(network_of(config))
 
 
 def choose(config: Any, gpu: str, world: int, longest: int = 2048, **given: Any) -> memory.Plan:
     available = given.pop("available", None) or machine.gpu(gpu)[1]
-    return memory.choose(shape_of(config), config, world, longest, BF16, "cuda", available, **given)
+    return memory.choose(network_of(config), world, longest, BF16, "cuda", available, **given)
 
 
 # Arithmetic
@@ -116,10 +120,9 @@ def test_adapters_are_trained_and_the_frozen_base_costs_two_thirds() -> None:
     assert shape.trainable == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
     share = flops.operations(shape, 2048, 0) / flops.operations(shape_of(LLAMA_7B), 2048, 0)
     assert 2 / 3 < share < 0.68
-    prepare = lambda layers, recompute: (lora.inject(layers, 16), shard.recompute_layers(layers, recompute))  # noqa: E731
-    given = (shape, LLAMA_7B, 1, 2048, BF16, "cuda", machine.gpu("RTX 4090")[1])
-    assert memory.choose(*given, prepare=prepare).memory.state == int(2 * base + 16 * shape.trainable)
-    assert memory.activations(SMALL, "none", FP32, "cpu", prepare).kept > 0
+    plan = memory.choose(model, 1, 2048, BF16, "cuda", machine.gpu("RTX 4090")[1])
+    assert plan.memory.state == int(2 * base + 16 * shape.trainable)
+    assert memory.activations(SMALL, "none", FP32, "cpu", adapters=16).kept > 0
 
 
 # Memory
@@ -223,7 +226,7 @@ def test_vicuna_7b_fits_one_h200_and_13b_does_not_and_says_what_would_do() -> No
 
 def test_a_remedy_is_only_named_where_it_helps() -> None:
     with pytest.raises(Failure) as stopped:
-        memory.choose(shape_of(LLAMA_7B), LLAMA_7B, 1, 2048, BF16, "cpu", 8 * GIB)
+        memory.choose(network_of(LLAMA_7B), 1, 2048, BF16, "cpu", 8 * GIB)
     assert "GPU" not in str(stopped.value) and "--lora" not in str(stopped.value)
     with pytest.raises(Failure, match="a lower --max-tokens"):
         choose(LLAMA_7B, "H200", 1, longest=400_000)
@@ -234,10 +237,10 @@ def test_a_remedy_is_only_named_where_it_helps() -> None:
     [(LLAMA_7B, (90, 112, 115, 118, 122, 130, 140, 160, 200)), (SMOLLM2, (3, 4, 5, 6, 8, 10, 14))],
 )
 def test_more_memory_is_never_slower_and_what_is_chosen_fits(config: Any, memories: tuple[int, ...]) -> None:
-    shape, times = shape_of(config), []
+    network, times = network_of(config), []
     for available in memories:
         try:
-            plan = memory.choose(shape, config, 1, 1000, BF16, "cuda", available * 10**9)
+            plan = memory.choose(network, 1, 1000, BF16, "cuda", available * 10**9)
         except Failure:
             assert not times
             continue
@@ -260,7 +263,7 @@ def test_a_micro_batch_holds_the_longest_conversation_and_what_is_given_is_kept_
 
 def test_a_choice_on_the_cpu_is_the_same_where_kernels_must_be_deterministic() -> None:
     def plan() -> memory.Plan:
-        return memory.choose(shape_of(SMALL), SMALL, 2, 100, FP32, "cpu", 4 * GIB)
+        return memory.choose(network_of(SMALL), 2, 100, FP32, "cpu", 4 * GIB)
 
     found = plan()
     assert (found.recompute, found.micro_tokens, found.compiled) == ("none", 2048, False)

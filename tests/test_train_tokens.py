@@ -70,7 +70,7 @@ def main():
     options.setdefault("max_tokens", 512)
     options.setdefault("overlong", "truncate")
     corpus = token_cache.read(file, chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
-    print(json.dumps({"digest": corpus.digest(), "conversations": len(corpus), "folder": str(corpus.folder)}))
+    print(json.dumps({"digest": corpus.digest, "conversations": len(corpus), "folder": str(corpus.folder)}))
 
 process.command("train", main)()
 """
@@ -180,7 +180,7 @@ def test_a_conversation_is_what_the_template_renders_cut_at_the_limit(
     found = [corpus.conversation(index) for index in range(len(corpus))]
     assert [(ids.tolist(), list(mask)) for ids, mask in found] == [(ids, mask) for ids, mask, _ in wanted]
     assert corpus.truncated == sum(cut for _, _, cut in wanted)
-    assert corpus.dropped == corpus.rejected == len(records) - len(wanted)
+    assert corpus.reasons.get("overlong", 0) == corpus.rejected == len(records) - len(wanted)
     assert list(corpus.lengths) == [len(ids) for ids, _, _ in wanted]
     assert list(corpus.trained_counts) == [sum(mask) for _, mask, _ in wanted]
     assert corpus.tokens == sum(corpus.lengths) == corpus.starts[-1]
@@ -222,7 +222,7 @@ def test_the_second_run_on_the_same_data_tokenises_nothing(
     no_rendering()
     moved = path.rename(tmp_path / "moved.jsonl")
     again = token_cache.read(str(moved), template, 512, "truncate")
-    assert again.folder == first.folder and again.digest() == first.digest()
+    assert again.folder == first.folder and again.digest == first.digest
     assert capsys.readouterr().err == said == "vtools train: 20 in, 20 out, 0 rejected\n"
     with pytest.raises(AssertionError, match="is rendered"):  # the proof would notice a rendering
         token_cache.read(str(moved), template, 511, "truncate")
@@ -340,7 +340,7 @@ def test_the_digest_depends_on_order_text_and_mask(template: Template, tmp_path:
     assert list(answered.ids) == list(asked.ids) == list(begun.ids)
     assert begun.trained[0] == 0 and begun.trained[1] == 1  # nothing comes before a first token that could predict it
     rest = [corpus(rows) for rows in (records, records[::-1], records[:2], other)]
-    assert len({one.digest() for one in (answered, asked, begun, *rest)}) == 7
+    assert len({one.digest for one in (answered, asked, begun, *rest)}) == 7
     assert all(one.largest == max(one.ids) for one in rest)
 
 

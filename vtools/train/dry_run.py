@@ -45,7 +45,7 @@ def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, A
     import torch  # after the pool that tokenises has been forked
 
     from vtools import machine
-    from vtools.train import attention, device, flops, rank
+    from vtools.train import attention, device, flops, memory, rank
 
     here = torch.device("cuda" if torch.cuda.is_available() and not request.gpu else "cpu")
     kind = "cuda" if request.gpu else here.type
@@ -60,13 +60,14 @@ def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, A
         speed, available = machine.speed(here, dtype), machine.available_memory(here, inputs.nproc)
     problem, chosen = None, None
     try:
-        chosen = rank.planned(request, inputs, network, shape, dtype, size, kind, available)
+        where = (size, inputs.longest, dtype, kind, available)
+        chosen = memory.choose(network, *where, request.recompute, request.micro_tokens, request.compiled)
     except Failure as failure:
         problem = str(failure)
     lengths = inputs.corpus.lengths
     share = inputs.steps * request.batch / len(lengths) if request.max_steps else request.epochs
     operations = share * flops.operations(shape, inputs.corpus.tokens, sum(length * length for length in lengths))
-    memory = {name: round(value / 1e9, 2) for name, value in vars(chosen.memory).items()} if chosen else {}
+    gigabytes = {name: round(value / 1e9, 2) for name, value in vars(chosen.memory).items()} if chosen else {}
     return {
         "parameters": shape.parameters,
         "trainable": shape.trainable,
@@ -75,7 +76,7 @@ def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, A
         "dtype": device.NAMES[dtype],
         "recompute": chosen.recompute if chosen else None,
         "micro_tokens": chosen.micro_tokens if chosen else None,
-        "memory_gb": memory,
+        "memory_gb": gigabytes,
         "problem": problem,
         **expected(operations, *speed, size if kind == "cuda" else request.nnodes, price),
     }

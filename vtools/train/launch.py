@@ -36,18 +36,13 @@ LET_THE_DEAD_BE_SEEN = 3.0  # seconds
 
 def run(job: Job) -> None:
     """Run the job on as many ranks as it asks for, here or with other nodes. Raises Failure, TryAgain, Interrupted."""
-    inputs, request = job.inputs, job.request
     if "RANK" in os.environ:
         _under_torchrun(job)
-    elif inputs.nproc == 1 and request.nnodes == 1:
-        _alone(job)
-    else:
+    elif job.inputs.nproc > 1 or job.request.nnodes > 1:
         _launch(job)
-
-
-def _alone(job: Job) -> None:
-    with _joined() as here:
-        rank.work(job, here, alone=True)
+    else:
+        with _joined() as here:
+            rank.work(job, here, alone=True)
 
 
 @contextlib.contextmanager
@@ -134,15 +129,9 @@ def _rank(job: Job, launcher: int) -> None:
     for signum in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the launcher as well, which passes them on
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
-    if job.request.nnodes > 1 and os.environ["RANK"] == "0":
-        with lock(job.out):
-            return _worked(job)
-    return _worked(job)
-
-
-def _worked(job: Job) -> None:
+    owner = job.request.nnodes > 1 and os.environ["RANK"] == "0"
     try:
-        with _joined() as here:
+        with lock(job.out) if owner else contextlib.nullcontext(), _joined() as here:
             rank.work(job, here, alone=False)
     except (Failure, BrokenPipeError):
         raise

@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import functools
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -18,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from vtools.process import Failure
-from vtools.train import attention, shard
-from vtools.train.flops import Shape
+from vtools.train import attention, lora, shard
+from vtools.train.flops import Shape, shape_of
 from vtools.train.loss import CHUNK_LOGITS
 
 Recompute = Literal["none", "selective", "full"]
@@ -44,24 +43,19 @@ class Activations:
 
 
 def activations(
-    config: Any,
-    recompute: Recompute,
-    dtype: torch.dtype,
-    device_type: str,
-    prepare: Callable[[PreTrainedModel, Recompute], Any] = shard.recompute_layers,
+    config: Any, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: int | None = None
 ) -> Activations:
     """Measure a packed forward and backward pass over tensors without memory: what is alive, storage by storage.
 
-    `prepare` changes the model as training does (adapters, recomputation). Compiled layers keep less than this.
-    Windows and dropout of attention are left out.
+    `adapters` is their rank. Compiled layers keep less than this. Windows and dropout of attention are left out.
     """
-    two, three = (_alive(config, layers, recompute, dtype, device_type, prepare) for layers in (2, 3))
+    two, three = (_alive(config, layers, recompute, dtype, device_type, adapters) for layers in (2, 3))
     kept = three[0] - two[0]
     return Activations(kept, two[0] - 2 * kept, two[1] - two[0])
 
 
 def _alive(
-    config: Any, layers: int, recompute: Recompute, dtype: torch.dtype, device_type: str, prepare: Callable[..., Any]
+    config: Any, layers: int, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: int | None
 ) -> tuple[float, float]:
     """Bytes a token that are alive after the forward pass, and at the worst moment of both passes."""
     tokens = 1 << 20  # so many that the parameters' gradients do not count; they are not memory
@@ -78,7 +72,9 @@ def _alive(
     starts = torch.arange(0, tokens + 1, tokens // 4, dtype=torch.int32)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
-        prepare(model, recompute)
+        if adapters:
+            lora.inject(model, adapters)
+        shard.recompute_layers(model, recompute)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta" if meta else "cpu"):
         for module in model.modules():
             for name, old in module.named_parameters(recurse=False):  # sharding gathers all of them in one dtype
@@ -178,27 +174,26 @@ class Plan:
 
 
 def choose(
-    shape: Shape,
-    config: Any,
+    model: PreTrainedModel,
     world: int,
     longest: int,
     dtype: torch.dtype,
     device_type: str,
     available: int,
-    recompute: Recompute | None = None,
+    recompute: Recompute | Literal["auto"] = "auto",
     micro_tokens: int | None = None,
     compiled: bool | None = None,
-    prepare: Callable[[PreTrainedModel, Recompute], Any] = shard.recompute_layers,
 ) -> Plan:
     """The fastest way that fits into `available` bytes a rank; what is given is kept to. Raises Failure.
 
     A micro-batch is never smaller than the `longest` conversation, because none is ever cut.
     """
+    shape, adapters = shape_of(model), lora.rank_of(model)
     sizes = [micro_tokens or max(MICRO_TOKENS[device_type], longest)]
     while not micro_tokens and sizes[-1] > max(longest, SMALLEST_MICRO_TOKENS):
         sizes.append(max(sizes[-1] // 2, longest, SMALLEST_MICRO_TOKENS))
-    modes = [recompute] if recompute else list(SLOWDOWN)
-    measured = functools.cache(lambda mode: activations(config, mode, dtype, device_type, prepare))
+    modes = list(SLOWDOWN) if recompute == "auto" else [recompute]
+    measured = functools.cache(lambda mode: activations(model.config, mode, dtype, device_type, adapters))
     ways = sorted(product(modes, sizes), key=lambda way: SLOWDOWN[way[0]] * (1 + TOKENS_OF_A_PASS / way[1]))
 
     def taken(way: tuple[Recompute, int], ranks: int) -> Memory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vtools.train.data import Corpus, Overlong
 
@@ -38,7 +38,7 @@ class Request:
     rdzv: str | None
     dtype: str
     attention: str
-    recompute: str
+    recompute: Literal["auto", "none", "selective", "full"]
     compiled: bool | None
     save_dtype: str
     rejects: str | None
@@ -64,6 +64,11 @@ class Inputs:
     steps: int
     warmup: int
     nproc: int  # ranks on this node
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation, trained or held out."""
+        return max(max(corpus.lengths) for corpus in (self.corpus, self.held_out) if corpus is not None)
 
     def summary(self) -> dict[str, Any]:
         """The counts, for the first line of the metrics and for the dry run."""

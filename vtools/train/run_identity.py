@@ -22,8 +22,8 @@ def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
     return {
         "--model": _base_digest(inputs.folder),
         "--template": f"{inputs.template_name} {source}",
-        "data": inputs.corpus.digest(),
-        "--eval": inputs.held_out.digest() if inputs.held_out is not None else None,
+        "data": inputs.corpus.digest,
+        "--eval": inputs.held_out.digest if inputs.held_out is not None else None,
         "--eval-every": request.eval_every,
         "steps": inputs.steps,
         "--batch": request.batch,

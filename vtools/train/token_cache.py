@@ -231,18 +231,13 @@ def _make(
         counts.stream.close()
         if _state(given.stream) != given.state:
             raise Failure(f"{key}: changed while it was being read; wait until it is written, and run again")
-        names = [*FORMATS, REJECTS]
         about = {
             **writer.totals,
             "digest": writer.digest.hexdigest(),
             "sources": writer.sources,
             "licenses": writer.licenses,
-            "received": counts.received,
-            "repaired": counts.repaired,
-            "reasons": counts.reasons,
-            "first": counts.first,
-            "broken": counts.broken,
-            "bytes": {name: (part / name).stat().st_size for name in names},
+            **{name: getattr(counts, name) for name in ("received", "repaired", "reasons", "first", "broken")},
+            "bytes": {name: (part / name).stat().st_size for name in (*FORMATS, REJECTS)},
         }
         (part / ABOUT).write_text(json.dumps(about))
 
