@@ -100,7 +100,7 @@ complete -c vtools -n '__fish_seen_subcommand_from train' -l jobs -s j -r -d 'Pr
 complete -c vtools -n '__fish_seen_subcommand_from train' -l seed -r -d 'Seed of everything random.'
 complete -c vtools -n '__fish_seen_subcommand_from train' -l dry-run -s n -d 'Say what would be done and what it costs; do nothing.'
 complete -c vtools -n '__fish_seen_subcommand_from train' -l gpu -r -d 'With --dry-run, plan for this GPU (h200, a100, ...), not for here.'
-complete -c vtools -n '__fish_seen_subcommand_from train' -l price -r -d 'With --dry-run, dollars an hour and GPU (or machine).'
+complete -c vtools -n '__fish_seen_subcommand_from train' -l prices -r -d 'With --dry-run, what a GPU-hour or a million tokens cost (JSON).'
 complete -c vtools -n '__fish_seen_subcommand_from train' -l quiet -s q -d 'No progress, no closing line.'
 complete -c vtools -n '__fish_seen_subcommand_from train' -l verbose -s v -d 'Say more; on an error, show where.'
 complete -c vtools -n '__fish_seen_subcommand_from make-delta' -l base -l base-model-path -r -d 'The base model.'

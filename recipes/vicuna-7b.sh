@@ -4,7 +4,7 @@
 #   MODEL        folder or hub id of a 7B base (LLaMA's own licence applies)
 #   SHARED.json  the ShareGPT dump (people's chats, without a licence: it stays where it is)
 # Cleaning and splitting: minutes on a laptop. Training: one machine with 8 A100-80G or one H200; the dry run below says
-# how many hours and dollars for your data before any are spent (set PRICE to what you pay for a GPU-hour).
+# how many hours and dollars for your data before any are spent (PRICES names a file with what you pay for a GPU-hour).
 # A run that was stopped goes on when the same command is given again.
 set -euo pipefail
 MODEL=$1 SHARED=$2 RUN=${3:-runs/vicuna-7b}
@@ -18,7 +18,7 @@ mkdir -p "$RUN"
         --hold-out 1% --hold-out-file "$RUN/held.jsonl" -o "$RUN/train.jsonl"
 
 train() { vtools train --model "$MODEL" --data "$RUN/train.jsonl" --eval "$RUN/held.jsonl" --preset vicuna-v1.1 --max-tokens "$WINDOW" "$@"; }
-train --dry-run --gpu "${GPU:-a100-80g}" --nproc "${GPUS:-8}" --price "${PRICE:-1.80}" > "$RUN/plan.json"
+train --dry-run --gpu "${GPU:-a100-80g}" --nproc "${GPUS:-8}" --prices "${PRICES:-$(dirname "$0")/data/prices.json}" > "$RUN/plan.json"
 [ -n "${TRAIN:-}" ] || { echo "That was the plan (also in $RUN/plan.json). TRAIN=1 starts it, on the GPUs of this machine." >&2; exit; }
 
 train --out "$RUN/tuned" --rejects "$RUN/untrained.jsonl" --samples 2 --eval-every 200 >> "$RUN/metrics.jsonl"

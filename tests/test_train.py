@@ -23,9 +23,8 @@ pytest.importorskip("transformers")
 from vtools.models import reference as models  # noqa: E402
 from vtools.models import template as templates  # noqa: E402
 from vtools.process import Failure  # noqa: E402
-from vtools.train import attention, data, loop, loss, pack, save, shard, token_cache  # noqa: E402
+from vtools.train import attention, data, loop, loss, pack, save, schedule, shard, token_cache  # noqa: E402
 from vtools.train import ranks as processes  # noqa: E402
-from vtools.train import schedule as plan  # noqa: E402
 
 CPU = torch.device("cpu")
 METRICS = [
@@ -87,14 +86,14 @@ def lines(stdout: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in stdout.splitlines()]
 
 
-# The plan
+# The schedule
 
 
 def test_an_epoch_trains_every_conversation_once_in_an_order_of_its_own() -> None:
     lengths = list(range(1, 102))
-    first, again, second = (plan.plan(lengths, 7, epoch, 8) for epoch in (0, 0, 1))
+    first, again, second = (schedule.steps(lengths, 7, epoch, 8) for epoch in (0, 0, 1))
     assert first == again != second
-    assert plan.plan(lengths, 8, 0, 8) != first
+    assert schedule.steps(lengths, 8, 0, 8) != first
     for steps in (first, second):
         assert [len(step) for step in steps] == [8] * 12 + [5]
         assert sorted(index for step in steps for index in step) == list(range(101))
@@ -109,7 +108,7 @@ def test_every_rank_has_as_many_micro_batches_and_together_they_hold_the_step_on
     lengths: list[int], ranks: int, budget: int
 ) -> None:
     step = list(range(0, len(lengths), 2)) or [0]
-    shares = plan.divide(lengths, step, ranks, budget)
+    shares = schedule.divide(lengths, step, ranks, budget)
     assert len(shares) == ranks and len({len(share) for share in shares}) == 1
     packs = [pack for share in shares for pack in share]
     assert sorted(index for pack in packs for index in pack) == step
@@ -119,9 +118,10 @@ def test_every_rank_has_as_many_micro_batches_and_together_they_hold_the_step_on
 def test_ranks_share_a_step_of_real_lengths_evenly() -> None:
     source = random.Random(0)
     lengths = [min(2048, int(source.lognormvariate(6.6, 0.8)) + 1) for _ in range(1280)]
-    for step in plan.plan(lengths, 0, 0, 128):
+    for step in schedule.steps(lengths, 0, 0, 128):
         costs = [
-            sum(plan.cost(lengths[i]) for pack in share for i in pack) for share in plan.divide(lengths, step, 8, 8192)
+            sum(schedule.cost(lengths[i]) for pack in share for i in pack)
+            for share in schedule.divide(lengths, step, 8, 8192)
         ]
         assert max(costs) < 1.03 * sum(costs) / 8
 
@@ -129,19 +129,19 @@ def test_ranks_share_a_step_of_real_lengths_evenly() -> None:
 def test_the_learning_rate_is_that_of_transformers_schedules_and_the_one_in_vicunas_log() -> None:
     from transformers import get_scheduler
 
-    assert plan.warmup_steps(0.04, 2133) == 86
-    assert plan.learning_rate(3, 2133, 86, 2e-5) == 6.976744186046513e-07
+    assert schedule.warmup_steps(0.04, 2133) == 86
+    assert schedule.learning_rate(3, 2133, 86, 2e-5) == 6.976744186046513e-07
     for name, steps, warmup in (
         ("cosine", 2133, 86), ("cosine", 20, 0), ("cosine", 7, 1), ("cosine", 5, 5), ("cosine", 3, 8),
         ("linear", 20, 3), ("linear", 7, 0), ("constant_with_warmup", 9, 4),
     ):  # fmt: skip
         optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=2e-5)
-        schedule = get_scheduler(name, optimizer, warmup, steps)
+        theirs = get_scheduler(name, optimizer, warmup, steps)
         for step in range(steps):
-            assert plan.learning_rate(step, steps, warmup, 2e-5, name.partition("_")[0]) == schedule.get_last_lr()[0]
+            assert schedule.learning_rate(step, steps, warmup, 2e-5, name.partition("_")[0]) == theirs.get_last_lr()[0]
             optimizer.step()
-            schedule.step()
-    assert plan.learning_rate(2133, 2133, 86, 2e-5) == pytest.approx(0, abs=1e-20)
+            theirs.step()
+    assert schedule.learning_rate(2133, 2133, 86, 2e-5) == pytest.approx(0, abs=1e-20)
 
 
 # Packing and the loss
@@ -422,6 +422,21 @@ def test_a_base_in_torchs_own_files_is_read_as_one_in_safetensors(tmp_path: Path
         shard.Weights(folder)
 
 
+def test_a_base_that_is_not_what_its_config_says_is_refused_by_the_name_of_the_tensor(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.ones(2, 3), "b": torch.ones(2, dtype=torch.int8)}, tmp_path / "model.safetensors")
+    weights = shard.Weights(tmp_path)
+    assert torch.equal(weights.read("a", (2, 3), 1, 2), torch.ones(1, 3))
+    for name, shape, says in (
+        ("a", (3, 2), r"a is \[2, 3\]"),
+        ("b", (2,), "b is I8"),
+        ("c", (1,), "holds no tensor c"),
+    ):
+        with pytest.raises(Failure, match=says):
+            weights.read(name, shape, 0, 1)
+
+
 def test_adapters_merged_into_the_weights_are_what_peft_computes_from_its_files(base: Path, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -540,6 +555,7 @@ def test_the_folder_says_what_the_model_was_made_from(finished: dict[str, Any]) 
     assert about["data"]["sources"] == {"own": 10, "sharegpt": 8, "unknown": 1}
     assert about["data"]["licenses"] == {"none": 18, "unknown": 1}
     assert about["result"]["steps"] == 20
+    assert about["run"]["--dtype"] == about["arguments"]["dtype"] == "fp32"
     rows = lines(finished["stdout"])
     assert about["result"]["loss"] == next(row for row in reversed(rows) if "loss" in row)["loss"]
     held = [row["eval_loss"] for row in rows if "eval_loss" in row]
@@ -550,6 +566,20 @@ def test_the_folder_says_what_the_model_was_made_from(finished: dict[str, Any]) 
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     assert not (out / "checkpoints").exists()
     assert not [path for path in out.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+def test_what_decides_about_a_run_goes_by_the_names_of_options(finished: dict[str, Any]) -> None:
+    import typer.main
+
+    from vtools import cli
+
+    about = json.loads((finished["folder"] / "out" / "vtools.json").read_text())
+    known = {
+        name for option in typer.main.get_command(cli.build(["train"])).commands["train"].params for name in option.opts
+    }
+    named = {key for key in about["run"] if key.startswith("--")}
+    assert named <= known and {"--model", "--lr", "--seed"} <= named
+    assert {f"--{key.replace('_', '-')}" for key in about["arguments"]} <= known
 
 
 def test_a_finished_run_given_again_changes_nothing_and_another_is_refused(finished: dict[str, Any]) -> None:
@@ -578,16 +608,20 @@ def test_a_dry_run_shows_the_job_and_its_cost_and_reads_no_weights(base: Path, t
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     path = tiny.write(tmp_path / "data.jsonl", tiny.conversations(9))
     arguments = ["--model", folder, "--data", path, "--batch", 2, "--epochs", 3, "-n"]
-    done = run(*arguments, "--gpu", "h200", "--nproc", 8, "--price", 2)
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"gpu": {"h200": 2}}')
+    done = run(*arguments, "--gpu", "h200", "--nproc", 8, "--prices", prices)
     assert done.returncode == 0, done.stderr.decode()
     (row,) = lines(done.stdout)
     assert row["conversations"] == 9 and row["steps"] == 15 and 0 < row["trained_share"] < 1
-    assert row["ranks"] == 8 and row["device"] == "h200" and row["problem"] is None
+    assert row["ranks"] == 8 and row["device"] == "h200" and row["dtype"] == "bf16" and row["problem"] is None
     assert row["usd"] == pytest.approx(row["seconds"] / 3600 * 8 * 2, abs=0.01)
     assert 0 < row["memory_gb"]["total"] < row["memory_gb"]["available"] > 140
     (here,) = lines(run(*arguments).stdout)
     assert here["device"] == "cpu" and here["seconds"] is not None and here["usd"] is None
     assert here["flops"] == row["flops"]
+    unknown = run(*arguments, "--prices", prices)
+    assert unknown.returncode == 1 and b"no price of the gpu here; it has h200" in unknown.stderr
     shown = done.stderr.decode()
     answers = [message["content"] for message in tiny.conversations(9)[0]["messages"] if message["role"] == "assistant"]
     for answer in answers:
@@ -607,10 +641,10 @@ def test_a_preset_is_the_published_recipe_and_a_flag_wins_over_it(
     preset: str, changes: list[str], expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vtools import cli
-    from vtools.train import job
+    from vtools.train import dry_run
 
     seen: list[Any] = []
-    monkeypatch.setattr(job, "dry_run", lambda request: seen.append(request) or {})
+    monkeypatch.setattr(dry_run, "foreseen", lambda request: seen.append(request) or {})
     with pytest.raises(SystemExit):
         cli.build(["train"])(["train", "--model", "x", "--preset", preset, "-n", *changes])
     request = vars(seen[0])

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen3
 
 from vtools import machine  # noqa: E402
 from vtools.process import Failure  # noqa: E402
-from vtools.train import attention, lora, memory, shard  # noqa: E402
+from vtools.train import attention, dry_run, flops, lora, memory, shard  # noqa: E402
 
 BF16, FP32, CPU = torch.bfloat16, torch.float32, torch.device("cpu")
 GIB = 1 << 30
@@ -47,14 +47,18 @@ SMOLLM2 = llama(576, 1536, 30, 9, 3, 49152, tie_word_embeddings=True)
 SMALL = llama(64, 128, 2, 4, 2, 300)
 
 
-def shape_of(config: Any) -> memory.Shape:
+def network_of(config: Any) -> Any:
     with torch.device("meta"):
-        return memory.shape(AutoModelForCausalLM.from_config(config))
+        return AutoModelForCausalLM.from_config(config)
+
+
+def shape_of(config: Any) -> flops.Shape:
+    return flops.shape_of(network_of(config))
 
 
 def choose(config: Any, gpu: str, world: int, longest: int = 2048, **given: Any) -> memory.Plan:
     available = given.pop("available", None) or machine.gpu(gpu)[1]
-    return memory.choose(shape_of(config), config, world, longest, BF16, "cuda", available, **given)
+    return memory.choose(network_of(config), world, longest, BF16, "cuda", available, **given)
 
 
 # Arithmetic
@@ -76,8 +80,8 @@ def test_published_models_have_their_known_size_arithmetic_and_state(
     shape = shape_of(config)
     assert shape.parameters == shape.trainable == parameters
     assert shape.root_parameters + shape.layers * shape.layer_parameters == parameters
-    assert float(f"{memory.flops(shape, 2048, 2048**2) / 2048 / 1e9:.2f}") == pytest.approx(gigaflops, abs=0.05)
-    needed = memory.memory(shape, memory.Activations(0, 0, 0), 1, 2048, BF16, "cuda", 0)
+    assert float(f"{flops.operations(shape, 2048, 2048**2) / 2048 / 1e9:.2f}") == pytest.approx(gigaflops, abs=0.05)
+    needed = memory.needed(shape, memory.Activations(0, 0, 0), 1, 2048, BF16, "cuda", 0)
     assert round(needed.state / 1e9, 1) == state
 
 
@@ -94,13 +98,13 @@ def test_matrix_products_are_counted_as_torch_counts_them(tied: bool, frozen: bo
     products = sum(
         count for operation, count in counted.items() if "mm" in str(operation) and "bmm" not in str(operation)
     )
-    assert products == memory.flops(memory.shape(model), 48, 0)
+    assert products == flops.operations(flops.shape_of(model), 48, 0)
 
 
 def test_attention_counts_conversations_and_not_the_row_they_are_packed_in() -> None:
     shape = shape_of(LLAMA_7B)
-    products = memory.flops(shape, 2048, 0)
-    alone, halves = (memory.flops(shape, 2048, squares) - products for squares in (2048**2, 2 * 1024**2))
+    products = flops.operations(shape, 2048, 0)
+    alone, halves = (flops.operations(shape, 2048, squares) - products for squares in (2048**2, 2 * 1024**2))
     assert alone == 2 * halves
     assert alone / (products + alone) == pytest.approx(0.039, abs=0.001)
 
@@ -110,16 +114,15 @@ def test_adapters_are_trained_and_the_frozen_base_costs_two_thirds() -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LLAMA_7B, dtype=BF16)
     lora.inject(model, 16)
-    shape = memory.shape(model)
+    shape = flops.shape_of(model)
     base = shape.parameters - shape.trainable
     assert base == 6_738_415_616 and shape.frozen_bytes == 2 * base
     assert shape.trainable == 32 * 16 * (4 * 2 * 4096 + 3 * (4096 + 11008))
-    share = memory.flops(shape, 2048, 0) / memory.flops(shape_of(LLAMA_7B), 2048, 0)
+    share = flops.operations(shape, 2048, 0) / flops.operations(shape_of(LLAMA_7B), 2048, 0)
     assert 2 / 3 < share < 0.68
-    prepare = lambda layers, recompute: (lora.inject(layers, 16), shard.recompute_layers(layers, recompute))  # noqa: E731
-    given = (shape, LLAMA_7B, 1, 2048, BF16, "cuda", machine.gpu("RTX 4090")[1])
-    assert memory.choose(*given, prepare=prepare).memory.state == int(2 * base + 16 * shape.trainable)
-    assert memory.activations(SMALL, "none", FP32, "cpu", prepare).kept > 0
+    plan = memory.choose(model, 1, 2048, BF16, "cuda", machine.gpu("RTX 4090")[1])
+    assert plan.memory.state == int(2 * base + 16 * shape.trainable)
+    assert memory.activations(SMALL, "none", FP32, "cpu", adapters=16).kept > 0
 
 
 # Memory
@@ -166,8 +169,7 @@ def test_torch_allocates_for_a_real_layer_what_was_foreseen(kind: Any, recompute
 STEPS = """
 import json, os, sys, torch, torch.distributed as dist
 from transformers import AutoModelForCausalLM, LlamaConfig
-from vtools.train import attention, device, loss, pack, shard
-from vtools.train import memory as estimate
+from vtools.train import attention, device, flops, loss, memory, pack, shard
 
 dtype, recompute, tokens = getattr(torch, sys.argv[1]), sys.argv[2], 2048
 device.prepare(torch.device("cpu"))
@@ -177,9 +179,9 @@ config = LlamaConfig(
     hidden_size=576, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=9, num_key_value_heads=3,
     vocab_size=49152, tie_word_embeddings=True,
 )
-layer = estimate.activations(config, recompute, dtype, "cpu")
+layer = memory.activations(config, recompute, dtype, "cpu")
 model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
-foreseen = estimate.memory(estimate.shape(model), layer, 1, tokens, dtype, "cpu", 0)
+foreseen = memory.needed(flops.shape_of(model), layer, 1, tokens, dtype, "cpu", 0)
 shard.shard(model, mesh, dtype, recompute)
 optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 packed = pack.pack([(list(range(512)), bytes([0] + [1] * 511))] * (tokens // 512), torch.device("cpu"))
@@ -224,7 +226,7 @@ def test_vicuna_7b_fits_one_h200_and_13b_does_not_and_says_what_would_do() -> No
 
 def test_a_remedy_is_only_named_where_it_helps() -> None:
     with pytest.raises(Failure) as stopped:
-        memory.choose(shape_of(LLAMA_7B), LLAMA_7B, 1, 2048, BF16, "cpu", 8 * GIB)
+        memory.choose(network_of(LLAMA_7B), 1, 2048, BF16, "cpu", 8 * GIB)
     assert "GPU" not in str(stopped.value) and "--lora" not in str(stopped.value)
     with pytest.raises(Failure, match="a lower --max-tokens"):
         choose(LLAMA_7B, "H200", 1, longest=400_000)
@@ -235,10 +237,10 @@ def test_a_remedy_is_only_named_where_it_helps() -> None:
     [(LLAMA_7B, (90, 112, 115, 118, 122, 130, 140, 160, 200)), (SMOLLM2, (3, 4, 5, 6, 8, 10, 14))],
 )
 def test_more_memory_is_never_slower_and_what_is_chosen_fits(config: Any, memories: tuple[int, ...]) -> None:
-    shape, times = shape_of(config), []
+    network, times = network_of(config), []
     for available in memories:
         try:
-            plan = memory.choose(shape, config, 1, 1000, BF16, "cuda", available * 10**9)
+            plan = memory.choose(network, 1, 1000, BF16, "cuda", available * 10**9)
         except Failure:
             assert not times
             continue
@@ -261,7 +263,7 @@ def test_a_micro_batch_holds_the_longest_conversation_and_what_is_given_is_kept_
 
 def test_a_choice_on_the_cpu_is_the_same_where_kernels_must_be_deterministic() -> None:
     def plan() -> memory.Plan:
-        return memory.choose(shape_of(SMALL), SMALL, 2, 100, FP32, "cpu", 4 * GIB)
+        return memory.choose(network_of(SMALL), 2, 100, FP32, "cpu", 4 * GIB)
 
     found = plan()
     assert (found.recompute, found.micro_tokens, found.compiled) == ("none", 2048, False)
@@ -340,15 +342,15 @@ def test_processes_of_one_host_share_its_memory() -> None:
 
 def test_time_and_dollars_follow_from_operations_and_price() -> None:
     peak = machine.gpu("H100")[0]
-    found = memory.expected(8 * 3600 * 0.45 * 989e12, peak, machine.ASSUMED_MFU, 8, 2.5)
+    found = dry_run.expected(8 * 3600 * 0.45 * 989e12, peak, machine.ASSUMED_MFU, 8, 2.5)
     assert found == {"flops": 8 * 3600 * 0.45 * 989e12, "seconds": 3600.0, "usd": 20.0, "assumed_mfu": 0.45}
-    assert memory.expected(1e15, None, 0.45, 8, 2.5) == {
+    assert dry_run.expected(1e15, None, 0.45, 8, 2.5) == {
         "flops": 1e15,
         "seconds": None,
         "usd": None,
         "assumed_mfu": 0.45,
     }
-    assert memory.expected(1e15, 1e12, 0.5)["usd"] is None
+    assert dry_run.expected(1e15, 1e12, 0.5)["usd"] is None
 
 
 def test_the_speed_of_a_cpu_is_measured() -> None:

@@ -32,13 +32,13 @@ from vtools.records.jsonl import Reject
 from vtools.train import data, token_cache
 from vtools.train.data import Corpus
 
-# `tokens.read` as a process of its own: with a template as slow as asked, a note of every rendering, and a place to die.
+# `token_cache.read` as a process of its own: with a template as slow as asked, a note of every rendering, and a place to die.
 PROGRAM = """
 import json, os, signal, sys, time
 from vtools import process
 from vtools.files import atomic
-from vtools.models import reference as model, template
-from vtools.train import token_cache as tokens
+from vtools.models import reference, template
+from vtools.train import token_cache
 
 folder, file, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 slow, log, die_at = options.pop("slow", 0), options.pop("log", os.devnull), options.pop("die_at", None)
@@ -66,11 +66,11 @@ if die_at:
     atomic.sync, os.replace = deadly(atomic.sync), deadly(os.replace)
 
 def main():
-    chosen = template.load(None, model.tokenizer(folder))
+    chosen = template.load(None, reference.tokenizer(folder))
     options.setdefault("max_tokens", 512)
     options.setdefault("overlong", "truncate")
-    corpus = tokens.read(file, chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
-    print(json.dumps({"digest": corpus.digest(), "conversations": len(corpus), "folder": str(corpus.folder)}))
+    corpus = token_cache.read(file, chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
+    print(json.dumps({"digest": corpus.digest, "conversations": len(corpus), "folder": str(corpus.folder)}))
 
 process.command("train", main)()
 """
@@ -180,7 +180,7 @@ def test_a_conversation_is_what_the_template_renders_cut_at_the_limit(
     found = [corpus.conversation(index) for index in range(len(corpus))]
     assert [(ids.tolist(), list(mask)) for ids, mask in found] == [(ids, mask) for ids, mask, _ in wanted]
     assert corpus.truncated == sum(cut for _, _, cut in wanted)
-    assert corpus.dropped == corpus.rejected == len(records) - len(wanted)
+    assert corpus.reasons.get("overlong", 0) == corpus.rejected == len(records) - len(wanted)
     assert list(corpus.lengths) == [len(ids) for ids, _, _ in wanted]
     assert list(corpus.trained_counts) == [sum(mask) for _, mask, _ in wanted]
     assert corpus.tokens == sum(corpus.lengths) == corpus.starts[-1]
@@ -222,7 +222,7 @@ def test_the_second_run_on_the_same_data_tokenises_nothing(
     no_rendering()
     moved = path.rename(tmp_path / "moved.jsonl")
     again = token_cache.read(str(moved), template, 512, "truncate")
-    assert again.folder == first.folder and again.digest() == first.digest()
+    assert again.folder == first.folder and again.digest == first.digest
     assert capsys.readouterr().err == said == "vtools train: 20 in, 20 out, 0 rejected\n"
     with pytest.raises(AssertionError, match="is rendered"):  # the proof would notice a rendering
         token_cache.read(str(moved), template, 511, "truncate")
@@ -271,6 +271,30 @@ def test_whatever_decides_about_tokens_makes_another_entry(
     assert entries(cache) == sorted([before, after]) and before != after
 
 
+def test_a_change_of_any_module_that_rendering_imports_makes_another_entry(
+    template: Template, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from test_cli import imported
+
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in (ROOT / "vtools").rglob("*.py")
+    }
+    reached, waiting = set(), {"vtools.train.data", "vtools.train.token_cache"}
+    while waiting:
+        reached |= waiting
+        waiting = {name for one in waiting for name in imported(modules[one], modules)} - reached
+    # What lies below the records knows nothing of tokens: files, options, exits.
+    deciding = {modules[name] for name in reached if name.split(".")[1:2] in (["records"], ["models"], ["train"])}
+    assert {path.stem for path in deciding} >= {"conversation", "template", "text_encoders", "pretokenizer", "data"}
+    read, before = Path.read_bytes, token_cache._key("", template, 512, "truncate")
+    for changed in deciding:
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "read_bytes", lambda path, one=changed: read(path) + b"#" * (path == one))
+            assert token_cache._key("", template, 512, "truncate") != before, changed
+    assert token_cache._key("", template, 512, "truncate") == before
+
+
 def test_standard_input_and_a_file_are_the_same_data_in_any_number_of_processes(
     eot: str, template: Template, tmp_path: Path, cache: Path
 ) -> None:
@@ -316,7 +340,7 @@ def test_the_digest_depends_on_order_text_and_mask(template: Template, tmp_path:
     assert list(answered.ids) == list(asked.ids) == list(begun.ids)
     assert begun.trained[0] == 0 and begun.trained[1] == 1  # nothing comes before a first token that could predict it
     rest = [corpus(rows) for rows in (records, records[::-1], records[:2], other)]
-    assert len({one.digest() for one in (answered, asked, begun, *rest)}) == 7
+    assert len({one.digest for one in (answered, asked, begun, *rest)}) == 7
     assert all(one.largest == max(one.ids) for one in rest)
 
 

@@ -22,6 +22,10 @@ Jobs = Annotated[
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no closing line.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; on an error, show where.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done and what it costs; do nothing.")]
+PricesFile = Annotated[
+    str | None,
+    typer.Option("--prices", metavar="FILE", help="With --dry-run: what a GPU-hour or a million tokens cost (JSON)."),
+]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Format = Annotated[
     Literal["messages", "sharegpt"], typer.Option("--format", help="Shape of the records that are written.")

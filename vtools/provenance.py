@@ -7,6 +7,8 @@ from typing import Any
 
 from vtools import __version__
 
+FILE = "vtools.json"  # in a model's folder: what its weights were made from
+
 
 def stamp(record: dict[str, Any], op: str, **details: Any) -> dict[str, Any]:
     """Note in the record which tool has worked on it; the same note again changes nothing."""

@@ -121,9 +121,7 @@ def train(
         str | None,
         typer.Option(metavar="NAME", help="With --dry-run: plan for this GPU (h200, a100, ...), not for here."),
     ] = None,
-    price: Annotated[
-        float | None, typer.Option(metavar="USD", min=0, help="With --dry-run: dollars an hour and GPU (or machine).")
-    ] = None,
+    prices: options.PricesFile = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -143,9 +141,10 @@ def train(
     \b
     Examples:
       vtools split --tokenizer base chats.jsonl | vtools train --model base --out tuned > metrics.jsonl
-      vtools train --model base --data train.jsonl --preset vicuna-v1.1 --dry-run --gpu a100 --nproc 8 --price 1.80
+      vtools train --model base --data train.jsonl --preset vicuna-v1.1 -n --gpu a100 --nproc 8 --prices prices.json
       vtools train --model base --data train.jsonl --eval held.jsonl --out tuned --save-every 30m >> metrics.jsonl
     """
+    given = dict(locals())
     if out is None and not dry_run:
         raise process.UsageFailure("--out DIR is needed (or --dry-run)")
     every = _every(save_every)
@@ -161,47 +160,15 @@ def train(
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and os.getsid(0) != os.getpid():
         process.die_with_parent(signum=signal.SIGTERM)  # but not under nohup or setsid, which detach on purpose
     from vtools.train import job
+    from vtools.train.dry_run import foreseen
+    from vtools.train.request import Request
 
     chosen = DEFAULTS | ({"lr": LORA_RATE} if lora else {}) | (PRESETS[preset] if preset else {})
-    given = {
-        "epochs": epochs, "batch": batch, "lr": lr, "warmup": warmup, "schedule": schedule, "max_tokens": max_tokens,
-        "template": template,
-    }  # fmt: skip
-    chosen |= {name: value for name, value in given.items() if value is not None}
-    request = job.Request(
-        model=model,
-        data=data,
-        max_steps=max_steps,
-        micro_tokens=micro_tokens,
-        overlong=overlong,
-        rope_scaling=rope_scaling,
-        lora=lora,
-        evaluation=evaluation,
-        eval_every=eval_every,
-        samples=samples,
-        save_every=every,
-        keep=keep,
-        resume=resume == "auto",
-        nproc=nproc,
-        nodes=nnodes,
-        rendezvous=rdzv,
-        dtype=dtype,
-        attention=attention,
-        recompute=recompute,
-        compiled=compiled,
-        save_dtype=save_dtype,
-        rejects=rejects,
-        jobs=jobs,
-        seed=seed,
-        gpu=gpu,
-        price=price,
-        quiet=quiet,
-        verbose=verbose,
-        **chosen,
-    )
+    chosen |= {name: given[name] for name in chosen if given[name] is not None}
+    request: Request = options.fields_from(Request, {**given, **chosen, "save_every": every})
     if dry_run or out is None:
         with jsonl.output(None) as output:
-            output.write(job.dry_run(request))
+            output.write(foreseen(request))
         return
     if nnodes > 1 or "RANK" in os.environ:  # rank 0 locks the folder, which the machines share
         job.run(request, out)

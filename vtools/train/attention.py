@@ -60,11 +60,11 @@ def document_attention(
         raise Failure(
             f"{type(module).__name__}: this kind of attention ({', '.join(unknown)}) cannot be trained packed"
         )
-    if has_kernel(value.device, value.dtype):
-        if flash:
-            return _flash(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window, dropout), None
-        if not dropout:
-            return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling, sliding_window), None
+    if has_kernel(value.device, value.dtype) and (flash or not dropout):
+        kernel: Any = _flash if flash else _varlen
+        row = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        window = (-1 if sliding_window is None else sliding_window - 1, 0)
+        return kernel(*row, cu_seq_lens_q, max_length_q, scaling, window, dropout).unsqueeze(0), None
     key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
     lengths = [end - start for start, end in pairwise(cu_seq_lens_q.tolist())]
     outputs = []
@@ -84,62 +84,29 @@ def document_attention(
     return torch.cat(outputs, dim=1), None
 
 
-def _varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    starts: torch.Tensor,
-    longest: int,
-    scaling: float | None,
-    window: int | None,
-) -> torch.Tensor:
+def _varlen(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: Any, window: Any, _: Any) -> Any:
     """torch's own variable-length flash attention (CUDA, half precision)."""
     from torch.nn.attention.varlen import varlen_attn
 
-    options: dict[str, Any] = {"window_size": (-1 if window is None else window - 1, 0)}
+    options: dict[str, Any] = {"window_size": window}
     if "enable_gqa" in inspect.signature(varlen_attn).parameters:
         options["enable_gqa"] = True
     else:  # torch 2.11 and 2.12
         key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    output = varlen_attn(query, key, value, starts, starts, longest, longest, scale=scaling, **options)
-    assert isinstance(output, torch.Tensor)
-    return output.unsqueeze(0)
+    return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, **options)
 
 
-def _flash(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    starts: torch.Tensor,
-    longest: int,
-    scaling: float | None,
-    window: int | None,
-    dropout: float,
-) -> torch.Tensor:
+def _flash(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: Any, window: Any, dropout: Any) -> Any:
     """The package flash-attn, whose kernels may be newer than torch's (CUDA, half precision)."""
     from flash_attn import flash_attn_varlen_func
 
-    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    output = flash_attn_varlen_func(
-        query,
-        key,
-        value,
-        starts,
-        starts,
-        longest,
-        longest,
-        dropout_p=dropout,
-        softmax_scale=scaling,
-        causal=True,
-        window_size=(-1 if window is None else window - 1, 0),
-        deterministic=torch.are_deterministic_algorithms_enabled(),
-    )
-    return output.unsqueeze(0)
+    options = {"dropout_p": dropout, "softmax_scale": scale, "causal": True, "window_size": window}
+    options["deterministic"] = torch.are_deterministic_algorithms_enabled()
+    return flash_attn_varlen_func(query, key, value, starts, starts, longest, longest, **options)
 
 
 def _repeated(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Key or value heads repeated to the number of query heads."""
+    """Key or value heads, dimension 1, repeated to the number of query heads."""
     times = heads // tensor.shape[1]
     return tensor if times == 1 else tensor.repeat_interleave(times, dim=1)
 

@@ -54,8 +54,7 @@ class Corpus:
             self.licenses: dict[str, int] = about["licenses"]
             self.reasons: dict[str, int] = about["reasons"]
             self.rejected = sum(self.reasons.values())
-            self.dropped = self.reasons.get("overlong", 0)
-            self._digest: str = about["digest"]
+            self.digest: str = about["digest"]  # depends on every token, its mask and the order of the conversations
             self.first: str | None = about["first"]
             self.broken: str | None = about["broken"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -71,10 +70,6 @@ class Corpus:
         """Token ids of a conversation (int32), and for each a byte that is 1 where it is trained (never the first)."""
         start, end = self.starts[index], self.starts[index + 1]
         return self.ids[start:end], bytes(self.trained[start:end])
-
-    def digest(self) -> str:
-        """32 hexadecimal digits that depend on every token, its mask and the order of the conversations."""
-        return self._digest
 
     def line(self) -> str:
         """The counts as one line for people."""

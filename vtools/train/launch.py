@@ -22,6 +22,7 @@ from vtools import process
 from vtools.files.lock import lock
 from vtools.process import Failure, Interrupted, TryAgain, UsageFailure
 from vtools.train import rank, ranks
+from vtools.train.request import Job
 
 
 class Died(Failure):
@@ -33,20 +34,15 @@ LESS_MEMORY = "use more ranks, --recompute full, a lower --micro-tokens, or --lo
 LET_THE_DEAD_BE_SEEN = 3.0  # seconds
 
 
-def run(job: rank.Job) -> None:
+def run(job: Job) -> None:
     """Run the job on as many ranks as it asks for, here or with other nodes. Raises Failure, TryAgain, Interrupted."""
-    inputs, request = job.inputs, job.request
     if "RANK" in os.environ:
         _under_torchrun(job)
-    elif inputs.nproc == 1 and request.nodes == 1:
-        _alone(job)
-    else:
+    elif job.inputs.nproc > 1 or job.request.nnodes > 1:
         _launch(job)
-
-
-def _alone(job: rank.Job) -> None:
-    with _joined() as here:
-        rank.work(job, here, alone=True)
+    else:
+        with _joined() as here:
+            rank.work(job, here, alone=True)
 
 
 @contextlib.contextmanager
@@ -59,7 +55,7 @@ def _joined() -> Iterator[ranks.Ranks]:
     dist.destroy_process_group()
 
 
-def _under_torchrun(job: rank.Job) -> None:
+def _under_torchrun(job: Job) -> None:
     """One rank among those that torchrun has started; it passes signals on by itself."""
     with contextlib.ExitStack() as stack:
         here = stack.enter_context(_joined())
@@ -74,7 +70,7 @@ def _under_torchrun(job: rank.Job) -> None:
             os._exit(failure.exit_code)
 
 
-def _launch(job: rank.Job) -> None:
+def _launch(job: Job) -> None:
     """Start the ranks and wait for them. SIGTERM, SIGINT and SIGHUP let them save first; a second one ends them."""
     request = job.request
     for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing.spawn"):
@@ -99,20 +95,20 @@ def _launch(job: rank.Job) -> None:
             signal.signal(signum, forward)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.inputs.nproc)))
-    if request.nodes == 1:
+    if request.nnodes == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host whose name nobody resolves trains as well
     config = LaunchConfig(
-        min_nodes=request.nodes,
-        max_nodes=request.nodes,
+        min_nodes=request.nnodes,
+        max_nodes=request.nnodes,
         nproc_per_node=job.inputs.nproc,
         run_id="vtools",
         rdzv_backend="c10d",
-        rdzv_endpoint=request.rendezvous or "localhost:0",
+        rdzv_endpoint=request.rdzv or "localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
         start_method="spawn",
         signals_to_handle="",
-        local_addr="localhost" if request.nodes == 1 else None,
+        local_addr="localhost" if request.nnodes == 1 else None,
     )
     try:
         elastic_launch(config, _rank)(job, os.getpid())
@@ -127,21 +123,15 @@ def _launch(job: rank.Job) -> None:
     raise ended
 
 
-def _rank(job: rank.Job, launcher: int) -> None:
+def _rank(job: Job, launcher: int) -> None:
     """A rank's process."""
     process.die_with_parent(launcher)
     for signum in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the launcher as well, which passes them on
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
-    if job.request.nodes > 1 and os.environ["RANK"] == "0":
-        with lock(job.out):
-            return _worked(job)
-    return _worked(job)
-
-
-def _worked(job: rank.Job) -> None:
+    owner = job.request.nnodes > 1 and os.environ["RANK"] == "0"
     try:
-        with _joined() as here:
+        with lock(job.out) if owner else contextlib.nullcontext(), _joined() as here:
             rank.work(job, here, alone=False)
     except (Failure, BrokenPipeError):
         raise

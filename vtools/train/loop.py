@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 
 from vtools import process
 from vtools.process import Failure
-from vtools.train import checkpoint, device, shard
-from vtools.train import schedule as plan
+from vtools.train import checkpoint, device, schedule, shard
 from vtools.train.data import Corpus
 from vtools.train.loss import summed_loss
 from vtools.train.pack import pack
@@ -191,7 +190,7 @@ class Trainer:
         recipe, corpus, ranks, result = self.recipe, self.corpus, self.ranks, self.result
         epoch, index = divmod(step, math.ceil(len(corpus) / recipe.batch))
         if epoch != self.epoch:
-            self.epoch, self.steps = epoch, plan.plan(corpus.lengths, recipe.seed, epoch, recipe.batch)
+            self.epoch, self.steps = epoch, schedule.steps(corpus.lengths, recipe.seed, epoch, recipe.batch)
         conversations = self.steps[index]
         trained = sum(corpus.trained_counts[one] for one in conversations)
         half = recipe.dtype == torch.float16
@@ -213,7 +212,7 @@ class Trainer:
             total += loss.detach() / scale
         norm = self._clip(scale)
         (value,) = ranks.sums(total.item())
-        rate = plan.learning_rate(step, recipe.steps, recipe.warmup, recipe.lr, recipe.schedule)
+        rate = schedule.learning_rate(step, recipe.steps, recipe.warmup, recipe.lr, recipe.schedule)
         finite = math.isfinite(norm)
         if not math.isfinite(value) or not (finite or (half and scale > 1)):
             raise Failure(
@@ -248,7 +247,9 @@ class Trainer:
 
     def _mine(self, corpus: Corpus, conversations: Sequence[int]) -> list[list[int]]:
         """This rank's micro-batches of some conversations."""
-        return plan.divide(corpus.lengths, conversations, self.ranks.size, self.recipe.micro_tokens)[self.ranks.rank]
+        return schedule.divide(corpus.lengths, conversations, self.ranks.size, self.recipe.micro_tokens)[
+            self.ranks.rank
+        ]
 
     def _clip(self, scale: float) -> float:
         """Undo the loss scale and clip the gradient of all ranks together to norm 1; returns its norm before."""

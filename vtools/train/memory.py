@@ -1,15 +1,11 @@
 # ruff: noqa: TID253
-"""What a run needs and costs, known before it starts: arithmetic, memory of a rank, time, dollars. No weights are made.
-
-GB are 10^9 bytes.
-"""
+"""The memory that a rank needs, known before it starts, and how micro-batches are made to fit into it."""
 
 from __future__ import annotations
 
 import copy
 import functools
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
@@ -21,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from vtools.process import Failure
-from vtools.train import attention, shard
+from vtools.train import attention, lora, shard
+from vtools.train.flops import Shape, shape_of
 from vtools.train.loss import CHUNK_LOGITS
 
 Recompute = Literal["none", "selective", "full"]
@@ -37,61 +34,6 @@ RUNTIME_BYTES = {"cpu": 600_000_000, "cuda": 1_500_000_000}  # the program; or C
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What the arithmetic needs of a dense model: numbers of parameters, a tied matrix counted once."""
-
-    parameters: int
-    trainable: int
-    frozen_bytes: int
-    matmul_parameters: int  # those a token is multiplied with: never the embedding, always the head
-    trained_matmul_parameters: int
-    layers: int
-    attention_width: int  # query heads * head size
-    vocabulary: int
-    hidden: int
-    layer_parameters: int  # of the largest layer
-    root_parameters: int  # embedding, last norm, head
-
-
-def shape(model: PreTrainedModel) -> Shape:
-    """The shape of a causal language model, on the meta device, real, or sharded. Raises Failure."""
-    config: Any = model.config.get_text_config()
-    every = list(model.parameters())
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    products = [one for one in every if one.dim() > 1 and (one is not embedding or one is head)]
-    layers = shard.layers_of(model)
-    sizes = [_count(layer.parameters()) for layer in layers]
-    return Shape(
-        parameters=_count(every),
-        trainable=_count(one for one in every if one.requires_grad),
-        frozen_bytes=sum(one.numel() * one.element_size() for one in every if not one.requires_grad),
-        matmul_parameters=_count(products),
-        trained_matmul_parameters=_count(one for one in products if one.requires_grad),
-        layers=len(layers),
-        attention_width=config.num_attention_heads
-        * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
-        vocabulary=head.shape[0],
-        hidden=config.hidden_size,
-        layer_parameters=max(sizes),
-        root_parameters=_count(every) - sum(sizes),
-    )
-
-
-def _count(parameters: Any) -> int:
-    return sum(one.numel() for one in parameters)
-
-
-def flops(shape: Shape, tokens: int, squares: int) -> float:
-    """Operations of one forward and backward pass over conversations: the sum of lengths, and of their squares.
-
-    Products are 2 forward, 2 for the gradient of the input and 2 for that of a weight that is trained; attention is
-    causal and inside each conversation. The embedding's look-up, norms and what is computed twice are not counted.
-    """
-    products = (4 * shape.matmul_parameters + 2 * shape.trained_matmul_parameters) * tokens
-    return float(products + 6 * shape.layers * shape.attention_width * squares)
-
-
-@dataclass(frozen=True)
 class Activations:
     """Bytes a token. What a layer keeps from its forward to its backward pass, what is outside layers, and the rest."""
 
@@ -101,24 +43,19 @@ class Activations:
 
 
 def activations(
-    config: Any,
-    recompute: Recompute,
-    dtype: torch.dtype,
-    device_type: str,
-    prepare: Callable[[PreTrainedModel, Recompute], Any] = shard.recompute_layers,
+    config: Any, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: int | None = None
 ) -> Activations:
     """Measure a packed forward and backward pass over tensors without memory: what is alive, storage by storage.
 
-    `prepare` changes the model as training does (adapters, recomputation). Compiled layers keep less than this.
-    Windows and dropout of attention are left out.
+    `adapters` is their rank. Compiled layers keep less than this. Windows and dropout of attention are left out.
     """
-    two, three = (_alive(config, layers, recompute, dtype, device_type, prepare) for layers in (2, 3))
+    two, three = (_alive(config, layers, recompute, dtype, device_type, adapters) for layers in (2, 3))
     kept = three[0] - two[0]
     return Activations(kept, two[0] - 2 * kept, two[1] - two[0])
 
 
 def _alive(
-    config: Any, layers: int, recompute: Recompute, dtype: torch.dtype, device_type: str, prepare: Callable[..., Any]
+    config: Any, layers: int, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: int | None
 ) -> tuple[float, float]:
     """Bytes a token that are alive after the forward pass, and at the worst moment of both passes."""
     tokens = 1 << 20  # so many that the parameters' gradients do not count; they are not memory
@@ -135,7 +72,9 @@ def _alive(
     starts = torch.arange(0, tokens + 1, tokens // 4, dtype=torch.int32)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
-        prepare(model, recompute)
+        if adapters:
+            lora.inject(model, adapters)
+        shard.recompute_layers(model, recompute)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta" if meta else "cpu"):
         for module in model.modules():
             for name, old in module.named_parameters(recurse=False):  # sharding gathers all of them in one dtype
@@ -196,7 +135,7 @@ class Memory:
     available: int
 
 
-def memory(
+def needed(
     shape: Shape,
     layer: Activations,
     world: int,
@@ -235,40 +174,39 @@ class Plan:
 
 
 def choose(
-    shape: Shape,
-    config: Any,
+    model: PreTrainedModel,
     world: int,
     longest: int,
     dtype: torch.dtype,
     device_type: str,
     available: int,
-    recompute: Recompute | None = None,
+    recompute: Recompute | Literal["auto"] = "auto",
     micro_tokens: int | None = None,
     compiled: bool | None = None,
-    prepare: Callable[[PreTrainedModel, Recompute], Any] = shard.recompute_layers,
 ) -> Plan:
     """The fastest way that fits into `available` bytes a rank; what is given is kept to. Raises Failure.
 
     A micro-batch is never smaller than the `longest` conversation, because none is ever cut.
     """
+    shape, adapters = shape_of(model), lora.rank_of(model)
     sizes = [micro_tokens or max(MICRO_TOKENS[device_type], longest)]
     while not micro_tokens and sizes[-1] > max(longest, SMALLEST_MICRO_TOKENS):
         sizes.append(max(sizes[-1] // 2, longest, SMALLEST_MICRO_TOKENS))
-    modes = [recompute] if recompute else list(SLOWDOWN)
-    measured = functools.cache(lambda mode: activations(config, mode, dtype, device_type, prepare))
+    modes = list(SLOWDOWN) if recompute == "auto" else [recompute]
+    measured = functools.cache(lambda mode: activations(model.config, mode, dtype, device_type, adapters))
     ways = sorted(product(modes, sizes), key=lambda way: SLOWDOWN[way[0]] * (1 + TOKENS_OF_A_PASS / way[1]))
 
-    def needed(way: tuple[Recompute, int], ranks: int) -> Memory:
-        return memory(shape, measured(way[0]), ranks, max(way[1], longest), dtype, device_type, available)
+    def taken(way: tuple[Recompute, int], ranks: int) -> Memory:
+        return needed(shape, measured(way[0]), ranks, max(way[1], longest), dtype, device_type, available)
 
     for way in ways:
-        found = needed(way, world)
+        found = taken(way, world)
         if found.total <= available:
             return Plan(*way, compiled=device_type == "cuda" if compiled is None else compiled, memory=found)
-    least = min(ways, key=lambda way: needed(way, world).total)
-    found = needed(least, world)
+    least = min(ways, key=lambda way: taken(way, world).total)
+    found = taken(least, world)
     doubled = (world << power for power in range(1, 11))
-    enough = next((ranks for ranks in doubled if needed(least, ranks).total <= available), None)
+    enough = next((ranks for ranks in doubled if taken(least, ranks).total <= available), None)
     remedies = {
         f"{enough} GPUs (--nproc)": device_type == "cuda" and enough,
         "--lora": shape.trainable == shape.parameters
@@ -287,17 +225,3 @@ def choose(
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.1f} GB"
-
-
-def expected(
-    operations: float, peak: float | None, assumed: float, devices: int = 1, price: float | None = None
-) -> dict[str, float | None]:
-    """Seconds and dollars (`price` an hour and device) of so many operations; None where they cannot be known."""
-    seconds = operations / (peak * assumed * devices) if peak else None
-    usd = None if seconds is None or price is None else round(seconds / 3600 * price * devices, 2)
-    return {
-        "flops": operations,
-        "seconds": None if seconds is None else round(seconds, 1),
-        "usd": usd,
-        "assumed_mfu": assumed,
-    }

@@ -84,10 +84,13 @@ def logits_alone(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def difference(model: PreTrainedModel, conversations: Sequence[Sequence[int]], device: torch.device) -> float:
-    """How far packed logits are from each conversation's own, relative to their size (Frobenius norm).
+def self_check(
+    model: PreTrainedModel, conversations: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
+) -> float:
+    """Refuse a model whose packed logits are not those of each conversation alone, with eager attention.
 
-    `model(work, ...)` runs work(model, ...), as vtools.train.shard makes it; alone is with eager attention.
+    Returns how far they are, relative to their size (Frobenius norm). `model(work, ...)` runs work(model, ...), as
+    vtools.train.shard makes it.
     """
     model.eval()
     packed = pack([(ids, bytes(len(ids))) for ids in conversations], device)
@@ -99,14 +102,7 @@ def difference(model: PreTrainedModel, conversations: Sequence[Sequence[int]], d
         alone = torch.cat([model(logits_alone, row) for row in rows])
     finally:
         model.set_attn_implementation(own)
-    return ((together - alone).norm() / alone.norm()).item()
-
-
-def self_check(
-    model: PreTrainedModel, conversations: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
-) -> float:
-    """Refuse a model whose packed logits are not those of each conversation alone; returns the difference."""
-    found = difference(model, conversations, device)
+    found = ((together - alone).norm() / alone.norm()).item()
     if not found <= TOLERANCE[dtype]:
         raise Failure(
             f"{type(model).__name__.removeprefix('FSDP')}: packed conversations give other logits than single ones "

@@ -6,31 +6,34 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from vtools import machine
+from vtools import machine, options, provenance
 from vtools.models import reference, template
 from vtools.process import Failure
 from vtools.records import jsonl
-from vtools.train import attention, checkpoint, device, loop, lora, pack, run_identity, sample, save, shard
-from vtools.train import memory as estimate
-from vtools.train.job import Inputs, Request
+from vtools.train import (
+    attention,
+    card,
+    checkpoint,
+    device,
+    flops,
+    loop,
+    lora,
+    memory,
+    pack,
+    run_identity,
+    sample,
+    save,
+    shard,
+)  # fmt: skip
 from vtools.train.ranks import Ranks
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every rank is told."""
-
-    request: Request
-    inputs: Inputs
-    out: Path
+from vtools.train.request import Inputs, Job, Request
 
 
 def work(job: Job, ranks: Ranks, alone: bool) -> None:
@@ -42,27 +45,18 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     first = ranks.rank == 0
     device.prepare(ranks.device)
     dtype = device.compute_dtype(request.dtype, ranks.device)
-    identity = run_identity.identity(request, inputs, str(dtype).removeprefix("torch."))
-    found = _earlier(job, identity, ranks)
-    if found == "finished":
+    identity = run_identity.identity(request, inputs, device.NAMES[dtype])
+    finished, found = _earlier(job, identity, ranks)
+    if finished:
         if first:
             if request.keep is None:
                 shutil.rmtree(out / "checkpoints", ignore_errors=True)  # the run was killed just after its last file
             _say(request, f"{out}: this run is finished; nothing to do")
         return
-    network, chosen, shape = _built(job, ranks, dtype, found[1] if isinstance(found, tuple) else None)
-    recipe = loop.Recipe(
-        steps=inputs.steps,
-        batch=request.batch,
-        micro_tokens=chosen.micro_tokens,
-        lr=request.lr,
-        warmup=inputs.warmup,
-        schedule=request.schedule,
-        seed=request.seed,
-        dtype=dtype,
-        eval_every=request.eval_every,
-    )
+    network, chosen, shape = _built(job, ranks, dtype, found[1] if found else None)
     plan = {name: getattr(chosen, name) for name in PLAN}
+    decided = {**vars(request), **plan, "steps": inputs.steps, "warmup": inputs.warmup, "dtype": dtype}
+    recipe = options.fields_from(loop.Recipe, decided)
     saving = loop.Saving(
         out,
         *request.save_every,
@@ -75,17 +69,17 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     if chosen.compiled:
         trainer.warm_up()
     if first:
-        _clear(request, out, found[1]["step"] if isinstance(found, tuple) else 0)
+        _clear(request, out, found[1]["step"] if found else 0)
     ranks.wait()
-    if isinstance(found, tuple):
+    if found:
         trainer.restore(*found)
     resumed = trainer.result.step
     text = template.load(request.template, reference.tokenizer(request.model))
     peak = machine.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
 
     def share(lengths: Sequence[int]) -> float:
-        flops = estimate.flops(shape, sum(lengths), sum(length * length for length in lengths))
-        return flops / ((peak or 1) * ranks.size)
+        operations = flops.operations(shape, sum(lengths), sum(length * length for length in lengths))
+        return operations / ((peak or 1) * ranks.size)
 
     def samples() -> list[dict[str, str]]:
         assert inputs.held_out is not None
@@ -93,11 +87,10 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
             return sample.answers(network, sample.prompts(inputs.held_out, request.samples), text, ranks)
 
     with jsonl.output(None if first else "/dev/null") as output:
-        write: Callable[[dict[str, Any]], None] = output.write
-        write({"step": resumed, **inputs.summary()})
+        output.write({"step": resumed, **inputs.summary()})
         with jsonl.progress("train", request.quiet or not first, inputs.steps, " steps") as tick:
-            result = trainer.run(write, tick, samples if request.samples else None, share if peak else None)
-    save.export(network, text, out, request.save_dtype, run_identity.describe(request, inputs, identity, result), ranks)
+            result = trainer.run(output.write, tick, samples if request.samples else None, share if peak else None)
+    save.export(network, text, out, request.save_dtype, card.describe(request, inputs, identity, result), ranks)
     if first:
         if request.keep is None:
             shutil.rmtree(out / "checkpoints", ignore_errors=True)
@@ -110,15 +103,16 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
 
 def _built(
     job: Job, ranks: Ranks, dtype: torch.dtype, note: dict[str, Any] | None
-) -> tuple[PreTrainedModel, estimate.Plan, estimate.Shape]:
+) -> tuple[PreTrainedModel, memory.Plan, flops.Shape]:
     """The model with its weights, cut over the ranks and checked, and how it is computed; `note` is a checkpoint's."""
     request, inputs = job.request, job.inputs
-    kernel = attention.choose(request.attention, ranks.device.type)
-    network = _empty(request, inputs, dtype, kernel)
-    shape = estimate.shape(network)
+    network = empty(request, inputs, dtype, attention.choose(request.attention, ranks.device.type))
+    shape = flops.shape_of(network)
     available = -ranks.largest(-machine.available_memory(ranks.device, inputs.nproc))[0]  # of the smallest
     quick = attention.has_kernel(ranks.device, dtype) and not getattr(network.config, "attention_dropout", 0)
-    chosen = planned(request, inputs, network, shape, dtype, ranks.size, ranks.device.type, available, quick)
+    compiled = request.compiled if quick else request.compiled or False
+    where = (ranks.size, inputs.longest, dtype, ranks.device.type, available)
+    chosen = memory.choose(network, *where, request.recompute, request.micro_tokens, compiled)
     if note and note["ranks"] == ranks.size:  # free memory varies, and the same bits need the same cuts
         before = {name: note["plan"][name] for name in PLAN if getattr(request, name) in (None, "auto")}
         chosen = dataclasses.replace(chosen, **before)
@@ -136,19 +130,16 @@ def _built(
         gap = pack.self_check(network, probe, dtype, ranks.device)
     shard.reshard(network)
     if request.verbose and ranks.rank == 0:
-        _say(
-            request,
-            f"{ranks.size} x {ranks.device.type}, {str(dtype).removeprefix('torch.')}, recompute {chosen.recompute}, "
-            f"micro-batches of {chosen.micro_tokens} tokens{', compiled' * chosen.compiled}; "
-            f"packed differs from single by {gap:.1g}",
-        )
+        micro = f"micro-batches of {chosen.micro_tokens} tokens{', compiled' * chosen.compiled}"
+        computed = f"{ranks.size} x {ranks.device.type}, {device.NAMES[dtype]}, recompute {chosen.recompute}, {micro}"
+        _say(request, f"{computed}; packed differs from single by {gap:.1g}")
     return network, chosen, shape
 
 
 PLAN = ("recompute", "micro_tokens", "compiled")  # by the same names in Plan and in Request
 
 
-def _empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
+def empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
     """The model that is trained, adapters and all, before it has weights; frozen ones need no fp32."""
     network = shard.empty(inputs.folder, inputs.rope, dtype if request.lora else torch.float32, kernel)
     if request.lora:
@@ -156,123 +147,49 @@ def _empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) ->
     return network
 
 
-def _room_for_a_copy(shape: estimate.Shape, inputs: Inputs, ranks: Ranks) -> bool:
+def _room_for_a_copy(shape: flops.Shape, inputs: Inputs, ranks: Ranks) -> bool:
     """Whether every host can hold what is trained, 12 bytes a parameter, while it is written beside the training."""
     copies = 12 * shape.trainable / ranks.size * inputs.nproc
     (short,) = ranks.largest(2 * copies > machine.available_memory(torch.device("cpu")))
     return not short
 
 
-def planned(
-    request: Request,
-    inputs: Inputs,
-    network: PreTrainedModel,
-    shape: estimate.Shape,
-    dtype: torch.dtype,
-    size: int,
-    device_type: str,
-    available: int,
-    quick: bool = True,
-) -> estimate.Plan:
-    """How micro-batches are computed on `size` ranks; `quick`: attention has a kernel, so that layers can be compiled.
-
-    Raises Failure where memory does not suffice.
-    """
-    longest = max(max(corpus.lengths) for corpus in (inputs.corpus, inputs.held_out) if corpus is not None)
-
-    def prepare(layers: PreTrainedModel, recompute: estimate.Recompute) -> None:
-        if request.lora:
-            lora.inject(layers, request.lora)
-        shard.recompute_layers(layers, recompute)
-
-    return estimate.choose(
-        shape,
-        network.config,
-        size,
-        longest,
-        dtype,
-        device_type,
-        available,
-        None if request.recompute == "auto" else request.recompute,  # type: ignore[arg-type]
-        request.micro_tokens,
-        request.compiled if quick else request.compiled or False,
-        prepare,
-    )
-
-
-def foreseen(request: Request, inputs: Inputs) -> dict[str, Any]:
-    """What a run needs and costs, for the dry run: on this machine, or on the GPU that --gpu names."""
-    here = torch.device("cuda" if torch.cuda.is_available() and not request.gpu else "cpu")
-    kind = "cuda" if request.gpu else here.type
-    dtype = torch.bfloat16 if request.gpu and request.dtype == "auto" else device.compute_dtype(request.dtype, here)
-    network = _empty(request, inputs, dtype, attention.NAME)
-    shape = estimate.shape(network)
-    size = inputs.nproc * request.nodes
-    if request.gpu:
-        known, available = machine.gpu(request.gpu)
-        speed: tuple[float | None, float] = None if dtype == torch.float32 else known, machine.ASSUMED_MFU
-    else:
-        speed, available = machine.speed(here, dtype), machine.available_memory(here, inputs.nproc)
-    problem, chosen = None, None
-    try:
-        chosen = planned(request, inputs, network, shape, dtype, size, kind, available)
-    except Failure as failure:
-        problem = str(failure)
-    lengths = inputs.corpus.lengths
-    share = inputs.steps * request.batch / len(lengths) if request.max_steps else request.epochs
-    operations = share * estimate.flops(shape, inputs.corpus.tokens, sum(length * length for length in lengths))
-    devices = size if kind == "cuda" else request.nodes
-    memory = {name: round(value / 1e9, 2) for name, value in vars(chosen.memory).items()} if chosen else {}
-    return {
-        "parameters": shape.parameters,
-        "trainable": shape.trainable,
-        "ranks": size,
-        "device": request.gpu or (torch.cuda.get_device_name() if kind == "cuda" else "cpu"),
-        "dtype": str(dtype).removeprefix("torch."),
-        "recompute": chosen.recompute if chosen else None,
-        "micro_tokens": chosen.micro_tokens if chosen else None,
-        "memory_gb": memory,
-        "problem": problem,
-        **estimate.expected(operations, *speed, devices, request.price),
-    }
-
-
-def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[Path, dict[str, Any]] | str | None:
-    """The checkpoint to go on from, or "finished"; None to start. Rank 0 looks, all go by what it sees.
+def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[bool, tuple[Path, dict[str, Any]] | None]:
+    """Whether the run is finished, and the checkpoint to go on from, if any. Rank 0 looks, all go by what it sees.
 
     Raises Failure where the folder holds something else, or where the ranks were given different runs.
     """
     out, folder = job.out, job.out / "checkpoints"
     others = [other for other in ranks.gathered(identity) if other != identity]
     if others:
-        raise Failure(
-            f"the machines were not given the same run: {'; '.join(run_identity.differences(others[0], identity))}"
-        )
-    found: tuple[Path, dict[str, Any]] | str | Failure | None = None
+        differ = "; ".join(run_identity.differences(others[0], identity))
+        raise Failure(f"the machines were not given the same run: {differ}")
+    finished, found, failure = False, None, None
     if ranks.rank == 0:
         try:
-            if not folder.exists() and (out / "config.json").exists() and not (out / run_identity.FILE).exists():
+            if not folder.exists() and (out / "config.json").exists() and not (out / provenance.FILE).exists():
                 raise Failure(f"{out}: holds a model that `vtools train` did not make; choose another --out")
-            if job.request.resume:
-                found = "finished" if run_identity.finished(out, identity) else checkpoint.latest(folder)
-            if isinstance(found, tuple):
+            if job.request.resume == "auto":
+                finished = run_identity.finished(out, identity)
+                found = None if finished else checkpoint.latest(folder)
+            if found:
                 run_identity.refuse_differences(out, found[1]["run"], identity)
-        except Failure as failure:
-            found = failure
-    found = ranks.gathered(found)[0]
-    if isinstance(found, Failure):
-        raise found
-    if isinstance(found, tuple) and not found[0].exists():
+        except Failure as stopped:
+            failure = stopped
+    finished, found, failure = ranks.gathered((finished, found, failure))[0]
+    if failure:
+        raise failure
+    if found and not found[0].exists():
         raise Failure(f"{folder}: not the folder that rank 0 reads; all machines must share --out")
-    return found
+    return finished, found
 
 
 def _clear(request: Request, out: Path, step: int) -> None:
     """Make the folder ready: without what a killed run left half written, or without any earlier run."""
     folder = out / "checkpoints"
-    if not request.resume:
+    if request.resume == "never":
         shutil.rmtree(folder, ignore_errors=True)
-        (out / run_identity.FILE).unlink(missing_ok=True)
+        (out / provenance.FILE).unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.clear(folder, step)
 

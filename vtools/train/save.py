@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from vtools.files.atomic import sync, write
+from vtools import provenance
+from vtools.files.atomic import part_of, sync, sync_all, write
 from vtools.models.template import Template
 from vtools.process import Failure
-from vtools.train import lora, run_identity, shard
+from vtools.train import card, lora, shard
 from vtools.train.device import DTYPES
 from vtools.train.ranks import Ranks
-from vtools.weights.model_files import write_index
+from vtools.weights.model_files import Files, read, write_index
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
@@ -37,7 +38,7 @@ def export(
 
     Raises Failure if a file cannot be written, or does not read back as the model.
     """
-    part = out / ".export.part"
+    part = part_of(out / "export")
     adapters = lora.rank_of(model) is not None
     if ranks.rank:
         for _ in whole(model, DTYPES[dtype]):
@@ -55,13 +56,10 @@ def export(
         _save_configs(model, part, dtype)
         _copy_tokenizer(template, part)
         template.save(part)
-        (part / "README.md").write_text(run_identity.card(about), encoding="utf-8")
-        umask = os.umask(0)
-        os.umask(umask)
-        for path in sorted(part.rglob("*")):
-            if path.is_file():
-                path.chmod(0o666 & ~umask)  # safetensors writes files that nobody else may read
-            sync(path)
+        (part / "README.md").write_text(card.card(about), encoding="utf-8")
+        for path in part.rglob("*.safetensors"):
+            shutil.copymode(part / "README.md", path)  # safetensors writes files that nobody else may read
+        sync_all(part)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise Failure(f"{out}: the model cannot be saved ({error}); free space and rerun") from None
@@ -74,7 +72,7 @@ def export(
         os.replace(path, out / path.name)
     part.rmdir()
     sync(out)
-    write(out / run_identity.FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    write(out / provenance.FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
     ranks.wait()
 
 
@@ -127,10 +125,13 @@ def _save_weights(model: PreTrainedModel, part: Path, dtype: torch.dtype) -> Non
 
 def _verify(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Read every saved tensor back and compare it with the model's."""
-    with safe_open(path, "pt") as file:
-        for name, tensor in tensors.items():
-            if not torch.equal(file.get_tensor(name), tensor):
-                raise Failure(f"{path}: {name} does not read back as it was written: the disk is at fault?")
+    with Files() as files:
+        for found in read(path):
+            ours = shard.bytes_of(tensors[found.name])
+            saved = torch.empty_like(ours)
+            files.read(path, found.start, saved.numpy().data)
+            if not torch.equal(saved, ours):
+                raise Failure(f"{path}: {found.name} does not read back as it was written: the disk is at fault?")
 
 
 def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""The step planner: which conversations make each optimiser step, and at which learning rate. Pure functions."""
+"""Which conversations make each optimiser step, and at which learning rate. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 
-def plan(lengths: Sequence[int], seed: int, epoch: int, batch: int) -> list[list[int]]:
+def steps(lengths: Sequence[int], seed: int, epoch: int, batch: int) -> list[list[int]]:
     """The conversations of each step of an epoch, as indices: every one once, the last step may be short.
 
     It does not depend on how a step is then computed, so any number of devices trains the same steps.
@@ -53,7 +53,7 @@ def _filled(lengths: Sequence[int], order: Sequence[int], number: int, budget: i
     return packs
 
 
-def steps_of(conversations: int, batch: int, epochs: int, max_steps: int | None) -> int:
+def number_of_steps(conversations: int, batch: int, epochs: int, max_steps: int | None) -> int:
     """Optimiser steps of a run; `max_steps`, where given, decides alone."""
     return max_steps if max_steps is not None else epochs * math.ceil(conversations / batch)
 

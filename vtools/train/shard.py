@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from safetensors import SafetensorError, safe_open
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -19,8 +18,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from vtools.process import Failure
 from vtools.train import attention
-from vtools.weights.model_files import weight_files
+from vtools.weights.model_files import Files, tensors
 
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 # What `selective` keeps: products and attention, which are dear; norms, rotations and activations are made again.
 KEPT = {
     "aten::mm", "aten::addmm", "aten::_scaled_dot_product_flash_attention_for_cpu", "torch_attn::_varlen_attn",
@@ -168,27 +168,26 @@ def rows_of(parameter: torch.Tensor) -> tuple[int, int]:
 
 
 class Weights:
-    """The tensors of a model's folder by name, read by slices: safetensors, or torch's own files."""
+    """The tensors of a model's folder by name, read by rows."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._tensors: dict[str, Any] = {}  # a slice of a safetensors file, or a memory-mapped tensor
-        for path in weight_files(folder):
-            try:
-                if path.suffix == ".safetensors":
-                    file = safe_open(path, "pt")
-                    self._tensors |= {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-                else:
-                    self._tensors |= torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-            except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-                raise Failure(f"{path}: not a weight file that can be read: {error}") from None
+        self.folder, self._files = folder, Files()
+        self._tensors = tensors(folder)
 
     def read(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
         """Rows of a tensor that must have this shape. Raises Failure."""
         found = self._tensors.get(name)
         if found is None:
             raise Failure(f"{self.folder}: holds no tensor {name}, which its config.json asks for")
-        own = tuple(found.get_shape() if hasattr(found, "get_shape") else found.shape)
-        if own != shape:
-            raise Failure(f"{self.folder}: {name} is {list(own)}, and config.json makes it {list(shape)}")
-        return found[start:stop]
+        if found.shape != shape:
+            raise Failure(f"{self.folder}: {name} is {list(found.shape)}, and config.json makes it {list(shape)}")
+        if found.dtype not in FLOATS:
+            raise Failure(f"{found.file}: {name} is {found.dtype}, not floating-point numbers that can be trained")
+        rows = torch.empty((stop - start, *shape[1:]), dtype=FLOATS[found.dtype])
+        self._files.read(found.file, found.start + start * found.bytes // shape[0], bytes_of(rows).numpy().data)
+        return rows
+
+
+def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The memory of a contiguous tensor, byte by byte."""
+    return tensor.flatten().view(torch.uint8)

@@ -24,17 +24,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from vtools import __version__, process
+from vtools import __version__, models, process, records
 from vtools.files import cache
 from vtools.files.atomic import atomic_folder, part_of
 from vtools.files.lock import lock
-from vtools.models import published_templates
-from vtools.models import template as templates
 from vtools.models.template import Template
 from vtools.options import Common
 from vtools.process import Failure
-from vtools.records import conversation, filtering, jsonl
-from vtools.records import streams as bytestream
+from vtools.records import filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 from vtools.records.streams import Value
 from vtools.train import data
@@ -115,7 +112,7 @@ def _state(stream: IO[bytes]) -> tuple[int, int]:
 def _input(file: str, home: Path, quiet: bool) -> Iterator[_Input]:
     """Read the input once, to know it. What cannot be read twice is spooled, to a nameless file in the cache."""
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(bytestream.open_file(file))
+        stream = stack.enter_context(streams.open_file(file))
         state = _state(stream)
         start, total, spool = 0, None, None
         if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
@@ -150,20 +147,15 @@ def _key(digest: str, template: Template, max_tokens: int, overlong: Overlong) -
     ]  # fmt: skip
     key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
     key.update(tokenizer.backend.to_str().encode())
-    # Our own code too: nobody would think of a version number here after a change to, say, the template's masks.
-    for module in (
-        bytestream,
-        conversation,
-        filtering,
-        published_templates,
-        jsonl,
-        templates,
-        data,
-        sys.modules[__name__],
-    ):
-        assert module.__file__ is not None
-        key.update(Path(module.__file__).read_bytes())
+    for path in rendering_code():
+        key.update(path.read_bytes())
     return key.hexdigest()
+
+
+def rendering_code() -> list[Path]:
+    """Our modules that decide about tokens: nobody would think of a version number after a change to a mask, say."""
+    floors = [path for floor in (records, models) for path in sorted(Path(floor.__path__[0]).glob("*.py"))]
+    return [*floors, Path(data.__file__), Path(__file__)]
 
 
 def _whole(folder: Path) -> Corpus | None:
@@ -230,28 +222,22 @@ def _make(
     _template = template
     with atomic_folder(home / key) as part:
         counts = _Rejects(part / REJECTS, strict)
-        values = bytestream.split(iter(lambda: given.stream.read1(bytestream.CHUNK), b""), key)
+        values = streams.split(iter(lambda: given.stream.read1(streams.CHUNK), b""), key)
         with contextlib.ExitStack() as stack:
-            streams = {name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS}
-            writer = _Writer(streams)
+            writer = _Writer({name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS})
             common = Common(jobs=jobs, quiet=quiet)
             filtering.run("train", work, common, write=writer.add, values=values, counts=counts)
         assert counts.stream is not None
         counts.stream.close()
         if _state(given.stream) != given.state:
             raise Failure(f"{key}: changed while it was being read; wait until it is written, and run again")
-        names = [*FORMATS, REJECTS]
         about = {
             **writer.totals,
             "digest": writer.digest.hexdigest(),
             "sources": writer.sources,
             "licenses": writer.licenses,
-            "received": counts.received,
-            "repaired": counts.repaired,
-            "reasons": counts.reasons,
-            "first": counts.first,
-            "broken": counts.broken,
-            "bytes": {name: (part / name).stat().st_size for name in names},
+            **{name: getattr(counts, name) for name in ("received", "repaired", "reasons", "first", "broken")},
+            "bytes": {name: (part / name).stat().st_size for name in (*FORMATS, REJECTS)},
         }
         (part / ABOUT).write_text(json.dumps(about))
 

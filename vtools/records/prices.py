@@ -1,0 +1,61 @@
+"""What is paid, from a file: dollars for an hour of a GPU or machine, and for a million tokens of a model, by name."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vtools.process import Failure
+
+EXAMPLE = '{"gpu": {"a100-80g": 1.8, "here": 0.9}, "model": {"gpt-4.1": {"in": 2, "out": 8}}}'
+Price = TypeVar("Price")
+
+
+@dataclass(frozen=True)
+class Prices:
+    """The prices of one file."""
+
+    file: str
+    gpus: dict[str, float]
+    models: dict[str, tuple[float, float]]
+
+    def gpu_hour(self, name: str) -> float:
+        """Dollars an hour of a GPU, or of a machine; `here` is this one. Raises Failure if the file lacks it."""
+        return self._of("gpu", self.gpus, name)
+
+    def tokens(self, model: str) -> tuple[float, float]:
+        """Dollars for a million tokens that a model reads, and that it writes. Raises Failure if the file lacks it."""
+        return self._of("model", self.models, model)
+
+    def _of(self, kind: str, known: dict[str, Price], name: str) -> Price:
+        if name not in known:
+            raise Failure(f"{self.file}: no price of the {kind} {name}; it has {', '.join(known) or 'none'}")
+        return known[name]
+
+
+def read(file: str) -> Prices:
+    """Read a file of prices. Raises Failure that says what is wrong with it, OSError."""
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        unknown = content.keys() - {"gpu", "model"}
+        if unknown:
+            raise ValueError(f"{min(unknown)} is neither gpu nor model")
+        gpus = {name: _dollars(name, amount) for name, amount in content.get("gpu", {}).items()}
+        models = {
+            name: (_dollars(name, price["in"]), _dollars(name, price["out"]))
+            for name, price in content.get("model", {}).items()
+        }
+    except (AttributeError, KeyError, TypeError):
+        raise Failure(f"{file}: not prices in the form {EXAMPLE}") from None
+    except ValueError as error:
+        raise Failure(f"{file}: {error}; prices look like {EXAMPLE}") from None
+    return Prices(file, gpus, models)
+
+
+def _dollars(name: str, amount: Any) -> float:
+    if type(amount) not in (int, float) or not 0 <= amount < math.inf:
+        raise ValueError(f"{name}: {json.dumps(amount)} is no number of dollars")
+    return float(amount)

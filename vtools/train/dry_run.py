@@ -1,0 +1,114 @@
+"""What a run would do, need and cost: --dry-run says it, and loads no weights. GB are 10^9 bytes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+from typing import Any
+
+from vtools.models import reference, template
+from vtools.process import Failure
+from vtools.records import prices
+from vtools.train import data, job
+from vtools.train.request import Inputs, Request
+
+
+def foreseen(request: Request) -> dict[str, Any]:
+    """The counts, the memory and the cost of a run; on stderr in words, and a conversation with its mask."""
+    price = prices.read(request.prices).gpu_hour(request.gpu or "here") if request.prices else None
+    inputs = job.read(request, weights=False)
+    corpus = inputs.corpus
+    if not request.quiet:
+        chosen = template.load(request.template, reference.tokenizer(request.model))
+        colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
+        on, off = ("\x1b[1;32m", "\x1b[0m") if colour else ("⟦", "⟧")
+        print(f"--- the first conversation ({chosen.name}); what is trained is marked", file=sys.stderr)
+        print(data.marked(corpus, 0, chosen, on, off), file=sys.stderr)
+        print("---", file=sys.stderr)
+    report = {
+        **inputs.summary(),
+        "trained_share": round(corpus.trained_tokens / corpus.tokens, 4),
+        "longest": max(corpus.lengths),
+        "tokens_per_step": round(corpus.tokens / len(corpus) * min(request.batch, len(corpus))),
+        "eval_conversations": len(inputs.held_out) if inputs.held_out else 0,
+        "template": inputs.template_name,
+        **_costs(request, inputs, price),
+    }
+    if not request.quiet:
+        print(_in_words(report, request), file=sys.stderr)
+    return report
+
+
+def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, Any]:
+    """What a run needs and costs, on this machine or on the GPU that --gpu names."""
+    import torch  # after the pool that tokenises has been forked
+
+    from vtools import machine
+    from vtools.train import attention, device, flops, memory, rank
+
+    here = torch.device("cuda" if torch.cuda.is_available() and not request.gpu else "cpu")
+    kind = "cuda" if request.gpu else here.type
+    dtype = torch.bfloat16 if request.gpu and request.dtype == "auto" else device.compute_dtype(request.dtype, here)
+    network = rank.empty(request, inputs, dtype, attention.NAME)
+    shape = flops.shape_of(network)
+    size = inputs.nproc * request.nnodes
+    if request.gpu:
+        known, available = machine.gpu(request.gpu)
+        speed: tuple[float | None, float] = None if dtype == torch.float32 else known, machine.ASSUMED_MFU
+    else:
+        speed, available = machine.speed(here, dtype), machine.available_memory(here, inputs.nproc)
+    problem, chosen = None, None
+    try:
+        where = (size, inputs.longest, dtype, kind, available)
+        chosen = memory.choose(network, *where, request.recompute, request.micro_tokens, request.compiled)
+    except Failure as failure:
+        problem = str(failure)
+    lengths = inputs.corpus.lengths
+    share = inputs.steps * request.batch / len(lengths) if request.max_steps else request.epochs
+    operations = share * flops.operations(shape, inputs.corpus.tokens, sum(length * length for length in lengths))
+    gigabytes = {name: round(value / 1e9, 2) for name, value in vars(chosen.memory).items()} if chosen else {}
+    return {
+        "parameters": shape.parameters,
+        "trainable": shape.trainable,
+        "ranks": size,
+        "device": request.gpu or (torch.cuda.get_device_name() if kind == "cuda" else "cpu"),
+        "dtype": device.NAMES[dtype],
+        "recompute": chosen.recompute if chosen else None,
+        "micro_tokens": chosen.micro_tokens if chosen else None,
+        "memory_gb": gigabytes,
+        "problem": problem,
+        **expected(operations, *speed, size if kind == "cuda" else request.nnodes, price),
+    }
+
+
+def expected(
+    operations: float, peak: float | None, assumed: float, devices: int = 1, price: float | None = None
+) -> dict[str, float | None]:
+    """Seconds and dollars (`price` an hour and device) of so many operations; None where they cannot be known."""
+    seconds = operations / (peak * assumed * devices) if peak else None
+    usd = None if seconds is None or price is None else round(seconds / 3600 * price * devices, 2)
+    return {
+        "flops": operations,
+        "seconds": None if seconds is None else round(seconds, 1),
+        "usd": usd,
+        "assumed_mfu": assumed,
+    }
+
+
+def _in_words(report: dict[str, Any], request: Request) -> str:
+    """The dry run's report for people."""
+    hours = "unknown" if report["seconds"] is None else str(timedelta(seconds=round(report["seconds"])))
+    price = f"${report['usd']:,.2f}" if report["usd"] is not None else "unknown"
+    price += "" if request.prices else " (give --prices FILE)"
+    fits = "" if report["problem"] is None else f"\n  BUT {report['problem']}"
+    memory = report["memory_gb"]
+    return (
+        f"vtools train: {report['conversations']} conversations, {report['data_tokens']:,} tokens, "
+        f"{100 * report['trained_share']:.0f} % trained, {report['truncated']} cut, {report['rejected']} rejected\n"
+        f"  {report['steps']} steps of {report['tokens_per_step']:,} tokens on {report['ranks']} x {report['device']}\n"
+        f"  memory of each: {memory.get('total', '?')} GB of {memory.get('available', '?')} "
+        f"(micro-batches of {report['micro_tokens']} tokens, recompute {report['recompute']})\n"
+        f"  {report['flops']:.3g} operations, about {hours} at {100 * report['assumed_mfu']:.0f} % of the peak, "
+        f"cost {price}{fits}"
+    )

@@ -1,0 +1,66 @@
+# ruff: noqa: TID253
+"""A model's arithmetic: how many parameters do what, and the operations of training conversations with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from vtools.train import shard
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the arithmetic needs of a dense model: numbers of parameters, a tied matrix counted once."""
+
+    parameters: int
+    trainable: int
+    frozen_bytes: int
+    matmul_parameters: int  # those a token is multiplied with: never the embedding, always the head
+    trained_matmul_parameters: int
+    layers: int
+    attention_width: int  # query heads * head size
+    vocabulary: int
+    hidden: int
+    layer_parameters: int  # of the largest layer
+    root_parameters: int  # embedding, last norm, head
+
+
+def shape_of(model: PreTrainedModel) -> Shape:
+    """The shape of a causal language model, on the meta device, real, or sharded. Raises Failure."""
+    config: Any = model.config.get_text_config()
+    every = list(model.parameters())
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    products = [one for one in every if one.dim() > 1 and (one is not embedding or one is head)]
+    layers = shard.layers_of(model)
+    sizes = [_count(layer.parameters()) for layer in layers]
+    return Shape(
+        parameters=_count(every),
+        trainable=_count(one for one in every if one.requires_grad),
+        frozen_bytes=sum(one.numel() * one.element_size() for one in every if not one.requires_grad),
+        matmul_parameters=_count(products),
+        trained_matmul_parameters=_count(one for one in products if one.requires_grad),
+        layers=len(layers),
+        attention_width=config.num_attention_heads
+        * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
+        vocabulary=head.shape[0],
+        hidden=config.hidden_size,
+        layer_parameters=max(sizes),
+        root_parameters=_count(every) - sum(sizes),
+    )
+
+
+def _count(parameters: Any) -> int:
+    return sum(one.numel() for one in parameters)
+
+
+def operations(shape: Shape, tokens: int, squares: int) -> float:
+    """Operations of one forward and backward pass over conversations: the sum of lengths, and of their squares.
+
+    Products are 2 forward, 2 for the gradient of the input and 2 for that of a weight that is trained; attention is
+    causal and inside each conversation. The embedding's look-up, norms and what is computed twice are not counted.
+    """
+    products = (4 * shape.matmul_parameters + 2 * shape.trained_matmul_parameters) * tokens
+    return float(products + 6 * shape.layers * shape.attention_width * squares)

@@ -1,0 +1,93 @@
+"""What a training run is given: the command line, what was read by it, and where the result goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vtools.train.data import Corpus, Overlong
+
+
+@dataclass(frozen=True)
+class Request:
+    """The command line, parsed: its options by their names in the signature of `train`."""
+
+    model: str
+    data: str
+    epochs: int
+    max_steps: int | None
+    batch: int
+    micro_tokens: int | None
+    lr: float
+    warmup: float
+    schedule: str
+    max_tokens: int | None
+    overlong: Overlong
+    rope_scaling: str | None
+    template: str | None
+    lora: int | None
+    evaluation: str | None
+    eval_every: int
+    samples: int
+    save_every: tuple[int, float]
+    keep: int | None
+    resume: str
+    nproc: int | None
+    nnodes: int
+    rdzv: str | None
+    dtype: str
+    attention: str
+    recompute: Literal["auto", "none", "selective", "full"]
+    compiled: bool | None
+    save_dtype: str
+    rejects: str | None
+    jobs: int
+    seed: int
+    gpu: str | None
+    prices: str | None
+    quiet: bool
+    verbose: bool
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was read and decided before any weight is loaded; travels to every rank."""
+
+    folder: Path  # of the base
+    template_name: str
+    template_source: str
+    corpus: Corpus
+    held_out: Corpus | None
+    max_tokens: int
+    rope: dict[str, Any] | None
+    steps: int
+    warmup: int
+    nproc: int  # ranks on this node
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest conversation, trained or held out."""
+        return max(max(corpus.lengths) for corpus in (self.corpus, self.held_out) if corpus is not None)
+
+    def summary(self) -> dict[str, Any]:
+        """The counts, for the first line of the metrics and for the dry run."""
+        return {
+            "steps": self.steps,
+            "warmup_steps": self.warmup,
+            "conversations": len(self.corpus),
+            "rejected": self.corpus.rejected,
+            "reasons": dict(sorted(self.corpus.reasons.items())),
+            "truncated": self.corpus.truncated,
+            "data_tokens": self.corpus.tokens,
+            "data_trained_tokens": self.corpus.trained_tokens,
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank is told."""
+
+    request: Request
+    inputs: Inputs
+    out: Path
