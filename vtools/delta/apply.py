@@ -16,7 +16,7 @@ from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
 from vtools.weights.dtypes import Bytes
-from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor
+from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
 
 
 def apply(
@@ -155,9 +155,7 @@ def _part(
     def chunks(files: Files) -> Iterator[Bytes]:
         base = BaseStream(files, source, change.dtype)
         start = place.start
-        for (_, length), stored in zip(
-            model_files.pieces(change.bytes, wanted.chunk_bytes), change.chunks, strict=True
-        ):
+        for (_, length), stored in zip(pieces(change.bytes, wanted.chunk_bytes), change.chunks, strict=True):
             payload = dtypes.empty(stored)
             files.read(place.file, start, payload.data)
             start += stored

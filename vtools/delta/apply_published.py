@@ -27,7 +27,8 @@ from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
 from vtools.weights.dtypes import FLOATS, Bytes
-from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor, is_buffer
+from vtools.weights.model_files import is_buffer
+from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
 
 SUM_TOLERANCE = 0.01  # that of Alpaca's own check
 SAMPLE = 1 << 20  # elements looked at in a tensor
@@ -37,7 +38,7 @@ SAMPLE = 1 << 20  # elements looked at in a tensor
 class Plan:
     """What there is to do, known from headers and a look at the numbers."""
 
-    files: dict[str, list[writing.Entry]]  # of weights, and their tensors
+    files: dict[str, list[writing.NewTensor]]  # of weights, and their tensors
     carried: dict[str, Path]
     rows: int | None  # of the embedding
     dtype: str | None  # of all tensors, if it is one
@@ -126,7 +127,7 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None) -> 
     rows = next((change.shape[0] for name, change in changes.items() if name.endswith("embed_tokens.weight")), None)
     if rows is not None:
         other_files.check_vocabulary(_root(delta), rows)
-    files: dict[str, list[writing.Entry]] = {}
+    files: dict[str, list[writing.NewTensor]] = {}
     for file, group in stored.items():
         path = _name(delta, file) if len(stored) > 1 else "model.safetensors"
         if path in files:
@@ -231,7 +232,7 @@ def _sample(files: Files, tensor: Tensor, length: int) -> np.ndarray:
     return dtypes.convert(raw, tensor.dtype, "F64").view("<f8")
 
 
-def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> writing.Entry:
+def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> writing.NewTensor:
     """The tensor source + change, computed and written in the dtype `kind`."""
 
     def chunks(files: Files) -> Iterator[Bytes]:
@@ -240,13 +241,13 @@ def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -
             files, source, kind, mean_row(files, source, kind) if grows and extra_rows == "mean" else None
         )
         width, wide = WIDTHS[change.dtype], WIDTHS[kind]
-        for start, size in model_files.pieces(change.bytes, STEP):
+        for start, size in pieces(change.bytes, STEP):
             raw = dtypes.empty(size)
             files.read(change.file, change.start + start, raw.data)
             yield bits.add(base.next(size // width * wide), dtypes.convert(raw, change.dtype, kind), kind)
 
     size = change.bytes // WIDTHS[change.dtype] * WIDTHS[kind]
-    return writing.Entry(change.name, kind, change.shape, size, chunks)
+    return writing.NewTensor(change.name, kind, change.shape, size, chunks)
 
 
 def _total(kind: str, data: Bytes) -> float:
@@ -261,7 +262,7 @@ def _check_sum(found: float, expected: float, buffers: list[Tensor]) -> None:
     more = 0.0
     with Files() as files:
         for tensor in buffers:
-            for start, size in model_files.pieces(tensor.bytes, STEP):
+            for start, size in pieces(tensor.bytes, STEP):
                 raw = dtypes.empty(size)
                 files.read(tensor.file, tensor.start + start, raw.data)
                 more += _total(tensor.dtype, raw)

@@ -21,7 +21,7 @@ import gguf
 import numpy as np
 
 from vtools.export import architecture, blocks, llama_quantize, tensor_names, vocabulary
-from vtools.export.tensor_names import Entry
+from vtools.export.tensor_names import GgufTensor
 from vtools.files import staging
 from vtools.files.atomic import atomic
 from vtools.models import reference as models
@@ -29,7 +29,7 @@ from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files
 from vtools.weights.dtypes import Bytes
-from vtools.weights.model_files import Files
+from vtools.weights.tensor import Files, pieces
 
 ALIGNMENT = 32
 FILE_TYPES = {
@@ -44,7 +44,7 @@ class Plan:
     """All that the file will hold, known from headers and the tokenizer alone."""
 
     header: bytes
-    entries: list[Entry]
+    entries: list[GgufTensor]
 
     @property
     def bytes(self) -> int:
@@ -148,7 +148,7 @@ def _write_tensors(stream: IO[bytes], work: Plan, jobs: int, quiet: bool) -> Ite
                 yield {**_line(entry.name, entry.type, entry.shape, entry.bytes), "ms": milliseconds}
 
 
-def _blocks(entries: list[Entry], files: Files) -> Iterator[tuple[Entry, Bytes, bool]]:
+def _blocks(entries: list[GgufTensor], files: Files) -> Iterator[tuple[GgufTensor, Bytes, bool]]:
     """Every tensor's rows, some at a time, as they are stored; whether they are its last."""
     for entry in entries:
         source = entry.source
@@ -157,13 +157,13 @@ def _blocks(entries: list[Entry], files: Files) -> Iterator[tuple[Entry, Bytes, 
             continue
         row = source.bytes // source.shape[0]
         step = blocks.rows_at_once(row, entry.head) * row
-        for start, length in model_files.pieces(source.bytes, step):
+        for start, length in pieces(source.bytes, step):
             raw = dtypes.empty(length)
             files.read(source.file, source.start + start, raw.data)
             yield entry, raw, start + length == source.bytes
 
 
-def _encode(block: tuple[Entry, Bytes, bool]) -> Bytes:
+def _encode(block: tuple[GgufTensor, Bytes, bool]) -> Bytes:
     entry, raw, _ = block
     if entry.source is None:
         return raw
@@ -207,7 +207,7 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _header(metadata: dict[str, Any], entries: list[Entry]) -> bytes:
+def _header(metadata: dict[str, Any], entries: list[GgufTensor]) -> bytes:
     """All that stands before the tensors, up to where the first one begins."""
     with tempfile.TemporaryDirectory() as folder:  # gguf writes to a file of its own alone
         writer = gguf.GGUFWriter(Path(folder, "header"), metadata["general.architecture"])
