@@ -22,7 +22,8 @@ import numpy as np
 from vtools.delta import bits, manifest, other_files
 from vtools.delta.base_tensor import TIED, BaseStream, comparable, mean_row
 from vtools.files import staging
-from vtools.models import reference
+from vtools.models.configs import fit_config, read_json
+from vtools.models.tokenizer import chat_template
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
@@ -59,7 +60,7 @@ def add(
     inputs = staging.fingerprint([base, delta])
     work_plan = plan(base, delta, dtype, extra_rows)
     if template is not None:
-        other_files.load_template(_root(delta), template)
+        other_files.template_for(_root(delta), template)
     entries = [entry for group in work_plan.files.values() for entry in group]
     weights = sum(entry.bytes for entry in entries)
     total = weights + sum(len(writing.header(group)) for group in work_plan.files.values())
@@ -88,9 +89,9 @@ def add(
             totals["sum"] = round(written.measured, 4)
         for path, source in sorted(work_plan.carried.items()):
             staging.copy(source, work.fresh / path)
-        reference.fit_config(work.fresh, work_plan.dtype, work_plan.rows)
+        fit_config(work.fresh, work_plan.dtype, work_plan.rows)
         if template is not None:
-            other_files.load_template(work.fresh, template).save(work.fresh)
+            other_files.template_for(work.fresh, template).save(work.fresh)
         staging.unchanged([base, delta], inputs)
     totals |= {"files": len(work_plan.files) + len(work_plan.carried), "reused": written.reused, "verified": False}
     with jsonl.output(None) as lines:
@@ -101,7 +102,7 @@ def add(
             "neither base nor result could be checked",
             file=sys.stderr,
         )
-        own = reference.chat_template(out, reference.read_json(out / "tokenizer_config.json"))
+        own = chat_template(out, read_json(out / "tokenizer_config.json"))
         if template is None and delta.is_dir() and not own:
             print(
                 f"vtools apply-delta: {out}: no chat template of its own; --template NAME stores one (vicuna-v1.1 for "
@@ -185,7 +186,7 @@ def _check_missing(base: Path, delta: Path, tensors: dict[str, Tensor], changes:
     """Raise Failure if the base has weights that the delta lacks, but for an output matrix that the result ties."""
     missing = {name for name in tensors.keys() - changes.keys() if not is_buffer(name)}
     place = next((place for place in (_root(delta), base) if (place / "config.json").is_file()), None)
-    if place and reference.read_json(place / "config.json").get("tie_word_embeddings"):
+    if place and read_json(place / "config.json").get("tie_word_embeddings"):
         missing -= TIED.keys()
     if missing:
         raise Failure(f"{delta}: no tensor {min(missing)}, which the base {base} has: not a delta of this base")

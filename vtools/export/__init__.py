@@ -60,12 +60,12 @@ def export(
     ):
         if value is not None and to != fits:
             raise UsageFailure(f"{name} goes with --to {fits}")
-    from vtools.models import reference as models
+    from vtools.models.reference import hub_name, model_folder
 
     source, target = Path(model), Path(out)
     if source.is_file() and target.exists() and target.samefile(source):
         raise UsageFailure(f"{out}: it is the model that is to be exported; choose another output file")
-    place = models.folder(model)
+    place = model_folder(model)
     if to == "safetensors":
         from vtools.export import safetensors_files
 
@@ -74,7 +74,7 @@ def export(
             place, target, dtype=dtype, largest=largest, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
         )
         return
-    name = (models.hub_name(model) or str(source.resolve())).rpartition("/")[2]
+    name = (hub_name(model) or str(source.resolve())).rpartition("/")[2]
     from vtools.export import gguf_file
 
     gguf_file.write(

@@ -24,7 +24,8 @@ from vtools.export import architecture, blocks, llama_quantize, tensor_names, vo
 from vtools.export.tensor_names import GgufTensor
 from vtools.files import staging
 from vtools.files.atomic import atomic
-from vtools.models import reference as models
+from vtools.models.reference import HUB_FILES, HUB_PICKLED
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files
@@ -58,7 +59,7 @@ def write(
 ) -> None:  # fmt: skip
     """Write the model in `folder` as the GGUF file `out`; stdout gets a line a tensor and one with the totals."""
     _check(out, folder, force)
-    inputs = [path for pattern in models.HUB_FILES + models.HUB_PICKLED for path in folder.glob(pattern)]
+    inputs = [path for pattern in HUB_FILES + HUB_PICKLED for path in folder.glob(pattern)]
     before = staging.fingerprint(inputs)
     quantizer = llama_quantize.find() if kind in tensor_names.MIXES else None
     work = plan(folder, name, "f16" if quantizer and not dry_run else kind, template, quiet)
@@ -127,7 +128,7 @@ def plan(folder: Path, name: str, kind: str, template: str | None, quiet: bool) 
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[kind]]),
         **found.metadata(),
-        **vocabulary.metadata(models.tokenizer(str(folder)), found.vocabulary, template, quiet),
+        **vocabulary.metadata(load_tokenizer(str(folder)), found.vocabulary, template, quiet),
     }
     return Plan(_header(metadata, entries), entries)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vtools.files import staging
-from vtools.models import reference
+from vtools.models.configs import fit_config
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
@@ -94,7 +94,7 @@ def write(
         for path in carried:
             staging.copy(folder / path, work.fresh / path)
         if dtype:
-            reference.fit_config(work.fresh, dtypes.NAMES[dtype])
+            fit_config(work.fresh, dtypes.NAMES[dtype])
         staging.unchanged([folder], inputs)
     with jsonl.output(None) as lines:
         lines.write({**totals, "reused": written.reused})

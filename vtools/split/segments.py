@@ -10,9 +10,8 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from vtools import provenance
-from vtools.models import reference as model
-from vtools.models import template as templates
-from vtools.models.template import Run
+from vtools.models.template import Run, load_template, refuse_empty
+from vtools.models.tokenizer import load_tokenizer
 from vtools.records import conversation
 from vtools.records.jsonl import Record, Reject
 from vtools.split import cut_answers
@@ -38,7 +37,7 @@ class Segment(dict[str, Any]):
 @lru_cache(maxsize=1)
 def rendering(reference: str, name: str | None) -> Rendering:
     """The template and tokenizer that count, loaded once a process."""
-    return Rendering(templates.load(name, model.tokenizer(reference)))
+    return Rendering(load_template(name, load_tokenizer(reference)))
 
 
 def split(
@@ -60,7 +59,7 @@ def split(
     """
     record = conversation.read(record)
     base = base_id(record)
-    templates.refuse_empty(record["messages"])
+    refuse_empty(record["messages"])
     talk = _Talk(record["messages"], rendering(reference, template), limit)
     if not talk.pairs:
         return Reject("empty", "no turns")

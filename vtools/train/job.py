@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtools.models import reference, template
+from vtools.models.reference import model_folder
+from vtools.models.template import load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, UsageFailure
 from vtools.train import data, token_cache
 from vtools.train import schedule as plan
@@ -94,8 +96,8 @@ def read(request: Request, weights: bool = True) -> Inputs:
 
     Without `weights`, a hub model's are not downloaded.
     """
-    tokenizer = reference.tokenizer(request.model)
-    chosen = template.load(request.template, tokenizer)
+    tokenizer = load_tokenizer(request.model)
+    chosen = load_template(request.template, tokenizer)
     vocabulary, limit = _sizes(tokenizer.folder)
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
     rope = None
@@ -137,7 +139,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
             f"the whole run is one step ({len(corpus)} conversations, --batch {request.batch}), and it is warm-up, "
             f"at rate 0: nothing would be learned; lower --batch, raise --epochs, or give --warmup 0"
         )
-    folder = reference.folder(request.model) if weights else tokenizer.folder
+    folder = model_folder(request.model) if weights else tokenizer.folder
     return Inputs(
         folder, chosen.name, chosen.source, corpus, held_out, max_tokens, rope, steps, warmup, _ranks_here(request)
     )
@@ -159,7 +161,7 @@ def dry_run(request: Request) -> dict[str, Any]:
     inputs = read(request, weights=False)
     corpus = inputs.corpus
     if not request.quiet:
-        chosen = template.load(request.template, reference.tokenizer(request.model))
+        chosen = load_template(request.template, load_tokenizer(request.model))
         on, off = ("\x1b[1;32m", "\x1b[0m") if _colour() else ("⟦", "⟧")
         print(f"--- the first conversation ({chosen.name}); what is trained is marked", file=sys.stderr)
         print(data.marked(corpus, 0, chosen, on, off), file=sys.stderr)
@@ -203,7 +205,7 @@ def _in_words(report: dict[str, Any], request: Request) -> str:
 
 def run(request: Request, out: Path) -> None:
     """Train and save; `out` is locked by the caller. Raises Failure, TryAgain."""
-    if out.resolve() == reference.folder(request.model).resolve():
+    if out.resolve() == model_folder(request.model).resolve():
         raise UsageFailure(f"--out {out}: that is the base model; choose another folder")
     inputs = read(request)
     from vtools.train import launch, rank

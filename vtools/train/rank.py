@@ -15,7 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from vtools import machine
-from vtools.models import reference, template
+from vtools.models.template import load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.train import attention, checkpoint, device, loop, lora, pack, run_identity, sample, save, shard
@@ -80,7 +81,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     if isinstance(found, tuple):
         trainer.restore(*found)
     resumed = trainer.result.step
-    text = template.load(request.template, reference.tokenizer(request.model))
+    text = load_template(request.template, load_tokenizer(request.model))
     peak = machine.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
 
     def share(lengths: Sequence[int]) -> float:

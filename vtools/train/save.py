@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from vtools.files.atomic import sync, write
+from vtools.models import tokenizer
 from vtools.models.template import Template
 from vtools.process import Failure
 from vtools.train import lora, run_identity, shard
@@ -23,10 +24,6 @@ from vtools.train.device import DTYPES
 from vtools.train.ranks import Ranks
 from vtools.weights.model_files import write_index
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
 SHARD_BYTES = 5_000_000_000  # the largest file, as transformers has it
 
 
@@ -149,7 +146,7 @@ def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:
 def _copy_tokenizer(template: Template, part: Path) -> None:
     """The base's tokenizer files as they are."""
     source = template.tokenizer.folder
-    for name in TOKENIZER_FILES:
+    for name in tokenizer.FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, part / name)
     if not (part / "tokenizer.json").exists():
