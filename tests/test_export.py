@@ -275,7 +275,7 @@ def test_blocks_of_rows_and_threads_give_the_bytes_of_whole_tensors(byte_level, 
     for name, array in expected_tensors(byte_level, 4, 2).items():
         wanted = found[name].tensor_type
         if wanted.name.endswith("_K"):
-            continue  # no row of this model is long enough: test_kquants has their bytes
+            continue  # no row of this model is long enough: test_export_k_quants has their bytes
         assert np.asarray(found[name].data).tobytes() == np.asarray(gguf.quants.quantize(array, wanted)).tobytes(), name
         if array.ndim == 1:
             assert wanted.name == "F32"

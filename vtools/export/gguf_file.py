@@ -20,7 +20,7 @@ from typing import IO, Any
 import gguf
 import numpy as np
 
-from vtools.export import architecture, blocks, llama_quantize, tensor_names, vocabulary
+from vtools.export import architecture, blocks, k_quants, tensor_names, vocabulary
 from vtools.export.tensor_names import GgufTensor
 from vtools.files import staging
 from vtools.files.atomic import atomic
@@ -61,7 +61,7 @@ def write(
     _check(out, folder, force)
     inputs = [path for pattern in HUB_FILES + HUB_PICKLED for path in folder.glob(pattern)]
     before = staging.fingerprint(inputs)
-    quantizer = llama_quantize.find() if kind in tensor_names.MIXES else None
+    quantizer = k_quants.program() if kind in tensor_names.MIXES else None
     work = plan(folder, name, "f16" if quantizer and not dry_run else kind, template, quiet)
     free = staging.check_space(out, work.bytes * 2 if quantizer else work.bytes)
     with jsonl.output(None) as lines:
@@ -186,7 +186,7 @@ def _write_with(
         with open(whole, "wb") as beside:
             for _ in _write_tensors(beside, work, jobs, quiet):
                 pass
-        llama_quantize.run(program, whole, part, kind, jobs)
+        k_quants.run(program, whole, part, kind, jobs)
     finally:
         whole.unlink(missing_ok=True)
     reader = gguf.GGUFReader(part)
