@@ -10,10 +10,13 @@
 # A run that was stopped goes on when the same command is given again.
 set -euo pipefail
 BASE=${1:-hf:huggyllama/llama-7b} DELTA=${2:-hf:lmsys/vicuna-7b-delta-v1.1} OUT=${3:-vicuna-7b}
-TEMPLATE=${TEMPLATE:-vicuna-v1.1}
+TEMPLATE=${TEMPLATE:-vicuna-v1.1} TYPE=${TYPE:-q4_k_m}
+
+# K-quants are made by llama.cpp: the extra llama-cpp, unless its program is here.
+[[ $TYPE != *_k* ]] || command -v llama-quantize > /dev/null || python -m pip install --quiet 'xllamacpp>=2026.10,<2027'
 
 # No delta.json came with it: it is added in its own dtype, which gives the bits that FastChat gives.
 # shellcheck disable=SC2086  # ROWS holds an option and its value
 [ -d "$OUT" ] || vtools apply-delta "$BASE" "$DELTA" "$OUT" --template "$TEMPLATE" ${ROWS:-} > "$OUT.tensors.jsonl"
-[ -e "$OUT.gguf" ] || vtools export "$OUT" --to gguf --type "${TYPE:-q4_k_m}" -o "$OUT.gguf" > "$OUT.gguf.jsonl"
+[ -e "$OUT.gguf" ] || vtools export "$OUT" --to gguf --type "$TYPE" -o "$OUT.gguf" > "$OUT.gguf.jsonl"
 echo "Talk to it: vtools serve $OUT & vtools chat --base-url http://127.0.0.1:8000/v1, or llama.cpp with $OUT.gguf"

@@ -12,8 +12,8 @@ if [ "${1:-}" = --all ]; then
     shift
     all=yes
     select=()
-    python -m pip install --quiet --disable-pip-version-check --no-deps fschat==0.2.36 xllamacpp==2026.10.11549 2>/dev/null ||
-        echo "the peers could not be installed; their comparisons will be skipped" >&2
+    python -m pip install --quiet --disable-pip-version-check --no-deps fschat==0.2.36 2>/dev/null ||
+        echo "FastChat could not be installed; comparisons with it will be skipped" >&2
 fi
 ruff check .
 ruff format --check --quiet .

@@ -518,7 +518,7 @@ def test_an_older_owner_that_finishes_never_leaves_two_at_work(tmp_path):
     shutil.rmtree(work)
     with lock(work):
         assert not os.path.samestat(os.fstat(handle), os.stat(work / ".lock"))
-        script = "import sys; from vtools import process\nwith lock(sys.argv[1]): pass"
+        script = "import sys; from vtools.files.lock import lock\nwith lock(sys.argv[1]): pass"
         second = subprocess.run([sys.executable, "-c", script, work], capture_output=True, text=True)
         assert "another vtools process" in second.stderr
     os.close(handle)

@@ -26,8 +26,9 @@ transformers = pytest.importorskip("transformers")
 
 from vtools.export import blocks, gguf_file, tensor_names  # noqa: E402
 from vtools.models import pretokenizer  # noqa: E402
-from vtools.models import reference as models  # noqa: E402
 from vtools.models.published_templates import SOURCES  # noqa: E402
+from vtools.models.reference import model_folder  # noqa: E402
+from vtools.models.tokenizer import load_tokenizer  # noqa: E402
 
 VTOOLS = [sys.executable, "-m", "vtools", "export"]
 QUANTISED = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
@@ -139,9 +140,8 @@ def byte_level(tmp_path_factory):
 @pytest.fixture(scope="session")
 def real(smollm2):
     """The real small model as a folder in bf16."""
-    from vtools.models import reference as models
 
-    return models.folder(smollm2)
+    return model_folder(smollm2)
 
 
 def reference(folder, rows):
@@ -275,7 +275,7 @@ def test_blocks_of_rows_and_threads_give_the_bytes_of_whole_tensors(byte_level, 
     for name, array in expected_tensors(byte_level, 4, 2).items():
         wanted = found[name].tensor_type
         if wanted.name.endswith("_K"):
-            continue  # no row of this model is long enough: test_kquants has their bytes
+            continue  # no row of this model is long enough: test_export_k_quants has their bytes
         assert np.asarray(found[name].data).tobytes() == np.asarray(gguf.quants.quantize(array, wanted)).tobytes(), name
         if array.ndim == 1:
             assert wanted.name == "F32"
@@ -761,14 +761,14 @@ def test_llama_cpp_cuts_text_as_each_byte_level_tokenizer_does(tmp_path, name):
     found = llama_cpp.ask(tmp_path / "out.gguf", texts=texts)["texts"]
     assert found == [encoding.ids for encoding in backend.encode_batch(texts)]
     # And back: the file as a model of ours cuts text the same; qwen2's own normal form is NFC, which llama.cpp passes over.
-    back = models.tokenizer(str(tmp_path / "out.gguf")).backend
+    back = load_tokenizer(str(tmp_path / "out.gguf")).backend
     composed = [number for number, text in enumerate(texts) if unicodedata.is_normalized("NFC", text)]
     assert [back.encode(texts[number]).ids for number in composed] == [found[number] for number in composed]
 
 
 @needs_llama_cpp
 def test_a_gguf_base_is_tokenized_as_llama_cpp_tokenizes_it(smollm2):
-    ours = models.tokenizer(smollm2).backend
+    ours = load_tokenizer(smollm2).backend
     texts = [*TEXTS, "Steps:\n\n1. one\n\n22. two, 3.14 and 1,000,000\n"]
     assert [ours.encode(text).ids for text in texts] == llama_cpp.ask(smollm2, texts=texts)["texts"]
 
@@ -781,7 +781,7 @@ def test_a_gguf_file_that_cuts_text_in_an_unknown_way_says_so(byte_level, tmp_pa
     assert raw.count(b"gpt-2") == 1
     (tmp_path / "unknown.gguf").write_bytes(raw.replace(b"gpt-2", b"gpt-9"))
     for name in ("known", "unknown"):
-        models.folder(str(tmp_path / f"{name}.gguf"))
+        model_folder(str(tmp_path / f"{name}.gguf"))
         assert ("'gpt-9', which is none that we know" in capfd.readouterr().err) == (name == "unknown")
 
 

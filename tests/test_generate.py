@@ -41,9 +41,9 @@ def greedy(folder: Path | str, prompt: list[int], most: int, end: int = 2) -> li
     """What transformers' own `generate` answers."""
     import torch
 
-    from vtools.models import reference
+    from vtools.models.load import load_model
 
-    loaded = reference.load(str(folder))
+    loaded = load_model(str(folder))
     ids = torch.tensor([prompt])
     options = {"max_new_tokens": most, "do_sample": False, "eos_token_id": end, "pad_token_id": 0}
     with torch.no_grad():

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import tiny
 
-from vtools.models import reference as model
+from vtools.models.load import load_model
+from vtools.models.reference import model_folder
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
 
 
 def test_the_real_gguf_is_an_ordinary_model_that_continues_a_sentence(smollm2, tmp_path):
     import torch
 
-    loaded = model.load(smollm2)
-    tokenizer = model.tokenizer(smollm2)
+    loaded = load_model(smollm2)
+    tokenizer = load_tokenizer(smollm2)
     ids = tokenizer.backend.encode("The capital of France is", add_special_tokens=False).ids
     with torch.no_grad():
         best = loaded(torch.tensor([ids])).logits[0, -1].argmax().item()
@@ -29,27 +31,27 @@ def test_the_real_gguf_is_an_ordinary_model_that_continues_a_sentence(smollm2, t
     assert all(weight.grad is not None for weight in loaded.parameters())
 
     loaded.save_pretrained(tmp_path / "saved")
-    again = model.load(str(tmp_path / "saved"))
+    again = load_model(str(tmp_path / "saved"))
     with torch.no_grad():
         assert torch.equal(again(torch.tensor([ids])).logits, loaded(torch.tensor([ids])).logits)
 
 
 def test_a_gguf_file_is_converted_once(smollm2):
-    first = model.folder(smollm2)
+    first = model_folder(smollm2)
     stamp = (first / "model.safetensors").stat().st_mtime_ns
-    assert model.folder(smollm2) == first
+    assert model_folder(smollm2) == first
     assert (first / "model.safetensors").stat().st_mtime_ns == stamp
 
 
 def test_a_folder_is_itself(tmp_path):
     folder = tiny.make(tmp_path / "tiny")
-    assert model.folder(str(folder)) == folder
-    assert model.tokenizer(str(folder)).eos == "<|im_end|>"
+    assert model_folder(str(folder)) == folder
+    assert load_tokenizer(str(folder)).eos == "<|im_end|>"
 
 
 def test_a_training_runs_padding_and_length_stored_with_a_tokenizer_change_no_ids(tmp_path):
     folder = tiny.make(tmp_path / "tiny")
-    plain = model.tokenizer(str(folder)).backend.encode(tiny.TEXT).ids
+    plain = load_tokenizer(str(folder)).backend.encode(tiny.TEXT).ids
     path = folder / "tokenizer.json"
     setup = json.loads(path.read_text())
     setup["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
@@ -58,11 +60,11 @@ def test_a_training_runs_padding_and_length_stored_with_a_tokenizer_change_no_id
         "pad_token": "<|im_end|>",
     }  # fmt: skip
     path.write_text(json.dumps(setup))
-    assert model.tokenizer(str(folder)).backend.encode(tiny.TEXT).ids == plain
+    assert load_tokenizer(str(folder)).backend.encode(tiny.TEXT).ids == plain
 
 
 def test_a_sentencepiece_tokenizer_alone_is_enough(llama):
-    tokenizer = model.tokenizer(llama)
+    tokenizer = load_tokenizer(llama)
     assert (len(tokenizer), tokenizer.bos, tokenizer.eos, tokenizer.id_of("</s>")) == (32000, "<s>", "</s>", 2)
     assert tokenizer.decode(tokenizer.backend.encode("Hi there", add_special_tokens=False).ids) == "Hi there"
 
@@ -85,17 +87,17 @@ def test_what_is_no_model_is_said_in_one_line(tmp_path):
     }
     for reference, why in cases.items():
         with pytest.raises(Failure, match=why) as caught:
-            model.tokenizer(reference)
+            load_tokenizer(reference)
         assert "\n" not in str(caught.value)
     with pytest.raises(Failure, match=r"no config\.json"):
-        model.load(str(tmp_path / "empty"))
+        load_model(str(tmp_path / "empty"))
 
 
 def test_a_hub_id_without_the_hub_says_what_went_wrong(monkeypatch):
     pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(Failure, match="owner/name: no such folder, and the hub has not given it"):
-        model.folder("owner/name")
+        model_folder("owner/name")
 
 
 def test_the_older_places_of_a_chat_template_are_read(tmp_path, eot):
@@ -112,5 +114,5 @@ def test_the_older_places_of_a_chat_template_are_read(tmp_path, eot):
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         for file, text in files.items():
             (folder / file).write_text(text)
-    found = [model.tokenizer(str(tmp_path / name)).chat_template for name in ("string", "list", "file")]
+    found = [load_tokenizer(str(tmp_path / name)).chat_template for name in ("string", "list", "file")]
     assert found == ["C", "D", "J"]

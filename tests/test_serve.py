@@ -117,10 +117,11 @@ def body(**changes: object) -> dict:
 
 
 def wanted(folder, text: str, most: int) -> str:
-    from vtools.models import reference, template
+    from vtools.models.template import load_template
+    from vtools.models.tokenizer import load_tokenizer
 
-    tokenizer = reference.tokenizer(str(folder))
-    return tokenizer.decode(greedy(folder, template.load(None, tokenizer).prompt(ask(text)), most))
+    tokenizer = load_tokenizer(str(folder))
+    return tokenizer.decode(greedy(folder, load_template(None, tokenizer).prompt(ask(text)), most))
 
 
 def test_the_openai_library_gets_the_models_answer_whole_and_streamed(server, short):

@@ -17,8 +17,9 @@ from conftest import ROOT, VTOOLS, chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtools.models import reference as model
 from vtools.models import template
+from vtools.models.template import load_template
+from vtools.models.tokenizer import Tokenizer, load_tokenizer
 from vtools.records import conversation, markdown
 from vtools.records.jsonl import Reject
 from vtools.split import cut_answers, segments, token_counts, vicuna
@@ -40,15 +41,15 @@ CHATS = st.tuples(
 ).map(lambda made: chat(*[text for turn in made[1] for text in turn], system=made[0]))
 
 
-def variant(folder: Path, source: str, change) -> model.Tokenizer:
+def variant(folder: Path, source: str, change) -> Tokenizer:
     """A tokenizer whose JSON `change` has changed."""
     folder.mkdir()
-    made = json.loads(model.tokenizer(source).backend.to_str())
+    made = json.loads(load_tokenizer(source).backend.to_str())
     change(made)
     (folder / "tokenizer.json").write_text(json.dumps(made))
     config = Path(source) / "tokenizer_config.json"
     (folder / "tokenizer_config.json").write_text(config.read_text())
-    return model.tokenizer(str(folder))
+    return load_tokenizer(str(folder))
 
 
 @pytest.fixture(scope="session")
@@ -101,9 +102,9 @@ def tokenizers(llama, smollm2, eot, tmp_path_factory):
         made["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\s?\S+\s?"
 
     return {
-        "llama": model.tokenizer(llama),
-        "smollm2": model.tokenizer(smollm2),
-        "eot": model.tokenizer(eot),
+        "llama": load_tokenizer(llama),
+        "smollm2": load_tokenizer(smollm2),
+        "eot": load_tokenizer(eot),
         "old-llama": variant(folder / "old", llama, old_llama),
         "first-only": variant(folder / "first", llama, first_only),
         "joined": variant(folder / "joined", llama, joined),
@@ -122,7 +123,7 @@ def tokenizers(llama, smollm2, eot, tmp_path_factory):
 @pytest.fixture(scope="session")
 def renderings(tokenizers):
     return [
-        (name, style, token_counts.Rendering(template.load(style, tokenizer)))
+        (name, style, token_counts.Rendering(load_template(style, tokenizer)))
         for name, tokenizer in tokenizers.items()
         for style in [*template.SOURCES, *(["auto"] if tokenizer.chat_template else [])]
         if (style != "chatml" or name == "smollm2")
@@ -224,7 +225,7 @@ def test_segments_hold_every_turn_and_none_is_too_long_but_a_single_pair(
 ):
     reference = data.draw(st.sampled_from([eot, chatml]))
     made, lead = cut(messages, reference, limit, system, overlap_turns=overlap)
-    render = template.load(None, model.tokenizer(reference))
+    render = load_template(None, load_tokenizer(reference))
     assert [message for part in made for message in new_turns(part, lead)] == messages
     for part in made:
         assert not part.reject
@@ -253,7 +254,7 @@ def test_segments_hold_every_turn_and_none_is_too_long_but_a_single_pair(
 )
 def test_no_segment_is_too_long_and_every_turn_is_written_or_rejected(eot, messages, limit, system, overlong, overlap):
     made, lead = cut(messages, eot, limit, system, overlong=overlong, overlap_turns=overlap)
-    render = template.load(None, model.tokenizer(eot))
+    render = load_template(None, load_tokenizer(eot))
     written = [part for part in made if not part.reject]
     for part in written:
         length = len(render.render(part["messages"]).ids)
@@ -286,7 +287,7 @@ def test_no_segment_is_too_long_and_every_turn_is_written_or_rejected(eot, messa
 def test_what_split_says_fits_train_takes_uncut(eot, messages, limit):
     from vtools.train import data
 
-    render = template.load(None, model.tokenizer(eot))
+    render = load_template(None, load_tokenizer(eot))
     for part in cut(messages, eot, limit, overlong="split-answer")[0]:
         if not part.reject:
             row = data.tokenise(part, render, limit, "error")
@@ -296,7 +297,7 @@ def test_what_split_says_fits_train_takes_uncut(eot, messages, limit):
 def test_a_segment_may_be_exactly_as_long_as_the_limit(eot, chatml):
     messages = chat(*["word " * (5 + turn) for turn in range(8)])
     for reference in (eot, chatml):
-        render = template.load(None, model.tokenizer(reference))
+        render = load_template(None, load_tokenizer(reference))
         for pairs in (1, 2, 3):
             length = len(render.render(messages[: 2 * pairs]).ids)
             assert len(cut(messages, reference, length)[0][0]["messages"]) == 2 * pairs
@@ -307,7 +308,7 @@ def test_a_segment_may_be_exactly_as_long_as_the_limit(eot, chatml):
 def test_many_pairs_are_cut_as_they_would_be_one_by_one(eot, chatml, pairs):
     """Long conversations are looked at in windows, and those of a template that adds nothing up by halving."""
     for reference in (eot, chatml):
-        render = template.load(None, model.tokenizer(reference))
+        render = load_template(None, load_tokenizer(reference))
         messages = chat(*["word " * (number * 7 % 23 + 1) for number in range(2 * pairs)])
         made, _ = cut(messages, reference, 700)
         expected, begin = [], 0
@@ -325,7 +326,7 @@ def test_a_template_that_counts_its_turns_is_counted_as_it_renders(eot, tmp_path
     config["chat_template"] = config["chat_template"].replace("{{ message.content }}", number)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "tokenizer.json").write_text((Path(eot) / "tokenizer.json").read_text())
-    render = template.load(None, model.tokenizer(str(tmp_path)))
+    render = load_template(None, load_tokenizer(str(tmp_path)))
     messages = chat(*["word " * (turn % 5 + 1) for turn in range(60)])
     made, _ = cut(messages, str(tmp_path), 200)
     assert len(made) > 3
@@ -646,7 +647,7 @@ def test_the_same_bytes_for_any_number_of_processes_and_any_hash_seed(vtools, ll
 
 def test_it_loads_neither_torch_nor_transformers(llama, tmp_path):
     (tmp_path / "in").write_text(MIXED)
-    model.tokenizer(llama)  # converted once, by transformers
+    load_tokenizer(llama)  # converted once, by transformers
     code = (
         "import sys; from vtools import cli\n"
         f"sys.argv = ['vtools', 'split', 'in', '-q', '-o', 'out', '--tokenizer', {llama!r}]\n"

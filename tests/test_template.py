@@ -10,7 +10,9 @@ from conftest import chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtools.models import reference, template
+from vtools.models import template
+from vtools.models.template import load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
 from vtools.records.jsonl import Reject
 
@@ -20,15 +22,15 @@ TRAINABLE = [*template.SOURCES]
 @pytest.fixture(scope="session")
 def tokenizers(llama, smollm2, eot):
     return {
-        "llama": reference.tokenizer(llama),
-        "smollm2": reference.tokenizer(smollm2),
-        "eot": reference.tokenizer(eot),
+        "llama": load_tokenizer(llama),
+        "smollm2": load_tokenizer(smollm2),
+        "eot": load_tokenizer(eot),
     }
 
 
 @pytest.fixture(scope="session")
 def vicuna(tokenizers):
-    return template.load(None, tokenizers["llama"])
+    return load_template(None, tokenizers["llama"])
 
 
 def trained(render, messages):
@@ -79,19 +81,19 @@ def test_a_tokenizer_that_prefixes_only_the_start_loses_one_token_a_turn(llama, 
     import json
     from pathlib import Path
 
-    source = json.loads(reference.tokenizer(llama).backend.to_str())
+    source = json.loads(load_tokenizer(llama).backend.to_str())
     source["normalizer"] = None
     source["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
     (tmp_path / "tokenizer.json").write_text(json.dumps(source))
     (tmp_path / "tokenizer_config.json").write_text((Path(llama) / "tokenizer_config.json").read_text())
-    render = template.load("vicuna-v1.1", reference.tokenizer(str(tmp_path)))
+    render = load_template("vicuna-v1.1", load_tokenizer(str(tmp_path)))
     messages = chat("Hello!", "Hi there.", "How are you?", "I am good.")
     assert len(render.render(messages).ids) == 61
     assert trained(render, messages) == "▁Hi ▁there . </s> ▁I ▁am ▁good . </s>".split(" ")
 
 
 def test_vicuna_v0_ends_each_answer_with_the_text_it_stops_on(tokenizers):
-    render = template.load("vicuna-v0", tokenizers["llama"])
+    render = load_template("vicuna-v0", tokenizers["llama"])
     pieces = trained(render, chat("Hello!", "Hi there.", "How are you?", "I am good."))
     assert pieces == "▁Hi ▁there . <0x0A> ## # ▁I ▁am ▁good . <0x0A> ## #".split(" ")
     assert render.stop_strings == ("###",)
@@ -112,7 +114,7 @@ def test_a_template_that_refuses_a_conversation_says_why(vicuna):
 
 
 def test_an_implicit_system_message_is_rendered_and_not_trained(tokenizers):
-    render = template.load(None, tokenizers["smollm2"])
+    render = load_template(None, tokenizers["smollm2"])
     ids, mask = render.render(chat("Hi", "Yes"))
     masked = render.tokenizer.decode([n for n, on in zip(ids, mask, strict=True) if not on], skip_special=False)
     assert "You are a helpful AI assistant named SmolLM" in masked
@@ -129,12 +131,12 @@ def test_a_tokenizer_without_a_template_needs_one_named(tmp_path, eot):
     del config["chat_template"]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with pytest.raises(Failure, match=r"vicuna-v1\.1\|vicuna-v0\|alpaca\|llama-2\|chatml"):
-        template.load(None, reference.tokenizer(str(tmp_path)))
+        load_template(None, load_tokenizer(str(tmp_path)))
 
 
 def test_a_missing_end_token_is_an_error_before_anything_is_rendered(tokenizers):
     with pytest.raises(Failure, match=r"<\|im_end\|>"):
-        template.load("chatml", tokenizers["llama"])
+        load_template("chatml", tokenizers["llama"])
 
 
 WORDS = ["Hi", " there", "\n", "  ", "\t", "1. x", "```py\nx = 1\n```", "中文", "é", "🙂", "a_b", "<|im_end|>", "</s>", "<s>",
@@ -152,7 +154,7 @@ CHATS = st.lists(st.tuples(TEXT, ANSWER), min_size=1, max_size=4).map(
 def templates(tokenizers):
     """Every template with every tokenizer that has the tokens for it: (tokenizer's name, template's name, template)."""
     return [
-        (name, style, template.load(style, tokenizer))
+        (name, style, load_template(style, tokenizer))
         for name, tokenizer in tokenizers.items()
         for style in [*TRAINABLE, *(["auto"] if tokenizer.chat_template else [])]
         if style != "chatml" or name == "smollm2"
@@ -268,7 +270,7 @@ def test_where_the_two_renderings_differ_is_listed(stored):
 
 def test_a_stored_template_is_found_again_with_its_stop_strings(stored):
     for _, _, render, _, folder in stored:
-        again = template.load(None, reference.tokenizer(str(folder)))
+        again = load_template(None, load_tokenizer(str(folder)))
         messages = chat("Hello!", "Hi there.", "How are you?", "I am good.")
         assert again.render(messages) == render.render(messages)
         assert again.stop_strings == render.stop_strings
@@ -290,7 +292,7 @@ def variant(eot, folder, added=(), template_=None, **config):
     settings = json.loads((Path(eot) / "tokenizer_config.json").read_text()) | config
     settings["chat_template"] = template_ or settings["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return template.load(None, reference.tokenizer(str(folder)))
+    return load_template(None, load_tokenizer(str(folder)))
 
 
 def same_as_transformers(render, messages):
@@ -384,8 +386,8 @@ def test_a_token_that_is_not_special_stays_a_token_in_answers_only(eot, tmp_path
     (tmp_path / "tokenizer_config.json").write_text(
         config.replace("{% endfor %}", "{% if loop.last %}<think>{% endif %}{% endfor %}")
     )
-    tokenizer = reference.tokenizer(str(tmp_path))
-    render = template.load(None, tokenizer)
+    tokenizer = load_tokenizer(str(tmp_path))
+    render = load_template(None, tokenizer)
     ids, mask = render.render(chat("what is <think>?", "<think>hm</think> a tag"))
     found = [on for number, on in zip(ids, mask, strict=True) if number == tokenizer.id_of("<think>")]
     assert found == [True, False]  # the answer's, and the template's own after it

@@ -17,15 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vtools.process import Failure
-from vtools.weights import model_files
-from vtools.weights import pickled as torch_file
+from vtools.weights import pickled
+from vtools.weights.tensor import Files
 
 
 def read(file):
     """Name -> (dtype, shape, bytes), read as the tools read."""
     found = {}
-    with model_files.Files() as files:
-        for tensor in torch_file.tensors(file):
+    with Files() as files:
+        for tensor in pickled.tensors(file):
             data = bytearray(tensor.bytes)
             files.read(tensor.file, tensor.start, memoryview(data))
             assert tensor.name not in found
@@ -49,7 +49,7 @@ def written(tensors, dtypes):
 
 def refused(file):
     with pytest.raises(Failure) as caught:
-        torch_file.tensors(file)
+        pickled.tensors(file)
     message = str(caught.value)
     assert message.startswith(f"{file}: ") and "\n" not in message, message
     return message
@@ -92,7 +92,7 @@ def test_every_tensor_that_torch_saves_is_found_with_its_bytes_in_the_order_of_t
     found = read(file)
     assert list(found) == list(held)
     assert found == written(held, DTYPES)
-    places = {tensor.name: tensor.start for tensor in torch_file.tensors(file)}
+    places = {tensor.name: tensor.start for tensor in pickled.tensors(file)}
     assert places["tied"] == places["tied too"] == places["tied, seen as a row"]
 
 
@@ -181,9 +181,9 @@ def program(*values):
     return b"\x80\x02}(" + b"".join(text(f"w{place}") + value for place, value in enumerate(values)) + b"u."
 
 
-def archive(file, pickled, storages=(b"halfhalfhalf",), method=zipfile.ZIP_STORED, **more):
+def archive(file, instructions, storages=(b"halfhalfhalf",), method=zipfile.ZIP_STORED, **more):
     with zipfile.ZipFile(file, "w", method) as made:
-        made.writestr("x/data.pkl", pickled)
+        made.writestr("x/data.pkl", instructions)
         for place, data in enumerate(storages):
             made.writestr(f"x/data/{place}", data)
         for name, data in more.items():
@@ -339,19 +339,19 @@ HOSTILE = [name for name, _ in hostile("marker")]
 @pytest.mark.parametrize("number", range(len(HOSTILE)), ids=HOSTILE)
 def test_a_malicious_pickle_is_refused_and_nothing_is_run(tmp_path, number):
     marker = tmp_path / "marker"
-    name, pickled = list(hostile(marker))[number]
-    message = refused(archive(tmp_path / "w.bin", pickled))
+    name, instructions = list(hostile(marker))[number]
+    message = refused(archive(tmp_path / "w.bin", instructions))
     assert f" {name}" in message and "refused; nothing was run" in message
     assert not marker.exists()
 
 
 def test_the_malicious_pickles_do_run_where_pickle_loads_them(tmp_path):
     worked = set()
-    for name, pickled in hostile(tmp_path / "marker"):
-        if str(tmp_path).encode() not in pickled or b"torch" in pickled:
+    for name, instructions in hostile(tmp_path / "marker"):
+        if str(tmp_path).encode() not in instructions or b"torch" in instructions:
             continue
         (tmp_path / "marker").unlink(missing_ok=True)
-        (tmp_path / "pickled").write_bytes(pickled)
+        (tmp_path / "pickled").write_bytes(instructions)
         code = "import pickle\npickle.load(open('pickled', 'rb'))"
         subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=60)
         if (tmp_path / "marker").exists():
@@ -366,7 +366,7 @@ def test_attributes_set_on_allowed_things_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "pickled",
+    "instructions",
     [
         pytest.param(b"]r\xff\xff\xff\xff.", id="a memo of 32 GB"),
         pytest.param(b"\x8e" + struct.pack("<Q", 1 << 40) + b".", id="bytes of 1 TB"),
@@ -386,11 +386,11 @@ def test_attributes_set_on_allowed_things_change_nothing(tmp_path):
         pytest.param(b"(" * 1_000_000 + b".", id="marks"),
     ],
 )
-def test_a_small_file_cannot_take_much_memory_or_time(tmp_path, pickled):
-    file = archive(tmp_path / "w.bin", pickled)
+def test_a_small_file_cannot_take_much_memory_or_time(tmp_path, instructions):
+    file = archive(tmp_path / "w.bin", instructions)
     code = (
-        "import sys; from pathlib import Path; from vtools import process; from vtools.weights import pickled as torch_file\n"
-        "try: torch_file.tensors(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from vtools import process; from vtools.weights import pickled\n"
+        "try: pickled.tensors(Path(sys.argv[1]))\n"
         "except process.Failure: pass\n"
         "else: sys.exit(1)"
     )
@@ -402,8 +402,8 @@ def test_a_small_file_cannot_take_much_memory_or_time(tmp_path, pickled):
 def test_reading_imports_neither_torch_nor_what_a_file_names(tmp_path):
     file = archive(tmp_path / "w.bin", program(tensor(), b"cantigravity\nfly\n."))
     code = (
-        "import sys; from pathlib import Path; from vtools import process; from vtools.weights import pickled as torch_file\n"
-        "try: torch_file.tensors(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from vtools import process; from vtools.weights import pickled\n"
+        "try: pickled.tensors(Path(sys.argv[1]))\n"
         "except process.Failure as failure: print(failure)\n"
         "assert not {'torch', 'numpy', 'antigravity'} & set(sys.modules)"
     )
@@ -414,7 +414,7 @@ def test_reading_imports_neither_torch_nor_what_a_file_names(tmp_path):
 def whole_or_refused(file, right):
     """Only a Failure, or tensors that lie within the file; True where they are the right ones."""
     try:
-        found = torch_file.tensors(file)
+        found = pickled.tensors(file)
     except Failure as failure:
         assert "\n" not in str(failure)
         return False
@@ -433,7 +433,7 @@ def test_of_thousands_of_damaged_files_each_gives_the_right_tensors_or_an_error(
     else:
         kept = program(tensor(), tensor(offset=2, shape=(4,), stride=(1,)), tensor(persistent("1")))
         archive(file, kept, (b"halfhalfhalf", b"fullfullfull"), x__byteorder="little", x__version="3\n")
-    raw, right = file.read_bytes(), torch_file.tensors(file)
+    raw, right = file.read_bytes(), pickled.tensors(file)
     source = random.Random(5)
     same = 0
     for _ in range(2000):
@@ -449,12 +449,12 @@ def test_of_thousands_of_damaged_files_each_gives_the_right_tensors_or_an_error(
 
 @pytest.mark.filterwarnings("ignore:invalid escape")
 def test_of_thousands_of_damaged_pickles_none_ends_in_anything_but_an_error(tmp_path):
-    pickled = program(tensor(), b"ccollections\nOrderedDict\n)R}(" + text("a") + number(7) + b"ub", b"](" + text("x") + b"K\x01\x88e", tensor(persistent("0")))  # fmt: skip
+    instructions = program(tensor(), b"ccollections\nOrderedDict\n)R}(" + text("a") + number(7) + b"ub", b"](" + text("x") + b"K\x01\x88e", tensor(persistent("0")))  # fmt: skip
     source = random.Random(6)
     file = tmp_path / "w.bin"
     outcomes = collections.Counter()
     for _ in range(2000):
-        damaged = bytearray(pickled)
+        damaged = bytearray(instructions)
         for _ in range(source.choice((1, 1, 2, 5, 20))):
             place = source.randrange(len(damaged))
             damaged[place : place + source.choice((0, 1, 1, 1, 3))] = source.choice(
@@ -465,7 +465,7 @@ def test_of_thousands_of_damaged_pickles_none_ends_in_anything_but_an_error(tmp_
                 )
             )
         try:
-            found = torch_file.tensors(archive(file, bytes(damaged)))
+            found = pickled.tensors(archive(file, bytes(damaged)))
         except Failure as failure:
             assert "\n" not in str(failure)
             outcomes["refused"] += 1
@@ -479,6 +479,6 @@ def test_of_thousands_of_damaged_pickles_none_ends_in_anything_but_an_error(tmp_
 @settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=200))
 def test_no_bytes_at_all_end_in_anything_but_what_a_pickle_may_end_in(data):
-    expected = (torch_file.Refused, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+    expected = (pickled.Refused, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
     with contextlib.suppress(*expected):
-        torch_file.read_pickle(data)
+        pickled.read_pickle(data)

@@ -20,8 +20,9 @@ from hypothesis import given, strategies
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from vtools.models import reference as models  # noqa: E402
-from vtools.models import template as templates  # noqa: E402
+from vtools.models.load import load_model  # noqa: E402
+from vtools.models.template import Template, load_template  # noqa: E402
+from vtools.models.tokenizer import load_tokenizer  # noqa: E402
 from vtools.process import Failure  # noqa: E402
 from vtools.train import attention, data, loop, loss, pack, save, schedule, shard, token_cache  # noqa: E402
 from vtools.train import ranks as processes  # noqa: E402
@@ -53,17 +54,17 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def template(base: Path) -> templates.Template:
-    return templates.load(None, models.tokenizer(str(base)))
+def template(base: Path) -> Template:
+    return load_template(None, load_tokenizer(str(base)))
 
 
 def load(folder: Path) -> Any:
-    network = models.load(str(folder))
+    network = load_model(str(folder))
     network.set_attn_implementation(attention.NAME)
     return network
 
 
-def corpus_of(template: templates.Template, folder: Path, number: int, seed: int = 0) -> data.Corpus:
+def corpus_of(template: Template, folder: Path, number: int, seed: int = 0) -> data.Corpus:
     path = tiny.write(folder / f"{number}-{seed}.jsonl", tiny.conversations(number, seed))
     return token_cache.read(str(path), template, 512, "error", quiet=True)
 
@@ -155,7 +156,7 @@ def gradients(network: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_packed_conversations_have_the_logits_and_gradients_of_single_ones(
-    tied: bool, tmp_path: Path, template: templates.Template
+    tied: bool, tmp_path: Path, template: Template
 ) -> None:
     network = load(tiny.make(tmp_path / "model", tied=tied))
     corpus = corpus_of(template, tmp_path, 5)
@@ -182,7 +183,7 @@ def test_packed_conversations_have_the_logits_and_gradients_of_single_ones(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_contamination_between_packed_conversations_would_be_seen(
-    dtype: Any, base: Path, template: templates.Template, tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
+    dtype: Any, base: Path, template: Template, tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, corpus = sharded(base, alone, dtype), corpus_of(template, tmp_path, 3)
     probe = [list(corpus.conversation(index)[0][:32]) for index in range(3)]
@@ -201,7 +202,7 @@ def test_contamination_between_packed_conversations_would_be_seen(
 
 
 def test_positions_that_run_on_into_the_next_conversation_would_be_seen(
-    base: Path, template: templates.Template, tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
+    base: Path, template: Template, tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network, corpus = sharded(base, alone), corpus_of(template, tmp_path, 3)
     probe = [list(corpus.conversation(index)[0][:32]) for index in range(3)]
@@ -246,13 +247,13 @@ def test_the_gpu_kernel_accepts_grouped_queries_forward_and_backward() -> None:
 
 
 def test_the_loss_is_the_cross_entropy_of_the_trained_tokens_and_of_no_other(
-    base: Path, template: templates.Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, template: Template, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 7 * 400)  # several chunks, the last one short
     network, corpus = load(base), corpus_of(template, tmp_path, 6)
     found = loss.summed_loss(network, pack.pack(map(corpus.conversation, range(6)), CPU)).item()
 
-    exact = models.load(str(base), dtype="float64")
+    exact = load_model(str(base), dtype="float64")
     by_hand, answers = 0.0, 0
     for record in tiny.conversations(6):
         rendered = template.render(record["messages"])
@@ -298,7 +299,7 @@ def train(network: Any, corpus: data.Corpus, alone: Any, out: Path, **changes: A
 
 
 def test_how_a_step_is_cut_into_micro_batches_does_not_change_its_loss(
-    base: Path, template: templates.Template, tmp_path: Path, alone: Any
+    base: Path, template: Template, tmp_path: Path, alone: Any
 ) -> None:
     corpus = corpus_of(template, tmp_path, 13)
     curves = [train(sharded(base, alone), corpus, alone, tmp_path, micro_tokens=size) for size in (1, 150, 10_000)]
@@ -313,7 +314,7 @@ def test_how_a_step_is_cut_into_micro_batches_does_not_change_its_loss(
 
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_activations_made_again_change_nothing(
-    recompute: str, base: Path, template: templates.Template, tmp_path: Path, alone: Any
+    recompute: str, base: Path, template: Template, tmp_path: Path, alone: Any
 ) -> None:
     corpus = corpus_of(template, tmp_path, 13)
     plain, again = (train(sharded(base, alone, recompute=how), corpus, alone, tmp_path) for how in ("none", recompute))
@@ -329,7 +330,7 @@ def test_a_micro_batch_without_a_conversation_changes_nothing(base: Path, alone:
 
 
 def test_half_precision_scales_the_loss_and_skips_a_step_that_overflows(
-    base: Path, template: templates.Template, tmp_path: Path, alone: Any
+    base: Path, template: Template, tmp_path: Path, alone: Any
 ) -> None:
     corpus = corpus_of(template, tmp_path, 13)
     exact = train(sharded(base, alone), corpus, alone, tmp_path)
@@ -365,7 +366,7 @@ def test_an_exported_model_gives_the_logits_it_was_trained_to(
     # As LLaMA's own file has it, without do_sample.
     generation = json.loads((folder / "generation_config.json").read_text()) | {"temperature": 0.6}
     (folder / "generation_config.json").write_text(json.dumps(generation))
-    chosen = templates.load("vicuna-v1.1", models.tokenizer(str(folder)))
+    chosen = load_template("vicuna-v1.1", load_tokenizer(str(folder)))
     network = sharded(folder, alone)
     with torch.no_grad():
         network.get_input_embeddings().weight.add_(0.01)
@@ -406,7 +407,7 @@ ABOUT = {
 def test_a_base_in_torchs_own_files_is_read_as_one_in_safetensors(tmp_path: Path, alone: Any) -> None:
     folder = tiny.make(tmp_path / "model", tied=False)
     weights = shard.Weights(folder)
-    plain = {name: parameter.detach() for name, parameter in models.load(str(folder)).named_parameters()}
+    plain = {name: parameter.detach() for name, parameter in load_model(str(folder)).named_parameters()}
     names = list(plain)
     for number, part in enumerate((names[:5], names[5:]), start=1):
         torch.save({name: plain[name] for name in part}, folder / f"pytorch_model-{number:05}-of-00002.bin")
@@ -458,7 +459,7 @@ def test_adapters_merged_into_the_weights_are_what_peft_computes_from_its_files(
     assert torch.allclose(adapted(rows).logits, merged(rows).logits, atol=1e-5)
     assert (merged(rows).logits - before).abs().max() > 1e-2
     frozen = merged.get_input_embeddings().weight
-    assert torch.equal(frozen, models.load(str(base)).get_input_embeddings().weight)
+    assert torch.equal(frozen, load_model(str(base)).get_input_embeddings().weight)
     assert json.loads((out / "adapter" / "adapter_config.json").read_text())["r"] == 4
 
 
@@ -471,8 +472,8 @@ def test_a_longer_context_stretches_the_positions_as_vicuna_16k_did(base: Path, 
     assert done.returncode == 0, done.stderr.decode()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["rope_parameters"]["rope_type"] == "linear" and config["rope_parameters"]["factor"] == 4.0
-    trained = models.load(str(tmp_path / "out"))
-    plain = models.load(str(base))
+    trained = load_model(str(tmp_path / "out"))
+    plain = load_model(str(base))
     assert torch.allclose(trained.model.rotary_emb.inv_freq, plain.model.rotary_emb.inv_freq / 4)
 
 

@@ -24,9 +24,8 @@ from hypothesis import strategies as st
 from tiny import ROOT, conversations, write
 
 from vtools.files.lock import lock
-from vtools.models import reference
-from vtools.models import template as templates
-from vtools.models.template import Template
+from vtools.models.template import Template, load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
 from vtools.records.jsonl import Reject
 from vtools.train import data, token_cache
@@ -37,7 +36,6 @@ PROGRAM = """
 import json, os, signal, sys, time
 from vtools import process
 from vtools.files import atomic
-from vtools.models import reference, template
 from vtools.train import token_cache
 
 folder, file, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -66,7 +64,7 @@ if die_at:
     atomic.sync, os.replace = deadly(atomic.sync), deadly(os.replace)
 
 def main():
-    chosen = template.load(None, reference.tokenizer(folder))
+    chosen = load_template(None, load_tokenizer(folder))
     options.setdefault("max_tokens", 512)
     options.setdefault("overlong", "truncate")
     corpus = token_cache.read(file, chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
@@ -85,7 +83,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def template(eot: str) -> Template:
-    return templates.load(None, reference.tokenizer(eot))
+    return load_template(None, load_tokenizer(eot))
 
 
 @pytest.fixture
@@ -266,7 +264,7 @@ def test_whatever_decides_about_tokens_makes_another_entry(
             (folder / "tokenizer.json").write_text(json.dumps(about))
         else:
             (folder / "generation_config.json").write_text('{"eos_token_id": [5]}')
-        chosen = templates.load(None, reference.tokenizer(str(folder)))
+        chosen = load_template(None, load_tokenizer(str(folder)))
     after = token_cache.read(str(path), chosen, limit, overlong, quiet=True).folder  # type: ignore[arg-type]
     assert entries(cache) == sorted([before, after]) and before != after
 

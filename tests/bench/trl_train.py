@@ -133,11 +133,13 @@ def prepare(settings: argparse.Namespace, folder: Path, environment: dict[str, s
 
 def prepare_child(folder: Path, job: dict[str, Any]) -> None:
     """Pick the conversations and write their tokens, in a process of its own so that the parent stays small."""
-    from vtools.models import reference, template
+    from vtools.models.reference import model_folder
+    from vtools.models.template import load_template
+    from vtools.models.tokenizer import load_tokenizer
 
-    place = reference.folder(job["model"])
+    place = model_folder(job["model"])
     (folder / "base.json").write_text(json.dumps(str(place)))
-    chosen = template.load(None, reference.tokenizer(str(place)))
+    chosen = load_template(None, load_tokenizer(str(place)))
     rows: list[tuple[str, list[int], list[int]]] = []
     wanted = job["batch"] * job["steps"]
     with open(job["data"], encoding="utf-8") as source:

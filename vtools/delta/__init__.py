@@ -167,6 +167,6 @@ def _place(reference: str, patterns: list[str] | None = None) -> Path:
         raise UsageFailure(f"{reference}: one file of {int(shard[1])}; give the folder that holds them all")
     if path.is_file() and path.suffix != ".gguf":
         return path.parent if path.name == "delta.json" else path
-    from vtools.models import reference as model
+    from vtools.models.reference import model_folder
 
-    return model.folder(reference, patterns)
+    return model_folder(reference, patterns)

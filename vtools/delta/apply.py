@@ -16,7 +16,7 @@ from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
 from vtools.weights.dtypes import Bytes
-from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor
+from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
 
 
 def apply(
@@ -41,7 +41,7 @@ def apply(
             source = _source(base, delta, change, tensors)
             parts.append(_part(wanted, file, change, places[change.name], source))
     if template is not None:
-        other_files.load_template(delta / manifest.CARRIED, template)
+        other_files.template_for(delta / manifest.CARRIED, template)
     free = staging.check_space(out, wanted.bytes)
     if dry_run:
         with jsonl.output(None) as lines:
@@ -71,7 +71,7 @@ def apply(
                     tick(length)
         written = writing.write(parts, work, jobs, lines, tick)
         if template is not None:
-            other_files.load_template(work.fresh, template).save(work.fresh)
+            other_files.template_for(work.fresh, template).save(work.fresh)
         totals = {"tensors": wanted.tensors, "bytes": wanted.bytes, "files": len(wanted.files)}
         totals["reused"] = written.reused
     with jsonl.output(None) as lines:
@@ -155,9 +155,7 @@ def _part(
     def chunks(files: Files) -> Iterator[Bytes]:
         base = BaseStream(files, source, change.dtype)
         start = place.start
-        for (_, length), stored in zip(
-            model_files.pieces(change.bytes, wanted.chunk_bytes), change.chunks, strict=True
-        ):
+        for (_, length), stored in zip(pieces(change.bytes, wanted.chunk_bytes), change.chunks, strict=True):
             payload = dtypes.empty(stored)
             files.read(place.file, start, payload.data)
             start += stored

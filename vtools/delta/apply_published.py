@@ -22,12 +22,14 @@ import numpy as np
 from vtools.delta import bits, manifest, other_files
 from vtools.delta.base_tensor import TIED, BaseStream, comparable, mean_row
 from vtools.files import staging
-from vtools.models import reference
+from vtools.models.configs import fit_config, read_json
+from vtools.models.tokenizer import chat_template
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
 from vtools.weights.dtypes import FLOATS, Bytes
-from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor, is_buffer
+from vtools.weights.model_files import is_buffer
+from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
 
 SUM_TOLERANCE = 0.01  # that of Alpaca's own check
 SAMPLE = 1 << 20  # elements looked at in a tensor
@@ -37,7 +39,7 @@ SAMPLE = 1 << 20  # elements looked at in a tensor
 class Plan:
     """What there is to do, known from headers and a look at the numbers."""
 
-    files: dict[str, list[writing.Entry]]  # of weights, and their tensors
+    files: dict[str, list[writing.NewTensor]]  # of weights, and their tensors
     carried: dict[str, Path]
     rows: int | None  # of the embedding
     dtype: str | None  # of all tensors, if it is one
@@ -58,7 +60,7 @@ def add(
     inputs = staging.fingerprint([base, delta])
     work_plan = plan(base, delta, dtype, extra_rows)
     if template is not None:
-        other_files.load_template(_root(delta), template)
+        other_files.template_for(_root(delta), template)
     entries = [entry for group in work_plan.files.values() for entry in group]
     weights = sum(entry.bytes for entry in entries)
     total = weights + sum(len(writing.header(group)) for group in work_plan.files.values())
@@ -87,9 +89,9 @@ def add(
             totals["sum"] = round(written.measured, 4)
         for path, source in sorted(work_plan.carried.items()):
             staging.copy(source, work.fresh / path)
-        reference.fit_config(work.fresh, work_plan.dtype, work_plan.rows)
+        fit_config(work.fresh, work_plan.dtype, work_plan.rows)
         if template is not None:
-            other_files.load_template(work.fresh, template).save(work.fresh)
+            other_files.template_for(work.fresh, template).save(work.fresh)
         staging.unchanged([base, delta], inputs)
     totals |= {"files": len(work_plan.files) + len(work_plan.carried), "reused": written.reused, "verified": False}
     with jsonl.output(None) as lines:
@@ -100,7 +102,7 @@ def add(
             "neither base nor result could be checked",
             file=sys.stderr,
         )
-        own = reference.chat_template(out, reference.read_json(out / "tokenizer_config.json"))
+        own = chat_template(out, read_json(out / "tokenizer_config.json"))
         if template is None and delta.is_dir() and not own:
             print(
                 f"vtools apply-delta: {out}: no chat template of its own; --template NAME stores one (vicuna-v1.1 for "
@@ -126,7 +128,7 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None) -> 
     rows = next((change.shape[0] for name, change in changes.items() if name.endswith("embed_tokens.weight")), None)
     if rows is not None:
         other_files.check_vocabulary(_root(delta), rows)
-    files: dict[str, list[writing.Entry]] = {}
+    files: dict[str, list[writing.NewTensor]] = {}
     for file, group in stored.items():
         path = _name(delta, file) if len(stored) > 1 else "model.safetensors"
         if path in files:
@@ -184,7 +186,7 @@ def _check_missing(base: Path, delta: Path, tensors: dict[str, Tensor], changes:
     """Raise Failure if the base has weights that the delta lacks, but for an output matrix that the result ties."""
     missing = {name for name in tensors.keys() - changes.keys() if not is_buffer(name)}
     place = next((place for place in (_root(delta), base) if (place / "config.json").is_file()), None)
-    if place and reference.read_json(place / "config.json").get("tie_word_embeddings"):
+    if place and read_json(place / "config.json").get("tie_word_embeddings"):
         missing -= TIED.keys()
     if missing:
         raise Failure(f"{delta}: no tensor {min(missing)}, which the base {base} has: not a delta of this base")
@@ -231,7 +233,7 @@ def _sample(files: Files, tensor: Tensor, length: int) -> np.ndarray:
     return dtypes.convert(raw, tensor.dtype, "F64").view("<f8")
 
 
-def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> writing.Entry:
+def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -> writing.NewTensor:
     """The tensor source + change, computed and written in the dtype `kind`."""
 
     def chunks(files: Files) -> Iterator[Bytes]:
@@ -240,13 +242,13 @@ def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -
             files, source, kind, mean_row(files, source, kind) if grows and extra_rows == "mean" else None
         )
         width, wide = WIDTHS[change.dtype], WIDTHS[kind]
-        for start, size in model_files.pieces(change.bytes, STEP):
+        for start, size in pieces(change.bytes, STEP):
             raw = dtypes.empty(size)
             files.read(change.file, change.start + start, raw.data)
             yield bits.add(base.next(size // width * wide), dtypes.convert(raw, change.dtype, kind), kind)
 
     size = change.bytes // WIDTHS[change.dtype] * WIDTHS[kind]
-    return writing.Entry(change.name, kind, change.shape, size, chunks)
+    return writing.NewTensor(change.name, kind, change.shape, size, chunks)
 
 
 def _total(kind: str, data: Bytes) -> float:
@@ -261,7 +263,7 @@ def _check_sum(found: float, expected: float, buffers: list[Tensor]) -> None:
     more = 0.0
     with Files() as files:
         for tensor in buffers:
-            for start, size in model_files.pieces(tensor.bytes, STEP):
+            for start, size in pieces(tensor.bytes, STEP):
                 raw = dtypes.empty(size)
                 files.read(tensor.file, tensor.start + start, raw.data)
                 more += _total(tensor.dtype, raw)

@@ -9,7 +9,8 @@ import numpy as np
 from blake3 import blake3
 
 from vtools.weights.dtypes import FLOATS, Bytes, convert, empty
-from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor, is_buffer, pieces
+from vtools.weights.model_files import is_buffer
+from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 

@@ -22,8 +22,8 @@ from vtools.files import staging
 from vtools.files.atomic import atomic, sync
 from vtools.process import Failure
 from vtools.records import jsonl
-from vtools.weights import dtypes, model_files, writing
-from vtools.weights.model_files import STEP, WIDTHS, Files, Tensor
+from vtools.weights import dtypes, model_files, safetensors, writing
+from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
 
 
 @dataclass
@@ -186,7 +186,7 @@ class _Writer:
         self.files.write(place, position, memoryview(packed))
         stored.append((manifest.GAPS, "U8", [len(packed)], len(packed)))
         os.truncate(place, position + len(packed))  # an earlier run may have written more
-        self.files.write(place, 0, memoryview(model_files.header(stored, {"format": manifest.FORMAT}, room)))
+        self.files.write(place, 0, memoryview(safetensors.header(stored, {"format": manifest.FORMAT}, room)))
         sync(place)
         file.sha256, file.gaps_blake3 = sha256.hexdigest(), blake3(gaps).hexdigest()
         return file
@@ -201,13 +201,13 @@ class _Writer:
         if place.stat().st_size < position + length:
             return None
         digest = blake3()
-        for start, count in model_files.pieces(length, STEP):
+        for start, count in pieces(length, STEP):
             raw = dtypes.empty(count)
             self.files.read(place, position + start, raw.data)
             digest.update(raw.data)
         if digest.hexdigest() != noted["stored"]:
             return None
-        for start, count in model_files.pieces(target.bytes, STEP):
+        for start, count in pieces(target.bytes, STEP):
             raw = dtypes.empty(count)
             self.files.read(target.file, target.start + start, raw.data)
             sha256.update(raw.data)
@@ -231,7 +231,7 @@ class _Writer:
             chunks.append(len(payload))
             self.tick(length)
 
-        for start, length in model_files.pieces(target.bytes, self.made.chunk_bytes):
+        for start, length in pieces(target.bytes, self.made.chunk_bytes):
             raw = dtypes.empty(length)
             self.files.read(target.file, target.start + start, raw.data)
             digest.update(raw.data)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from vtools.models import reference, template
-from vtools.models.template import Template
+from vtools.models.configs import read_json
+from vtools.models.template import Template, load_template
+from vtools.models.tokenizer import MAIN_FILES, Tokenizer, load_tokenizer
 from vtools.process import Failure
 
-IDENTITY = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
+IDENTITY = ("config.json", *MAIN_FILES)
 
 
 def hashes(place: Path) -> dict[str, str]:
@@ -24,17 +25,15 @@ def hashes(place: Path) -> dict[str, str]:
 
 def check_vocabulary(place: Path, rows: int) -> None:
     """Raise Failure if a tokenizer has ids beyond the rows of the embedding."""
-    added = reference.read_json(place / "added_tokens.json").values()
+    added = read_json(place / "added_tokens.json").values()
     ids = {"added_tokens.json": [number for number in added if isinstance(number, int)]}
     if (place / "tokenizer.json").is_file():
-        ids["tokenizer.json"] = list(
-            reference.Tokenizer(place, place).backend.get_vocab(with_added_tokens=True).values()
-        )
+        ids["tokenizer.json"] = list(Tokenizer(place, place).backend.get_vocab(with_added_tokens=True).values())
     last, path = max((number, place / name) for name, numbers in ids.items() for number in [-1, *numbers])
     if last >= rows:
         raise Failure(f"{path}: its last token has the id {last}, the embedding has only {rows} rows: they do not fit")
 
 
-def load_template(place: Path, name: str) -> Template:
+def template_for(place: Path, name: str) -> Template:
     """A chat template for the tokenizer in a folder. Raises Failure if they do not go together."""
-    return template.load(name, reference.tokenizer(str(place)))
+    return load_template(name, load_tokenizer(str(place)))

@@ -40,7 +40,8 @@ def export(
     GGUF: models of type llama, mistral, qwen2 and qwen3 with SentencePiece or byte-level BPE tokenizers. The file holds
     the tokenizer, the special tokens and the chat template (--template gives another). The q-types store blocks of 32
     weights in 8, 5 or 4 bits, the output matrix in 8 (q8_0), vectors in 32. The K-quants (q4_k_m, q5_k_m, q6_k) are
-    made by llama-quantize where it is installed, otherwise by our own encoder. Memory does not grow with the model.
+    made by llama.cpp: its llama-quantize where that is installed, else the library of vtools[llama-cpp]. Memory does
+    not grow with the model.
 
     stdout: a JSON line a tensor {"tensor", "type", "shape", "bytes"} (and "ms" where we encode it, "blake3" of
     safetensors), then one with the totals.
@@ -60,12 +61,12 @@ def export(
     ):
         if value is not None and to != fits:
             raise UsageFailure(f"{name} goes with --to {fits}")
-    from vtools.models import reference as models
+    from vtools.models.reference import hub_name, model_folder
 
     source, target = Path(model), Path(out)
     if source.is_file() and target.exists() and target.samefile(source):
         raise UsageFailure(f"{out}: it is the model that is to be exported; choose another output file")
-    place = models.folder(model)
+    place = model_folder(model)
     if to == "safetensors":
         from vtools.export import safetensors_files
 
@@ -74,7 +75,7 @@ def export(
             place, target, dtype=dtype, largest=largest, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
         )
         return
-    name = (models.hub_name(model) or str(source.resolve())).rpartition("/")[2]
+    name = (hub_name(model) or str(source.resolve())).rpartition("/")[2]
     from vtools.export import gguf_file
 
     gguf_file.write(

@@ -11,11 +11,13 @@ from typing import TypeVar
 import gguf
 import numpy as np
 
-from vtools.export import kquants
+from vtools.export import k_quants
 from vtools.weights import dtypes
 from vtools.weights.dtypes import Bytes
 
 BLOCK = 1 << 20  # bytes of the source that are read at once
+# The largest magnitude that a K-quant's scales hold: beyond it llama.cpp writes zeros for numbers and says nothing.
+LARGEST = {"q4_k": 65504 * 63, "q5_k": 65504 * 63, "q6_k": 65504 * 127 * 31}
 Item = TypeVar("Item")
 
 
@@ -59,14 +61,15 @@ def encode(raw: Bytes, dtype: str, columns: int, wanted: str) -> Bytes:
     if whole:
         return made
     rows = made.view("<f4").reshape(-1, columns)
-    if wanted.endswith("_k"):
-        return kquants.quantize(rows, wanted).reshape(-1)
     kind = gguf.GGMLQuantizationType[wanted.upper()]
+    if wanted in LARGEST and max(rows.max(), -rows.min()) > LARGEST[wanted]:
+        raise _beyond(wanted.upper())
     with np.errstate(all="ignore"):  # a scale that overflows is found below, one that underflows makes zeros
-        made = np.asarray(gguf.quants.quantize(rows, kind))
-    scales = 4 if wanted.endswith("_1") else 2  # bytes at the start of a block: half-precision numbers
+        made = k_quants.quantize(rows, kind) if wanted.endswith("_k") else np.asarray(gguf.quants.quantize(rows, kind))
+    # The half-precision numbers of a block: one or two at its start, or in Q6_K one at its end.
+    scales = slice(-2, None) if wanted == "q6_k" else slice(4 if wanted.endswith(("_1", "_k")) else 2)
     blocks = made.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
-    if not dtypes.finite(np.ascontiguousarray(blocks[:, :scales]), "F16"):
+    if not dtypes.finite(np.ascontiguousarray(blocks[:, scales]), "F16"):
         raise _beyond(wanted.upper())
     return made.reshape(-1)
 

@@ -20,16 +20,17 @@ from typing import IO, Any
 import gguf
 import numpy as np
 
-from vtools.export import architecture, blocks, llama_quantize, tensor_names, vocabulary
-from vtools.export.tensor_names import Entry
+from vtools.export import architecture, blocks, k_quants, tensor_names, vocabulary
+from vtools.export.tensor_names import GgufTensor
 from vtools.files import staging
 from vtools.files.atomic import atomic
-from vtools.models import reference as models
+from vtools.models.reference import HUB_FILES, HUB_PICKLED
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files
 from vtools.weights.dtypes import Bytes
-from vtools.weights.model_files import Files
+from vtools.weights.tensor import Files, pieces
 
 ALIGNMENT = 32
 FILE_TYPES = {
@@ -44,7 +45,7 @@ class Plan:
     """All that the file will hold, known from headers and the tokenizer alone."""
 
     header: bytes
-    entries: list[Entry]
+    entries: list[GgufTensor]
 
     @property
     def bytes(self) -> int:
@@ -58,9 +59,9 @@ def write(
 ) -> None:  # fmt: skip
     """Write the model in `folder` as the GGUF file `out`; stdout gets a line a tensor and one with the totals."""
     _check(out, folder, force)
-    inputs = [path for pattern in models.HUB_FILES + models.HUB_PICKLED for path in folder.glob(pattern)]
+    inputs = [path for pattern in HUB_FILES + HUB_PICKLED for path in folder.glob(pattern)]
     before = staging.fingerprint(inputs)
-    quantizer = llama_quantize.find() if kind in tensor_names.MIXES else None
+    quantizer = k_quants.program() if kind in tensor_names.MIXES else None
     work = plan(folder, name, "f16" if quantizer and not dry_run else kind, template, quiet)
     free = staging.check_space(out, work.bytes * 2 if quantizer else work.bytes)
     with jsonl.output(None) as lines:
@@ -127,7 +128,7 @@ def plan(folder: Path, name: str, kind: str, template: str | None, quiet: bool) 
         "general.quantization_version": gguf.GGML_QUANT_VERSION,
         "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[kind]]),
         **found.metadata(),
-        **vocabulary.metadata(models.tokenizer(str(folder)), found.vocabulary, template, quiet),
+        **vocabulary.metadata(load_tokenizer(str(folder)), found.vocabulary, template, quiet),
     }
     return Plan(_header(metadata, entries), entries)
 
@@ -148,7 +149,7 @@ def _write_tensors(stream: IO[bytes], work: Plan, jobs: int, quiet: bool) -> Ite
                 yield {**_line(entry.name, entry.type, entry.shape, entry.bytes), "ms": milliseconds}
 
 
-def _blocks(entries: list[Entry], files: Files) -> Iterator[tuple[Entry, Bytes, bool]]:
+def _blocks(entries: list[GgufTensor], files: Files) -> Iterator[tuple[GgufTensor, Bytes, bool]]:
     """Every tensor's rows, some at a time, as they are stored; whether they are its last."""
     for entry in entries:
         source = entry.source
@@ -157,13 +158,13 @@ def _blocks(entries: list[Entry], files: Files) -> Iterator[tuple[Entry, Bytes, 
             continue
         row = source.bytes // source.shape[0]
         step = blocks.rows_at_once(row, entry.head) * row
-        for start, length in model_files.pieces(source.bytes, step):
+        for start, length in pieces(source.bytes, step):
             raw = dtypes.empty(length)
             files.read(source.file, source.start + start, raw.data)
             yield entry, raw, start + length == source.bytes
 
 
-def _encode(block: tuple[Entry, Bytes, bool]) -> Bytes:
+def _encode(block: tuple[GgufTensor, Bytes, bool]) -> Bytes:
     entry, raw, _ = block
     if entry.source is None:
         return raw
@@ -185,7 +186,7 @@ def _write_with(
         with open(whole, "wb") as beside:
             for _ in _write_tensors(beside, work, jobs, quiet):
                 pass
-        llama_quantize.run(program, whole, part, kind, jobs)
+        k_quants.run(program, whole, part, kind, jobs)
     finally:
         whole.unlink(missing_ok=True)
     reader = gguf.GGUFReader(part)
@@ -207,7 +208,7 @@ def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
-def _header(metadata: dict[str, Any], entries: list[Entry]) -> bytes:
+def _header(metadata: dict[str, Any], entries: list[GgufTensor]) -> bytes:
     """All that stands before the tensors, up to where the first one begins."""
     with tempfile.TemporaryDirectory() as folder:  # gguf writes to a file of its own alone
         writer = gguf.GGUFWriter(Path(folder, "header"), metadata["general.architecture"])

@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from vtools.files import staging
-from vtools.models import reference
+from vtools.models.configs import fit_config
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
 from vtools.weights.dtypes import Bytes
-from vtools.weights.model_files import STEP, Files, Tensor
-from vtools.weights.writing import Entry
+from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
+from vtools.weights.writing import NewTensor
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 
-def _entry(tensor: Tensor, dtype: str) -> Entry:
+def _entry(tensor: Tensor, dtype: str) -> NewTensor:
     """A tensor in another dtype. Its chunks raise Failure for a value that this dtype turns into infinity."""
 
     def chunks(files: Files) -> Iterator[Bytes]:
-        for start, length in model_files.pieces(tensor.bytes, STEP):
+        for start, length in pieces(tensor.bytes, STEP):
             raw = dtypes.empty(length)
             files.read(tensor.file, tensor.start + start, raw.data)
             made = dtypes.convert(raw, tensor.dtype, dtype)
@@ -34,11 +34,11 @@ def _entry(tensor: Tensor, dtype: str) -> Entry:
                 raise Failure(f"{tensor.file}: tensor {tensor.name}: a value beyond the range of {dtype}; {advice}")
             yield made
 
-    size = tensor.bytes if dtype == tensor.dtype else math.prod(tensor.shape) * model_files.WIDTHS[dtype]
-    return Entry(tensor.name, dtype, tensor.shape, size, chunks)
+    size = tensor.bytes if dtype == tensor.dtype else math.prod(tensor.shape) * WIDTHS[dtype]
+    return NewTensor(tensor.name, dtype, tensor.shape, size, chunks)
 
 
-def _about(entry: Entry) -> dict[str, Any]:
+def _about(entry: NewTensor) -> dict[str, Any]:
     """What the line of a tensor says of its form."""
     return {"type": entry.dtype.lower(), "shape": list(entry.shape)}
 
@@ -94,7 +94,7 @@ def write(
         for path in carried:
             staging.copy(folder / path, work.fresh / path)
         if dtype:
-            reference.fit_config(work.fresh, dtypes.NAMES[dtype])
+            fit_config(work.fresh, dtypes.NAMES[dtype])
         staging.unchanged([folder], inputs)
     with jsonl.output(None) as lines:
         lines.write({**totals, "reused": written.reused})
@@ -102,9 +102,9 @@ def write(
         print(f"vtools export: {out}: {len(entries)} tensors in {len(shards)} files, {total:,} bytes", file=sys.stderr)
 
 
-def _shards(entries: list[Entry], largest: int) -> dict[str, list[Entry]]:
+def _shards(entries: list[NewTensor], largest: int) -> dict[str, list[NewTensor]]:
     """Tensors by the file they go to, in their order, no file larger than allowed. Raises Failure for one that is."""
-    shards: list[list[Entry]] = []
+    shards: list[list[NewTensor]] = []
     filled = largest
     for entry in entries:
         needed = entry.bytes + len(writing.header([entry]))  # more than what it adds to several

@@ -12,9 +12,10 @@ import numpy as np
 
 from vtools.export.architecture import Architecture
 from vtools.process import Failure
-from vtools.weights import dtypes, model_files
+from vtools.weights import dtypes
 from vtools.weights.dtypes import FLOATS
-from vtools.weights.model_files import Files, Tensor, is_buffer
+from vtools.weights.model_files import is_buffer
+from vtools.weights.tensor import STEP, Files, Tensor, pieces
 
 # What transformers calls the parts of a layer, and what llama.cpp does.
 PARTS = {
@@ -34,7 +35,7 @@ MIXES = {"q4_k_m": ("q4_k", "q5_0"), "q5_k_m": ("q5_k", "q5_1"), "q6_k": ("q6_k"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class GgufTensor:
     """One tensor of the GGUF file: `shape` with rows first, `type` in lower case.
 
     Its bytes come from `source`, or are `values` themselves. `head` is the number of rows of an attention head whose
@@ -70,7 +71,7 @@ def tied(tensors: dict[str, Tensor]) -> bool:
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
         return False
     with Files() as files:
-        for start, length in model_files.pieces(head.bytes, model_files.STEP):
+        for start, length in pieces(head.bytes, STEP):
             ours, theirs = dtypes.empty(length), dtypes.empty(length)
             files.read(head.file, head.start + start, ours.data)
             files.read(embedding.file, embedding.start + start, theirs.data)
@@ -79,7 +80,7 @@ def tied(tensors: dict[str, Tensor]) -> bool:
     return True
 
 
-def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: str) -> list[Entry]:
+def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: str) -> list[GgufTensor]:
     """Every tensor of the file, in its order. Raises Failure if one is missing, unknown or of a wrong shape."""
     places = _places(model)
     used = {name for name in places if name in tensors}
@@ -90,7 +91,7 @@ def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: 
     entries = []
     factors = model.rope_factors()
     if factors:
-        entries.append(Entry("rope_freqs.weight", "f32", (len(factors),), None, values=tuple(factors)))
+        entries.append(GgufTensor("rope_freqs.weight", "f32", (len(factors),), None, values=tuple(factors)))
     for name, (known_as, shape, head) in places.items():
         found = tensors.get(name)
         if found is None:
@@ -101,7 +102,7 @@ def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: 
             raise Failure(f"{found.file}: tensor {name} is {found}, config.json asks for {list(shape)}")
         if found.dtype not in FLOATS:
             raise Failure(f"{found.file}: tensor {name} is {found}: quantised already? floats can be exported")
-        entries.append(Entry(known_as, _type(known_as, shape, model, wanted), shape, found, head))
+        entries.append(GgufTensor(known_as, _type(known_as, shape, model, wanted), shape, found, head))
     return entries
 
 

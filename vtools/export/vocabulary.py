@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vtools.models import pretokenizer, template
-from vtools.models.reference import Tokenizer
+from vtools.models import pretokenizer
+from vtools.models.template import Template, load_template
+from vtools.models.tokenizer import Tokenizer
 from vtools.process import Failure
 from vtools.records.jsonl import Reject
 
@@ -183,9 +184,9 @@ def _unknown(setup: dict[str, Any], where: Path) -> str | None:
     return named.get("content") if isinstance(named, dict) else named
 
 
-def _template(tokenizer: Tokenizer, name: str | None, quiet: bool) -> template.Template | None:
+def _template(tokenizer: Tokenizer, name: str | None, quiet: bool) -> Template | None:
     try:
-        return template.load(name, tokenizer)
+        return load_template(name, tokenizer)
     except Failure:
         if name is not None or tokenizer.chat_template:
             raise
@@ -198,7 +199,7 @@ def _tell(text: str, quiet: bool) -> None:
         print(f"vtools export: {text}", file=sys.stderr)
 
 
-def _end(chat: template.Template) -> int | None:
+def _end(chat: Template) -> int | None:
     """The token with which the template ends an answer."""
     try:
         pieces = chat.skeleton(("user", "assistant"), False)

@@ -79,7 +79,7 @@ def fingerprint(inputs: list[Path]) -> str:
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             *folders, name = path.relative_to(source).parts or (source.name,)
             if name.startswith(".") or any(folder.startswith((".", "checkpoint")) for folder in folders):
-                continue  # not part of a model (see checkpoint.model_files), and other programs write there
+                continue  # not part of a model (see weights/model_files.py), and other programs write there
             status = path.stat() if path.exists() else path.lstat()
             if not stat.S_ISDIR(status.st_mode):
                 about = f" {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"

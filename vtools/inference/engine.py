@@ -28,8 +28,9 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
     ContinuousBatchingLogitsProcessorList,
 )
 
-from vtools.models import reference as models
-from vtools.models import template as templates
+from vtools.models.load import load_model
+from vtools.models.template import load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, TryAgain
 
 if TYPE_CHECKING:
@@ -60,9 +61,9 @@ class Engine:
         if threads:
             torch.set_num_threads(threads)
         self.name = reference
-        self.tokenizer = models.tokenizer(reference)
-        self.template = templates.load(template, self.tokenizer)
-        self._model = cast(Any, models.load(reference, dtype)).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = load_tokenizer(reference)
+        self.template = load_template(template, self.tokenizer)
+        self._model = cast(Any, load_model(reference, dtype)).to("cuda" if torch.cuda.is_available() else "cpu")
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or MAX_CONTEXT
         self.context: int = min(context, MAX_CONTEXT)
         self._stop_ids = sorted(self.template.stop_ids)

@@ -23,7 +23,7 @@ from vtools.process import Failure
 from vtools.records.jsonl import Reject
 
 if TYPE_CHECKING:
-    from vtools.models.reference import Tokenizer
+    from vtools.models.tokenizer import Tokenizer
 
 NAMES = (*SOURCES, "auto")
 
@@ -58,7 +58,7 @@ class Piece:
     slot: int | None = None
 
 
-def load(name: str | None, tokenizer: Tokenizer) -> Template:
+def load_template(name: str | None, tokenizer: Tokenizer) -> Template:
     """The template of that name for that tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
 
     Raises Failure if there is none, or if the tokenizer lacks a token that the template needs.

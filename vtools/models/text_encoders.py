@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tokenizers
 
-    from vtools.models.reference import Tokenizer
+    from vtools.models.tokenizer import Tokenizer
 
 # How a text is encoded depends on what stands before it: nothing, a control token, or text.
 FIRST, AFTER_TOKEN, INSIDE = range(3)

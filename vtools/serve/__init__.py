@@ -60,10 +60,10 @@ def serve(
     if key is None and not listen.is_loopback(listener):
         raise UsageFailure(f"--host {host} is open to other machines: set {KEY} in the environment first")
 
-    from vtools.models import reference as model
+    from vtools.models.reference import model_folder
 
     for reference in named.values():
-        model.folder(reference)
+        model_folder(reference)
     from vtools.inference import engine as generate
 
     threads = max(1, len(os.sched_getaffinity(0)) // len(named))

@@ -10,8 +10,8 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from vtools import provenance
-from vtools.models import reference
-from vtools.models.template import Run, load, refuse_empty
+from vtools.models.template import Run, load_template, refuse_empty
+from vtools.models.tokenizer import load_tokenizer
 from vtools.records import conversation
 from vtools.records.jsonl import Record, Reject
 from vtools.split import cut_answers
@@ -37,7 +37,7 @@ class Segment(dict[str, Any]):
 @lru_cache(maxsize=1)
 def rendering(tokenizer: str, template: str | None) -> Rendering:
     """The template and tokenizer that count, loaded once a process."""
-    return Rendering(load(template, reference.tokenizer(tokenizer)))
+    return Rendering(load_template(template, load_tokenizer(tokenizer)))
 
 
 def split(

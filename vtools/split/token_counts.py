@@ -20,8 +20,8 @@ from vtools.records.jsonl import Reject
 if TYPE_CHECKING:
     import tokenizers
 
-    from vtools.models.reference import Tokenizer
     from vtools.models.template import Piece, Run, Template
+    from vtools.models.tokenizer import Tokenizer
 
 CACHED = 1 << 18  # units remembered; then the cache starts again
 _LONGEST = 40  # characters of a unit that is remembered

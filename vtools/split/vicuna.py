@@ -6,8 +6,8 @@ import itertools
 import re
 from functools import lru_cache
 
-from vtools.models import reference, template
-from vtools.models.text_encoders import FIRST
+from vtools.models.text_encoders import FIRST, encoders
+from vtools.models.tokenizer import Tokenizer, load_tokenizer
 from vtools.records import conversation
 from vtools.records.jsonl import Record, Reject
 from vtools.split.segments import Segment, base_id
@@ -20,15 +20,15 @@ _ROLES = ("human", "gpt")
 @lru_cache(maxsize=1)
 def counter(tokenizer: str) -> _Messages:
     """What counts FastChat's way, loaded once a process."""
-    return _Messages(reference.tokenizer(tokenizer))
+    return _Messages(load_tokenizer(tokenizer))
 
 
 class _Messages:
     """Tokens of a text by itself: with the tokenizer's own first token, and names of control tokens as those tokens."""
 
-    def __init__(self, tokenizer: reference.Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._backend = tokenizer.backend
-        self._counts = Counts(tokenizer, template.encoders(tokenizer))
+        self._counts = Counts(tokenizer, encoders(tokenizer))
         self._added = self._backend.num_special_tokens_to_add(False)
         self._control = re.compile("|".join(map(re.escape, tokenizer.added)) or r"(?!)")
 

@@ -10,8 +10,8 @@ from collections import Counter
 from typing import Any
 
 from vtools import plots
-from vtools.models import reference
-from vtools.models import template as templates
+from vtools.models.text_encoders import encoders
+from vtools.models.tokenizer import load_tokenizer
 from vtools.records import conversation, filtering, language, streams
 from vtools.records.jsonl import Record, Reject
 
@@ -29,7 +29,7 @@ class Counted:
     def __init__(self, counts: filtering.Rejects, tokenizer: str | None) -> None:
         """`counts` takes the records that are no conversations; `tokenizer` is a model reference."""
         self.counts, self.before = counts, counts.reasons.copy()
-        self.encoder = templates.encoders(reference.tokenizer(tokenizer))[0] if tokenizer else None
+        self.encoder = encoders(load_tokenizer(tokenizer))[0] if tokenizer else None
         self.tells_languages = importlib.util.find_spec("pycld2") is not None
         self.records = self.messages = self.characters = self.tokens = self.segments = self.ids_given = 0
         self.roles, self.languages = Counter[str](), Counter[str]()

@@ -12,7 +12,7 @@ import transformers
 
 import vtools
 from vtools import provenance
-from vtools.models import reference
+from vtools.models.reference import hub_name
 from vtools.train.loop import Result
 from vtools.train.request import Inputs, Request
 
@@ -57,7 +57,7 @@ def describe(request: Request, inputs: Inputs, run: dict[str, Any], result: Resu
 def card(about: dict[str, Any]) -> str:
     """The model card that hubs show, from what `describe` has found; only a hub's name is given as the base."""
     data, arguments, result = about["data"], about["arguments"], about["result"]
-    hub = reference.hub_name(about["base"])
+    hub = hub_name(about["base"])
     head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [vtools, chat]"]
     head += [f"base_model: {hub}"] if hub else []
     counts = "\n".join(

@@ -7,7 +7,8 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from vtools.models import reference, template
+from vtools.models.template import load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
 from vtools.records import prices
 from vtools.train import data, job
@@ -20,7 +21,7 @@ def foreseen(request: Request) -> dict[str, Any]:
     inputs = job.read(request, weights=False)
     corpus = inputs.corpus
     if not request.quiet:
-        chosen = template.load(request.template, reference.tokenizer(request.model))
+        chosen = load_template(request.template, load_tokenizer(request.model))
         colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         on, off = ("\x1b[1;32m", "\x1b[0m") if colour else ("⟦", "⟧")
         print(f"--- the first conversation ({chosen.name}); what is trained is marked", file=sys.stderr)

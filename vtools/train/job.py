@@ -8,7 +8,9 @@ import os
 import sys
 from pathlib import Path
 
-from vtools.models import reference, template
+from vtools.models.reference import model_folder
+from vtools.models.template import load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, UsageFailure
 from vtools.train import schedule, token_cache
 from vtools.train.request import Inputs, Job, Request
@@ -21,8 +23,8 @@ def read(request: Request, weights: bool = True) -> Inputs:
 
     Without `weights`, a hub model's are not downloaded.
     """
-    tokenizer = reference.tokenizer(request.model)
-    chosen = template.load(request.template, tokenizer)
+    tokenizer = load_tokenizer(request.model)
+    chosen = load_template(request.template, tokenizer)
     vocabulary, limit = _sizes(tokenizer.folder)
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
     rope = None
@@ -64,7 +66,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
             f"the whole run is one step ({len(corpus)} conversations, --batch {request.batch}), and it is warm-up, "
             f"at rate 0: nothing would be learned; lower --batch, raise --epochs, or give --warmup 0"
         )
-    folder = reference.folder(request.model) if weights else tokenizer.folder
+    folder = model_folder(request.model) if weights else tokenizer.folder
     return Inputs(
         folder, chosen.name, chosen.source, corpus, held_out, max_tokens, rope, steps, warmup, _ranks_here(request)
     )
@@ -83,7 +85,7 @@ def _ranks_here(request: Request) -> int:
 
 def run(request: Request, out: Path) -> None:
     """Train and save; `out` is locked by the caller. Raises Failure, TryAgain."""
-    if out.resolve() == reference.folder(request.model).resolve():
+    if out.resolve() == model_folder(request.model).resolve():
         raise UsageFailure(f"--out {out}: that is the base model; choose another folder")
     inputs = read(request)
     from vtools.train import launch  # torch comes after the pool that tokenises has been forked

@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from vtools import machine, options, provenance
-from vtools.models import reference, template
+from vtools.models.template import load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.train import (
@@ -74,7 +75,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     if found:
         trainer.restore(*found)
     resumed = trainer.result.step
-    text = template.load(request.template, reference.tokenizer(request.model))
+    text = load_template(request.template, load_tokenizer(request.model))
     peak = machine.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
 
     def share(lengths: Sequence[int]) -> float:

@@ -17,17 +17,15 @@ from transformers import PreTrainedModel
 
 from vtools import provenance
 from vtools.files.atomic import part_of, sync, sync_all, write
+from vtools.models import tokenizer
 from vtools.models.template import Template
 from vtools.process import Failure
 from vtools.train import card, lora, shard
 from vtools.train.device import DTYPES
 from vtools.train.ranks import Ranks
-from vtools.weights.model_files import Files, read, write_index
+from vtools.weights.model_files import read, write_index
+from vtools.weights.tensor import Files
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "vocab.json", "merges.txt",
-)  # fmt: skip
 SHARD_BYTES = 5_000_000_000  # the largest file, as transformers has it
 
 
@@ -150,7 +148,7 @@ def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:
 def _copy_tokenizer(template: Template, part: Path) -> None:
     """The base's tokenizer files as they are."""
     source = template.tokenizer.folder
-    for name in TOKENIZER_FILES:
+    for name in tokenizer.FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, part / name)
     if not (part / "tokenizer.json").exists():

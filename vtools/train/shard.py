@@ -18,7 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from vtools.process import Failure
 from vtools.train import attention
-from vtools.weights.model_files import Files, tensors
+from vtools.weights.model_files import tensors
+from vtools.weights.tensor import Files
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 # What `selective` keeps: products and attention, which are dear; norms, rotations and activations are made again.

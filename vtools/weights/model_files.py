@@ -1,115 +1,30 @@
-"""Where a model's tensors lie on disk: files found, headers parsed, checked and made, bytes read and written in place.
-
-The safetensors library reads headers too, but says neither where in the file a tensor begins nor what is wrong.
-"""
+"""Which files are a model's, which of them hold its weights, and the tensors in these."""
 
 from __future__ import annotations
 
-import math
 import os
-import struct
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import orjson
 
 from vtools.files.atomic import write
 from vtools.process import Failure
 from vtools.records import jsonl
+from vtools.weights import pickled, safetensors
+from vtools.weights.tensor import Tensor
 
-# Bytes an element; types packed closer than a byte are not listed and are handled as plain bytes.
-WIDTHS = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-    "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
-    "F32": 4, "I32": 4, "U32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
-}  # fmt: skip
 BUFFERS = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached", "attention.masked_bias")
-STEP = 1 << 20  # bytes read at a time where nothing else decides
-MOST_HANDLES = 16
 PICKLED = (".bin", ".pt", ".pth")
-LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of a file; `start` is the file offset of its first byte."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    file: Path
-    start: int
-    bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
 
 
 def read(file: Path) -> list[Tensor]:
     """The tensors of a safetensors or PyTorch (.bin) file, in the order of their bytes. Raises Failure."""
     with open(file, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
-        prefix = stream.read(8)
         # A safetensors file may begin with these letters too: they are the length of its header.
-        if file.suffix in PICKLED or (prefix.startswith(b"PK\3\4") and file.suffix != ".safetensors"):
-            from vtools.weights import pickled
-
-            return sorted(pickled.tensors(file), key=lambda tensor: (tensor.start, -tensor.bytes, tensor.name))
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(LONGEST_HEADER, size - 8):
-            raise Failure(f"{file}: not a safetensors file, or cut off")
-        raw = stream.read(length)
-    tensors = _parse_header(raw, file)
-    end = tensors[-1].start + tensors[-1].bytes if tensors else 8 + length
-    if end != size:
-        raise Failure(f"{file}: {size} bytes, its header says {end}: the file is cut off or damaged")
-    return tensors
-
-
-def header(
-    tensors: Iterable[tuple[str, str, Sequence[int], int]], metadata: dict[str, str], room: int | None = None
-) -> bytes:
-    """The first bytes of a safetensors file of these tensors (name, dtype, shape, bytes).
-
-    Filled up with spaces to `room` bytes, or to a multiple of 8. Raises ValueError if they need more than `room`.
-    Format: u64 little-endian length, that much JSON, then the tensors without gaps.
-    """
-    entries: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for name, dtype, shape, size in tensors:
-        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    raw = orjson.dumps(entries)
-    if room is not None and 8 + len(raw) > room:
-        raise ValueError(f"the header needs {8 + len(raw)} bytes, not {room}")
-    raw += b" " * (-len(raw) % 8 if room is None else room - 8 - len(raw))
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _parse_header(header: bytes, file: Path) -> list[Tensor]:
-    start = 8 + len(header)
-    tensors = []
-    try:
-        for name, entry in orjson.loads(header).items():
-            if name == "__metadata__":
-                continue
-            dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
-            width = WIDTHS.get(dtype)
-            if not all(type(number) is int for number in (*shape, begin, end)):
-                raise ValueError(f"tensor {name}: a shape and offsets are whole numbers")
-            if min(shape, default=0) < 0 or (width and end - begin != math.prod(shape) * width):
-                raise ValueError(f"tensor {name}: {end - begin} bytes do not make {dtype} {list(shape)}")
-            tensors.append(Tensor(name, dtype, shape, file, start + begin, end - begin))
-        tensors.sort(key=lambda tensor: (tensor.start, tensor.bytes, tensor.name))
-        for tensor in tensors:
-            if tensor.start != start or tensor.bytes < 0:
-                raise ValueError(f"tensor {tensor.name} does not begin where the one before it ends")
-            start += tensor.bytes
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Failure(f"{file}: not a valid safetensors file: {error}") from None
-    return tensors
+        zipped = stream.read(4) == b"PK\3\4" and file.suffix != ".safetensors"
+    if zipped or file.suffix in PICKLED:
+        return sorted(pickled.tensors(file), key=lambda tensor: (tensor.start, -tensor.bytes, tensor.name))
+    return safetensors.tensors(file)
 
 
 def tensors(place: Path) -> dict[str, Tensor]:
@@ -226,51 +141,3 @@ def model_files(folder: Path) -> tuple[list[str], list[str]]:
             if path.is_file():
                 files.append(str(path.relative_to(folder)))
     return sorted(files), left_out
-
-
-class Files:
-    """Open files, the last ones used, read and written at any offset from and to the caller's memory."""
-
-    def __init__(self) -> None:
-        self.handles: dict[tuple[Path, int], int] = {}
-
-    def __enter__(self) -> Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles.values():
-            os.close(handle)
-
-    def _handle(self, file: Path, flags: int) -> int:
-        handle = self.handles.pop((file, flags), None)
-        if handle is None:
-            if len(self.handles) == MOST_HANDLES:
-                os.close(self.handles.pop(next(iter(self.handles))))
-            handle = os.open(file, flags | os.O_CLOEXEC)
-        self.handles[file, flags] = handle  # the last one used stands last
-        return handle
-
-    def read(self, file: Path, start: int, view: memoryview) -> None:
-        """Fill `view` with the bytes of `file` from `start`. Raises Failure if there are too few."""
-        handle = self._handle(file, os.O_RDONLY)
-        while len(view):
-            try:
-                got = os.preadv(handle, [view], start)
-            except OSError as error:
-                raise Failure(f"{file}: {error.strerror}") from None
-            if not got:
-                raise Failure(f"{file}: it became shorter while it was read")
-            view, start = view[got:], start + got
-
-    def write(self, file: Path, start: int, view: memoryview) -> None:
-        """Write `view` into an existing file from `start`. Raises OSError."""
-        handle = self._handle(file, os.O_WRONLY)
-        while len(view):
-            done = os.pwrite(handle, view, start)
-            view, start = view[done:], start + done
-
-
-def pieces(size: int, step: int) -> Iterator[tuple[int, int]]:
-    """Offset and length of each of the pieces of at most `step` bytes that `size` bytes are cut into."""
-    for start in range(0, size, step):
-        yield start, min(step, size - start)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vtools.process import Failure
-from vtools.weights import model_files
+from vtools.weights.tensor import WIDTHS, Tensor
 
 LONGEST = 8 << 20  # bytes of data.pkl and of the zip's directory: enough for 50,000 tensors
 MOST_DIMENSIONS = 64  # of a torch tensor
@@ -110,7 +110,7 @@ class Short(io.FileIO):
         return super().read(size) or b""
 
 
-def tensors(file: Path) -> list[model_files.Tensor]:
+def tensors(file: Path) -> list[Tensor]:
     """The tensors of a state dict, also one under the key `state_dict` or `model`, in its order.
 
     Values that are no tensors are left out. Raises Failure, also for a pickle that holds anything else than a state
@@ -309,7 +309,7 @@ def state_dict(content: Any) -> dict[str, View]:
     return found
 
 
-def locate(name: str, view: View, root: str, records: dict[str, Record], file: Path) -> model_files.Tensor:
+def locate(name: str, view: View, root: str, records: dict[str, Record], file: Path) -> Tensor:
     """Where the bytes of a tensor lie, checked against the record that holds them."""
     shown = f"tensor {printable(name)}"
     held, shape, stride = view.storage, view.shape, view.stride
@@ -318,12 +318,12 @@ def locate(name: str, view: View, root: str, records: dict[str, Record], file: P
     record = records.get(f"{root}/data/{held.key}")
     if record is None:
         raise Refused(f"{shown}: its storage data/{printable(held.key)} is missing")
-    if held.elements * model_files.WIDTHS[held.dtype] != record.bytes:
+    if held.elements * WIDTHS[held.dtype] != record.bytes:
         raise Refused(f"{shown}: {record.bytes} bytes do not make {held.elements} of {held.dtype}: damaged")
     sizes = [*shape, *stride, view.offset]
     if len(shape) != len(stride) or len(shape) > MOST_DIMENSIONS or not all(map(whole, sizes)):
         raise ValueError("not a shape")
-    width = model_files.WIDTHS[view.dtype]
+    width = WIDTHS[view.dtype]
     size = math.prod(shape) * width
     step = 1
     for length, jump in zip(reversed(shape), reversed(stride), strict=True):
@@ -334,7 +334,7 @@ def locate(name: str, view: View, root: str, records: dict[str, Record], file: P
         raise Refused(f"{shown} is a conjugate or negative view of its bytes; {ADVICE}")
     if view.offset * width + size > record.bytes:
         raise Refused(f"{shown} reaches outside of its storage: damaged")
-    return model_files.Tensor(name, view.dtype, tuple(shape), file, record.start + view.offset * width, size)
+    return Tensor(name, view.dtype, tuple(shape), file, record.start + view.offset * width, size)
 
 
 def whole(value: Any) -> bool:

@@ -18,9 +18,9 @@ from blake3 import blake3
 from vtools.files.atomic import sync
 from vtools.files.staging import Work
 from vtools.records import jsonl
-from vtools.weights import model_files
+from vtools.weights import model_files, safetensors
 from vtools.weights.dtypes import Bytes, empty
-from vtools.weights.model_files import STEP, Files, pieces
+from vtools.weights.tensor import STEP, Files, pieces
 
 Chunks = Callable[[Files], Iterator[Bytes]]
 SYNC = 128 << 20  # bytes after which a file is sent to the disk, so that the end has little to wait for
@@ -41,7 +41,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class NewTensor:
     """One tensor of a safetensors file that is to be written."""
 
     name: str
@@ -89,13 +89,13 @@ def allocate(path: Path, size: int) -> None:
         os.close(handle)
 
 
-def header(entries: list[Entry]) -> bytes:
+def header(entries: list[NewTensor]) -> bytes:
     """The first bytes of a safetensors file of these tensors."""
     facts = ((entry.name, entry.dtype, entry.shape, entry.bytes) for entry in entries)
-    return model_files.header(facts, {"format": "pt"})
+    return safetensors.header(facts, {"format": "pt"})
 
 
-def begin(files: dict[str, list[Entry]], work: Work) -> list[Part]:
+def begin(files: dict[str, list[NewTensor]], work: Work) -> list[Part]:
     """Begin safetensors files by their room and header, and their index if they are several; the parts to write."""
     parts = []
     for path, entries in files.items():

@@ -1,0 +1,37 @@
+"""A model's small JSON files: read, and config.json made to say what the weights are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vtools.files.atomic import write
+from vtools.process import Failure
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is no file. Raises Failure if the file holds anything else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise Failure(f"{path}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise Failure(f"{path}: not a JSON object")
+    return value
+
+
+def fit_config(folder: Path, dtype: str | None, rows: int | None = None) -> None:
+    """Make a model's config.json say what its weights are: their dtype (as in safetensors), the embedding's rows."""
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    config = read_json(path)
+    if rows is not None and config.get("vocab_size") is not None:
+        config["vocab_size"] = rows
+    name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(dtype or "")
+    if name:  # `torch_dtype` before transformers 5
+        config["dtype" if "dtype" in config else "torch_dtype"] = name
+    write(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
