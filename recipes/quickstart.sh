@@ -75,7 +75,7 @@ if [ ! -e report.txt ]; then
     trap - EXIT
     : > report.part
     [ -n "$OPENAI" ] || echo "Judged by SmolLM2-135M itself: a plumbing check, not a result." > report.part
-    step report.txt 'vtools report judgments.jsonl --chart judged.png >> report.part && mv report.part report.txt'
+    step report.txt 'vtools report judgments.jsonl --plot judged.png >> report.part && mv report.part report.txt'
 fi
 
 bold "What happened in this run"

@@ -19,6 +19,7 @@ Jobs = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no closing line.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; on an error, show where.")]
+Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a picture: .svg or .png.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done and what it costs; do nothing.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 TemplateName = Annotated[

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vtools import options
+from vtools.files import atomic
 from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.records.jsonl import Record
@@ -52,7 +53,7 @@ def report(
         str | None, typer.Option(metavar="FILE", help="Questions, for the categories that the judgments lack.")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
-    chart: Annotated[str | None, typer.Option(metavar="FILE", help="Draw wins, ties and losses.")] = None,
+    plot: options.Plot = None,
     seed: options.Seed = 0,
     verbose: options.Verbose = False,
 ) -> None:
@@ -66,18 +67,22 @@ def report(
     Examples:
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 | vtools report
       vtools report judgments.jsonl --json
-      vtools report review_gpt35_vicuna-13b.jsonl --questions question.jsonl --chart wins.png
+      vtools report review_gpt35_vicuna-13b.jsonl --questions question.jsonl --plot wins.png
     """
+    if plot:
+        from vtools import plots
+
+        plots.check(plot)
     pairs = collect(files or ["-"], categories(questions))
     tables = [summarise(pair, list(units.values()), seed) for pair, units in pairs.items()]
     if not tables:
         raise Failure("no judgments")
-    if chart:
-        draw(chart, tables)
     if json_output:
         sys.stdout.buffer.write(jsonl.dumps({"pairs": tables}))
     else:
         print("\n\n".join(table_text(table) for table in tables))
+    if plot:
+        atomic.write(plot, picture(plot, tables))
 
 
 def categories(file: str | None) -> dict[str, str | None]:
@@ -277,20 +282,22 @@ def share(table: dict[str, Any], name: str, digits: int = 1) -> str:
     return text if ends is None else f"{text} (95 %: {ends[0]:.1%} to {ends[1]:.1%})"
 
 
-def draw(path: str, tables: list[dict[str, Any]]) -> None:
-    """Draw wins, ties and losses, one bar for each pair and, below it, for each of its categories."""
+def picture(path: str, tables: list[dict[str, Any]]) -> bytes:
+    """Wins, ties and losses: one bar for each pair and, below it, for each of its categories."""
     from vtools import plots
 
     rows = []
     for table in tables:
-        rows.append((f"{table['b']} v {table['a']}", bar(table)))
-        rows += [(f"  {name}", bar(row)) for name, row in table["categories"].items()]
-    plots.stacked_bars(path, f"wins, ties, losses (judge: {tables[0]['judge']})", rows)
+        rows.append((f"B: {table['b']}\nA: {table['a']}", bar(table)))
+        rows += [(name, bar(row)) for name, row in table["categories"].items()]
+    judges = ", ".join(dict.fromkeys(table["judge"] for table in tables))
+    title = f"Judged by {judges}\nThe further B's wins reach to the right, the better B"
+    return plots.stacked_bars(path, title, "share of the questions", rows)
 
 
-def bar(counted: dict[str, Any]) -> dict[str, float]:
+def bar(counted: dict[str, Any]) -> dict[str, int]:
     """The parts of a bar."""
-    return {name: float(counted[key]) for name, key in (("B wins", "b_wins"), ("tie", "ties"), ("A wins", "a_wins"))}
+    return {name: counted[key] for name, key in (("B wins", "b_wins"), ("tie", "ties"), ("A wins", "a_wins"))}
 
 
 def mean(values: Iterable[float]) -> float:

@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections import Counter
 from typing import Any
 
-from vtools import plots
 from vtools.models import reference
 from vtools.models import template as templates
 from vtools.records import conversation, filtering, language, streams
@@ -151,7 +150,9 @@ def _tally(counts: Counter[str], name: str) -> None:
     counts[name if name in counts or len(counts) < NAMES else "(others)"] += 1
 
 
-def draw(summary: dict[str, Any], path: str) -> None:
-    """Draw how many records have how many turns, characters and tokens."""
+def picture(summary: dict[str, Any], path: str) -> bytes:
+    """How many records have how many turns, characters and tokens."""
+    from vtools import plots
+
     panels = {f"Records by {name}": summary[key] for key, name in HISTOGRAMS.items() if key in summary}
-    plots.histograms(path, "Records", panels)
+    return plots.histograms(path, f"{summary['records']:,} records by their length", panels)
