@@ -33,7 +33,7 @@ def test_conversations_are_counted(vtools):
     assert (found["records"], found["messages"], found["characters"]) == (3, 7, 22)
     assert found["roles"] == {"user": 3, "assistant": 3, "system": 1}
     assert found["user_turns"] == {"<=1": 1, "<=2": 1}
-    assert found["licences"] == {"mit": 1, "None": 1}
+    assert found["licenses"] == {"mit": 1, "None": 1}
     assert found["reasons"] == {"stats: unknown_role": 1}
 
 

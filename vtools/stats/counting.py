@@ -18,7 +18,7 @@ TURNS = tuple(2**power for power in range(7))
 CHARACTERS = tuple(2**power for power in range(8, 18))
 TOKENS = tuple(2**power for power in range(6, 16))
 BATCH = 1 << 18  # characters tokenised at a time
-NAMES = 1000  # different sources, licences and reasons that are told apart
+NAMES = 1000  # different sources, licenses and reasons that are told apart
 HISTOGRAMS = {"user_turns": "user turns", "record_characters": "characters", "record_tokens": "tokens"}
 
 
@@ -32,7 +32,7 @@ class Counted:
         self.tells_languages = importlib.util.find_spec("pycld2") is not None
         self.records = self.messages = self.characters = self.tokens = self.segments = self.ids_given = 0
         self.roles, self.languages = Counter[str](), Counter[str]()
-        self.sources, self.licences, self.reasons = Counter[str](), Counter[str](), Counter[str]()
+        self.sources, self.licenses, self.reasons = Counter[str](), Counter[str](), Counter[str]()
         self.turns, self.lengths, self.token_lengths = Histogram(TURNS), Histogram(CHARACTERS), Histogram(TOKENS)
         self.texts, self.ids, self.cut = Distinct(), Distinct(), Distinct()
         self.waiting: list[list[str]] = []  # texts of the records that are not tokenised yet
@@ -65,7 +65,7 @@ class Counted:
             self.cut.add(_key(str(segment.get("of"))))
         source = source if isinstance(source, dict) else {}
         _tally(self.sources, str(source.get("kind")))
-        _tally(self.licences, str(source.get("license")))
+        _tally(self.licenses, str(source.get("license")))
         if self.tells_languages:
             self.languages[language.detect("\n".join(texts))] += 1
         if self.encoder:
@@ -105,7 +105,7 @@ class Counted:
             **({"record_tokens": self.token_lengths.named()} if self.encoder else {}),
             **({"languages": dict(self.languages.most_common())} if self.tells_languages else {}),
             "sources": dict(self.sources.most_common()),
-            "licences": dict(self.licences.most_common()),
+            "licenses": dict(self.licenses.most_common()),
             "reasons": dict(reasons.most_common(20)),
         }
 
