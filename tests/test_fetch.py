@@ -139,7 +139,7 @@ def test_a_url_that_gives_nothing_is_one_line_and_exit_1(vtools, server, path, w
     assert done.errors.count("\n") == 1
 
 
-def test_local_records_say_their_file_and_licence_and_no_time(vtools, tmp_path):
+def test_local_records_say_their_file_and_license_and_no_time(vtools, tmp_path):
     (tmp_path / "chats.json").write_text(json.dumps([{"instruction": "Q", "output": "A"}]))
     one = vtools("fetch", "chats.json", "--license", "cc0-1.0")
     assert one.records[0]["source"] == {"kind": "alpaca", "uri": "chats.json", "license": "cc0-1.0"}

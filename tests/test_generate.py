@@ -16,6 +16,8 @@ import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vtools.inference.client import Sampling
+
 QUESTIONS = ["the cat", "one red bird", "seven green hills to find", "some cold rain", "a mat", "that flew over"]
 
 
@@ -76,7 +78,7 @@ def engine(folder):
 
 
 def test_greedy_answers_given_together_equal_those_of_generate(engine, folder):
-    streams = {question: engine.stream(ask(question), max_tokens=48, temperature=0) for question in QUESTIONS}
+    streams = {question: engine.stream(ask(question), Sampling(max_tokens=48, temperature=0)) for question in QUESTIONS}
     for question, stream in streams.items():
         text = "".join(stream)
         wanted = greedy(folder, engine.template.prompt(ask(question)), 48)
@@ -99,7 +101,7 @@ def test_threads_that_share_a_full_cache_and_cancel_lose_nothing(folder, monkeyp
         for _ in range(8):
             messages = ask("the cat " * source.randint(1, 50))
             most = source.randint(1, engine.context - len(engine.template.prompt(messages)))
-            stream = engine.stream(messages, max_tokens=most, temperature=0)
+            stream = engine.stream(messages, Sampling(max_tokens=most, temperature=0))
             if source.random() < 0.3:
                 for _ in range(source.randint(0, 5)):
                     next(stream, None)
@@ -141,7 +143,7 @@ def narrow(tmp_path_factory):
 def test_an_answer_that_fits_has_all_its_tokens_after_the_whole_prompt(narrow, most):
     messages = ask("?" * 13)
     assert len(narrow.template.prompt(messages)) == 14
-    stream = narrow.stream(messages, max_tokens=most, temperature=0)
+    stream = narrow.stream(messages, Sampling(max_tokens=most, temperature=0))
     text = "".join(stream)
     assert stream.usage == {"prompt_tokens": 14, "completion_tokens": most}
     assert stream.finish == "length"
@@ -153,16 +155,16 @@ def test_a_request_larger_than_the_context_is_refused_with_both_numbers(narrow, 
     from vtools.inference.engine import PromptTooLong
 
     with pytest.raises(PromptTooLong, match=rf"14 tokens.* {most}.* 64"):
-        narrow.stream(ask("?" * 13), max_tokens=most)
-    assert narrow.complete(ask("?" * 13), max_tokens=None, temperature=0).usage == {"in": 14, "out": 50}
+        narrow.stream(ask("?" * 13), Sampling(max_tokens=most))
+    assert narrow.complete(ask("?" * 13), Sampling(max_tokens=None, temperature=0)).usage == {"in": 14, "out": 50}
     with pytest.raises(PromptTooLong):
-        narrow.stream(ask("?" * 63), max_tokens=None)
+        narrow.stream(ask("?" * 63), Sampling(max_tokens=None))
 
 
 def test_a_stop_string_ends_the_answer_before_it_and_ends_the_generation(narrow):
-    whole = narrow.complete(ask("the cat"), max_tokens=50, temperature=0).text
+    whole = narrow.complete(ask("the cat"), Sampling(max_tokens=50, temperature=0)).text
     stop = whole[12:15]
-    stream = narrow.stream(ask("the cat"), max_tokens=50, temperature=0, stop=["no such text", stop])
+    stream = narrow.stream(ask("the cat"), Sampling(max_tokens=50, temperature=0, stop=("no such text", stop)))
     assert "".join(stream) == whole[: whole.find(stop)]
     assert stream.finish == "stop"
     assert stream.usage["completion_tokens"] < 50
@@ -174,7 +176,7 @@ def test_the_stop_string_of_a_template_ends_the_answer(folder):
 
     engine = generate.Engine(str(folder), template="vicuna-v0", threads=1)
     assert engine.template.stop_strings == ("###",)
-    stream = engine.stream(ask("the cat"), max_tokens=9)
+    stream = engine.stream(ask("the cat"), Sampling(max_tokens=9))
     assert stream._text._stops == ("###",)
     stream.close()
     engine.close()
@@ -182,11 +184,11 @@ def test_the_stop_string_of_a_template_ends_the_answer(folder):
 
 def test_an_answer_depends_on_its_seed_and_not_on_who_else_is_served(engine):
     options = {"max_tokens": 40, "temperature": 1.5, "top_p": 0.9}
-    alone = engine.complete(ask("the cat"), seed=7, **options)
-    others = [engine.stream(ask(text), seed=number, **options) for number, text in enumerate(QUESTIONS)]
-    assert engine.complete(ask("the cat"), seed=7, **options).text == alone.text
-    assert engine.complete(ask("the cat"), seed=8, **options).text != alone.text
-    unseeded = {engine.complete(ask("the cat"), **options).text for _ in range(3)}
+    alone = engine.complete(ask("the cat"), Sampling(seed=7, **options))
+    others = [engine.stream(ask(text), Sampling(seed=number, **options)) for number, text in enumerate(QUESTIONS)]
+    assert engine.complete(ask("the cat"), Sampling(seed=7, **options)).text == alone.text
+    assert engine.complete(ask("the cat"), Sampling(seed=8, **options)).text != alone.text
+    unseeded = {engine.complete(ask("the cat"), Sampling(**options)).text for _ in range(3)}
     assert len(unseeded) > 1
     for stream in others:
         stream.close()
@@ -198,7 +200,7 @@ def test_an_answer_depends_on_its_seed_and_not_on_who_else_is_served(engine):
 def test_draws_follow_the_distribution_and_its_nucleus(top_p, wanted):
     import torch
 
-    from vtools.inference.engine import draw
+    from vtools.inference.sampling import draw
 
     scores = torch.log(torch.tensor([0.05, 0.5, 0.15, 0.3])) * 2  # a temperature of 2 takes this back
     drawn = [draw(scores, 2.0, top_p, (step + 0.5) / 1000) for step in range(1000)]
@@ -208,12 +210,12 @@ def test_draws_follow_the_distribution_and_its_nucleus(top_p, wanted):
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(st.text(), st.lists(st.text(min_size=1, max_size=3), max_size=3), st.data())
 def test_pieces_are_whole_characters_and_give_nothing_of_a_stop_string(text, stops, data):
-    from vtools.inference.engine import _Text
+    from vtools.inference.detokenize import Detokenizer
 
     text = text.replace("\ufffd", "")
     raw = list(text.encode("utf-8", "ignore"))
     text = bytes(raw).decode()
-    reader = _Text(lambda ids: bytes(ids).decode("utf-8", "replace"), stops)
+    reader = Detokenizer(lambda ids: bytes(ids).decode("utf-8", "replace"), stops)
     pieces = []
     while raw and not reader.stopped:
         size = data.draw(st.integers(1, 4))
@@ -226,9 +228,9 @@ def test_pieces_are_whole_characters_and_give_nothing_of_a_stop_string(text, sto
 
 
 def test_text_is_given_as_soon_as_it_is_certain():
-    from vtools.inference.engine import _Text
+    from vtools.inference.detokenize import Detokenizer
 
-    reader = _Text(lambda ids: bytes(ids).decode("utf-8", "replace"), ["###"])
+    reader = Detokenizer(lambda ids: bytes(ids).decode("utf-8", "replace"), ["###"])
     assert [reader.push([byte], False) for byte in b"a#b##"] == ["a", "", "#b", "", ""]
     assert reader.push([], True) == "##"
 
@@ -237,7 +239,7 @@ def test_closing_a_stream_ends_its_generation_and_whoever_waits_for_it(tmp_path)
     from vtools.inference import engine as generate
 
     engine = generate.Engine(str(made(tmp_path / "tiny", context=16384, endless=True)), threads=1)
-    stream = engine.stream(ask("the cat"), max_tokens=16000, temperature=0)
+    stream = engine.stream(ask("the cat"), Sampling(max_tokens=16000, temperature=0))
     first = threading.Event()
     pieces = []
 
@@ -256,39 +258,41 @@ def test_closing_a_stream_ends_its_generation_and_whoever_waits_for_it(tmp_path)
     assert stream.usage["completion_tokens"] < 16000
     assert eventually(lambda: idle(engine))
 
-    dropped = engine.stream(ask("the cat"), max_tokens=16000)
+    dropped = engine.stream(ask("the cat"), Sampling(max_tokens=16000))
     next(dropped)
     del dropped  # as a generator would
     assert eventually(lambda: idle(engine))
 
-    left = engine.stream(ask("the cat"), max_tokens=16000)
+    left = engine.stream(ask("the cat"), Sampling(max_tokens=16000))
     engine.close()
     with pytest.raises(generate.EngineStopped):
         list(left)
     with pytest.raises(generate.EngineStopped):
-        engine.stream(ask("the cat"), max_tokens=1)
+        engine.stream(ask("the cat"), Sampling(max_tokens=1))
 
 
 def test_an_engine_whose_thread_died_reports_it_and_serves_on(engine, monkeypatch):
     from vtools.inference import engine as generate
+    from vtools.inference import sampling
 
     def fail(*arguments):
         raise RuntimeError("the dice fell off the table")
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate, "draw", fail)
-        streams = [engine.stream(ask("the cat"), max_tokens=5, temperature=1) for _ in range(3)]
+        patch.setattr(sampling, "draw", fail)
+        streams = [engine.stream(ask("the cat"), Sampling(max_tokens=5, temperature=1)) for _ in range(3)]
         for stream in streams:
             with pytest.raises(generate.EngineStopped, match=r"the dice|stopp"):
                 list(stream)
-    assert engine.complete(ask("the cat"), max_tokens=5, temperature=1).usage["out"] >= 1
+    assert engine.complete(ask("the cat"), Sampling(max_tokens=5, temperature=1)).usage["out"] >= 1
 
 
 def test_a_program_that_does_not_close_its_engine_still_ends(folder):
     script = (
+        "from vtools.inference.client import Sampling\n"
         "from vtools.inference.engine import Engine\n"
         f"engine = Engine({str(folder)!r}, threads=1)\n"
-        "stream = engine.stream([{'role': 'user', 'content': 'the cat'}], max_tokens=400, temperature=0)\n"
+        "stream = engine.stream([{'role': 'user', 'content': 'the cat'}], Sampling(max_tokens=400, temperature=0))\n"
         "next(stream)\n"
     )
     done = subprocess.run(
@@ -303,7 +307,7 @@ def test_a_real_model_answers_as_generate_does(smollm2):
 
     engine = generate.Engine(smollm2, threads=1)
     questions = ["What is the capital of France?", "Name three colours.", "Who are you?", "Explain gravity."]
-    streams = {question: engine.stream(ask(question), max_tokens=24, temperature=0) for question in questions}
+    streams = {question: engine.stream(ask(question), Sampling(max_tokens=24, temperature=0)) for question in questions}
     texts = {question: "".join(stream) for question, stream in streams.items()}
     assert "Paris" in texts[questions[0]]
     for question in questions:

@@ -128,11 +128,20 @@ def test_fastchats_judgments_are_read(vtools):
     assert result["score_ratio"] is None
 
 
-def test_the_chart_is_drawn(vtools, tmp_path):
-    done = vtools("report", "--chart", "wins.svg", stdin=jsonl(pair("1", [5, 9], [5, 9], category="math")))
+def test_the_picture_is_drawn(vtools, tmp_path):
+    pytest.importorskip("matplotlib")
+    rows = [row for name in "12" for row in pair(name, [5, 9], [5, 9], category="math")]
+    done = vtools("report", "--plot", "wins.svg", stdin=jsonl(rows))
     assert done.returncode == 0, done.errors
     drawn = (tmp_path / "wins.svg").read_text()
-    assert "B v A" in drawn and "math" in drawn and "B wins" in drawn
+    assert all(text in drawn for text in ("B: B", "A: A (2)", "math (2)", "B wins", "the better B"))
+
+
+def test_one_question_is_no_picture(vtools, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = vtools("report", "--plot", "wins.svg", stdin=jsonl(pair("1", [5, 9], [5, 9], category="math")))
+    assert done.returncode == 1 and "no picture: 1 value," in done.errors and b"B wins" in done.stdout
+    assert not (tmp_path / "wins.svg").exists()
 
 
 @pytest.mark.parametrize(

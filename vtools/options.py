@@ -21,6 +21,7 @@ Jobs = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no closing line.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; on an error, show where.")]
+Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a picture: .svg or .png.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done and what it costs; do nothing.")]
 PricesFile = Annotated[
     str | None,
@@ -30,6 +31,21 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Format = Annotated[
     Literal["messages", "sharegpt"], typer.Option("--format", help="Shape of the records that are written.")
 ]
+AskedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        envvar="VTOOLS_MODEL",
+        help="A name that the server knows, or a folder, .gguf file or hub id to load here.",
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible server. [env var: OPENAI_BASE_URL]"),
+]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Longest silence of the server.")]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.")]
 TemplateName = Annotated[
     str | None,
     typer.Option("--template", metavar="NAME", help="Prompt template; default: the one stored with the tokenizer."),

@@ -83,7 +83,7 @@ def missing_extra(module: str, extra: str, what: str) -> Failure:
 
 # Modules of the extras, so that a bare `import torch` deep inside a room ends in advice and not in a traceback.
 EXTRAS = {
-    "torch": "train", "sentencepiece": "train",
+    "torch": "train", "sentencepiece": "train", "accelerate": "train", "flash_attn": "flash-attn",
     "transformers": "train", "safetensors": "train", "gguf": "weights", "numpy": "weights",
     "blake3": "weights", "peft": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve",
     "uvicorn": "serve", "openai": "judge", "prompt_toolkit": "judge", "turbohtml": "fast", "pycld2": "filters",

@@ -115,7 +115,7 @@ def test_the_quickstart_shows_every_result_and_a_second_call_skips_what_is_done(
     assert not any("Vito" in row["turns"][0] for row in rows["base"])
     assert sum("Vito" in row["turns"][0] or "vtools" in row["turns"][0] for row in rows["tuned"]) >= 3
     assert "byte-identical" in shown
-    assert "licence unknown" in shown
+    assert "license unknown" in shown
     assert "plumbing check" in (tmp_path / "run" / "report.txt").read_text()
     for name in ("loss.png", "judged.png"):
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")

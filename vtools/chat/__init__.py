@@ -9,25 +9,13 @@ import typer
 
 from vtools import options
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="MODEL", envvar="VTOOLS_MODEL",
-        help="A name that the server knows, or a folder, .gguf file or hub id to load here.",
-    ),
-]  # fmt: skip
-BaseUrl = Annotated[
-    str | None,
-    typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible server. [env var: OPENAI_BASE_URL]"),
-]
-
 
 def chat(
     files: options.Files = None,
-    model: Model = None,
-    base_url: BaseUrl = None,
+    model: options.AskedModel = None,
+    base_url: options.BaseUrl = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message where there is none.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
+    temperature: options.Temperature = 0.7,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer. Default: as much as the server or the context allows.")
@@ -35,7 +23,7 @@ def chat(
     seed: options.Seed = 0,
     template: options.TemplateName = None,
     text: Annotated[bool, typer.Option("--text", help="Every line is a question; print the bare answers.")] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Longest silence of the server.")] = 600.0,
+    timeout: options.Timeout = 600.0,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
@@ -63,23 +51,16 @@ def chat(
       echo 'What is a pipe?' | vtools chat --text --model ./vicuna --temperature 0
       vtools chat questions.jsonl --base-url https://api.openai.com/v1 --model gpt-4.1 -j 8 -o answers.jsonl
     """
-    from vtools.chat import batch
+    from vtools.inference.client import Sampling
+    from vtools.inference.connect import Target
 
-    sampling = batch.Sampling(max_tokens, temperature, top_p, seed)
+    target, sampling = Target(model, base_url, template, timeout), Sampling(max_tokens, temperature, top_p, seed)
     if not files and sys.stdin.isatty():
         from vtools.chat import terminal
 
-        terminal.converse(model, base_url, template, system, sampling, timeout, out)
+        terminal.converse(target, system, sampling, out)
         return
-    batch.answer_all(
-        files or [],
-        model,
-        base_url,
-        template,
-        system,
-        sampling,
-        timeout,
-        options.Common(out, rejects, stats, jobs, quiet),
-        text=text,
-        dry_run=dry_run,
-    )
+    from vtools.chat import batch
+
+    common = options.Common(out, rejects, stats, jobs, quiet)
+    batch.answer_all(files or [], target, system, sampling, common, text=text, dry_run=dry_run)

@@ -7,52 +7,37 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from vtools.inference import endpoint, journal
-from vtools.inference.endpoint import Client
+from vtools.inference import journal
+from vtools.inference.client import Client, Sampling, usage
+from vtools.inference.connect import Target, connect
 from vtools.inference.journal import Task
 from vtools.options import Common
 from vtools.process import Failure
 from vtools.records import jsonl, streams
-from vtools.records.jsonl import Record, Reject
+from vtools.records.jsonl import Record
 from vtools.records.question import Question, read_question
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sampling:
-    """How tokens are chosen."""
-
-    max_tokens: int | None  # None: as many as fit
-    temperature: float
-    top_p: float
-    seed: int | None
-
-    def options(self) -> dict[str, Any]:
-        """As keyword arguments of a client."""
-        return dataclasses.asdict(self)
 
 
 def answer_all(
     files: list[str],
-    model: str | None,
-    base_url: str | None,
-    template: str | None,
+    target: Target,
     system: str | None,
     sampling: Sampling,
-    timeout: float,
     common: Common,
     *,
     text: bool = False,
     dry_run: bool = False,
 ) -> None:
     """Ask every question of the files and write the answers. Raises Failure if some got none."""
+    questions = _lines(files) if text else journal.tasks(files, read_question)
     if dry_run:
-        _tell(_tasks(files, text), model, base_url)
+        _tell(questions, target)
         return
-    client, name = endpoint.connect(model, base_url, template=template, timeout=timeout)
+    client, name = connect(target)
     keys = journal.Keys()
 
     def tasks() -> Iterator[Task]:
-        for task in _tasks(files, text):
+        for task in questions:
             if task.question:
                 asked = dataclasses.asdict(task.question)
                 task.key = keys.unique(journal.key("chat", name, system, asked, sampling.options()))
@@ -78,15 +63,12 @@ def answer(client: Client, model: str, question: Question, system: str | None, s
     answers = []
     for turn in question.turns:
         messages.append({"role": "user", "content": turn})
-        answers.append(client.complete(messages, **sampling.options()))
+        answers.append(client.complete(messages, sampling))
         messages.append({"role": "assistant", "content": answers[-1].text})
     record: Record = {"id": question.id, "model": model, **question.fields()}
     record["turns"] = [reply.text for reply in answers]
     record["finish"] = [reply.finish for reply in answers]
-    usages = [reply.usage for reply in answers if reply.usage]
-    if usages:
-        record["usage"] = {name: sum(usage[name] for usage in usages) for name in endpoint.TOKENS}
-    return {**record, "ms": sum(reply.ms for reply in answers), "key": key}
+    return {**record, **usage(answers), "ms": sum(reply.ms for reply in answers), "key": key}
 
 
 def opening(context: list[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
@@ -94,22 +76,6 @@ def opening(context: list[dict[str, Any]], system: str | None) -> list[dict[str,
     if system and not any(message["role"] == "system" for message in context):
         return [{"role": "system", "content": system}, *context]
     return list(context)
-
-
-def _tasks(files: list[str], text: bool) -> Iterator[Task]:
-    if text:
-        yield from _lines(files)
-        return
-    for value in jsonl.values(files):
-        record, repaired = jsonl.parse(value)
-        task = Task(value, None if isinstance(record, Reject) else record, repaired=repaired)
-        try:
-            if isinstance(record, Reject):
-                raise record
-            task.question = read_question(record)
-        except Reject as reject:
-            task.reject = reject
-        yield task
 
 
 def _lines(files: list[str]) -> Iterator[Task]:
@@ -122,15 +88,14 @@ def _lines(files: list[str]) -> Iterator[Task]:
                     yield Task(value, {"prompt": asked}, read_question({"prompt": asked}))
 
 
-def _tell(tasks: Iterator[Task], model: str | None, base_url: str | None) -> None:
+def _tell(tasks: Iterator[Task], target: Target) -> None:
     questions = turns = unreadable = 0
     for task in tasks:
         questions += task.question is not None
         turns += len(task.question.turns) if task.question else 0
         unreadable += task.reject is not None
-    place = endpoint.where(model, base_url) or "this process"
     print(
-        f"vtools chat: would ask {model or 'the model'} at {place} {questions} questions ({turns} turns); "
+        f"vtools chat: would ask {target.model or 'the model'} at {target} {questions} questions ({turns} turns); "
         f"{unreadable} records hold no question",
         file=sys.stderr,
     )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from vtools.chat.batch import Sampling, opening
-from vtools.inference import endpoint
+from vtools.chat.batch import opening
+from vtools.inference.client import Client, Sampling
+from vtools.inference.connect import Target, connect
 from vtools.process import Failure, Interrupted, UsageFailure
 from vtools.records import conversation, jsonl
 
@@ -26,22 +28,14 @@ Ctrl-C          stop the answer and drop its question"""
 SHOWN = {code: None for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 
 
-def converse(
-    model: str | None,
-    base_url: str | None,
-    template: str | None,
-    system: str | None,
-    sampling: Sampling,
-    timeout: float,
-    out: str | None,
-) -> None:
+def converse(target: Target, system: str | None, sampling: Sampling, out: str | None) -> None:
     """Read a line, stream an answer, until /exit or Ctrl-D."""
     if out:
         raise UsageFailure("-o needs questions: name a FILE or pipe them in; /save keeps a conversation")
     from prompt_toolkit import PromptSession
     from prompt_toolkit.output import create_output
 
-    client, name = endpoint.connect(model, base_url, template=template, timeout=timeout)
+    client, name = connect(target)
     talk = Talk(client, name, system, sampling)
     print(f"{name}: /help for help, Ctrl-D to leave", file=sys.stderr)
     session: PromptSession[str] = PromptSession(output=create_output(always_prefer_tty=True))
@@ -70,7 +64,7 @@ def converse(
 class Talk:
     """One conversation with one model."""
 
-    def __init__(self, client: endpoint.Client, name: str, system: str | None, sampling: Sampling) -> None:
+    def __init__(self, client: Client, name: str, system: str | None, sampling: Sampling) -> None:
         self.client, self.name, self.system, self.sampling = client, name, system, sampling
         self.messages = opening([], system)
         self.again = 0  # how often in a row the last question was asked again
@@ -78,12 +72,12 @@ class Talk:
     def ask(self, question: str, before: list[dict[str, Any]] | None = None) -> None:
         """Stream the answer to a question; if it is stopped or fails, the conversation stays as it was."""
         asked = [*(self.messages if before is None else before), {"role": "user", "content": question}]
-        options = self.sampling.options()
-        if options["seed"] is not None:
-            options["seed"] += self.again  # the same seed would give the same answer
+        sampling = self.sampling
+        if sampling.seed is not None:  # the same seed would give the same answer
+            sampling = dataclasses.replace(sampling, seed=sampling.seed + self.again)
         pieces: list[str] = []
         try:
-            with closing(self.client.stream(asked, **options)) as stream:
+            with closing(self.client.stream(asked, sampling)) as stream:
                 for piece in stream:
                     pieces.append(piece)
                     print(piece.translate(SHOWN), end="", flush=True)

@@ -17,7 +17,7 @@ def fetch(
         list[str] | None, typer.Argument(metavar="[FILE|URL...]", help="Files, http(s) URLs; - is stdin (default).")
     ] = None,
     license: Annotated[
-        str | None, typer.Option("--license", help="Licence of the text, for records that do not name their source.")
+        str | None, typer.Option("--license", help="License of the text, for records that do not name their source.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=0, help="Stop after this many records.")] = None,
     out: options.Out = None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import re
 import time
 from collections.abc import Iterator
@@ -10,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtools import __version__, provenance
-from vtools.inference import endpoint
+from vtools.inference import retry
 from vtools.process import Failure
 from vtools.records import streams
+from vtools.records.packed import Torn
 
 TRIES = 5
 LONGEST_WAIT = 60.0  # seconds
@@ -52,13 +52,12 @@ def download(url: str) -> Iterator[bytes]:
     agent = {"User-Agent": f"vtools/{__version__}", "Accept-Encoding": "identity"}
     with httpx2.Client(follow_redirects=True, timeout=30.0, headers=agent) as client:
         while True:
-            tries += 1
-            wait = min(2.0**tries, LONGEST_WAIT) * random.random()  # full jitter
+            tries, asked = tries + 1, None
             headers = {"Range": f"bytes={got}-"} | ({"If-Range": validator} if validator else {}) if got else {}
             try:
                 with client.stream("GET", url, headers=headers) as response:
                     if response.status_code in (429, 500, 502, 503, 504) and tries < TRIES:
-                        wait = min(endpoint.retry_after(response.headers) or wait, LONGEST_WAIT)
+                        asked = min(retry.after(response.headers) or 0, LONGEST_WAIT) or None
                     elif response.status_code == 416 and _total(response) == got:
                         return  # all of it had come, only its end had not been said
                     elif response.status_code not in (200, 206):
@@ -66,9 +65,9 @@ def download(url: str) -> Iterator[bytes]:
                     else:
                         skip = got if response.status_code == 200 else 0
                         if response.status_code == 206 and _start(response) != got:
-                            raise streams.Torn(f"the server did not go on at byte {got}")
+                            raise Torn(f"the server did not go on at byte {got}")
                         if skip and validator and _validator(response) != validator:
-                            raise streams.Torn(f"the file changed on the server after byte {got}")
+                            raise Torn(f"the file changed on the server after byte {got}")
                         validator = _validator(response)
                         for chunk in response.iter_raw():
                             fresh, skip = chunk[skip:], max(0, skip - len(chunk))
@@ -82,11 +81,11 @@ def download(url: str) -> Iterator[bytes]:
                     raise _refused(url, got, str(error) or type(error).__name__) from None
                 if isinstance(error, httpx2.UnsupportedProtocol | httpx2.ConnectError) and not got and tries >= 2:
                     raise _refused(url, got, str(error)) from None
-            time.sleep(wait)
+            time.sleep(retry.wait(tries - 1, TRIES, asked, first=1.0) or 0)
 
 
 def _refused(url: str, got: int, why: str) -> Exception:
-    return streams.Torn(f"the download broke off at byte {got}: {why}") if got else Failure(f"{url}: {why}")
+    return Torn(f"the download broke off at byte {got}: {why}") if got else Failure(f"{url}: {why}")
 
 
 def _start(response: Any) -> int | None:

@@ -49,7 +49,7 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
     sync(path.parent)
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: str | Path, data: bytes) -> None:
     """Write a small file whole or not at all."""
     with atomic(path) as stream:
         stream.write(data)

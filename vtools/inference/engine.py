@@ -12,29 +12,25 @@ import itertools
 import logging
 import os
 import queue
-import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable
+from typing import Any, cast
 
 # Threads that spin while they wait cost up to ten times the speed beside a busy neighbour.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessorList,
-)
 
+from vtools.inference.client import TOKENS, Answer, Messages, Sampling
+from vtools.inference.detokenize import Detokenizer
+from vtools.inference.sampling import Sampler
 from vtools.models.load import load_model
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, TryAgain
-
-if TYPE_CHECKING:
-    from vtools.inference.endpoint import Answer
 
 MAX_CONTEXT = 16384  # tokens of one request, whatever the model claims: the cache must hold them
 CACHE = 8192  # tokens that the cache holds at least, shared by all requests
@@ -75,52 +71,23 @@ class Engine:
         self._start()
         atexit.register(self.close)
 
-    def complete(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.7,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Iterable[str] = (),
-    ) -> Answer:
-        """The whole answer to a conversation; arguments and errors as for `stream`."""
-        from vtools.inference.endpoint import Answer
-
+    def complete(self, messages: Messages, sampling: Sampling) -> Answer:
+        """The whole answer to a conversation; errors as for `stream`."""
         started = time.monotonic()
-        stream = self.stream(
-            messages, max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop
-        )
+        stream = self.stream(messages, sampling)
         text = "".join(stream)
-        return Answer(
-            text=text,
-            finish=stream.finish or "stop",
-            usage={"in": stream.usage["prompt_tokens"], "out": stream.usage["completion_tokens"]},
-            model=self.name,
-            ms=round((time.monotonic() - started) * 1000),
-        )
+        usage = {ours: stream.usage[theirs] for ours, theirs in TOKENS.items()}
+        return Answer(text, stream.finish or "stop", usage, self.name, round((time.monotonic() - started) * 1000))
 
-    def stream(
-        self,
-        messages: list[dict[str, Any]],
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.7,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Iterable[str] = (),
-    ) -> Stream:
+    def stream(self, messages: Messages, sampling: Sampling) -> Stream:
         """Start an answer and iterate over its text as it comes.
 
-        `max_tokens` None means as many as fit. Temperature 0 takes the likeliest token each time; above it, the same
-        seed draws the same numbers. Raises PromptTooLong (nothing is ever cut from a prompt), EngineStopped, and
-        Reject("template_error") where the template refuses the conversation.
+        Raises PromptTooLong (nothing is ever cut from a prompt), EngineStopped, and Reject("template_error") where
+        the template refuses the conversation.
         """
         prompt = self.template.prompt(messages)
         room = self.context - len(prompt)
-        if max_tokens is None:
-            max_tokens = max(room, 1)
+        max_tokens = max(room, 1) if sampling.max_tokens is None else sampling.max_tokens
         if not 1 <= max_tokens <= room:
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens and the answer may have {max_tokens}: "
@@ -141,9 +108,9 @@ class Engine:
                     max_new_tokens=max_tokens,
                     streaming=True,
                     eos_token_id=self._stop_ids,
-                    temperature=temperature,
-                    top_p=top_p,
-                    seed=secrets.randbits(63) if seed is None else seed,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
                 )
                 if taken is not None:
                     break
@@ -155,8 +122,7 @@ class Engine:
             else:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
             cancel = _canceller(self._manager, self._mailboxes, name)
-        stops = (*self.template.stop_strings, *stop)
-        text = _Text(self.tokenizer.decode, stops)
+        text = Detokenizer(self.tokenizer.decode, (*self.template.stop_strings, *sampling.stop))
         return Stream(mailbox, cancel, text, len(prompt), frozenset(self._stop_ids))
 
     def close(self) -> None:
@@ -187,7 +153,7 @@ class Engine:
                 **size,
             ),
         )
-        self._manager.logit_processor = _Sampler()
+        self._manager.logit_processor = Sampler()
         self._mailboxes: dict[str, queue.SimpleQueue[Any]] = {}
         started = threading.Event()
         arguments = (self._manager, self._mailboxes, started)
@@ -236,7 +202,7 @@ class Stream:
         self,
         mailbox: queue.SimpleQueue[Any],
         end: Callable[[bool], None],
-        text: _Text,
+        text: Detokenizer,
         prompt_tokens: int,
         stop_ids: frozenset[int],
     ) -> None:
@@ -278,92 +244,3 @@ class Stream:
             self._mailbox.put(None)
 
     __del__ = close
-
-
-class _Text:
-    """Token ids to text in pieces: whole characters, and nothing that may become a stop string."""
-
-    def __init__(self, decode: Callable[[list[int]], str], stops: Iterable[str]) -> None:
-        self.stopped = False
-        self._decode, self._stops = decode, tuple(stops)
-        self._ids: list[int] = []
-        self._start = self._read = 0
-        self._held = ""
-
-    def push(self, ids: list[int], last: bool) -> str:
-        """Take new ids, return the text that is now certain; `last` gives everything away."""
-        self._held += self._characters(ids, last)
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            return self._held[: min(found)]
-        keep = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        piece, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return piece
-
-    def _characters(self, ids: list[int], last: bool) -> str:
-        # A token's text depends on the tokens before it (spaces, bytes of one character), so a few are decoded again.
-        self._ids += ids
-        before = self._decode(self._ids[self._start : self._read])
-        text = self._decode(self._ids[self._start :])
-        if text.endswith("\ufffd") and not last:
-            return ""
-        self._start, self._read = self._read, len(self._ids)
-        return text[len(before) :]
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that the stop string begins with."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
-
-
-class _Sampler(ContinuousBatchingLogitsProcessorList):
-    """Chooses each request's next token by its own temperature, top_p and seed, and makes it the largest score.
-
-    The library's own sampling knows one seed for all requests. A draw here depends on the request's seed and the
-    token's position alone, so an answer does not depend on who else is being served.
-    """
-
-    def __init__(self) -> None:
-        from transformers import LogitsProcessorList
-
-        super().__init__(LogitsProcessorList())
-        self.do_processing = True
-        self._rows: list[Any] = []
-
-    def check_kwargs(self, kwargs: dict[str, Any]) -> None:
-        pass
-
-    def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
-        self._rows = [request.state for request in requests_in_batch if request.has_new_token]
-        return arg_storage
-
-    def __call__(self, input_ids: Any, scores: torch.Tensor, logits_processor_args: Any) -> torch.Tensor:
-        """`scores` are float32 logits, (requests, vocabulary)."""
-        for row, state in enumerate(self._rows):
-            options = state.logit_processor_kwargs
-            if options["temperature"] > 0:
-                # Both lists count: under pressure tokens already generated become part of the prompt.
-                position = len(state.initial_tokens) + len(state.generated_tokens)
-                uniform = random.Random(f"{options['seed']}/{position}").random()
-                token = draw(scores[row], options["temperature"], options["top_p"], uniform)
-                scores[row] = float("-inf")
-                scores[row, token] = 0.0
-        return scores
-
-
-def draw(scores: torch.Tensor, temperature: float, top_p: float, uniform: float) -> int:
-    """The token at `uniform` (0 to 1) of the distribution of these logits, cut to its nucleus of mass `top_p`.
-
-    Nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751.
-    """
-    probabilities = torch.softmax(scores.double() / temperature, dim=-1)
-    order = None
-    if top_p < 1:
-        probabilities, order = probabilities.sort(descending=True, stable=True)
-        before = probabilities.cumsum(0)[:-1]
-        probabilities[1:][before >= top_p] = 0  # the first always stays
-    cumulative = probabilities.cumsum(0)
-    index = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
-    index = min(index, len(cumulative) - 1)
-    return int(order[index]) if order is not None else index

@@ -16,10 +16,10 @@ import orjson
 
 from vtools import process
 from vtools.files.lock import own
-from vtools.inference import endpoint
+from vtools.inference.client import TOKENS
 from vtools.inference.endpoint import EndpointError
 from vtools.options import Common
-from vtools.records import filtering, jsonl, streams
+from vtools.records import filtering, jsonl, parallel, streams
 from vtools.records.jsonl import Record, Reject
 
 
@@ -33,6 +33,20 @@ class Task:
     key: str = ""
     reject: Reject | None = None
     repaired: bool = False
+
+
+def tasks(files: Iterable[str], read: Callable[[Record], Any]) -> Iterator[Task]:
+    """Every record of the files as a task: with what `read` makes of it, or the Reject that it raises."""
+    for value in jsonl.values(files):
+        record, repaired = jsonl.parse(value)
+        task = Task(value, None if isinstance(record, Reject) else record, repaired=repaired)
+        try:
+            if isinstance(record, Reject):
+                raise record
+            task.question = read(record)
+        except Reject as reject:
+            task.reject = reject
+        yield task
 
 
 def key(*parts: Any) -> str:
@@ -164,7 +178,7 @@ def run(
             journal.add(record)
             return record, False
 
-        for task, (outcome, known) in endpoint.ordered(work, tasks, common.jobs):
+        for task, (outcome, known) in parallel.in_threads(work, tasks, common.jobs):
             counts.received += 1
             counts.repaired += task.repaired
             tick()
@@ -178,7 +192,7 @@ def run(
             counts.extra["reused"] += known
             usage = None if known else outcome.get("usage")
             if usage:
-                for name in endpoint.TOKENS:
+                for name in TOKENS:
                     counts.extra[f"tokens {name}"] += usage[name]
     filtering.close(counts, common)
     if failed:

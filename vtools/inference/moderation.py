@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
-from vtools.inference import endpoint
-from vtools.process import Failure, UsageFailure
+from vtools.inference import retry, server
+from vtools.inference.server import Server, one_line
+from vtools.process import Failure
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
 
-RETRIES = 6  # of a server that is busy or fails: half a minute in all
-CONNECTS = 3  # of one that cannot be reached
+CONNECTS = 3  # retries of a server that cannot be reached
 TIMEOUT = 60.0  # seconds of silence
 
 
@@ -23,11 +21,8 @@ class Moderator:
     """One server and model. Each process has connections of its own."""
 
     def __init__(self, url: str, model: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageFailure(f"--moderation {url}: not an http(s) URL; for example {endpoint.OPENAI}")
-        base = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
-        self.url, self.model, self.loopback = f"{base}/moderations", model, parts.hostname in ("localhost", "127.0.0.1")
+        self._server, self.model = Server(url), model
+        self.url = f"{self._server.url}/moderations"
         self._client: Any = None
         self._process = 0
 
@@ -56,8 +51,7 @@ class Moderator:
 
         attempt = 0
         while True:
-            allowed, said = CONNECTS, ""
-            asked: float | None = None
+            allowed, asked = CONNECTS, None
             try:
                 response = self._connection().post(self.url, json={"model": self.model, "input": texts})
             except httpx2.TransportError as error:
@@ -65,19 +59,18 @@ class Moderator:
             else:
                 if response.status_code == 200:
                     return self._results(response, len(texts))
-                said = f"HTTP {response.status_code}: {' '.join(response.text.split())[:300]}"
+                said = f"HTTP {response.status_code}: {one_line(response.text)}"
                 if response.status_code in (400, 413, 422):  # these texts, not this server
                     raise Reject("moderation", f"not judged: {said}")
-                asked = endpoint.retry_after(response.headers)
-                busy = response.status_code in (408, 409, 425, 429) or response.status_code >= 500
-                allowed = RETRIES if busy and (asked is None or asked <= endpoint.LONGEST_WAIT) else 0
+                asked = retry.after(response.headers)
+                allowed = retry.RETRIES if retry.is_transient(response.status_code) else 0
                 if response.status_code in (401, 403):
                     said += "; check OPENAI_API_KEY"
-            if attempt >= allowed:
+            wait = retry.wait(attempt, allowed, asked)
+            if wait is None:
                 tries = f" after {attempt + 1} tries" if attempt else ""
                 raise Failure(f"{self.url}{tries}: {said}")
-            wait = min(0.5 * 2**attempt, 30) * random.uniform(0.75, 1.25)
-            time.sleep(wait if asked is None else asked * random.uniform(1, 1.25))
+            time.sleep(wait)
             attempt += 1
 
     def _results(self, response: Any, count: int) -> list[dict[str, Any]]:
@@ -93,8 +86,8 @@ class Moderator:
         if self._client is None or self._process != os.getpid():  # a forked worker must not share a connection
             import httpx2
 
-            key = os.environ.get("OPENAI_API_KEY")
+            key = server.key()
             headers = {"Authorization": f"Bearer {key}"} if key else {}
-            self._client = httpx2.Client(headers=headers, timeout=TIMEOUT, trust_env=not self.loopback)
+            self._client = httpx2.Client(headers=headers, timeout=TIMEOUT, trust_env=not self._server.loopback)
             self._process = os.getpid()
         return self._client

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator
-from typing import Any
 
-from vtools.inference import endpoint, journal
-from vtools.inference.endpoint import Client, EndpointError
+from vtools.inference import journal
+from vtools.inference.client import Client, Sampling, usage
+from vtools.inference.connect import Target, connect
+from vtools.inference.endpoint import EndpointError
 from vtools.inference.journal import Task
-from vtools.judge import prompt as rubric
-from vtools.judge import verdicts
+from vtools.judge import prompt, verdicts
 from vtools.judge.matches import Match
 from vtools.options import Common
 from vtools.process import Failure
@@ -25,7 +25,7 @@ class Judge:
 
     client: Client
     name: str
-    sampling: dict[str, Any]
+    sampling: Sampling
 
     def judge(self, match: Match, key: str) -> Record:
         """One judgment. A reply that cannot be read is asked for once more; then the verdict is null."""
@@ -33,18 +33,18 @@ class Judge:
         if match.question.category:
             record["category"] = match.question.category
         record |= {"mode": "pair", "a": match.a, "b": match.b, "order": match.order, "judge": self.name}
-        record |= {"judge_reported": None, "prompt": rubric.name(match.question.category)}
+        record |= {"judge_reported": None, "prompt": prompt.name(match.question.category)}
         lengths = [len("".join(turns)) for turns in (match.a_turns, match.b_turns)]
         if match.a_turns == match.b_turns:
             return {**record, "scores": None, "verdict": "tie", "parse": "identical", "len": lengths}
-        messages = rubric.messages(match.question, *match.shown())
-        replies = [self.client.complete(messages, **self.sampling)]
+        messages = prompt.messages(match.question, *match.shown())
+        replies = [self.client.complete(messages, self.sampling)]
         reading = verdicts.read(replies[0].text, cut=replies[0].finish == "length")
         if reading.verdict is None:
             said = {"role": "assistant", "content": replies[0].text}
             try:
-                asked = [*messages, said, {"role": "user", "content": rubric.AGAIN}]
-                replies.append(self.client.complete(asked, **self.sampling))
+                asked = [*messages, said, {"role": "user", "content": prompt.AGAIN}]
+                replies.append(self.client.complete(asked, self.sampling))
             except Failure as failure:  # the first reply is paid for: keep it, without a verdict
                 if isinstance(failure, EndpointError) and failure.fatal:
                     raise
@@ -58,23 +58,12 @@ class Judge:
         if len(replies) > 1:
             record["asked_again"] = replies[1].text
         record |= {"finish": replies[-1].finish, "len": lengths}
-        usages = [reply.usage for reply in replies if reply.usage]
-        if usages:
-            record["usage"] = {name: sum(usage[name] for usage in usages) for name in endpoint.TOKENS}
-        return {**record, "ms": sum(reply.ms for reply in replies)}
+        return {**record, **usage(replies), "ms": sum(reply.ms for reply in replies)}
 
 
-def judge_all(
-    tasks: Iterator[Task],
-    model: str | None,
-    base_url: str | None,
-    template: str | None,
-    sampling: dict[str, Any],
-    timeout: float,
-    common: Common,
-) -> None:
+def judge_all(tasks: Iterator[Task], target: Target, sampling: Sampling, common: Common) -> None:
     """Judge every match and write the judgments. Raises Failure if some have no verdict."""
-    client, name = endpoint.connect(model, base_url, template=template, timeout=timeout)
+    client, name = connect(target)
     judge = Judge(client, name, sampling)
     without = total = 0
 
@@ -107,24 +96,23 @@ def has_verdict(record: Record) -> bool:
     return record.get("verdict") is not None
 
 
-def _keyed(tasks: Iterator[Task], judge: str | None, sampling: dict[str, Any]) -> Iterator[Task]:
+def _keyed(tasks: Iterator[Task], judge: str | None, sampling: Sampling) -> Iterator[Task]:
     keys = journal.Keys()
     for task in tasks:
         if task.question:
             match: Match = task.question
             # The prompt is among the parts, so a changed rubric, question, category or answer is judged anew.
-            prompt = rubric.messages(match.question, *match.shown())
+            asked = prompt.messages(match.question, *match.shown())
             task.key = keys.unique(
-                journal.key("judge", match.question.id, match.a, match.b, match.order, judge, prompt, sampling)
+                journal.key("judge", match.question.id, match.a, match.b, match.order, judge, asked, sampling.options())
             )
         yield task
 
 
 def estimate(
     tasks: Iterator[Task],
-    model: str | None,
-    base_url: str | None,
-    sampling: dict[str, Any],
+    target: Target,
+    sampling: Sampling,
     out: str | None,
     usd_in: float | None,
     usd_out: float | None,
@@ -132,7 +120,7 @@ def estimate(
     """Say how many calls, tokens and dollars the same command would take."""
     known = journal.peek(out, has_verdict)
     calls = same = done = dropped = characters = 0
-    for task in _keyed(tasks, model, sampling):
+    for task in _keyed(tasks, target.model, sampling):
         if task.reject:
             dropped += 1
         elif task.key in known:
@@ -141,12 +129,11 @@ def estimate(
             same += 1
         else:
             calls += 1
-            prompt = rubric.messages(task.question.question, *task.question.shown())
-            characters += sum(len(message["content"].encode("utf-8", "replace")) for message in prompt)
-    tokens_in, tokens_out = characters // 4, calls * sampling["max_tokens"]
-    place = endpoint.where(model, base_url) or "this process"
+            asked = prompt.messages(task.question.question, *task.question.shown())
+            characters += sum(len(message["content"].encode("utf-8", "replace")) for message in asked)
+    tokens_in, tokens_out = characters // 4, calls * (sampling.max_tokens or 0)
     parts = [
-        f"would ask {model or 'the judge'} at {place} {calls} times",
+        f"would ask {target.model or 'the judge'} at {target} {calls} times",
         f"about {tokens_in:,} tokens in (4 bytes each) and at most {tokens_out:,} out, without what is asked again",
         f"{same} identical answers need no call, {done} judgments are there already, {dropped} records are left out",
     ]

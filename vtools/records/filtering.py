@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import base64
+import functools
 import gc
 import os
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from vtools import __version__, process
+from vtools import __version__
 from vtools.options import Common
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
-AHEAD = 4 << 20  # bytes read ahead of the workers, whatever the size of a record
 # Reasons that say the input itself is broken: without --rejects the run stops there.
 BROKEN = frozenset(("bad_json", "not_object", "torn_input"))
 
@@ -94,13 +93,7 @@ class Rejects:
 
 Outcome = Record | list[Record] | Reject
 Work = Callable[[Record], Outcome]
-
-
-def _attempt(work: Work, record: Record) -> Outcome:
-    try:
-        return work(record)
-    except Reject as reject:
-        return reject
+Done = tuple[Record | Reject | None, Outcome, bool]  # what was read, if it is at hand; whether it was repaired
 
 
 def run(
@@ -124,9 +117,15 @@ def run(
     files = list(files)
     counts = counts or Rejects(tool, common.rejects, files)
     source = jsonl.values(files) if values is None else values
-    outcomes = _serial(work, source) if common.jobs <= 1 else _parallel(work, source, common.jobs)
+    outcomes: Iterable[tuple[streams.Value, Done]]
+    if common.jobs == 1:
+        outcomes = ((value, _outcome(work, value)) for value in source)
+    else:
+        from vtools.records import parallel  # here: what it imports is a tenth of a filter's start
+
+        outcomes = parallel.in_processes(functools.partial(_outcome, work, apart=True), source, common.jobs, _size)
     with jsonl.progress(tool, common.quiet) as tick:
-        for value, read, outcome, repaired in outcomes:
+        for value, (read, outcome, repaired) in outcomes:
             counts.received += 1
             counts.repaired += repaired
             counts.value = value
@@ -157,82 +156,15 @@ def close(counts: Rejects, common: Common) -> None:
         print(counts.line(), file=sys.stderr)
 
 
-# A value, what was read from it if that is at hand, what came of it, and whether it was repaired.
-Done = tuple[streams.Value, Record | Reject | None, Outcome, bool]
-
-
-def _serial(work: Work, values: Iterable[streams.Value]) -> Iterator[Done]:
-    for value in values:
-        record, repaired = jsonl.parse(value)
-        yield value, record, record if isinstance(record, Reject) else _attempt(work, record), repaired
-
-
-def _work_batch(work: Work, batch: list[streams.Value]) -> list[tuple[Outcome, bool]]:
-    return [(outcome, repaired) for _, _, outcome, repaired in _serial(work, batch)]
-
-
-def _parallel(work: Work, values: Iterable[streams.Value], jobs: int) -> Iterator[Done]:
-    """`_serial` in `jobs` processes: the same outcomes in the same order, a bounded number of batches under way."""
-    import multiprocessing
-    import queue
-    import threading
-    from collections import deque
-    from concurrent.futures import Future, ProcessPoolExecutor
-    from concurrent.futures.process import BrokenProcessPool
-
-    pool = ProcessPoolExecutor(
-        jobs, multiprocessing.get_context("fork"), initializer=process.child_of_pool, initargs=(os.getpid(),)
-    )
-    with process.signals_held():  # what is raised in the hooks of a fork is lost
-        pool.submit(int).result()  # fork the workers before any thread of ours runs
-    incoming: queue.Queue[streams.Value | BaseException | None] = queue.Queue(1000)
-    given = taken = 0  # bytes put into the queue, by the reader alone, and taken out of it, by this thread alone
-
-    def read() -> None:
-        nonlocal given
-        try:
-            for value in values:
-                given += len(value.raw)
-                incoming.put(value)
-                while given - taken > AHEAD:
-                    time.sleep(0.002)
-            incoming.put(None)
-        except BaseException as error:
-            incoming.put(error)
-
-    threading.Thread(target=read, daemon=True, name="reader").start()
-    window: deque[tuple[list[streams.Value], Future[list[tuple[Outcome, bool]]]]] = deque()
-    batch: list[streams.Value] = []
-    size = 0
-    ended = False
+def _outcome(work: Work, value: streams.Value, apart: bool = False) -> Done:
+    """What becomes of a raw value; in a process `apart`, to read the few rejects again is cheaper than to send all."""
+    read, repaired = jsonl.parse(value)
     try:
-        while not ended or batch or window:
-            item: streams.Value | BaseException | None
-            try:
-                # A slow input must not wait for a full batch, nor finished work for more input.
-                item = incoming.get(timeout=0.05) if not ended else None
-            except queue.Empty:
-                item = None
-            else:
-                ended = ended or item is None
-            if isinstance(item, BaseException):
-                raise item
-            if item is not None:
-                batch.append(item)
-                size += len(item.raw)
-                taken += len(item.raw)
-            if batch and (item is None or size > 1 << 18 or len(batch) >= 256):
-                window.append((batch, pool.submit(_work_batch, work, batch)))
-                batch, size = [], 0
-            while window and (window[0][1].done() or len(window) > 2 * jobs or ended):
-                done, future = window.popleft()
-                for value, (outcome, repaired) in zip(done, future.result(), strict=True):
-                    yield value, None, outcome, repaired  # to read the few rejects again is cheaper than to send all
-        pool.shutdown()
-    except BaseException as error:
-        pool.shutdown(wait=False, cancel_futures=True)
-        if isinstance(error, BrokenProcessPool):
-            raise Failure(
-                "a worker process was killed (out of memory?); the output stops at the last whole record"
-            ) from None
-        raise
+        outcome = read if isinstance(read, Reject) else work(read)
+    except Reject as reject:
+        outcome = reject
+    return None if apart else read, outcome, repaired
+
+
+def _size(value: streams.Value) -> int:
+    return len(value.raw)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtools.records import conversation
+from vtools.process import Failure
+from vtools.records import conversation, jsonl
 from vtools.records.jsonl import Record, Reject
 
 CONVERSATIONS = ("messages", "conversations", "conversation", "items")
@@ -61,6 +62,14 @@ def read_question(value: Record) -> Question:
     if not isinstance(context, list) or not all(_is_message(message) for message in context):
         raise Reject("bad_schema", "context is not a list of messages")
     return _question(value, _texts(asked, name), context)
+
+
+def read_questions(file: str) -> dict[str, Question]:
+    """The questions of a file by their ids. Raises Failure."""
+    try:
+        return {question.id: question for question in map(read_question, jsonl.records([file]))}
+    except Reject as reject:
+        raise Failure(f"{file}: {reject.detail}") from None
 
 
 def read_answer(value: Record) -> Answered:

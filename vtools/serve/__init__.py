@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,12 +14,7 @@ from vtools.process import UsageFailure
 KEY = "VTOOLS_API_KEY"
 
 
-class Precision(StrEnum):
-    """The weights' data type."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # our names and torch's
 
 
 def serve(
@@ -31,7 +25,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     host: Annotated[str, typer.Option(help=f"Address to listen on; all but loopback need {KEY}.")] = "127.0.0.1",
     template: options.TemplateName = None,
-    dtype: Annotated[Precision, typer.Option(help="float32 gives the same answers every time.")] = Precision.float32,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"],
+        typer.Option(help="Data type of the weights; fp32 repeats its answers."),
+    ] = "fp32",
     max_requests: Annotated[
         int, typer.Option(min=1, help="Requests that a model takes at a time; the rest get 429.")
     ] = 64,
@@ -64,14 +61,15 @@ def serve(
 
     for reference in named.values():
         model_folder(reference)
-    from vtools.inference import engine as generate
+    from vtools.inference.client import Sampling
+    from vtools.inference.engine import Engine
 
     threads = max(1, len(os.sched_getaffinity(0)) // len(named))
     engines = {}
     for name, reference in named.items():
-        engines[name] = generate.Engine(reference, template=template, dtype=dtype.value, threads=threads)
+        engines[name] = Engine(reference, template=template, dtype=DTYPES[dtype], threads=threads)
         # One token by the way that requests take: a model that loads may still not run.
-        engines[name].complete([{"role": "user", "content": "Hello"}], max_tokens=1, temperature=0)
+        engines[name].complete([{"role": "user", "content": "Hello"}], Sampling(max_tokens=1, temperature=0))
 
     from vtools.serve.api import Api
 

@@ -175,14 +175,7 @@ class _Events(StreamingResponse):
 
 def _begin(engine: Engine, wanted: Parameters) -> Stream:
     try:
-        return engine.stream(
-            wanted.messages,
-            max_tokens=wanted.max_tokens,
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            seed=wanted.seed,
-            stop=wanted.stop,
-        )
+        return engine.stream(wanted.messages, wanted.sampling)
     except PromptTooLong as error:
         raise ApiError(400, str(error), code="context_length_exceeded", param="messages") from None
     except Reject as reject:

@@ -8,6 +8,8 @@ from typing import Any
 
 import orjson
 
+from vtools.inference.client import Sampling
+
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 TEMPERATURE = 0.7
 STOP_STRINGS = 4
@@ -46,15 +48,11 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """A chat request that can be carried out. `max_tokens` None is as many as fit."""
+    """A chat request that can be carried out."""
 
     model: str
     messages: list[dict[str, str]]
-    max_tokens: int | None
-    temperature: float
-    top_p: float
-    seed: int | None
-    stop: tuple[str, ...]
+    sampling: Sampling
     stream: bool
     include_usage: bool
 
@@ -82,11 +80,13 @@ def parse(raw: bytes) -> Parameters:
     parameters = Parameters(
         model=model,
         messages=messages,
-        max_tokens=wanted.pop() if wanted else None,
-        temperature=TEMPERATURE if temperature is None else temperature,
-        top_p=1.0 if top_p is None else top_p,
-        seed=_whole(given, "seed", None),
-        stop=_stop(given.pop("stop", [])),
+        sampling=Sampling(
+            max_tokens=wanted.pop() if wanted else None,
+            temperature=TEMPERATURE if temperature is None else temperature,
+            top_p=1.0 if top_p is None else top_p,
+            seed=_whole(given, "seed", None),
+            stop=_stop(given.pop("stop", [])),
+        ),
         stream=stream,
         include_usage=_include_usage(given.pop("stream_options", {}), stream),
     )

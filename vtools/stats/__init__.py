@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
 
 from vtools import options
+from vtools.files import atomic
 from vtools.process import Failure, UsageFailure
 from vtools.records import conversation, filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
@@ -24,7 +26,7 @@ def stats(
     diff: Annotated[
         bool, typer.Option("--diff", help="Compare two files: of records, or of counts that a tool wrote.")
     ] = False,
-    plot: Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a picture: .svg, or .png.")] = None,
+    plot: options.Plot = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     quiet: options.Quiet = False,
@@ -47,10 +49,16 @@ def stats(
     names = files or []
     if diff and (len(names) != 2 or plot):
         raise UsageFailure("--diff compares two files and draws nothing: vtools stats --diff BEFORE AFTER")
+    if plot:
+        from vtools import plots
+
+        plots.check(plot)
     counts = filtering.Rejects("stats", rejects, names)
     inputs = [_Input([name], counts, quiet) for name in names] if diff else [_Input(names, counts, quiet)]
-    found = [_sum_up(each, tokenizer, plot, counted_already=diff) for each in inputs]
-    summary = compare.changes(*found) if diff else found[0]
+    found = [_sum_up(each, tokenizer, counted_already=diff) for each in inputs]
+    summary, picture = found[0]
+    if diff:
+        summary = compare.changes(*(counted for counted, _ in found))
     with jsonl.output(out) as output:
         output.write(summary)
         for each in inputs:
@@ -60,6 +68,8 @@ def stats(
         from vtools.stats import table
 
         table.show(summary)
+    if plot:
+        atomic.write(plot, picture(plot))
 
 
 class _Input:
@@ -83,24 +93,23 @@ class _Input:
             self.failure = failure
 
 
-def _sum_up(source: _Input, tokenizer: str | None, plot: str | None, counted_already: bool) -> dict[str, Any]:
+Summary = tuple[dict[str, Any], Callable[[str], bytes]]  # and what draws it
+
+
+def _sum_up(source: _Input, tokenizer: str | None, counted_already: bool) -> Summary:
     counted = counting.Counted(source.counts, tokenizer)
     objects = iter(source)
     first = list(itertools.islice(objects, 2))
     lines = itertools.chain(first, objects)
     if first and "step" in first[0][1] and "messages" not in first[0][1]:
         steps = [step for _, step in lines]
-        if plot:
-            metrics.draw(steps, plot)
-        return metrics.sum_up(steps)
+        return metrics.sum_up(steps), functools.partial(metrics.picture, steps)
     if counted_already and len(first) == 1 and not _is_conversation(first[0][1]):
-        return first[0][1]
+        return first[0][1], functools.partial(counting.picture, first[0][1])
     for value, record in lines:
         counted.add(value, record)
     summary = counted.summary()
-    if plot:
-        counting.draw(summary, plot)
-    return summary
+    return summary, functools.partial(counting.picture, summary)
 
 
 def _is_conversation(value: Record) -> bool:

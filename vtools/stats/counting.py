@@ -9,7 +9,6 @@ from bisect import bisect_left
 from collections import Counter
 from typing import Any
 
-from vtools import plots
 from vtools.models.text_encoders import encoders
 from vtools.models.tokenizer import load_tokenizer
 from vtools.records import conversation, filtering, language, streams
@@ -19,7 +18,7 @@ TURNS = tuple(2**power for power in range(7))
 CHARACTERS = tuple(2**power for power in range(8, 18))
 TOKENS = tuple(2**power for power in range(6, 16))
 BATCH = 1 << 18  # characters tokenised at a time
-NAMES = 1000  # different sources, licences and reasons that are told apart
+NAMES = 1000  # different sources, licenses and reasons that are told apart
 HISTOGRAMS = {"user_turns": "user turns", "record_characters": "characters", "record_tokens": "tokens"}
 
 
@@ -33,7 +32,7 @@ class Counted:
         self.tells_languages = importlib.util.find_spec("pycld2") is not None
         self.records = self.messages = self.characters = self.tokens = self.segments = self.ids_given = 0
         self.roles, self.languages = Counter[str](), Counter[str]()
-        self.sources, self.licences, self.reasons = Counter[str](), Counter[str](), Counter[str]()
+        self.sources, self.licenses, self.reasons = Counter[str](), Counter[str](), Counter[str]()
         self.turns, self.lengths, self.token_lengths = Histogram(TURNS), Histogram(CHARACTERS), Histogram(TOKENS)
         self.texts, self.ids, self.cut = Distinct(), Distinct(), Distinct()
         self.waiting: list[list[str]] = []  # texts of the records that are not tokenised yet
@@ -66,7 +65,7 @@ class Counted:
             self.cut.add(_key(str(segment.get("of"))))
         source = source if isinstance(source, dict) else {}
         _tally(self.sources, str(source.get("kind")))
-        _tally(self.licences, str(source.get("license")))
+        _tally(self.licenses, str(source.get("license")))
         if self.tells_languages:
             self.languages[language.detect("\n".join(texts))] += 1
         if self.encoder:
@@ -106,7 +105,7 @@ class Counted:
             **({"record_tokens": self.token_lengths.named()} if self.encoder else {}),
             **({"languages": dict(self.languages.most_common())} if self.tells_languages else {}),
             "sources": dict(self.sources.most_common()),
-            "licences": dict(self.licences.most_common()),
+            "licenses": dict(self.licenses.most_common()),
             "reasons": dict(reasons.most_common(20)),
         }
 
@@ -151,7 +150,9 @@ def _tally(counts: Counter[str], name: str) -> None:
     counts[name if name in counts or len(counts) < NAMES else "(others)"] += 1
 
 
-def draw(summary: dict[str, Any], path: str) -> None:
-    """Draw how many records have how many turns, characters and tokens."""
+def picture(summary: dict[str, Any], path: str) -> bytes:
+    """How many records have how many turns, characters and tokens."""
+    from vtools import plots
+
     panels = {f"Records by {name}": summary[key] for key, name in HISTOGRAMS.items() if key in summary}
-    plots.histograms(path, "Records", panels)
+    return plots.histograms(path, f"{summary['records']:,} records by their length", panels)

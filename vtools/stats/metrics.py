@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from vtools import plots
-from vtools.process import Failure
 from vtools.records.jsonl import Record
 
 
@@ -23,8 +21,10 @@ def sum_up(steps: list[Record]) -> dict[str, Any]:
     return summary
 
 
-def draw(steps: list[Record], path: str) -> None:
-    """Draw the loss of a run over its steps, and the held-out loss where it was measured."""
+def picture(steps: list[Record], path: str) -> bytes:
+    """The loss of a run over its steps, and the held-out loss where it was measured."""
+    from vtools import plots
+
     # A resumed run repeats no step, but a killed one may have printed steps after its last checkpoint: the last wins.
     series = {}
     for key, name in (("loss", "training loss"), ("eval_loss", "held-out loss")):
@@ -32,6 +32,4 @@ def draw(steps: list[Record], path: str) -> None:
             step["step"]: step[key] for step in steps if "step" in step and isinstance(step.get(key), int | float)
         }
         series[name] = sorted(points.items())
-    if not any(series.values()):
-        raise Failure("no loss in these metrics, so there is nothing to draw")
-    plots.lines(path, "Loss", series, "step", "loss a trained token")
+    return plots.lines(path, "Loss of the training run (lower is better)", series, "step", "loss per trained token")

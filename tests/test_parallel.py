@@ -1,0 +1,116 @@
+"""parallel: order, bounds and errors of work in threads and in processes."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+
+import pytest
+
+from vtools.process import Failure
+from vtools.records.parallel import in_processes, in_threads
+
+
+def test_results_keep_the_order_of_the_items():
+    def work(item):
+        time.sleep(0.02 * (item % 3 == 0))
+        return -item
+
+    assert list(in_threads(work, range(50), jobs=8)) == [(item, -item) for item in range(50)]
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_few_items_are_drawn_ahead_if_they_are_large(ahead):
+    drawn = itertools.count()
+    results = in_threads(lambda item: item, (next(drawn) for _ in range(100)), 2, ahead)
+    next(results)
+    time.sleep(0.1)
+    assert next(drawn) <= ahead + 2
+    results.close()
+
+
+def test_no_more_is_read_than_a_few_items_for_each_job():
+    read = itertools.count()
+    results = in_threads(lambda item: item, (next(read) for _ in range(1000)), jobs=2)
+    next(results)
+    time.sleep(0.2)
+    assert next(read) <= 1 + 4 * 2 + 1
+    results.close()
+
+
+def test_as_many_are_at_work_as_was_asked_for_and_no_more():
+    lock, now, most = threading.Lock(), 0, 0
+    met = threading.Barrier(3)
+
+    def work(item):
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        met.wait(30)  # passes only when three are here together
+        with lock:
+            now -= 1
+
+    assert len(list(in_threads(work, range(12), jobs=3))) == 12
+    assert most == 3
+
+
+def test_a_finished_answer_does_not_wait_for_more_input():
+    more = threading.Event()
+
+    def items():
+        yield 1
+        assert more.wait(30)
+        yield 2
+
+    results = in_threads(lambda item: item * 10, items(), jobs=4)
+    assert next(results) == (1, 10)
+    more.set()
+    assert next(results) == (2, 20)
+
+
+def test_what_goes_wrong_is_raised_after_all_that_came_before():
+    def items():
+        yield from (1, 2, 3)
+        raise Failure("torn")
+
+    got = []
+    with pytest.raises(Failure, match="torn"):
+        got.extend(result for _, result in in_threads(lambda item: item, items(), jobs=4))
+    got = []
+    with pytest.raises(ZeroDivisionError):
+        for item, _ in in_threads(lambda item: 1 // (3 - item), range(9), jobs=4):
+            got.append(item)
+    assert got == [0, 1, 2]
+
+
+def slow_at_three(item):
+    time.sleep(0.2 * (item % 7 == 3))
+    return 6 // (50 - item)
+
+
+def test_processes_give_the_same_results_in_the_same_order():
+    found = list(in_processes(slow_at_three, range(40), 3, lambda item: 100_000))
+    assert found == [(item, slow_at_three(item)) for item in range(40)]
+
+
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_what_goes_wrong_in_a_process_is_raised_after_all_that_came_before(size):
+    got = []
+    with pytest.raises(ZeroDivisionError) as raised:
+        for item, _ in in_processes(slow_at_three, range(60), 2, lambda item: size):
+            got.append(item)
+    assert got == list(range(50))
+    assert "in slow_at_three" in "".join(raised.value.__notes__)
+
+
+def test_one_process_works_while_another_waits_and_the_input_is_slow():
+    def items():
+        for _ in range(6):
+            yield 0.6
+            time.sleep(0.1)
+
+    began = time.monotonic()
+    assert len(list(in_processes(time.sleep, items(), 6, lambda item: 1))) == 6
+    assert time.monotonic() - began < 3  # one after the other take 3.6 s

@@ -1,0 +1,42 @@
+"""Token ids to text while they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+
+class Detokenizer:
+    """Token ids to text in pieces: whole characters, and nothing that may become a stop string."""
+
+    def __init__(self, decode: Callable[[list[int]], str], stops: Iterable[str]) -> None:
+        self.stopped = False
+        self._decode, self._stops = decode, tuple(stops)
+        self._ids: list[int] = []
+        self._start = self._read = 0
+        self._held = ""
+
+    def push(self, ids: list[int], last: bool) -> str:
+        """Take new ids, return the text that is now certain; `last` gives everything away."""
+        self._held += self._characters(ids, last)
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
+            self.stopped = True
+            return self._held[: min(found)]
+        keep = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        piece, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return piece
+
+    def _characters(self, ids: list[int], last: bool) -> str:
+        # A token's text depends on the tokens before it (spaces, bytes of one character), so a few are decoded again.
+        self._ids += ids
+        before = self._decode(self._ids[self._start : self._read])
+        text = self._decode(self._ids[self._start :])
+        if text.endswith("\ufffd") and not last:
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return text[len(before) :]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of the text that the stop string begins with."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,0 +1,63 @@
+# ruff: noqa: TID253  imports torch at once: import this module inside a function
+"""Which token comes next: by each request's own temperature, top_p and seed."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation.continuous_batching.cb_logits_processors import (
+    ContinuousBatchingLogitsProcessorList,
+)
+
+
+class Sampler(ContinuousBatchingLogitsProcessorList):
+    """Chooses each request's next token by its own temperature, top_p and seed, and makes it the largest score.
+
+    The library's own sampling knows one seed for all requests. A draw here depends on the request's seed and the
+    token's position alone, so an answer does not depend on who else is being served.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(LogitsProcessorList())
+        self.do_processing = True
+        self._rows: list[Any] = []
+
+    def check_kwargs(self, kwargs: dict[str, Any]) -> None:
+        pass
+
+    def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
+        self._rows = [request.state for request in requests_in_batch if request.has_new_token]
+        return arg_storage
+
+    def __call__(self, input_ids: Any, scores: torch.Tensor, logits_processor_args: Any) -> torch.Tensor:
+        """`scores` are float32 logits, (requests, vocabulary)."""
+        for row, state in enumerate(self._rows):
+            options = state.logit_processor_kwargs
+            if options["temperature"] > 0:
+                # Both lists count: under pressure tokens already generated become part of the prompt.
+                position = len(state.initial_tokens) + len(state.generated_tokens)
+                uniform = random.Random(f"{options['seed']}/{position}").random()
+                token = draw(scores[row], options["temperature"], options["top_p"], uniform)
+                scores[row] = float("-inf")
+                scores[row, token] = 0.0
+        return scores
+
+
+def draw(scores: torch.Tensor, temperature: float, top_p: float, uniform: float) -> int:
+    """The token at `uniform` (0 to 1) of the distribution of these logits, cut to its nucleus of mass `top_p`.
+
+    Nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751.
+    """
+    probabilities = torch.softmax(scores.double() / temperature, dim=-1)
+    order = None
+    if top_p < 1:
+        probabilities, order = probabilities.sort(descending=True, stable=True)
+        before = probabilities.cumsum(0)[:-1]
+        probabilities[1:][before >= top_p] = 0  # the first always stays
+    cumulative = probabilities.cumsum(0)
+    index = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
+    index = min(index, len(cumulative) - 1)
+    return int(order[index]) if order is not None else index

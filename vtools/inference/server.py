@@ -1,0 +1,35 @@
+"""One OpenAI-compatible server: its URL, whether it is this machine, its key."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlsplit
+
+from vtools.process import UsageFailure
+
+SERVE = "http://127.0.0.1:8000/v1"  # where `vtools serve` listens unless told otherwise
+OPENAI = "https://api.openai.com/v1"
+
+
+class Server:
+    """What its URL says of a server. No proxy stands between this machine and itself (`loopback`)."""
+
+    def __init__(self, url: str) -> None:
+        """Add the /v1 that a bare host lacks. Raises UsageFailure."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise UsageFailure(f"{url}: not an http(s) URL; for example {SERVE}")
+        self.url = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
+        self.host, self.port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        self.loopback = self.host in ("localhost", "::1") or self.host.startswith("127.")
+        self.is_openai = self.host == urlsplit(OPENAI).hostname
+
+
+def key() -> str | None:
+    """The user's key."""
+    return os.environ.get("OPENAI_API_KEY") or None
+
+
+def one_line(value: object) -> str:
+    """What a server said, as part of a message."""
+    return " ".join(str(value).split())[:300]

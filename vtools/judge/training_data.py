@@ -1,0 +1,35 @@
+"""Which of the questions stand in the data that a model was trained on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from vtools.inference.journal import Task
+from vtools.process import Failure
+from vtools.records import conversation, jsonl, overlap
+from vtools.records.jsonl import Reject
+
+
+def seen(tasks: Sequence[Task], name: str, files: Sequence[str]) -> str:
+    """Say on stderr which questions the training data holds; returns the line that sums it up. Raises Failure."""
+    asked = {task.question.question.id: task.question.question for task in tasks if task.question}
+    index = overlap.Index((name, question) for question in asked.values())
+    found: dict[str, str] = {}
+    read = 0
+    for value in jsonl.values(files):
+        try:
+            record = jsonl.parse(value)[0]
+            messages = [] if isinstance(record, Reject) else conversation.read(record)["messages"]
+        except Reject:  # no conversation, so nothing was learned from it
+            continue
+        read += bool(messages)
+        for hit in index.hits(message["content"] for message in messages):
+            found.setdefault(hit.id, f"question {hit.id} is in {value.file}:{value.number}: {hit.words}")
+    if not read:
+        raise Failure(f"--training-data {', '.join(files)}: holds no conversation")
+    for identity in asked:
+        if identity in found:
+            print(f"vtools judge: {found[identity]}", file=sys.stderr)
+    names = ": " * bool(found) + ", ".join(identity for identity in asked if identity in found)
+    return f"vtools judge: {len(found)} of {len(asked)} questions are in the training data{names}"

@@ -1,0 +1,140 @@
+"""Many items at work at a time, in threads or in processes, and their results in the items' order."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from vtools import process
+from vtools.process import Failure
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+BATCH = 1 << 18  # bytes that a worker process is given at once
+AHEAD = 4 << 20  # bytes read ahead of the worker processes, whatever the size of an item
+OVERHEAD = 1 << 10  # bytes that an item costs besides its own
+PATIENCE = 0.05  # seconds: neither a slow input nor slow work may make items wait for a full batch
+
+
+def in_threads(
+    work: Callable[[Item], Result], items: Iterable[Item], jobs: int = 1, ahead: int | None = None
+) -> Iterator[tuple[Item, Result]]:
+    """Yield every item with its result, in the order of the items, `jobs` of them at work at a time.
+
+    Items are read in a thread, no more than `ahead` (4 * jobs) of them before the first is taken, so a finished
+    result never waits for more input. What reading or working raises is raised in its place, after all before it.
+    """
+    return _in_order(ThreadPoolExecutor(jobs), work, items, ahead or 4 * jobs)
+
+
+def in_processes(
+    work: Callable[[Item], Result], items: Iterable[Item], jobs: int, size: Callable[[Item], int]
+) -> Iterator[tuple[Item, Result]]:
+    """`in_threads` for work that computes: in forked processes, and no more ahead than some bytes of items."""
+    fork = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(jobs, fork, initializer=process.child_of_pool, initargs=(os.getpid(),))
+    with process.signals_held():  # what is raised in the hooks of a fork is lost
+        pool.submit(int).result()  # fork the workers before any thread of ours runs
+    try:
+        weigh = lambda item: size(item) + OVERHEAD  # noqa: E731
+        yield from _in_order(pool, work, items, max(AHEAD, 4 * jobs * BATCH), weigh, BATCH)
+    except BrokenProcessPool:
+        raise Failure(
+            "a worker process was killed (out of memory?); the output stops at the last whole record"
+        ) from None
+
+
+def _in_order(
+    pool: Executor,
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+    weigh: Callable[[Item], int] = lambda item: 1,
+    batch: int = 1,
+) -> Iterator[tuple[Item, Result]]:
+    line: queue.SimpleQueue[tuple[list[Item], Future[Done[Result]]] | BaseException | None] = queue.SimpleQueue()
+    room = threading.Condition()
+    held: list[Item] = []  # read, but not at work yet
+    held_weight = under_way = 0
+    stopped = False
+
+    def hand_over() -> None:
+        nonlocal held, held_weight
+        with room:
+            if held and not stopped:
+                given, held, held_weight = held, [], 0
+                line.put((given, pool.submit(_each, work, given)))
+
+    def read() -> None:
+        nonlocal held_weight, under_way
+        end = None
+        try:
+            for item in items:
+                with room:
+                    while under_way >= ahead and not stopped:
+                        room.wait()
+                    if stopped:
+                        return
+                    held.append(item)
+                    held_weight += weigh(item)
+                    under_way += weigh(item)
+                if held_weight >= batch:
+                    hand_over()
+            hand_over()
+        except BaseException as error:
+            end = error
+            hand_over()
+        line.put(end)
+
+    threading.Thread(target=read, daemon=True, name="reader").start()
+    ended = False
+    try:
+        while True:
+            try:
+                entry = line.get(timeout=PATIENCE)
+            except queue.Empty:
+                hand_over()
+                continue
+            if not isinstance(entry, tuple):
+                break
+            given, future = entry
+            while not wait([future], PATIENCE).done:
+                hand_over()
+            results, error = future.result()
+            yield from zip(given, results, strict=False)
+            if error:
+                raise error
+            with room:
+                under_way -= sum(map(weigh, given))
+                room.notify()
+        if entry:
+            raise entry
+        ended = True
+    finally:
+        with room:
+            stopped = True
+            room.notify()
+        pool.shutdown(wait=ended, cancel_futures=True)
+
+
+Done = tuple[list[Result], Exception | None]
+
+
+def _each(work: Callable[[Item], Result], items: list[Item]) -> Done[Result]:
+    """The results of a batch, and what ended it early."""
+    results: list[Result] = []
+    try:
+        results.extend(map(work, items))
+    except Exception as error:
+        if multiprocessing.parent_process():
+            error.add_note(traceback.format_exc())  # the traceback itself stays in this process
+        return results, error
+    return results, None

@@ -1,0 +1,98 @@
+"""Who is better, by how much, and how sure that is: counts, measures and their intervals."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from vtools.report.reading import Pair, Unit
+
+RESAMPLES = 2000
+INCONSISTENT = 0.3  # published judges flip 20 to 80 % of their verdicts; above this the table says little
+MEASURES = ("score_ratio", "win_rate", "as_good")
+
+
+def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
+    """Everything the table says, as one object."""
+    judge, a, b = pair
+    counted = [unit for unit in units if unit.outcome]
+    swapped = [unit for unit in counted if len(unit.verdicts) > 1]
+    flipped = [unit for unit in swapped if len(set(unit.verdicts)) > 1]
+    table: dict[str, Any] = {
+        "judge": judge,
+        "a": a,
+        "b": b,
+        "questions": len({unit.question for unit in units}),
+        "judged": len(units),
+        "unparsed": len(units) - len(counted),
+        "both_orders": len(swapped),
+        "inconsistent": len(flipped) / len(swapped) if swapped else None,
+        "first_won": sum(all(unit.first_won) for unit in flipped),
+        "second_won": sum("tie" not in unit.verdicts and not any(unit.first_won) for unit in flipped),
+        **counts(counted),
+        **intervals(counted, seed),
+    }
+    names = sorted({unit.category for unit in counted if unit.category})
+    table["categories"] = {name: counts([unit for unit in counted if unit.category == name]) for name in names}
+    table["warnings"] = list(warnings(table))
+    return table
+
+
+def counts(units: list[Unit]) -> dict[str, Any]:
+    """Wins, ties and losses of b, and the totals of the scores."""
+    outcomes = [unit.outcome for unit in units]
+    scores = [score for unit in units if (score := unit.score)]
+    total_a, total_b = sum(a for a, _ in scores), sum(b for _, b in scores)
+    return {
+        "n": len(units),
+        "b_wins": outcomes.count("b"),
+        "ties": outcomes.count("tie"),
+        "a_wins": outcomes.count("a"),
+        "scored": len(scores),
+        "score_a": round(total_a, 4),
+        "score_b": round(total_b, 4),
+        "score_ratio": total_b / total_a if total_a else None,
+        "win_rate": (outcomes.count("b") + outcomes.count("tie") / 2) / len(units) if units else None,
+        "as_good": (outcomes.count("b") + outcomes.count("tie")) / len(units) if units else None,
+    }
+
+
+def intervals(units: list[Unit], seed: int) -> dict[str, Any]:
+    """95 % percentile intervals of the measures: 2,000 resamples of whole questions, since turns of one go together."""
+    questions: dict[str, list[list[float]]] = {}
+    for unit in units:
+        a, b = unit.score or (0.0, 0.0)
+        won, tied = unit.outcome == "b", unit.outcome == "tie"
+        row = questions.setdefault(unit.question, [])
+        row.append([a, b, 1.0, won + tied / 2, float(won or tied)])
+    sums = [[sum(column) for column in zip(*rows, strict=True)] for rows in questions.values()]
+    dice = random.Random(seed)
+    drawn: list[list[float]] = [[], [], []]
+    for _ in range(RESAMPLES if len(sums) > 1 else 0):
+        a, b, n, won, good = (sum(column) for column in zip(*dice.choices(sums, k=len(sums)), strict=True))
+        for values, part, whole in ((drawn[0], b, a), (drawn[1], won, n), (drawn[2], good, n)):
+            if whole:
+                values.append(part / whole)
+    return {f"{name}_ci": interval(values) for name, values in zip(MEASURES, drawn, strict=True)}
+
+
+def interval(values: list[float]) -> list[float] | None:
+    """The 2.5th and 97.5th percentile."""
+    if not values:
+        return None
+    values = sorted(values)
+    return [values[int(0.025 * (len(values) - 1))], values[int(0.975 * (len(values) - 1))]]
+
+
+def warnings(table: dict[str, Any]) -> Iterator[str]:
+    """What a reader must know before believing the table."""
+    if table["unparsed"]:
+        yield f"{table['unparsed']} of {table['judged']} have no verdict that could be read, and are left out"
+    if table["both_orders"] < table["n"]:
+        alone = table["n"] - table["both_orders"]
+        yield f"{alone} were shown in one order only: the place of an answer may have decided"
+    if table["inconsistent"] is not None and table["inconsistent"] > INCONSISTENT:
+        yield f"the judge changed its mind with the order in {table['inconsistent']:.0%}: this table says little"
+    if table["n"] and table["scored"] < table["n"]:
+        yield f"the score totals leave out {table['n'] - table['scored']} that have a verdict but no scores"

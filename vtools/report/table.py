@@ -1,0 +1,60 @@
+"""The summary for people, as a table and as a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def text(table: dict[str, Any]) -> str:
+    """The table for people."""
+    lines = [f"A: {table['a']}", f"B: {table['b']}", f"judge: {table['judge']}", ""]
+    flips = "not known" if table["inconsistent"] is None else f"{table['inconsistent']:.1%}"
+    if table["inconsistent"]:
+        flips += f" (the first answer won both times {table['first_won']}, the second {table['second_won']})"
+    rows = [
+        ("questions", f"{table['questions']}, judged {table['judged']}, unparsed {table['unparsed']}"),
+        ("orders disagree", flips),
+        ("B wins / ties / A wins", f"{table['b_wins']} / {table['ties']} / {table['a_wins']}"),
+        ("B's win rate, ties half", share(table, "win_rate")),
+        ("B as good or better", f"{share(table, 'as_good')}, {table['b_wins'] + table['ties']}/{table['n']}"),
+        ("total score", f"A {table['score_a']:.1f}, B {table['score_b']:.1f}"),
+        ("B's score / A's", share(table, "score_ratio", digits=2)),
+    ]
+    lines += [f"{name:<24} {value}" for name, value in rows]
+    if table["categories"]:
+        width = max(len(name) for name in [*table["categories"], "category"])
+        lines += ["", f"{'category':<{width}}  {'n':>4} {'B wins':>7} {'ties':>5} {'A wins':>7} {'score B/A':>10}"]
+        for name, row in table["categories"].items():
+            ratio = "-" if row["score_ratio"] is None else f"{row['score_ratio']:.2f}"
+            lines.append(
+                f"{name:<{width}}  {row['n']:>4} {row['b_wins']:>7} {row['ties']:>5} {row['a_wins']:>7} {ratio:>10}"
+            )
+    lines += [""] * bool(table["warnings"]) + [f"warning: {warning}" for warning in table["warnings"]]
+    return "\n".join(lines)
+
+
+def share(table: dict[str, Any], name: str, digits: int = 1) -> str:
+    """A measure with its interval, in percent."""
+    if table[name] is None:
+        return "-"
+    text = f"{table[name]:.{digits}%}"
+    ends = table[f"{name}_ci"]
+    return text if ends is None else f"{text} (95 %: {ends[0]:.1%} to {ends[1]:.1%})"
+
+
+def picture(path: str, tables: list[dict[str, Any]]) -> bytes:
+    """Wins, ties and losses: one bar for each pair and, below it, for each of its categories."""
+    from vtools import plots
+
+    rows = []
+    for table in tables:
+        rows.append((f"B: {table['b']}\nA: {table['a']}", bar(table)))
+        rows += [(name, bar(row)) for name, row in table["categories"].items()]
+    judges = ", ".join(dict.fromkeys(table["judge"] for table in tables))
+    title = f"Judged by {judges}\nThe further B's wins reach to the right, the better B"
+    return plots.stacked_bars(path, title, "share of the questions", rows)
+
+
+def bar(counted: dict[str, Any]) -> dict[str, int]:
+    """The parts of a bar."""
+    return {name: counted[key] for name, key in (("B wins", "b_wins"), ("tie", "ties"), ("A wins", "a_wins"))}
