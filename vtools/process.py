@@ -87,7 +87,7 @@ EXTRAS = {
     "transformers": "train", "safetensors": "train", "gguf": "weights", "numpy": "weights",
     "blake3": "weights", "peft": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve",
     "uvicorn": "serve", "openai": "judge", "prompt_toolkit": "judge", "turbohtml": "fast", "pycld2": "filters",
-    "rensa": "filters", "matplotlib": "plot", "xllamacpp": "llama-cpp",
+    "rensa": "filters", "matplotlib": "plot",
 }  # fmt: skip
 
 
