@@ -767,7 +767,7 @@ def test_the_preset_writes_what_fastchats_own_function_writes(fastchat, llama, v
     ]
     sample = {"id": "X", "model": None, "conversations": turns}
     for _, text in values:
-        assert vicuna.counter(llama).tokens(text) == fastchat.tokens(text)
+        assert vicuna.counter(llama)(text) == fastchat.tokens(text)
     made = vicuna.split(dict(sample), tokenizer=llama, max_tokens=limit)
     expected = fastchat([sample], limit)
     if isinstance(made, Reject):

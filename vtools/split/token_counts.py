@@ -41,7 +41,7 @@ _SPLITS = {
 
 
 class Counts:
-    """Counts of texts with the three encoders of a tokenizer (see `vtools.encoders`)."""
+    """Counts of texts with the three encoders of a tokenizer (see `models.text_encoders`)."""
 
     def __init__(
         self, tokenizer: Tokenizer, encoders: tuple[tokenizers.Tokenizer, ...], forbidden: frozenset[int] = frozenset()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from functools import lru_cache
 
 from vtools.models.text_encoders import FIRST, encoders
-from vtools.models.tokenizer import Tokenizer, load_tokenizer
+from vtools.models.tokenizer import load_tokenizer
 from vtools.records import conversation
 from vtools.records.jsonl import Record, Reject
 from vtools.split.segments import Segment, base_id
@@ -18,23 +19,21 @@ _ROLES = ("human", "gpt")
 
 
 @lru_cache(maxsize=1)
-def counter(tokenizer: str) -> _Messages:
-    """What counts FastChat's way, loaded once a process."""
-    return _Messages(load_tokenizer(tokenizer))
+def counter(name: str) -> Callable[[str], int]:
+    """What counts the tokens of a text by itself, loaded once a process.
 
+    With the tokenizer's own first token, and names of control tokens as those tokens.
+    """
+    tokenizer = load_tokenizer(name)
+    counts = Counts(tokenizer, encoders(tokenizer))
+    added = tokenizer.backend.num_special_tokens_to_add(False)
+    control = re.compile("|".join(map(re.escape, tokenizer.added)) or r"(?!)")
 
-class _Messages:
-    """Tokens of a text by itself: with the tokenizer's own first token, and names of control tokens as those tokens."""
+    def tokens(text: str) -> int:
+        count = counts.count(FIRST, text) if text and not control.search(text) else None
+        return len(tokenizer.backend.encode(text).ids) if count is None else count + added
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._backend = tokenizer.backend
-        self._counts = Counts(tokenizer, encoders(tokenizer))
-        self._added = self._backend.num_special_tokens_to_add(False)
-        self._control = re.compile("|".join(map(re.escape, tokenizer.added)) or r"(?!)")
-
-    def tokens(self, text: str) -> int:
-        count = self._counts.count(FIRST, text) if text and not self._control.search(text) else None
-        return len(self._backend.encode(text).ids) if count is None else count + self._added
+    return tokens
 
 
 def split(record: Record, *, tokenizer: str, max_tokens: int) -> list[Segment] | Reject:
@@ -48,7 +47,7 @@ def split(record: Record, *, tokenizer: str, max_tokens: int) -> list[Segment] |
     base = base_id({"id": name, "segment": record.get("segment")})
     if len(turns) < 2:
         return Reject("too_short" if turns else "empty", f"{len(turns)} messages")
-    count = counter(tokenizer).tokens
+    count = counter(tokenizer)
     rounds = [sum(count(turn["value"]) + _EACH for turn in pair) for pair in zip(turns[::2], turns[1::2], strict=False)]
     cuts, length, full = [0], 0, False
     for place, tokens in enumerate(rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import re
@@ -27,23 +28,19 @@ def convert(texts: list[str], engine: str) -> list[str]:
 
 def _together(documents: list[placeholders.Document], engine: Engine) -> list[str] | None:
     """All documents laid out as one, which saves the engine's start on each; None if that fails."""
+    between = f"<p>{placeholders.END}</p>"
     try:
-        parts = engine(f"<p>{placeholders.END}</p>".join([document.html for document in documents])).split(
-            placeholders.END
-        )
+        parts = engine(between.join([document.html for document in documents])).split(placeholders.END)
     except Exception:
         return None
     return parts if len(parts) == len(documents) else None
 
 
 def _alone(document: placeholders.Document, engines: tuple[Engine, ...]) -> str:
-    first, *others = engines
-    try:
-        return first(document.html)
-    except Exception:
-        if not others:
-            raise
-        return others[0](document.html)
+    for engine in engines[:-1]:
+        with contextlib.suppress(Exception):
+            return engine(document.html)
+    return engines[-1](document.html)
 
 
 @functools.cache

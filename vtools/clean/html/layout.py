@@ -294,14 +294,11 @@ class Layout:
     def _close_inline(self, name: str) -> None:
         if name == "a":
             text = "".join(self.out[self.link + 1 :])
+            shown = escape.text(self.address).translate(placeholders.TO_CONTROLS)
             inside = any(start > self.link for start, _, _ in self.marks)
             if not text.strip():
                 self.out[self.link] = ""
-            elif (
-                ":" in self.address
-                and not inside
-                and text == escape.text(self.address).translate(placeholders.TO_CONTROLS)
-            ):
+            elif ":" in self.address and not inside and text == shown:
                 self.out[self.link :] = [f"<{self.address}>".translate(placeholders.TO_CONTROLS)]
                 self.marked = [place for place in self.marked if place < self.link]
             else:
@@ -350,10 +347,8 @@ class Layout:
         written = {}
         for start, end, name in self.marks:
             # Marks where a parser takes them for marks (CommonMark 0.31, 6.2), tags elsewhere.
-            before, after = (
-                self.out[start] or self._beside(start, -1, slots, ends),
-                self.out[end] or self._beside(end, 1, slots, ends),
-            )
+            before = self.out[start] or self._beside(start, -1, slots, ends)
+            after = self.out[end] or self._beside(end, 1, slots, ends)
             opens = self._beside(start, 1, slots, ends).isalnum() or not before.isalnum()
             closes = self._beside(end, -1, slots, ends).isalnum() or not after.isalnum()
             touches = start - 1 in ends and not self.out[start - 1] + self.out[start]
