@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
-import os
 import queue
 import random
 import secrets
@@ -18,9 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
-
-# Threads that spin while they wait cost up to ten times the speed beside a busy neighbour.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
