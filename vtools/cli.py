@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vtools import __version__, process
+from vtools import __version__, machine, process
 
 # Each command is a function of its own name in its module; only the modules that are asked for are imported.
 COMMANDS = {
@@ -64,5 +64,6 @@ def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
 
 def main() -> None:
     """The program `vtools`."""
+    machine.share_cores()
     wanted = sys.argv[1:2]
     build(wanted if wanted and wanted[0] in COMMANDS else COMMANDS)(prog_name="vtools")

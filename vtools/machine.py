@@ -1,17 +1,20 @@
-# ruff: noqa: TID253
-"""What a machine has to compute with: the peak of its GPU or CPU, and the memory that a rank may use."""
+"""What a machine has to compute with: its cores, the peak of its GPU or CPU, and the memory that a rank may use."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from vtools.process import Failure
+
+if TYPE_CHECKING:
+    import torch
 
 # Dense (not sparse) bf16 products a second with fp32 accumulation (fp16 on V100 and T4), from the makers' datasheets,
 # and about how many GiB torch finds there.
@@ -25,6 +28,29 @@ GPUS = {
 }  # fmt: skip
 ASSUMED_MFU = 0.45  # of a GPU's datasheet
 ASSUMED_SHARE = 0.5  # of what a CPU reaches in one matrix product
+
+
+SPINS = "1000"  # about 20 microseconds: longer than what lies between two operations, far shorter than a time slice
+WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+
+
+def share_cores() -> None:
+    """Have OpenMP's threads spin but shortly while they wait, unless the user has said how. Before torch is imported.
+
+    Left alone they spin for milliseconds, which is time that a busy neighbour takes from those who have work.
+    """
+    if not any(name in os.environ for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def tune_malloc(mapped: int, kept: int | None = None) -> None:
+    """Have glibc map blocks of so many bytes on their own (32 MiB at most), and keep so many freed bytes for reuse."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_mmap_threshold, mapped)
+        if kept is not None:
+            mallopt(m_trim_threshold, kept)
 
 
 def gpu(name: str) -> tuple[float, int]:
@@ -47,6 +73,8 @@ def peak_flops(device_name: str) -> float | None:
 def available_memory(device: torch.device, processes: int = 1) -> int:
     """Bytes that a rank may use: a GPU's whole memory; of a host's free memory, the share of one of `processes`."""
     if device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[1])
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -77,6 +105,8 @@ def speed(device: torch.device, dtype: torch.dtype) -> tuple[float | None, float
 
     Unknown for fp32 on a GPU, where it runs without tensor cores. Processes on one CPU share its peak.
     """
+    import torch
+
     if device.type == "cuda":
         return None if dtype == torch.float32 else peak_flops(torch.cuda.get_device_name(device)), ASSUMED_MFU
     width, best = 512, float("inf")

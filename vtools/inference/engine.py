@@ -10,16 +10,12 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
-import os
 import queue
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from typing import Any, cast
-
-# Threads that spin while they wait cost up to ten times the speed beside a busy neighbour.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig

@@ -35,18 +35,12 @@ def train(
         Literal["vicuna-v1.1", "vicuna-v0", "alpaca"] | None,
         typer.Option(help="The published template and hyper-parameters; other flags change them."),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Times that every conversation is seen. Default: 3.")
-    ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Train exactly this many steps, whatever --epochs is.")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Times each conversation is seen. Default: 3.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Steps in all, whatever --epochs is.")] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Conversations in an optimiser step, on all ranks together. Default: 128.")
+        int | None, typer.Option(min=1, help="Conversations in a step, of all ranks. Default: 128.")
     ] = None,
-    lr: Annotated[
-        float | None, typer.Option(min=0, help="Peak learning rate. Default: 2e-5, and 2e-4 with --lora.")
-    ] = None,
+    lr: Annotated[float | None, typer.Option(min=0, help="Peak learning rate. Default: 2e-5; --lora: 2e-4.")] = None,
     warmup: Annotated[
         float | None, typer.Option(min=0, help="Warm-up: a share of the steps if below 1, else steps. Default: 0.03.")
     ] = None,
@@ -74,12 +68,8 @@ def train(
         str | None, typer.Option("--eval", metavar="FILE", help="Held-out conversations: their loss before and after.")
     ] = None,
     eval_every: Annotated[int, typer.Option(min=0, help="Also take the held-out loss every so many steps.")] = 0,
-    samples: Annotated[
-        int, typer.Option(min=0, help="With each held-out loss, answer so many of its first questions.")
-    ] = 0,
-    save_every: Annotated[
-        str, typer.Option(metavar="STEPS|TIME", help="Checkpoint: 200 (steps), 10m, 90s, 1h.")
-    ] = "10m",
+    samples: Annotated[int, typer.Option(min=0, help="With that loss, answer so many of its first questions.")] = 0,
+    save_every: Annotated[str, typer.Option(metavar="STEPS|TIME", help="Checkpoint: 200 (steps), 10m, 1h.")] = "10m",
     keep: Annotated[
         int | None,
         typer.Option(min=1, help="Checkpoints to keep, after the run too. Default: 2, and none once it has ended."),
@@ -88,7 +78,7 @@ def train(
         Literal["auto", "never"], typer.Option(help="Go on from the newest checkpoint in --out, or start over.")
     ] = "auto",
     nproc: Annotated[
-        int | None, typer.Option(min=1, help="Ranks on this machine. Default: one for each GPU, else one.")
+        int | None, typer.Option(min=1, help="Ranks on this machine. Default: one a GPU, else one.")
     ] = None,
     nnodes: Annotated[int, typer.Option(min=1, help="Machines; give the same command on each.")] = 1,
     rdzv: Annotated[

@@ -17,7 +17,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from vtools import process
+from vtools import options, process
 from vtools.process import Failure
 from vtools.train import checkpoint, device, schedule, shard
 from vtools.train.data import Corpus
@@ -122,8 +122,7 @@ class Trainer:
     def restore(self, path: Path, note: dict[str, Any]) -> None:
         """Go on from a checkpoint and its note."""
         held_out = {int(step): loss for step, loss in note["held_out"].items()}
-        known = {name: note[name] for name in ("step", "loss", "scale", "good_steps", "updates")}
-        self.result = Result(held_out=held_out, **known)
+        self.result = options.fields_from(Result, {**note, "held_out": held_out})
         checkpoint.restore(path, self.result.updates, self.model, self.optimizer, self.ranks)
         self.saved_step = self.result.step
 
@@ -152,14 +151,9 @@ class Trainer:
                     loss = self._held_out_loss(self.evaluation)
                     self._end_if_asked()
                     result.held_out[step] = loss
-                    row: dict[str, Any] = {
-                        "step": step,
-                        "eval_loss": loss,
-                        "eval_tokens": self.evaluation.trained_tokens,
-                    }
-                    if sample:
-                        row["samples"] = sample()
-                    write(row | {"ms": _ms(before)})
+                    row = {"step": step, "eval_loss": loss, "eval_tokens": self.evaluation.trained_tokens}
+                    answers = {"samples": sample()} if sample else {}
+                    write({**row, **answers, "ms": _ms(before)})
                 self._end_if_asked()
                 if step == recipe.steps:
                     # Saving the model may fail, and can then be repeated.

@@ -15,6 +15,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from vtools import machine
 from vtools.files.atomic import sync
 from vtools.files.staging import Work
 from vtools.records import jsonl
@@ -65,13 +66,7 @@ class _Stopped(Exception):
 
 def reuse_memory() -> None:
     """Ask glibc to keep freed chunks: fresh pages for each of them would double the CPU time."""
-    import ctypes
-
-    m_trim_threshold, m_mmap_threshold = -1, -3
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt"):
-        library.mallopt(m_mmap_threshold, 32 << 20)  # the largest that it accepts
-        library.mallopt(m_trim_threshold, 256 << 20)
+    machine.tune_malloc(mapped=32 << 20, kept=256 << 20)
 
 
 def allocate(path: Path, size: int) -> None:
