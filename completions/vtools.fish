@@ -139,7 +139,7 @@ complete -c vtools -n '__fish_seen_subcommand_from export' -l verbose -s v -d 'S
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l port -r -d 'Port to listen on; 0 takes a free one.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l host -r -d 'Address to listen on; all but loopback need VTOOLS_API_KEY.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l template -r -d 'Prompt template; default, the one stored with the tokenizer.'
-complete -c vtools -n '__fish_seen_subcommand_from serve' -l dtype -r -d 'float32 gives the same answers every time.'
+complete -c vtools -n '__fish_seen_subcommand_from serve' -l dtype -r -d 'fp32 gives the same answers every time.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l max-requests -r -d 'Requests that a model takes at a time; the rest get 429.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l quiet -s q -d 'No progress, no closing line.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l verbose -s v -d 'Say more; on an error, show where.'

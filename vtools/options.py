@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,6 +20,7 @@ Jobs = Annotated[
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no closing line.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; on an error, show where.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done and what it costs; do nothing.")]
+Dtype = Literal["fp32", "bf16", "fp16"]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 TemplateName = Annotated[
     str | None,

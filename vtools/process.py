@@ -1,4 +1,4 @@
-"""How a vtools process ends: exit codes, signals, locks, and children that die with their parent."""
+"""A vtools process: how it ends (exit codes, signals), children that die with their parent, its heap."""
 
 from __future__ import annotations
 
@@ -164,6 +164,21 @@ def child_of_pool(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     die_with_parent(parent)
+
+
+def tune_heap(mapped: int, kept: int | None = None) -> None:
+    """Have glibc give what is `mapped` bytes or more pages of its own, and keep up to `kept` bytes of what is freed.
+
+    Other C libraries have no such setting.
+    """
+    import ctypes
+
+    m_trim_threshold, m_mmap_threshold = -1, -3
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(m_mmap_threshold, mapped)
+        if kept is not None:
+            mallopt(m_trim_threshold, kept)
 
 
 _watched = False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -15,14 +14,6 @@ from vtools.process import UsageFailure
 KEY = "VTOOLS_API_KEY"
 
 
-class Precision(StrEnum):
-    """The weights' data type."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 def serve(
     models: Annotated[
         list[str],
@@ -31,7 +22,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     host: Annotated[str, typer.Option(help=f"Address to listen on; all but loopback need {KEY}.")] = "127.0.0.1",
     template: options.TemplateName = None,
-    dtype: Annotated[Precision, typer.Option(help="float32 gives the same answers every time.")] = Precision.float32,
+    dtype: Annotated[options.Dtype, typer.Option(help="fp32 gives the same answers every time.")] = "fp32",
     max_requests: Annotated[
         int, typer.Option(min=1, help="Requests that a model takes at a time; the rest get 429.")
     ] = 64,
@@ -69,7 +60,7 @@ def serve(
     threads = max(1, len(os.sched_getaffinity(0)) // len(named))
     engines = {}
     for name, reference in named.items():
-        engines[name] = generate.Engine(reference, template=template, dtype=dtype.value, threads=threads)
+        engines[name] = generate.Engine(reference, template=template, dtype=dtype, threads=threads)
         # One token by the way that requests take: a model that loads may still not run.
         engines[name].complete([{"role": "user", "content": "Hello"}], max_tokens=1, temperature=0)
 

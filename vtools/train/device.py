@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+from vtools import process
+from vtools.models.configs import TORCH_NAMES
+
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, known_as) for name, known_as in TORCH_NAMES.items()}
 
 
 def prepare(device: torch.device) -> None:
@@ -20,11 +23,8 @@ def prepare(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with a fixed workspace
     else:
-        # Large tensors get mappings of their own, which leave no gaps in the heap.
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
-        if mallopt is not None:
-            m_mmap_threshold = -3
-            mallopt(m_mmap_threshold, 8 << 20)  # below, fresh pages cost more than the heap's gaps
+        # Large tensors get mappings of their own, which leave no gaps in the heap; below, fresh pages cost more.
+        process.tune_heap(mapped=8 << 20)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
