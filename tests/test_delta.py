@@ -22,7 +22,7 @@ from checkpoints import VTOOLS, bad, contents, good, halted, model, names, pair,
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from vtools.delta import bits, manifest  # noqa: E402
+from vtools.delta import apply_published, difference, manifest  # noqa: E402
 from vtools.files.lock import lock  # noqa: E402
 from vtools.weights import dtypes  # noqa: E402
 
@@ -112,8 +112,8 @@ def test_a_model_of_thousands_of_tensors_comes_back(tmp_path):
 def test_the_difference_of_any_two_bit_patterns_is_exact(data, width, codec):
     size = width * data.draw(st.integers(1, 40))
     base, target = (np.frombuffer(data.draw(st.binary(min_size=size, max_size=size)), "u1") for _ in "bt")
-    payload = np.frombuffer(bytearray(bits.encode(target, base, width, codec)), "u1")
-    assert bits.decode(payload, base, width, codec).tobytes() == target.tobytes()
+    payload = np.frombuffer(bytearray(difference.encode(target, base, width, codec)), "u1")
+    assert difference.decode(payload, base, width, codec).tobytes() == target.tobytes()
 
 
 def test_conversion_and_addition_have_the_bits_of_torch():
@@ -137,7 +137,7 @@ def test_conversion_and_addition_have_the_bits_of_torch():
         for wanted in of_torch:
             same(dtypes.convert(raw, source, wanted), of(raw, source).to(of_torch[wanted]), wanted)
     for dtype in ("F16", "BF16"):
-        same(bits.add(patterns, other, dtype), of(patterns, dtype) + of(other, dtype), dtype)
+        same(apply_published.add(patterns, other, dtype), of(patterns, dtype) + of(other, dtype), dtype)
 
 
 def test_a_real_model_with_tied_embeddings_comes_back_and_loads(tmp_path):
@@ -213,7 +213,7 @@ def test_a_wrong_base_is_refused_by_the_name_of_its_first_wrong_tensor(tmp_path)
         "apply-delta", target, tmp_path / "delta", tmp_path / "out"
     )
     model(tmp_path / "other", "BF16")
-    assert "is BF16 [50, 64], the delta was made from F16 [50, 64]" in bad(
+    assert "is bf16 [50, 64], the delta was made from fp16 [50, 64]" in bad(
         "apply-delta", tmp_path / "other", tmp_path / "delta", tmp_path / "out"
     )
     write(tmp_path / "fewer/model.safetensors", {"model.norm": ("F16", weights("F16", (64,), 1))})

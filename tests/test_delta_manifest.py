@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 orjson = pytest.importorskip("orjson")
 pytest.importorskip("blake3")
 
-from vtools.delta import manifest  # noqa: E402
+from vtools.delta import manifest, other_files  # noqa: E402
 from vtools.process import Failure  # noqa: E402
 
 
@@ -90,3 +90,9 @@ def test_a_strangers_mistakes_are_named_and_nothing_is_written(delta, path, new,
     error = bad("apply-delta", folder / "base", folder / "delta", folder / "out")
     assert said in error and "a bug" not in error
     assert not any(folder.glob("out*"))
+
+
+def test_the_files_of_a_base_that_a_delta_names_stay_the_same():
+    """Another list, or another order, would give another delta.json."""
+    names = ("config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
+    assert names == other_files.IDENTITY

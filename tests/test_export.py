@@ -945,7 +945,7 @@ def test_resharding_there_and_back_gives_the_same_bits(byte_level, tmp_path):
     files = sorted((tmp_path / "wide").glob("*.safetensors"))
     assert len(files) == totals["files"] > 2 and all(file.stat().st_size <= 100_000 for file in files)
     assert sum(file.stat().st_size for file in files) == totals["bytes"]
-    assert {line["type"] for line in lines} == {"f32"}
+    assert {line["type"] for line in lines} == {"fp32"}
     wide = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "wide")
     assert wide.dtype == torch.float32
     for name, tensor in loaded.state_dict().items():

@@ -72,7 +72,7 @@ def test_a_weight_that_the_scales_cannot_hold_is_refused_and_one_they_can_comes_
     if size < 1:
         assert decoded(rows, kind)[299, 255] == pytest.approx(rows[299, 255], rel=0.05)
         return
-    with pytest.raises(ValueError, match=f"a value beyond the range of {kind.upper()}; --type f32 holds it"):
+    with pytest.raises(ValueError, match=f"a value beyond the range of {kind}; --type f32 holds it"):
         encode(rows, kind)
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import tiny
 
+from vtools import options
+from vtools.models.configs import TORCH_NAMES
 from vtools.models.load import load_model
 from vtools.models.reference import model_folder
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
+from vtools.weights.tensor import DTYPE_NAMES
 
 
 def test_the_real_gguf_is_an_ordinary_model_that_continues_a_sentence(smollm2, tmp_path):
@@ -116,3 +120,7 @@ def test_the_older_places_of_a_chat_template_are_read(tmp_path, eot):
             (folder / file).write_text(text)
     found = [load_tokenizer(str(tmp_path / name)).chat_template for name in ("string", "list", "file")]
     assert found == ["C", "D", "J"]
+
+
+def test_a_dtype_has_one_name_at_every_tool():
+    assert {*get_args(options.Dtype), "fp64"} == DTYPE_NAMES.keys() == TORCH_NAMES.keys()

@@ -220,7 +220,7 @@ def test_a_zip64_file_is_read(tmp_path, monkeypatch):
         (tensor(shape=(3, 2), stride=(1, 3)), "not contiguous"),
         (tensor(store=persistent("9")), "data/9 is missing"),
         (tensor(store=persistent("../data.pkl")), "missing"),
-        (tensor(store=persistent(elements=5)), "do not make 5 of F16"),
+        (tensor(store=persistent(elements=5)), "do not make 5 of fp16"),
         (tensor(store=persistent(elements=2**70)), "damaged"),
         (tensor(store=persistent(kind=b"cSize")), "damaged"),
         (tensor(store=text("0")), "damaged"),

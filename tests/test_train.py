@@ -253,7 +253,7 @@ def test_the_loss_is_the_cross_entropy_of_the_trained_tokens_and_of_no_other(
     network, corpus = load(base), corpus_of(template, tmp_path, 6)
     found = loss.summed_loss(network, pack.pack(map(corpus.conversation, range(6)), CPU)).item()
 
-    exact = load_model(str(base), dtype="float64")
+    exact = load_model(str(base), dtype="fp64")
     by_hand, answers = 0.0, 0
     for record in tiny.conversations(6):
         rendered = template.render(record["messages"])

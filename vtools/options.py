@@ -27,6 +27,7 @@ PricesFile = Annotated[
     str | None,
     typer.Option("--prices", metavar="FILE", help="With --dry-run: what a GPU-hour or a million tokens cost (JSON)."),
 ]
+Dtype = Literal["fp32", "bf16", "fp16"]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
 Format = Annotated[
     Literal["messages", "sharegpt"], typer.Option("--format", help="Shape of the records that are written.")

@@ -1,4 +1,4 @@
-"""How a vtools process ends: exit codes, signals, locks, and children that die with their parent."""
+"""A vtools process: how it ends (exit codes, signals), children that die with their parent, its heap."""
 
 from __future__ import annotations
 

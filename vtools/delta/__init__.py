@@ -68,7 +68,7 @@ def apply_delta(
     ] = None,
     template: options.TemplateName = None,
     add_dtype: Annotated[
-        Literal["fp16", "bf16", "fp32"] | None,
+        options.Dtype | None,
         typer.Option(
             "--add-dtype", help="Without delta.json: add, and write, in this dtype; default: the delta's own."
         ),
@@ -128,7 +128,7 @@ def apply_delta(
         return
     base, delta, out = _fill({"BASE": base, "DELTA": delta, "OUT": out}, operands or [])
     from vtools.delta import apply, apply_published, manifest
-    from vtools.weights import dtypes
+    from vtools.weights.tensor import DTYPE_NAMES
 
     place = _place(delta, ["*"])
     if (place / manifest.NAME).exists():
@@ -140,8 +140,8 @@ def apply_delta(
             _place(base), place, Path(out), template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
         )
         return
-    apply_published.add(
-        _place(base), place, Path(out), dtype=dtypes.NAMES.get(add_dtype or ""), extra_rows=extra_rows,
+    apply_published.apply(
+        _place(base), place, Path(out), dtype=DTYPE_NAMES.get(add_dtype or ""), extra_rows=extra_rows,
         expect_sum=expect_sum, template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run,
     )  # fmt: skip
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from vtools.delta import bits, manifest, other_files
+from vtools.delta import difference, manifest, other_files
 from vtools.delta.base_tensor import BaseStream, comparable
 from vtools.files import staging
 from vtools.process import Failure
 from vtools.records import jsonl
-from vtools.weights import dtypes, model_files, writing
+from vtools.weights import model_files, writing
 from vtools.weights.dtypes import Bytes
-from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
+from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, described
 
 
 def apply(
@@ -111,12 +111,11 @@ def _gaps(place: Tensor, file: manifest.File) -> list[bytes]:
     size = sum(length for _, length in file.gaps())
     if place.bytes > 2 * size + 1024:
         raise manifest.damaged(place.file, place.name, "too long")
-    packed = dtypes.empty(place.bytes)
     with Files() as files:
-        files.read(place.file, place.start, packed.data)
+        packed = files.take(place.file, place.start, place.bytes)
     try:
-        data = bits.unpack(packed, size)
-    except bits.Damaged as error:
+        data = difference.unpack(packed, size)
+    except difference.Damaged as error:
         raise manifest.damaged(place.file, place.name, str(error)) from None
     if blake3(data).hexdigest() != file.gaps_blake3:
         raise manifest.damaged(place.file, place.name, "its BLAKE3 comes out wrong")
@@ -132,8 +131,8 @@ def _source(base: Path, delta: Path, change: manifest.Change, tensors: dict[str,
     if change.base is None:
         return None
     found = tensors.get(change.base.name)
-    expected = f"{change.base.dtype} {change.base.shape}"
-    if found is None or str(found) != expected:
+    expected = described(change.base.dtype, change.base.shape)
+    if found is None or (found.dtype, list(found.shape)) != (change.base.dtype, change.base.shape):
         has = f"is {found}" if found else "is missing"
         raise Failure(
             f"{base}: tensor {change.base.name} {has}, the delta was made from {expected}: "
@@ -141,7 +140,8 @@ def _source(base: Path, delta: Path, change: manifest.Change, tensors: dict[str,
         )
     if not comparable(found, change.dtype, tuple(change.shape)):
         raise Failure(
-            f"{delta / manifest.NAME}: tensor {change.name}: {change.dtype} {change.shape} is no change of {expected}"
+            f"{delta / manifest.NAME}: tensor {change.name}: {described(change.dtype, change.shape)} is no change of "
+            f"{expected}"
         )
     return found
 
@@ -154,14 +154,14 @@ def _part(
 
     def chunks(files: Files) -> Iterator[Bytes]:
         base = BaseStream(files, source, change.dtype)
-        start = place.start
-        for (_, length), stored in zip(pieces(change.bytes, wanted.chunk_bytes), change.chunks, strict=True):
-            payload = dtypes.empty(stored)
-            files.read(place.file, start, payload.data)
-            start += stored
+        start, left = place.start, change.bytes
+        for stored in change.chunks:
+            payload = files.take(place.file, start, stored)
+            beneath = base.next(min(left, wanted.chunk_bytes))
+            start, left = start + stored, left - wanted.chunk_bytes
             try:
-                yield bits.decode(payload, base.next(length), width, wanted.codec)
-            except bits.Damaged as error:
+                yield difference.decode(payload, beneath, width, wanted.codec)
+            except difference.Damaged as error:
                 raise manifest.damaged(place.file, change.name, str(error)) from None
         of_base = base.finish()
         if source is None or change.base is None or of_base == change.base.blake3:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from vtools.delta import bits, manifest, other_files
+from vtools.delta import manifest, other_files
 from vtools.delta.base_tensor import TIED, BaseStream, comparable, mean_row
 from vtools.files import staging
 from vtools.models.configs import fit_config, read_json
@@ -29,15 +29,15 @@ from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
 from vtools.weights.dtypes import FLOATS, Bytes
 from vtools.weights.model_files import is_buffer
-from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
+from vtools.weights.tensor import WIDTHS, Files, Tensor, dtype_name
 
 SUM_TOLERANCE = 0.01  # that of Alpaca's own check
 SAMPLE = 1 << 20  # elements looked at in a tensor
 
 
 @dataclass
-class Plan:
-    """What there is to do, known from headers and a look at the numbers."""
+class Result:
+    """What the result will hold, known from headers and a look at the numbers."""
 
     files: dict[str, list[writing.NewTensor]]  # of weights, and their tensors
     carried: dict[str, Path]
@@ -46,25 +46,25 @@ class Plan:
     buffers: list[Tensor]
 
 
-def add(
+def apply(
     base: Path, delta: Path, out: Path, *, dtype: str | None, extra_rows: str | None, expect_sum: float | None,
     template: str | None, jobs: int, force: bool, quiet: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Write base + delta as the folder `out`; stdout gets a line a tensor and one with the totals. Raises Failure.
 
-    `dtype` (F16, BF16, F32) is that of the sum, else each tensor's own in the delta.
+    `dtype` is that of the sum, else each tensor's own in the delta.
     """
     if template is not None and delta.is_file():
         raise UsageFailure("--template needs the delta's tokenizer: give the folder of the delta, not one file")
     staging.check(out, [base, delta], force)
     inputs = staging.fingerprint([base, delta])
-    work_plan = plan(base, delta, dtype, extra_rows)
+    result = foreseen(base, delta, dtype, extra_rows)
     if template is not None:
         other_files.template_for(_root(delta), template)
-    entries = [entry for group in work_plan.files.values() for entry in group]
+    entries = [entry for group in result.files.values() for entry in group]
     weights = sum(entry.bytes for entry in entries)
-    total = weights + sum(len(writing.header(group)) for group in work_plan.files.values())
-    total += sum(source.stat().st_size for source in work_plan.carried.values())
+    total = weights + sum(len(writing.header(group)) for group in result.files.values())
+    total += sum(source.stat().st_size for source in result.carried.values())
     free = staging.check_space(out, total)
     totals: dict[str, Any] = {"tensors": len(entries), "bytes": total}
     if dry_run:
@@ -79,21 +79,21 @@ def add(
         staging.folder(out, [base, delta], force, making) as work,
         jsonl.progress("apply-delta", quiet, weights, "B") as tick,
     ):
-        parts = writing.begin(work_plan.files, work)
+        parts = writing.begin(result.files, work)
         if expect_sum is not None:
             for part, entry in zip(parts, entries, strict=True):
                 part.measure = functools.partial(_total, entry.dtype)
         written = writing.write(parts, work, jobs, lines, tick)
         if expect_sum is not None:
-            _check_sum(written.measured, expect_sum, work_plan.buffers)
+            _check_sum(written.measured, expect_sum, result.buffers)
             totals["sum"] = round(written.measured, 4)
-        for path, source in sorted(work_plan.carried.items()):
+        for path, source in sorted(result.carried.items()):
             staging.copy(source, work.fresh / path)
-        fit_config(work.fresh, work_plan.dtype, work_plan.rows)
+        fit_config(work.fresh, dtype_name(result.dtype) if result.dtype else None, result.rows)
         if template is not None:
             other_files.template_for(work.fresh, template).save(work.fresh)
         staging.unchanged([base, delta], inputs)
-    totals |= {"files": len(work_plan.files) + len(work_plan.carried), "reused": written.reused, "verified": False}
+    totals |= {"files": len(result.files) + len(result.carried), "reused": written.reused, "verified": False}
     with jsonl.output(None) as lines:
         lines.write({**totals, "out": str(out)})
     if not quiet:
@@ -111,7 +111,7 @@ def add(
             )
 
 
-def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None) -> Plan:
+def foreseen(base: Path, delta: Path, dtype: str | None, extra_rows: str | None) -> Result:
     """Read all headers, and of the largest tensors enough to tell a delta. Raises Failure for what is none."""
     sources = model_files.weight_files(delta)
     stored = {file: model_files.read(file) for file in sources}
@@ -147,7 +147,7 @@ def plan(base: Path, delta: Path, dtype: str | None, extra_rows: str | None) -> 
             carried[name] = base / name
     every = itertools.chain(tensors.values(), *stored.values())
     buffers = [tensor for tensor in every if is_buffer(tensor.name) and tensor.dtype in FLOATS]
-    return Plan(files, carried, rows, kinds.pop() if len(kinds) == 1 else None, buffers)
+    return Result(files, carried, rows, kinds.pop() if len(kinds) == 1 else None, buffers)
 
 
 def _root(delta: Path) -> Path:
@@ -242,13 +242,20 @@ def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -
             files, source, kind, mean_row(files, source, kind) if grows and extra_rows == "mean" else None
         )
         width, wide = WIDTHS[change.dtype], WIDTHS[kind]
-        for start, size in pieces(change.bytes, STEP):
-            raw = dtypes.empty(size)
-            files.read(change.file, change.start + start, raw.data)
-            yield bits.add(base.next(size // width * wide), dtypes.convert(raw, change.dtype, kind), kind)
+        for raw in files.chunks_of(change):
+            yield add(base.next(len(raw) // width * wide), dtypes.convert(raw, change.dtype, kind), kind)
 
     size = change.bytes // WIDTHS[change.dtype] * WIDTHS[kind]
     return writing.NewTensor(change.name, kind, change.shape, size, chunks)
+
+
+def add(base: Bytes, change: Bytes, dtype: str) -> Bytes:
+    """base + change, both and the result in `dtype`: the same bits as torch's addition on a CPU (but for NaN's)."""
+    exact = "F64" if dtype == "F64" else "F32"  # torch computes half precision in single precision
+    with np.errstate(all="ignore"):
+        total = dtypes.convert(base, dtype, exact).view(FLOATS[exact])
+        total = total + dtypes.convert(change, dtype, exact).view(FLOATS[exact])
+    return dtypes.convert(total.view(np.uint8), exact, dtype)
 
 
 def _total(kind: str, data: Bytes) -> float:
@@ -263,9 +270,7 @@ def _check_sum(found: float, expected: float, buffers: list[Tensor]) -> None:
     more = 0.0
     with Files() as files:
         for tensor in buffers:
-            for start, size in pieces(tensor.bytes, STEP):
-                raw = dtypes.empty(size)
-                files.read(tensor.file, tensor.start + start, raw.data)
+            for raw in files.chunks_of(tensor):
                 more += _total(tensor.dtype, raw)
     if not min(abs(found - expected), abs(found + more - expected)) <= SUM_TOLERANCE:  # so that NaN fails
         raise Failure(

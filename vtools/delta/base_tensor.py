@@ -8,9 +8,9 @@ import math
 import numpy as np
 from blake3 import blake3
 
-from vtools.weights.dtypes import FLOATS, Bytes, convert, empty
+from vtools.weights.dtypes import FLOATS, Bytes, convert
 from vtools.weights.model_files import is_buffer
-from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
+from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
@@ -46,8 +46,7 @@ class BaseStream:
 
     def _read(self, size: int) -> Bytes:
         assert self.tensor is not None
-        raw = empty(size)
-        self.files.read(self.tensor.file, self.tensor.start + self.position, raw.data)
+        raw = self.files.take(self.tensor.file, self.tensor.start + self.position, size)
         self.position += size
         self.hash.update(raw.data)
         return raw
@@ -84,8 +83,6 @@ def mean_row(files: Files, tensor: Tensor, dtype: str) -> Bytes:
         return np.zeros(math.prod(tensor.shape[1:]) * WIDTHS[dtype], np.uint8)
     row = tensor.bytes // tensor.shape[0]
     total = np.zeros(tensor.shape[1:], np.float64)
-    for start, length in pieces(tensor.bytes, max(STEP // row, 1) * row):
-        raw = empty(length)
-        files.read(tensor.file, tensor.start + start, raw.data)
+    for raw in files.chunks_of(tensor, max(STEP // row, 1) * row):
         total += convert(raw, tensor.dtype, "F64").view("<f8").reshape(-1, *tensor.shape[1:]).sum(0)
     return convert((total / tensor.shape[0]).reshape(-1).view(np.uint8), "F64", dtype)

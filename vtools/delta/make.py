@@ -16,19 +16,19 @@ from typing import Any
 import orjson
 from blake3 import blake3
 
-from vtools.delta import bits, manifest, other_files
+from vtools.delta import difference, manifest, other_files
 from vtools.delta.base_tensor import BaseStream, match
 from vtools.files import staging
-from vtools.files.atomic import atomic, sync
+from vtools.files.atomic import sync, write
 from vtools.process import Failure
 from vtools.records import jsonl
-from vtools.weights import dtypes, model_files, safetensors, writing
-from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
+from vtools.weights import model_files, safetensors, writing
+from vtools.weights.tensor import WIDTHS, Files, Tensor
 
 
 @dataclass
-class Plan:
-    """What there is to do, known from headers alone."""
+class Models:
+    """Base and target, known from headers alone."""
 
     root: Path
     base: dict[str, Tensor]
@@ -44,7 +44,7 @@ class Plan:
         return [tensor for group in self.weights.values() for tensor in group]
 
 
-def plan(base: Path, target: Path, quiet: bool) -> Plan:
+def read(base: Path, target: Path, quiet: bool) -> Models:
     """Read all headers of both models. Raises Failure for anything that cannot be read as one."""
     tensors = model_files.tensors(base)
     model_files.weight_files(target)  # it must have some
@@ -64,7 +64,7 @@ def plan(base: Path, target: Path, quiet: bool) -> Plan:
         if any(tensor.name in (manifest.GAPS, "__metadata__") for tensor in group):
             raise Failure(f"{file}: a tensor has a name that deltas use for themselves; rename it")
         weights[path] = group
-    return Plan(root, tensors, weights, carried, left_out)
+    return Models(root, tensors, weights, carried, left_out)
 
 
 def _apart(tensors: list[Tensor]) -> Iterator[Tensor]:
@@ -85,20 +85,20 @@ def make(
     """
     staging.check(out, [base, target], force)
     inputs = staging.fingerprint([base, target])
-    work_plan = plan(base, target, quiet)
-    tensors = work_plan.tensors
+    models = read(base, target, quiet)
+    tensors = models.tensors
     size = sum(tensor.bytes for tensor in tensors)
-    carried = sum((work_plan.root / path).stat().st_size for path in work_plan.carried)
+    carried = sum((models.root / path).stat().st_size for path in models.carried)
     # A zstd delta's size is not known before: that of real fine-tunes is a quarter of the target or more.
-    need = size + (64 << 10) * len(work_plan.weights) if codec == "raw" else size // 4
+    need = size + (64 << 10) * len(models.weights) if codec == "raw" else size // 4
     free = staging.check_space(out, carried + need)
-    whole = [tensor.name for tensor in tensors if work_plan.base_of(tensor) is None]
+    whole = [tensor.name for tensor in tensors if models.base_of(tensor) is None]
     if tensors and len(whole) == len(tensors):
         raise Failure(f"{base}: none of its tensors is like one of {target}: it is not the base of that model")
     if dry_run:
         counts = {"tensors": len(tensors), "stored_whole": len(whole), "bytes": size, "carried_bytes": carried}
         with jsonl.output(None) as lines:
-            others = {"carried": work_plan.carried, "left_out": work_plan.left_out}
+            others = {"carried": models.carried, "left_out": models.left_out}
             names = {"base": str(base), "target": str(target), "out": str(out)}
             lines.write({"dry_run": True, **counts, **others, **names, "free": free})
         return
@@ -110,28 +110,27 @@ def make(
         jsonl.progress("make-delta", quiet, size, "B") as tick,
         ThreadPoolExecutor(jobs) as pool,
     ):
-        made = manifest.Manifest(name, other_files.hashes(base), codec, bits.CHUNKS[codec], [])
-        writer = _Writer(work_plan, work, files, pool, jobs, made, lines, tick)
-        for number, path in enumerate(work_plan.weights, 1):
-            made.files.append(writer.shard(path, f"delta-{number:05}-of-{len(work_plan.weights):05}.safetensors"))
-        for path in work_plan.carried:
-            copied, digest = staging.copy(work_plan.root / path, work.fresh / manifest.CARRIED / path)
+        made = manifest.Manifest(name, other_files.hashes(base), codec, difference.CHUNKS[codec], [])
+        writer = _Writer(models, work, files, pool, jobs, made, lines, tick)
+        for number, path in enumerate(models.weights, 1):
+            made.files.append(writer.shard(path, f"delta-{number:05}-of-{len(models.weights):05}.safetensors"))
+        for path in models.carried:
+            copied, digest = staging.copy(models.root / path, work.fresh / manifest.CARRIED / path)
             made.files.append(manifest.File(path, copied, digest))
         made.files.sort(key=lambda file: file.path)
         staging.unchanged([base, target], inputs)
-        with atomic(work.fresh / manifest.NAME) as stream:
-            stream.write(manifest.dump(made))
+        write(work.fresh / manifest.NAME, manifest.dump(made))
         written = sum(path.stat().st_size for path in work.fresh.rglob("*") if path.is_file())
         totals = {"tensors": len(tensors), "bytes": made.bytes, "delta_bytes": written, "files": len(made.files)}
     with jsonl.output(None) as lines:
-        left_out = {"left_out": work_plan.left_out} if work_plan.left_out else {}
+        left_out = {"left_out": models.left_out} if models.left_out else {}
         lines.write({**totals, "stored_whole": len(whole), "reused": writer.reused, **left_out, "out": str(out)})
     if not quiet:
         print(
-            f"vtools make-delta: {len(tensors)} tensors in {len(work_plan.weights)} files, {made.bytes:,} bytes of "
+            f"vtools make-delta: {len(tensors)} tensors in {len(models.weights)} files, {made.bytes:,} bytes of "
             f"target, {written:,} of delta ({written / made.bytes:.3f})"
             + (f", {len(whole)} stored whole" if whole else "")
-            + (f"; carried along: {', '.join(work_plan.carried)}" if work_plan.carried else ""),
+            + (f"; carried along: {', '.join(models.carried)}" if models.carried else ""),
             file=sys.stderr,
         )
 
@@ -140,7 +139,7 @@ def make(
 class _Writer:
     """Delta files, one for each target file; the packing is done by `pool`."""
 
-    plan: Plan
+    models: Models
     work: staging.Work
     files: Files
     pool: ThreadPoolExecutor
@@ -152,15 +151,14 @@ class _Writer:
 
     def shard(self, path: str, name: str) -> manifest.File:
         """Write one delta file; its header goes in last, into room left for it."""
-        source, place = self.plan.root / path, self.work.fresh / name
+        source, place = self.models.root / path, self.work.fresh / name
         size = source.stat().st_size
-        group = self.plan.weights[path]
+        group = self.models.weights[path]
         file = manifest.File(path, size, "", name, "", [])
         sha256, gaps = hashlib.sha256(), bytearray()
 
         def copy_gap(start: int, end: int) -> None:
-            gap = dtypes.empty(end - start)
-            self.files.read(source, start, gap.data)
+            gap = self.files.take(source, start, end - start)
             sha256.update(gap.data)
             gaps.extend(gap.data)
 
@@ -182,7 +180,7 @@ class _Writer:
             position += length
             self.report(change, round((time.monotonic() - started) * 1000))
         copy_gap(end, size)
-        packed = bits.pack(gaps)
+        packed = difference.pack(gaps)
         self.files.write(place, position, memoryview(packed))
         stored.append((manifest.GAPS, "U8", [len(packed)], len(packed)))
         os.truncate(place, position + len(packed))  # an earlier run may have written more
@@ -201,23 +199,19 @@ class _Writer:
         if place.stat().st_size < position + length:
             return None
         digest = blake3()
-        for start, count in pieces(length, STEP):
-            raw = dtypes.empty(count)
-            self.files.read(place, position + start, raw.data)
+        for raw in self.files.chunks(place, position, length):
             digest.update(raw.data)
         if digest.hexdigest() != noted["stored"]:
             return None
-        for start, count in pieces(target.bytes, STEP):
-            raw = dtypes.empty(count)
-            self.files.read(target.file, target.start + start, raw.data)
+        for raw in self.files.chunks_of(target):
             sha256.update(raw.data)
-            self.tick(count)
+            self.tick(len(raw))
         self.reused += 1
         return change
 
     def _change(self, target: Tensor, path: str, place: Path, position: int, sha256: Any) -> manifest.Change:
         """Write the chunks of one tensor: read and hashed here, packed by the pool, written in order."""
-        source = self.plan.base_of(target)
+        source = self.models.base_of(target)
         base = BaseStream(self.files, source, target.dtype)
         digest, stored = blake3(), blake3()
         chunks: list[int] = []
@@ -231,13 +225,12 @@ class _Writer:
             chunks.append(len(payload))
             self.tick(length)
 
-        for start, length in pieces(target.bytes, self.made.chunk_bytes):
-            raw = dtypes.empty(length)
-            self.files.read(target.file, target.start + start, raw.data)
+        width = WIDTHS.get(target.dtype, 1)
+        for raw in self.files.chunks_of(target, self.made.chunk_bytes):
             digest.update(raw.data)
             sha256.update(raw.data)
-            width = WIDTHS.get(target.dtype, 1)
-            waiting.append((length, self.pool.submit(bits.encode, raw, base.next(length), width, self.made.codec)))
+            packing = self.pool.submit(difference.encode, raw, base.next(len(raw)), width, self.made.codec)
+            waiting.append((len(raw), packing))
             if len(waiting) > self.jobs:
                 take()
         while waiting:

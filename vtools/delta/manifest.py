@@ -3,7 +3,7 @@
 A delta folder holds
   delta.json                        this manifest
   delta-00001-of-0000N.safetensors  one for each file of weights of the target: a U8 tensor for each target tensor, its
-                                    chunks (see bits.py) one after the other, and `__gaps__`
+                                    chunks (see difference.py) one after the other, and `__gaps__`
   files/...                         every other file of the target as it is, under its own relative path
 A file of weights is its tensors, each `start` bytes into the file, and the bytes between them (a safetensors header, a
 .bin file's pickle and zip directory), which `__gaps__` holds end to end as one zstd frame, so that the result is the
@@ -145,7 +145,7 @@ def load(folder: Path) -> tuple[Manifest, str]:
         if value["format"] != FORMAT:
             raise ValueError(f"its format is {value['format']!r}, not {FORMAT!r}")
         if value["version"] != VERSION or value["method"] != "bits":
-            raise Failure(f"{path}: version {value['version']}, method {value['method']}: made by a newer vtools")
+            raise Failure(f"{path}: version {value['version']!r}, method {value['method']!r}: made by a newer vtools")
         claimed = value.pop("blake3")
         if blake3(orjson.dumps(value)).hexdigest() != claimed:
             raise ValueError("its contents do not have the hash it gives")

@@ -19,7 +19,7 @@ def export(
     to: Annotated[Literal["gguf", "safetensors"], typer.Option("--to", help="One file, or a folder.")] = "gguf",
     type: Annotated[Type | None, typer.Option("--type", help="How GGUF holds matrices; f16 if not given.")] = None,
     dtype: Annotated[
-        Literal["fp16", "bf16", "fp32"] | None,
+        options.Dtype | None,
         typer.Option("--dtype", help="Floats of safetensors; as they are if not given."),
     ] = None,
     max_shard: Annotated[

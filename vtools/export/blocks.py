@@ -57,22 +57,22 @@ def encode(raw: Bytes, dtype: str, columns: int, wanted: str) -> Bytes:
     if not dtypes.finite(made, floats):
         if not dtypes.finite(raw, dtype):
             raise ValueError("NaN or infinity among its values: these weights are broken")
-        raise _beyond(floats)
+        raise _beyond(floats.lower())
     if whole:
         return made
     rows = made.view("<f4").reshape(-1, columns)
     kind = gguf.GGMLQuantizationType[wanted.upper()]
     if wanted in LARGEST and max(rows.max(), -rows.min()) > LARGEST[wanted]:
-        raise _beyond(wanted.upper())
+        raise _beyond(wanted)
     with np.errstate(all="ignore"):  # a scale that overflows is found below, one that underflows makes zeros
         made = k_quants.quantize(rows, kind) if wanted.endswith("_k") else np.asarray(gguf.quants.quantize(rows, kind))
     # The half-precision numbers of a block: one or two at its start, or in Q6_K one at its end.
     scales = slice(-2, None) if wanted == "q6_k" else slice(4 if wanted.endswith(("_1", "_k")) else 2)
     blocks = made.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
     if not dtypes.finite(np.ascontiguousarray(blocks[:, scales]), "F16"):
-        raise _beyond(wanted.upper())
+        raise _beyond(wanted)
     return made.reshape(-1)
 
 
 def _beyond(name: str) -> ValueError:
-    return ValueError(f"a value beyond the range of {name}" + ("; --type f32 holds it" if name != "F32" else ""))
+    return ValueError(f"a value beyond the range of {name}" + ("; --type f32 holds it" if name != "f32" else ""))

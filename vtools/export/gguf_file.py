@@ -28,9 +28,9 @@ from vtools.models.reference import HUB_FILES, HUB_PICKLED
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
-from vtools.weights import dtypes, model_files
+from vtools.weights import model_files
 from vtools.weights.dtypes import Bytes
-from vtools.weights.tensor import Files, pieces
+from vtools.weights.tensor import Files
 
 ALIGNMENT = 32
 FILE_TYPES = {
@@ -41,7 +41,7 @@ FILE_TYPES = {
 
 
 @dataclass
-class Plan:
+class Layout:
     """All that the file will hold, known from headers and the tokenizer alone."""
 
     header: bytes
@@ -62,24 +62,24 @@ def write(
     inputs = [path for pattern in HUB_FILES + HUB_PICKLED for path in folder.glob(pattern)]
     before = staging.fingerprint(inputs)
     quantizer = k_quants.program() if kind in tensor_names.MIXES else None
-    work = plan(folder, name, "f16" if quantizer and not dry_run else kind, template, quiet)
-    free = staging.check_space(out, work.bytes * 2 if quantizer else work.bytes)
+    layout = laid_out(folder, name, "f16" if quantizer and not dry_run else kind, template, quiet)
+    free = staging.check_space(out, layout.bytes * 2 if quantizer else layout.bytes)
     with jsonl.output(None) as lines:
         if dry_run:
-            for entry in work.entries:
+            for entry in layout.entries:
                 lines.write(_line(entry.name, entry.type, entry.shape, entry.bytes))
-            totals = _totals(len(work.entries), work.bytes, kind, out)
+            totals = _totals(len(layout.entries), layout.bytes, kind, out)
             lines.write({"dry_run": True, **totals, "free": free})
             return
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
             with atomic(out) as stream:
                 if quantizer:
-                    totals = _write_with(quantizer, stream, work, out, kind, jobs, quiet, lines)
+                    totals = _write_with(quantizer, stream, layout, out, kind, jobs, quiet, lines)
                 else:
-                    for line in _write_tensors(stream, work, jobs, quiet):
+                    for line in _write_tensors(stream, layout, jobs, quiet):
                         lines.write(line)
-                    totals = _totals(len(work.entries), work.bytes, kind, out)
+                    totals = _totals(len(layout.entries), layout.bytes, kind, out)
                 staging.unchanged(inputs, before)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -88,7 +88,7 @@ def write(
         lines.write(totals)
     if not quiet:
         size, count = totals["bytes"], totals["tensors"]
-        large = 0 if quantizer or kind == "f16" else sum(entry.type == "f16" for entry in work.entries)
+        large = 0 if quantizer or kind == "f16" else sum(entry.type == "f16" for entry in layout.entries)
         kept = f"; {large} matrices stay f16, their rows are no multiple of 32" if large else ""
         print(f"vtools export: {out}: {count} tensors, {size:,} bytes, {kind}{kept}", file=sys.stderr)
 
@@ -107,7 +107,7 @@ def _check(out: Path, folder: Path, force: bool) -> None:
         raise Failure(f"{out}: exists; --force replaces it")
 
 
-def plan(folder: Path, name: str, kind: str, template: str | None, quiet: bool) -> Plan:
+def laid_out(folder: Path, name: str, kind: str, template: str | None, quiet: bool) -> Layout:
     """Read the configuration, the tokenizer and all headers. Raises Failure for a model that cannot be exported."""
     found = architecture.read(folder)
     stored = model_files.tensors(folder)
@@ -130,16 +130,16 @@ def plan(folder: Path, name: str, kind: str, template: str | None, quiet: bool) 
         **found.metadata(),
         **vocabulary.metadata(load_tokenizer(str(folder)), found.vocabulary, template, quiet),
     }
-    return Plan(_header(metadata, entries), entries)
+    return Layout(_header(metadata, entries), entries)
 
 
-def _write_tensors(stream: IO[bytes], work: Plan, jobs: int, quiet: bool) -> Iterator[dict[str, Any]]:
+def _write_tensors(stream: IO[bytes], layout: Layout, jobs: int, quiet: bool) -> Iterator[dict[str, Any]]:
     """Write the whole file to `stream`; yields the line of each tensor once it is written."""
-    size = sum(entry.source.bytes for entry in work.entries if entry.source)
-    stream.write(work.header)
+    size = sum(entry.source.bytes for entry in layout.entries if entry.source)
+    stream.write(layout.header)
     started = time.monotonic()
     with Files() as files, jsonl.progress("export", quiet, size, "B") as tick:
-        for (entry, raw, last), encoded in blocks.in_order(_blocks(work.entries, files), _encode, jobs):
+        for (entry, raw, last), encoded in blocks.in_order(_blocks(layout.entries, files), _encode, jobs):
             stream.write(encoded.data)
             tick(len(raw))
             if last:
@@ -158,10 +158,10 @@ def _blocks(entries: list[GgufTensor], files: Files) -> Iterator[tuple[GgufTenso
             continue
         row = source.bytes // source.shape[0]
         step = blocks.rows_at_once(row, entry.head) * row
-        for start, length in pieces(source.bytes, step):
-            raw = dtypes.empty(length)
-            files.read(source.file, source.start + start, raw.data)
-            yield entry, raw, start + length == source.bytes
+        left = source.bytes
+        for raw in files.chunks_of(source, step):
+            left -= len(raw)
+            yield entry, raw, not left
 
 
 def _encode(block: tuple[GgufTensor, Bytes, bool]) -> Bytes:
@@ -177,14 +177,14 @@ def _encode(block: tuple[GgufTensor, Bytes, bool]) -> Bytes:
 
 
 def _write_with(
-    program: str, stream: IO[bytes], work: Plan, out: Path, kind: str, jobs: int, quiet: bool, lines: jsonl.Output
+    program: str, stream: IO[bytes], layout: Layout, out: Path, kind: str, jobs: int, quiet: bool, lines: jsonl.Output
 ) -> dict[str, Any]:
     """Write F16 beside `out` and have llama-quantize make the file `stream` of it; the totals of its file."""
     part = Path(os.readlink(f"/proc/self/fd/{stream.fileno()}"))  # the program wants a name, and knows no streams
     whole = out.resolve().with_name(f".{out.name}.f16")
     try:
         with open(whole, "wb") as beside:
-            for _ in _write_tensors(beside, work, jobs, quiet):
+            for _ in _write_tensors(beside, layout, jobs, quiet):
                 pass
         k_quants.run(program, whole, part, kind, jobs)
     finally:

@@ -15,7 +15,7 @@ from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
 from vtools.weights.dtypes import Bytes
-from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, pieces
+from vtools.weights.tensor import DTYPE_NAMES, WIDTHS, Files, Tensor, dtype_name
 from vtools.weights.writing import NewTensor
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -25,13 +25,12 @@ def _entry(tensor: Tensor, dtype: str) -> NewTensor:
     """A tensor in another dtype. Its chunks raise Failure for a value that this dtype turns into infinity."""
 
     def chunks(files: Files) -> Iterator[Bytes]:
-        for start, length in pieces(tensor.bytes, STEP):
-            raw = dtypes.empty(length)
-            files.read(tensor.file, tensor.start + start, raw.data)
+        for raw in files.chunks_of(tensor):
             made = dtypes.convert(raw, tensor.dtype, dtype)
             if dtype != tensor.dtype and not dtypes.finite(made, dtype) and dtypes.finite(raw, tensor.dtype):
                 advice = "--dtype bf16 or fp32 holds it" if dtype == "F16" else "leave --dtype out"
-                raise Failure(f"{tensor.file}: tensor {tensor.name}: a value beyond the range of {dtype}; {advice}")
+                beyond = f"a value beyond the range of {dtype_name(dtype)}; {advice}"
+                raise Failure(f"{tensor.file}: tensor {tensor.name}: {beyond}")
             yield made
 
     size = tensor.bytes if dtype == tensor.dtype else math.prod(tensor.shape) * WIDTHS[dtype]
@@ -40,7 +39,7 @@ def _entry(tensor: Tensor, dtype: str) -> NewTensor:
 
 def _about(entry: NewTensor) -> dict[str, Any]:
     """What the line of a tensor says of its form."""
-    return {"type": entry.dtype.lower(), "shape": list(entry.shape)}
+    return {"type": dtype_name(entry.dtype), "shape": list(entry.shape)}
 
 
 def size(text: str) -> int:
@@ -60,7 +59,7 @@ def write(
     inputs = staging.fingerprint([folder])
     tensors = model_files.tensors(folder).values()
     entries = [
-        _entry(tensor, dtypes.NAMES[dtype] if dtype and tensor.dtype in dtypes.FLOATS else tensor.dtype)
+        _entry(tensor, DTYPE_NAMES[dtype] if dtype and tensor.dtype in dtypes.FLOATS else tensor.dtype)
         for tensor in tensors
     ]
     shards = _shards(entries, largest)
@@ -94,7 +93,7 @@ def write(
         for path in carried:
             staging.copy(folder / path, work.fresh / path)
         if dtype:
-            fit_config(work.fresh, dtypes.NAMES[dtype])
+            fit_config(work.fresh, dtype)
         staging.unchanged([folder], inputs)
     with jsonl.output(None) as lines:
         lines.write({**totals, "reused": written.reused})

@@ -12,10 +12,9 @@ import numpy as np
 
 from vtools.export.architecture import Architecture
 from vtools.process import Failure
-from vtools.weights import dtypes
 from vtools.weights.dtypes import FLOATS
 from vtools.weights.model_files import is_buffer
-from vtools.weights.tensor import STEP, Files, Tensor, pieces
+from vtools.weights.tensor import Files, Tensor
 
 # What transformers calls the parts of a layer, and what llama.cpp does.
 PARTS = {
@@ -71,13 +70,8 @@ def tied(tensors: dict[str, Tensor]) -> bool:
     if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
         return False
     with Files() as files:
-        for start, length in pieces(head.bytes, STEP):
-            ours, theirs = dtypes.empty(length), dtypes.empty(length)
-            files.read(head.file, head.start + start, ours.data)
-            files.read(embedding.file, embedding.start + start, theirs.data)
-            if not np.array_equal(ours, theirs):
-                return False
-    return True
+        chunks = zip(files.chunks_of(head), files.chunks_of(embedding), strict=True)
+        return all(np.array_equal(ours, theirs) for ours, theirs in chunks)
 
 
 def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: str) -> list[GgufTensor]:

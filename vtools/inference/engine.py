@@ -47,7 +47,7 @@ class Engine:
     """One model in memory and the thread that generates with it. Safe to use from several threads."""
 
     def __init__(
-        self, reference: str, *, template: str | None = None, dtype: str = "float32", threads: int | None = None
+        self, reference: str, *, template: str | None = None, dtype: str = "fp32", threads: int | None = None
     ) -> None:
         """Load tokenizer, template and weights; `threads` is torch's, for the whole process. Raises Failure."""
         if threads:

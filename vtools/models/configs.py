@@ -9,6 +9,9 @@ from typing import Any
 from vtools.files.atomic import write
 from vtools.process import Failure
 
+# What a user calls a dtype, and config.json and torch do.
+TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, empty where there is no file. Raises Failure if the file holds anything else."""
@@ -24,14 +27,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def fit_config(folder: Path, dtype: str | None, rows: int | None = None) -> None:
-    """Make a model's config.json say what its weights are: their dtype (as in safetensors), the embedding's rows."""
+    """Make a model's config.json say what its weights are: their dtype, the embedding's rows."""
     path = folder / "config.json"
     if not path.is_file():
         return
     config = read_json(path)
     if rows is not None and config.get("vocab_size") is not None:
         config["vocab_size"] = rows
-    name = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}.get(dtype or "")
-    if name:  # `torch_dtype` before transformers 5
-        config["dtype" if "dtype" in config else "torch_dtype"] = name
+    if dtype in TORCH_NAMES:  # `torch_dtype` before transformers 5
+        config["dtype" if "dtype" in config else "torch_dtype"] = TORCH_NAMES[dtype]
     write(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from vtools.models.configs import TORCH_NAMES
 from vtools.models.quiet import quiet_transformers
 from vtools.models.reference import model_folder
 from vtools.process import Failure
@@ -12,8 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def load_model(reference: str, dtype: str = "float32", **options: Any) -> PreTrainedModel:
-    """The model in evaluation mode on the CPU, weights in `dtype` (float32, bfloat16, float16). Raises Failure."""
+def load_model(reference: str, dtype: str = "fp32") -> PreTrainedModel:
+    """The model in evaluation mode on the CPU, weights in `dtype`. Raises Failure."""
     place = model_folder(reference)
     import torch
     from transformers import AutoModelForCausalLM
@@ -22,7 +23,7 @@ def load_model(reference: str, dtype: str = "float32", **options: Any) -> PreTra
     if not (place / "config.json").is_file():
         raise Failure(f"{reference}: no config.json in {place}")
     try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype), **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, TORCH_NAMES[dtype]))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise Failure(f"{reference}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     return model.eval()

@@ -85,7 +85,7 @@ def train(
         str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: a free port of one of them.")
     ] = None,
     dtype: Annotated[
-        Literal["auto", "bf16", "fp16", "fp32"],
+        Literal["auto", options.Dtype],
         typer.Option(help="Compute in this; master weights are fp32. auto: bf16 where fast, fp16 on older GPUs."),
     ] = "auto",
     attention: Annotated[
@@ -102,7 +102,7 @@ def train(
     compiled: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile each layer. Default: on GPUs.")
     ] = None,
-    save_dtype: Annotated[Literal["bf16", "fp32", "fp16"], typer.Option(help="Dtype of the saved weights.")] = "bf16",
+    save_dtype: Annotated[options.Dtype, typer.Option(help="Dtype of the saved weights.")] = "bf16",
     rejects: options.RejectsFile = None,
     jobs: options.Jobs = CORES,
     seed: options.Seed = 0,

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from vtools import machine
+from vtools.models.configs import TORCH_NAMES
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, known_as) for name, known_as in TORCH_NAMES.items()}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

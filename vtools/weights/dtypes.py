@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
-NAMES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32"}  # what users call them, and safetensors does
 FLOATS = {"F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8"}
 
 

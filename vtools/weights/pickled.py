@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vtools.process import Failure
-from vtools.weights.tensor import WIDTHS, Tensor
+from vtools.weights.tensor import WIDTHS, Tensor, dtype_name
 
 LONGEST = 8 << 20  # bytes of data.pkl and of the zip's directory: enough for 50,000 tensors
 MOST_DIMENSIONS = 64  # of a torch tensor
@@ -319,7 +319,7 @@ def locate(name: str, view: View, root: str, records: dict[str, Record], file: P
     if record is None:
         raise Refused(f"{shown}: its storage data/{printable(held.key)} is missing")
     if held.elements * WIDTHS[held.dtype] != record.bytes:
-        raise Refused(f"{shown}: {record.bytes} bytes do not make {held.elements} of {held.dtype}: damaged")
+        raise Refused(f"{shown}: {record.bytes} bytes do not make {held.elements} of {dtype_name(held.dtype)}: damaged")
     sizes = [*shape, *stride, view.offset]
     if len(shape) != len(stride) or len(shape) > MOST_DIMENSIONS or not all(map(whole, sizes)):
         raise ValueError("not a shape")

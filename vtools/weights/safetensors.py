@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from vtools.process import Failure
-from vtools.weights.tensor import WIDTHS, Tensor
+from vtools.weights.tensor import WIDTHS, Tensor, described
 
 LONGEST_HEADER = 100_000_000  # the limit of the safetensors library
 
@@ -68,7 +68,7 @@ def _parse_header(header: bytes, file: Path) -> list[Tensor]:
             if not all(type(number) is int for number in (*shape, begin, end)):
                 raise ValueError(f"tensor {name}: a shape and offsets are whole numbers")
             if min(shape, default=0) < 0 or (width and end - begin != math.prod(shape) * width):
-                raise ValueError(f"tensor {name}: {end - begin} bytes do not make {dtype} {list(shape)}")
+                raise ValueError(f"tensor {name}: {end - begin} bytes do not make {described(dtype, shape)}")
             tensors.append(Tensor(name, dtype, shape, file, start + begin, end - begin))
         tensors.sort(key=lambda tensor: (tensor.start, tensor.bytes, tensor.name))
         for tensor in tensors:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vtools.process import Failure
+
+if TYPE_CHECKING:
+    from vtools.weights.dtypes import Bytes
 
 # Bytes an element; types packed closer than a byte are not listed and are handled as plain bytes.
 WIDTHS = {
@@ -15,8 +19,21 @@ WIDTHS = {
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F32": 4, "I32": 4, "U32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
 }  # fmt: skip
+# What users call a dtype of floats, and safetensors does.
+DTYPE_NAMES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "fp64": "F64"}
+_SHOWN = {stored: name for name, stored in DTYPE_NAMES.items()}
 STEP = 1 << 20  # bytes read at a time where nothing else decides
 MOST_HANDLES = 16
+
+
+def dtype_name(dtype: str) -> str:
+    """What users call a dtype of safetensors."""
+    return _SHOWN.get(dtype, dtype.lower())
+
+
+def described(dtype: str, shape: Sequence[int]) -> str:
+    """Dtype and shape, for people."""
+    return f"{dtype_name(dtype)} {list(shape)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +48,7 @@ class Tensor:
     bytes: int
 
     def __str__(self) -> str:
-        return f"{self.dtype} {list(self.shape)}"
+        return described(self.dtype, self.shape)
 
 
 class Files:
@@ -68,15 +85,26 @@ class Files:
                 raise Failure(f"{file}: it became shorter while it was read")
             view, start = view[got:], start + got
 
+    def take(self, file: Path, start: int, size: int) -> Bytes:
+        """`size` bytes of `file` from `start`, in memory of their own. Raises Failure if there are fewer."""
+        from vtools.weights.dtypes import empty  # NumPy: headers are read without it
+
+        raw = empty(size)
+        self.read(file, start, raw.data)
+        return raw
+
+    def chunks(self, file: Path, start: int, size: int, step: int = STEP) -> Iterator[Bytes]:
+        """The same, `step` bytes at a time."""
+        for offset in range(0, size, step):
+            yield self.take(file, start + offset, min(step, size - offset))
+
+    def chunks_of(self, tensor: Tensor, step: int = STEP) -> Iterator[Bytes]:
+        """The bytes of a tensor, `step` at a time. Raises Failure if the file has become shorter."""
+        return self.chunks(tensor.file, tensor.start, tensor.bytes, step)
+
     def write(self, file: Path, start: int, view: memoryview) -> None:
         """Write `view` into an existing file from `start`. Raises OSError."""
         handle = self._handle(file, os.O_WRONLY)
         while len(view):
             done = os.pwrite(handle, view, start)
             view, start = view[done:], start + done
-
-
-def pieces(size: int, step: int) -> Iterator[tuple[int, int]]:
-    """Offset and length of each of the pieces of at most `step` bytes that `size` bytes are cut into."""
-    for start in range(0, size, step):
-        yield start, min(step, size - start)

@@ -20,8 +20,8 @@ from vtools.files.atomic import sync
 from vtools.files.staging import Work
 from vtools.records import jsonl
 from vtools.weights import model_files, safetensors
-from vtools.weights.dtypes import Bytes, empty
-from vtools.weights.tensor import STEP, Files, pieces
+from vtools.weights.dtypes import Bytes
+from vtools.weights.tensor import Files
 
 Chunks = Callable[[Files], Iterator[Bytes]]
 SYNC = 128 << 20  # bytes after which a file is sent to the disk, so that the end has little to wait for
@@ -113,53 +113,40 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
     The first failure in order is raised.
     """
     stop, local, guard = threading.Event(), threading.local(), threading.Lock()
-    written = Written()
+    written, synced, unsynced = Written(), [], 0
 
-    def hashed(part: Part, chunks: Iterator[Bytes], to: Files | None) -> tuple[str, float]:
-        digest, measured, position = blake3(), 0.0, part.start
+    def hashed(part: Part, chunks: Iterator[Bytes]) -> tuple[str, float]:
+        digest, measured = blake3(), 0.0
         for data in chunks:
             if stop.is_set():
                 raise _Stopped
-            if to is not None:
-                to.write(work.fresh / part.path, position, data.data)
             digest.update(data.data)
             measured += part.measure(data)
-            position += len(data)
             with guard:
                 tick(len(data))
         return digest.hexdigest(), measured
 
-    def there(part: Part) -> Iterator[Bytes]:
-        for start, length in pieces(part.bytes, STEP):
-            data = empty(length)
-            local.files.read(work.fresh / part.path, part.start + start, data.data)
-            yield data
-
     def make(part: Part) -> tuple[str, float, int, bool]:
         if not hasattr(local, "files"):  # each thread has its own, because the kernel reads ahead for each handle
             local.files = stack.enter_context(Files())
-        started = time.monotonic()
+        started, place, files = time.monotonic(), work.fresh / part.path, local.files
         noted = work.done.get(f"{part.path}:{part.name}")
-        digest, measured = hashed(part, there(part), None) if noted else ("", 0.0)
-        if reused := noted is not None and noted.get("blake3") == digest:
-            part.check(digest)
-        else:
-            digest, measured = hashed(part, part.chunks(local.files), local.files)
-            part.check(digest)
+        digest, measured = hashed(part, files.chunks(place, part.start, part.bytes)) if noted else ("", 0.0)
+        reused = noted is not None and noted.get("blake3") == digest
+        if not reused:
+            digest, measured = hashed(part, _written(part, files, place))
+        part.check(digest)
         return digest, measured, round((time.monotonic() - started) * 1000), reused
 
+    following = [*(part.path for part in parts[1:]), None][: len(parts)]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(threads) as pool:
         try:
-            synced, unsynced = [], 0
-            following = [*(part.path for part in parts[1:]), None][: len(parts)]
-            for part, path, (digest, measured, milliseconds, reused) in zip(
-                parts, following, pool.map(make, parts), strict=True
-            ):
+            for part, path, made in zip(parts, following, pool.map(make, parts), strict=True):
+                digest, measured, milliseconds, reused = made
                 if not reused:
                     work.finish(f"{part.path}:{part.name}", blake3=digest)
-                lines.write(
-                    {"tensor": part.name, **part.about, "bytes": part.bytes, "blake3": digest, "ms": milliseconds}
-                )
+                about = {"tensor": part.name, **part.about}
+                lines.write({**about, "bytes": part.bytes, "blake3": digest, "ms": milliseconds})
                 written.measured += measured
                 written.reused += reused
                 unsynced += part.bytes
@@ -172,3 +159,12 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
             stop.set()
             raise
     return written
+
+
+def _written(part: Part, files: Files, place: Path) -> Iterator[Bytes]:
+    """The chunks of a part, each once it is in its place."""
+    position = part.start
+    for data in part.chunks(files):
+        files.write(place, position, data.data)
+        position += len(data)
+        yield data

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  imported lazily by the commands
-"""Arithmetic on tensors' bytes: the exact difference of two bit patterns and its coding, and the rounded sum.
+"""The exact difference of two bit patterns, and how it is coded.
 
 A chunk of a `bits` delta is made from the little-endian words (8, 16, 32 or 64 bits) of base and target:
 difference = (target - base) mod 2**width; with codec `raw` it is stored as it is; with `zstd` it is zig-zag coded
@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import zstandard
 
-from vtools.weights.dtypes import FLOATS, Bytes, convert
+from vtools.weights.dtypes import Bytes
 
 # Bytes of target in a chunk: zstd packs large ones better, raw ones stay in the processor's cache.
 CHUNKS = {"zstd": 4 << 20, "raw": 1 << 20}
@@ -70,11 +70,3 @@ def unpack(payload: Bytes, size: int) -> bytes:
         return zstandard.ZstdDecompressor().decompress(payload.data)
     except zstandard.ZstdError as error:
         raise Damaged(str(error)) from None
-
-
-def add(base: Bytes, change: Bytes, dtype: str) -> Bytes:
-    """base + change, both and the result in `dtype`: the same bits as torch's addition on a CPU (but for NaN's)."""
-    exact = "F64" if dtype == "F64" else "F32"  # torch computes half precision in single precision
-    with np.errstate(all="ignore"):
-        total = convert(base, dtype, exact).view(FLOATS[exact]) + convert(change, dtype, exact).view(FLOATS[exact])
-    return convert(total.view(np.uint8), exact, dtype)
