@@ -18,7 +18,7 @@ _vtools() {
         export) words="-o --out --to --type --dtype --max-shard --template -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         serve) words="--port --host --template --dtype --max-requests -q --quiet -v --verbose --help" ;;
         chat) words="--model --base-url --system --temperature --top-p --max-tokens --seed --template --text --timeout -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
-        judge) words="--questions --training-data --model --base-url --one-order --temperature --max-tokens --seed --template --timeout --usd-in --usd-out -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
+        judge) words="--questions --training-data --model --base-url --one-order --temperature --max-tokens --seed --template --timeout --prices -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         report) words="--questions --json --plot --seed -v --verbose --help" ;;
     esac
     case "$word" in

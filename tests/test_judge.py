@@ -240,8 +240,9 @@ def test_a_conversation_of_several_turns_is_shown_whole(vtools, tmp_path):
 
 def test_a_dry_run_says_how_many_calls_and_what_they_cost_and_makes_none(vtools, tmp_path, files):
     with Server(lambda messages, body: grades(5, 4)) as server:
+        (tmp_path / "prices.json").write_text('{"model": {"m": {"in": 2, "out": 8}}}')
         ask = ("judge", *files, "--base-url", server.url, "--model", "m", "-o", "j.jsonl")
-        before = vtools(*ask, "-n", "--usd-in", 2, "--usd-out", 8, "--max-tokens", 1000)
+        before = vtools(*ask, "-n", "--prices", "prices.json", "--max-tokens", 1000)
         assert server.bodies == [] and before.stdout == b"" and not list(tmp_path.glob("j*"))
         assert " 6 times" in before.errors and "at most 6,000 out" in before.errors
         assert re.search(r"at most 0\.05 USD", before.errors)

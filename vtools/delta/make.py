@@ -6,9 +6,7 @@ import hashlib
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,9 @@ from vtools.delta.base_tensor import BaseStream, match
 from vtools.files import staging
 from vtools.files.atomic import sync, write
 from vtools.process import Failure
-from vtools.records import jsonl
+from vtools.records import jsonl, parallel
 from vtools.weights import model_files, safetensors, writing
+from vtools.weights.dtypes import Bytes
 from vtools.weights.tensor import WIDTHS, Files, Tensor
 
 
@@ -107,11 +106,11 @@ def make(
         jsonl.output(None) as lines,
         staging.folder(out, [base, target], force, f"make-delta {codec} {inputs}") as work,
         Files() as files,
+        Files() as places,
         jsonl.progress("make-delta", quiet, size, "B") as tick,
-        ThreadPoolExecutor(jobs) as pool,
     ):
         made = manifest.Manifest(name, other_files.hashes(base), codec, difference.CHUNKS[codec], [])
-        writer = _Writer(models, work, files, pool, jobs, made, lines, tick)
+        writer = _Writer(models, work, files, places, jobs, made, lines, tick)
         for number, path in enumerate(models.weights, 1):
             made.files.append(writer.shard(path, f"delta-{number:05}-of-{len(models.weights):05}.safetensors"))
         for path in models.carried:
@@ -137,12 +136,12 @@ def make(
 
 @dataclass
 class _Writer:
-    """Delta files, one for each target file; the packing is done by `pool`."""
+    """Delta files, one for each target file; a thread reads `files` while another writes `written`."""
 
     models: Models
     work: staging.Work
     files: Files
-    pool: ThreadPoolExecutor
+    written: Files
     jobs: int
     made: manifest.Manifest
     lines: jsonl.Output
@@ -181,10 +180,10 @@ class _Writer:
             self.report(change, round((time.monotonic() - started) * 1000))
         copy_gap(end, size)
         packed = difference.pack(gaps)
-        self.files.write(place, position, memoryview(packed))
+        self.written.write(place, position, memoryview(packed))
         stored.append((manifest.GAPS, "U8", [len(packed)], len(packed)))
         os.truncate(place, position + len(packed))  # an earlier run may have written more
-        self.files.write(place, 0, memoryview(safetensors.header(stored, {"format": manifest.FORMAT}, room)))
+        self.written.write(place, 0, memoryview(safetensors.header(stored, {"format": manifest.FORMAT}, room)))
         sync(place)
         file.sha256, file.gaps_blake3 = sha256.hexdigest(), blake3(gaps).hexdigest()
         return file
@@ -210,31 +209,27 @@ class _Writer:
         return change
 
     def _change(self, target: Tensor, path: str, place: Path, position: int, sha256: Any) -> manifest.Change:
-        """Write the chunks of one tensor: read and hashed here, packed by the pool, written in order."""
+        """Write the chunks of one tensor: read and hashed in order, packed in threads, written in order."""
         source = self.models.base_of(target)
         base = BaseStream(self.files, source, target.dtype)
         digest, stored = blake3(), blake3()
         chunks: list[int] = []
-        waiting: deque[tuple[int, Future[bytes]]] = deque()
+        width = WIDTHS.get(target.dtype, 1)
 
-        def take() -> None:
-            length, packing = waiting.popleft()
-            payload = packing.result()
-            self.files.write(place, position + sum(chunks), memoryview(payload))
+        def read() -> Iterator[tuple[Bytes, Bytes]]:
+            for raw in self.files.chunks_of(target, self.made.chunk_bytes):
+                digest.update(raw.data)
+                sha256.update(raw.data)
+                yield raw, base.next(len(raw))
+
+        def pack(pair: tuple[Bytes, Bytes]) -> bytes:
+            return difference.encode(*pair, width, self.made.codec)
+
+        for (raw, _), payload in parallel.in_threads(pack, read(), self.jobs, self.jobs + 1):
+            self.written.write(place, position + sum(chunks), memoryview(payload))
             stored.update(payload)
             chunks.append(len(payload))
-            self.tick(length)
-
-        width = WIDTHS.get(target.dtype, 1)
-        for raw in self.files.chunks_of(target, self.made.chunk_bytes):
-            digest.update(raw.data)
-            sha256.update(raw.data)
-            packing = self.pool.submit(difference.encode, raw, base.next(len(raw)), width, self.made.codec)
-            waiting.append((len(raw), packing))
-            if len(waiting) > self.jobs:
-                take()
-        while waiting:
-            take()
+            self.tick(len(raw))
         hashed, noted = base.finish(), None
         if source and hashed:
             noted = manifest.Base(source.name, source.dtype, list(source.shape), hashed)

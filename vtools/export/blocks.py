@@ -1,12 +1,7 @@
 # ruff: noqa: TID253  imported lazily by the command
-"""Tensors in blocks of rows: read in order, converted by threads, handed on in order; memory holds a few blocks."""
+"""Blocks of a tensor's rows, and their bytes in the types of a GGUF file."""
 
 from __future__ import annotations
-
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
 
 import gguf
 import numpy as np
@@ -18,21 +13,6 @@ from vtools.weights.dtypes import Bytes
 BLOCK = 1 << 20  # bytes of the source that are read at once
 # The largest magnitude that a K-quant's scales hold: beyond it llama.cpp writes zeros for numbers and says nothing.
 LARGEST = {"q4_k": 65504 * 63, "q5_k": 65504 * 63, "q6_k": 65504 * 127 * 31}
-Item = TypeVar("Item")
-
-
-def in_order(items: Iterable[Item], convert: Callable[[Item], Bytes], jobs: int) -> Iterator[tuple[Item, Bytes]]:
-    """Each item with its conversion, in order; items are drawn (read) as memory allows, `jobs` convert at a time."""
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting: deque[tuple[Item, Future[Bytes]]] = deque()
-        for item in items:
-            waiting.append((item, pool.submit(convert, item)))
-            if len(waiting) > jobs + 1:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
 
 
 def rows_at_once(row_bytes: int, head: int) -> int:

@@ -27,7 +27,7 @@ from vtools.files.atomic import atomic
 from vtools.models.reference import HUB_FILES, HUB_PICKLED
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, UsageFailure
-from vtools.records import jsonl
+from vtools.records import jsonl, parallel
 from vtools.weights import model_files
 from vtools.weights.dtypes import Bytes
 from vtools.weights.tensor import Files
@@ -139,7 +139,7 @@ def _write_tensors(stream: IO[bytes], layout: Layout, jobs: int, quiet: bool) ->
     stream.write(layout.header)
     started = time.monotonic()
     with Files() as files, jsonl.progress("export", quiet, size, "B") as tick:
-        for (entry, raw, last), encoded in blocks.in_order(_blocks(layout.entries, files), _encode, jobs):
+        for (entry, raw, last), encoded in parallel.in_threads(_encode, _blocks(layout.entries, files), jobs, jobs + 1):
             stream.write(encoded.data)
             tick(len(raw))
             if last:

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from vtools import options
-
-Price = Annotated[float | None, typer.Option(min=0.0, metavar="USD", help="Price per million tokens, for --dry-run.")]
+from vtools.process import UsageFailure
 
 
 def judge(
@@ -32,8 +31,7 @@ def judge(
     seed: options.Seed = 0,
     template: options.TemplateName = None,
     timeout: options.Timeout = 600.0,
-    usd_in: Price = None,
-    usd_out: Price = None,
+    prices: options.PricesFile = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
@@ -60,7 +58,7 @@ def judge(
 
     \b
     Examples:
-      vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -n --usd-in 2 --usd-out 8
+      vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -n --prices prices.json
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -j 8 -o judgments.jsonl
       vtools judge a.jsonl b.jsonl --questions q.jsonl --base-url http://127.0.0.1:8000/v1 | vtools report
     """
@@ -68,6 +66,8 @@ def judge(
     from vtools.inference.connect import Target
     from vtools.judge import judging, matches
 
+    if prices and not dry_run:
+        raise UsageFailure("--prices is for --dry-run")
     target, sampling = Target(model, base_url, template, timeout), Sampling(max_tokens, temperature, seed=seed)
     tasks = matches.matches(a, b, questions, ("ab",) if one_order else ("ab", "ba"))
     seen = None
@@ -77,7 +77,7 @@ def judge(
         held = list(tasks)
         seen, tasks = trained.seen(held, a, training_data), iter(held)
     if dry_run:
-        judging.estimate(tasks, target, sampling, out, usd_in, usd_out)
+        judging.estimate(tasks, target, sampling, out, prices)
         return
     try:
         judging.judge_all(tasks, target, sampling, options.Common(out, rejects, stats, jobs, quiet))

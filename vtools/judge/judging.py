@@ -15,7 +15,7 @@ from vtools.judge import prompt, verdicts
 from vtools.judge.matches import Match
 from vtools.options import Common
 from vtools.process import Failure
-from vtools.records import jsonl
+from vtools.records import jsonl, prices
 from vtools.records.jsonl import Record
 
 
@@ -114,10 +114,10 @@ def estimate(
     target: Target,
     sampling: Sampling,
     out: str | None,
-    usd_in: float | None,
-    usd_out: float | None,
+    price_list: str | None,
 ) -> None:
     """Say how many calls, tokens and dollars the same command would take."""
+    price = prices.read(price_list).tokens(target.model or "") if price_list else None
     known = journal.peek(out, has_verdict)
     calls = same = done = dropped = characters = 0
     for task in _keyed(tasks, target.model, sampling):
@@ -137,9 +137,8 @@ def estimate(
         f"about {tokens_in:,} tokens in (4 bytes each) and at most {tokens_out:,} out, without what is asked again",
         f"{same} identical answers need no call, {done} judgments are there already, {dropped} records are left out",
     ]
-    if usd_in is not None or usd_out is not None:
-        cost = (tokens_in * (usd_in or 0) + tokens_out * (usd_out or 0)) / 1e6
-        parts.append(f"at most {cost:.2f} USD")
+    if price:
+        parts.append(f"at most {(tokens_in * price[0] + tokens_out * price[1]) / 1e6:.2f} USD")
     print(f"vtools judge: {'; '.join(parts)}", file=sys.stderr)
 
 

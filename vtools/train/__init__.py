@@ -146,6 +146,8 @@ def train(
         raise process.UsageFailure("--samples asks the questions of --eval FILE")
     if gpu and not dry_run:
         raise process.UsageFailure("--gpu is for --dry-run; a run takes the GPUs that are there")
+    if prices and not dry_run:
+        raise process.UsageFailure("--prices is for --dry-run")
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means "save": harmless before there is something to save
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and os.getsid(0) != os.getpid():
         process.die_with_parent(signum=signal.SIGTERM)  # but not under nohup or setsid, which detach on purpose
