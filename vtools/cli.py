@@ -1,7 +1,5 @@
 """The table of commands; nothing else."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Iterable

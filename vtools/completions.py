@@ -1,7 +1,5 @@
 """Write the static shell completions: python -m vtools.completions completions"""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The options that mean the same in every tool, declared once."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 # ruff: noqa: TID253  imported only once something is to be drawn
 """Pictures of numbers as the bytes of an SVG or PNG file: lines, stacked bars, histograms."""
 
-from __future__ import annotations
-
 import functools
 import io
 import math

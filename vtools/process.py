@@ -1,7 +1,5 @@
 """A vtools process: how it ends (exit codes, signals), children that die with their parent, its heap."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

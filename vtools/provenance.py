@@ -1,7 +1,5 @@
 """Where things came from: which tool worked on a record, and when something was fetched."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

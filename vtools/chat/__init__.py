@@ -1,7 +1,5 @@
 """`vtools chat`: talk to a model, or put a file of questions to it."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

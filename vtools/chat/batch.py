@@ -1,7 +1,5 @@
 """Questions in, answers out: the filter side of `vtools chat`."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Iterator

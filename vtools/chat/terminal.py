@@ -1,7 +1,5 @@
 """The conversation in a terminal."""
 
-from __future__ import annotations
-
 import dataclasses
 import signal
 import sys

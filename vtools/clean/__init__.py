@@ -1,7 +1,5 @@
 """vtools clean: HTML to Markdown, turns in order, and nothing broken, empty or twice."""
 
-from __future__ import annotations
-
 import dataclasses
 import enum
 import functools

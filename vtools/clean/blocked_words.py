@@ -1,7 +1,5 @@
 """Words and phrases that no text may hold: blocked ones, and those of a refusal."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

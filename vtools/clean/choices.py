@@ -1,7 +1,5 @@
 """What `vtools clean` was asked for, each wish by the name of its option."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

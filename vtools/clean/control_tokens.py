@@ -1,7 +1,5 @@
 """Text that looks like a control token of a chat model, so that a careless tokenizer would end a turn there."""
 
-from __future__ import annotations
-
 import re
 
 # LLaMA and its kin, Gemma, ChatML and every other `<|name|>`, DeepSeek's with wide bars, Llama 2 and Mistral prompts.

@@ -1,7 +1,5 @@
 """A record on its way through the steps of cleaning, and what a step is."""
 
-from __future__ import annotations
-
 import operator
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Conversations that came before, or are the start of a longer share of the same chat."""
 
-from __future__ import annotations
-
 from vtools.records import conversation
 from vtools.records.conversation import Message
 

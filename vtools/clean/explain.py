@@ -1,7 +1,5 @@
 """What happens to the records of one id, step by step; the others run along, for the steps that remember them."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable
 

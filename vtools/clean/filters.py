@@ -1,7 +1,5 @@
 """What makes a conversation not worth keeping, by default: one function for each reason."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Conversations that are nearly the same as one before: MinHash of their runs of words, found by bands of it."""
 
-from __future__ import annotations
-
 from array import array
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The steps that are off by default."""
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
 

@@ -4,8 +4,6 @@ Each kind is gated by what it cannot do without, and takes only what its own rul
 timestamps, ISBNs, identifiers and code stay as they are.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Input that is read twice."""
 
-from __future__ import annotations
-
 import functools
 import os
 import tempfile

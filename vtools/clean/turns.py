@@ -1,7 +1,5 @@
 """Which turns of a conversation go on: roles in order, an answer for every question."""
 
-from __future__ import annotations
-
 import re
 
 from vtools.records.conversation import Message

@@ -4,8 +4,6 @@ Their order, thresholds and keys, for a reproduction that can be compared; the c
 decisions can differ only where the two conversions do: a text's first character, its length, or being equal to another.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

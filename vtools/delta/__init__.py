@@ -1,7 +1,5 @@
 """make-delta and apply-delta: a tuned model as its exact difference to its base, and back, byte for byte."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """apply-delta: one pass over base and delta, every tensor checked before the result gets its name."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections.abc import Iterator

@@ -5,8 +5,6 @@ The layout follows the delta's files; .bin files become safetensors ones. Nothin
 what can be told from the numbers is checked: see `_check_numbers`.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re

@@ -1,8 +1,6 @@
 # ruff: noqa: TID253  imported lazily by the commands
 """The base model's side of a delta: which tensor belongs to which, and its bytes in the target's dtype and size."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -7,8 +7,6 @@ difference = (target - base) mod 2**width; with codec `raw` it is stored as it i
 bytes, ...) and packed as one zstd frame, level 1. Both directions are integer arithmetic, so nothing is rounded.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import zstandard
 

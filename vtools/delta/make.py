@@ -1,7 +1,5 @@
 """make-delta: one pass over base and target, chunk by chunk."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """The files of a model that are not weights: carried along, hashed, made to fit the weights."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

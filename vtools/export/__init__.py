@@ -1,7 +1,5 @@
 """export: a model as one GGUF file for llama.cpp, or as safetensors in another dtype or sharding."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """config.json of a Llama-family model as the hyper-parameters of a GGUF file."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

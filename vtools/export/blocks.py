@@ -1,8 +1,6 @@
 # ruff: noqa: TID253  imported lazily by the command
 """Blocks of a tensor's rows, and their bytes in the types of a GGUF file."""
 
-from __future__ import annotations
-
 import gguf
 import numpy as np
 

@@ -4,8 +4,6 @@
 Format: GGUF version 3, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
-from __future__ import annotations
-
 import errno
 import math
 import os

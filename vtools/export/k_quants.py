@@ -1,8 +1,6 @@
 # ruff: noqa: TID253  imported lazily by the command
 """K-quants as llama.cpp itself makes them: by its program on the PATH, or by its C function in the xllamacpp wheel."""
 
-from __future__ import annotations
-
 import ctypes
 import functools
 import importlib.util

@@ -1,7 +1,5 @@
 """A model as safetensors again: floats in another dtype, files of at most a given size."""
 
-from __future__ import annotations
-
 import math
 import re
 import sys

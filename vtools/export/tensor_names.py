@@ -1,8 +1,6 @@
 # ruff: noqa: TID253  imported lazily by the command
 """Which tensor of the model becomes which of the GGUF file, and in which type."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A tokenizer as GGUF metadata: pieces, scores or merges, kinds of tokens, special tokens, chat template."""
 
-from __future__ import annotations
-
 import json
 import re
 import sys

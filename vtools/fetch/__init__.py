@@ -1,7 +1,5 @@
 """`vtools fetch`: files and URLs to records."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Files and URLs as raw values; a download that breaks off is taken up again where it broke."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Files and folders that appear whole or not at all: made beside their place, synced, renamed."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

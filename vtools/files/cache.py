@@ -1,7 +1,5 @@
 """What is made once and kept for the next run: converted models and tokenizers, tokenised data."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """One owner at a time: a file that only one process holds open for itself, and a folder that it guards."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import os

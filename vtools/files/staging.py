@@ -5,8 +5,6 @@ moment, `replaced` (an older OUT). The journal's first line says what is being m
 part and what its maker wants to know about it again. Nothing in it is believed: whoever reuses a part hashes it first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

@@ -1,7 +1,5 @@
 """What every tool that asks a model shares: who answers, how tokens are chosen, and what comes back."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, Protocol

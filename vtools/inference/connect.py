@@ -1,7 +1,5 @@
 """Who answers to `--model` and `--base-url`: a server, or a model in this process."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from pathlib import Path

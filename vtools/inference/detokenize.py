@@ -1,7 +1,5 @@
 """Token ids to text while they come."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 
 

@@ -1,7 +1,5 @@
 """A client for any OpenAI-compatible server: retries, timeouts, and what servers refuse."""
 
-from __future__ import annotations
-
 import itertools
 import socket
 import sys

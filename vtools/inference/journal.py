@@ -1,7 +1,5 @@
 """Answers that cost time or money are asked for once: a rerun after a kill asks for the rest."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """What an OpenAI-compatible moderation endpoint says of a conversation's texts."""
 
-from __future__ import annotations
-
 import json
 import os
 import time

@@ -1,7 +1,5 @@
 """When a server that gave no answer is asked again."""
 
-from __future__ import annotations
-
 import email.utils
 import random
 import time

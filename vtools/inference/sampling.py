@@ -1,8 +1,6 @@
 # ruff: noqa: TID253  imports torch at once: import this module inside a function
 """Which token comes next: by each request's own temperature, top_p and seed."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One OpenAI-compatible server: its URL, whether it is this machine, its key."""
 
-from __future__ import annotations
-
 import os
 from urllib.parse import urlsplit
 

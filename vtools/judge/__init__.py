@@ -1,7 +1,5 @@
 """`vtools judge`: let a model compare the answers of two others."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

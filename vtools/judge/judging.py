@@ -1,7 +1,5 @@
 """Ask the judge about every match and write what it said."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Two answer files to matches: the answers to the same question, side by side."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path

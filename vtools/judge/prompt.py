@@ -1,7 +1,5 @@
 """The prompts of the judge. A changed prompt gets a new number in `VERSION`: judgments are compared by it."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

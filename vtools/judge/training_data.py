@@ -1,7 +1,5 @@
 """Which of the questions stand in the data that a model was trained on."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 

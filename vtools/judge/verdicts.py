@@ -1,7 +1,5 @@
 """A judge's reply to two scores or a verdict: several forms are read, none is guessed at."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A model's small JSON files: read, and config.json made to say what the weights are."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A GGUF file as an ordinary model folder, converted once."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

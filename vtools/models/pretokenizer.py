@@ -4,8 +4,6 @@ llama.cpp has these rules built in under names (src/llama-vocab.cpp); a file can
 where the tokenizer's own rules are, character by character, the ones which that name stands for.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from vtools.process import Failure

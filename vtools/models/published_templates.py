@@ -1,7 +1,5 @@
 """The published prompt formats, as Jinja chat templates, and the texts that end an answer."""
 
-from __future__ import annotations
-
 _SYSTEM = "{% if messages and messages[0].role == 'system' %}{{ messages[0].content }}{% else %}SYSTEM{% endif %}"
 _CHECK = (
     "{% for message in messages %}{% if message.role == 'system' and not loop.first %}"

@@ -1,7 +1,5 @@
 """The transformers library, kept from talking on stderr."""
 
-from __future__ import annotations
-
 
 def quiet_transformers() -> None:
     """transformers reports loading on stderr, bars and all; our tools say what matters themselves."""

@@ -1,7 +1,5 @@
 """A model reference (a folder, a hub id, a .gguf file) to the folder behind it."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A JSON array as its elements' bytes, cut without parsing them and in time linear in their length."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Generator, Iterator
 

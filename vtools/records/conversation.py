@@ -1,7 +1,5 @@
 """The record: the shapes that are read, the shape that is written, roles, and content ids."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from vtools.records.jsonl import Record, Reject

@@ -1,7 +1,5 @@
 """Running a filter: records through a pure function to streams, with rejects, counts and ordered worker processes."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import gc

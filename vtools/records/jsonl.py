@@ -1,7 +1,5 @@
 """Records in and out: parsing and repair, reasons to reject, line-flushed writing, atomic files, progress."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Which language a text is written in, its code aside (pycld2, the detector that FastChat uses through polyglot)."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Where a Markdown text holds fenced code."""
 
-from __future__ import annotations
-
 import re
 
 Block = tuple[int, int]  # where a fenced code block begins, and where the text after it does

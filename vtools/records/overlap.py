@@ -6,8 +6,6 @@ n words must be there as a whole, one of fewer than 8 (their smallest n) as the 
 than ten questions of a file is boilerplate and tells nothing (they ignored n-grams that more than ten documents hold).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Bytes as they were before gzip, zstd or parquet, told by their first bytes and not by a file's name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

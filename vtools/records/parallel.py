@@ -1,7 +1,5 @@
 """Many items at work at a time, in threads or in processes, and their results in the items' order."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import queue

@@ -1,7 +1,5 @@
 """What is paid, from a file: dollars for an hour of a GPU or machine, and for a million tokens of a model, by name."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass

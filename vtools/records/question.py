@@ -1,7 +1,5 @@
 """Questions and answers: the shapes that are read, and the shape of an answer that is written."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

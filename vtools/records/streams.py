@@ -1,7 +1,5 @@
 """Any input as a stream of raw JSON values: JSONL or one array, plain, gzip, zstd or parquet, from a file or a pipe."""
 
-from __future__ import annotations
-
 import io
 import sys
 from collections.abc import Iterable, Iterator

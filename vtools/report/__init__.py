@@ -1,7 +1,5 @@
 """`vtools report`: judgments to a table."""
 
-from __future__ import annotations
-
 import sys
 from typing import Annotated
 

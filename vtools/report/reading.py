@@ -1,7 +1,5 @@
 """Judgments of every format: those of `vtools judge`, FastChat's, the Vicuna blog's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Who is better, by how much, and how sure that is: counts, measures and their intervals."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from typing import Any

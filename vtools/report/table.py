@@ -1,7 +1,5 @@
 """The summary for people, as a table and as a picture."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

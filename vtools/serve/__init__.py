@@ -1,7 +1,5 @@
 """`vtools serve`: answer the OpenAI chat API with local models."""
 
-from __future__ import annotations
-
 import os
 import sys
 from typing import Annotated

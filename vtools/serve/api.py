@@ -1,8 +1,6 @@
 # ruff: noqa: TID253  imported by the command alone, once it is about to serve
 """The OpenAI chat API over the engines of this process, as an ASGI application."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import sys

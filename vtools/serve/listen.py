@@ -1,7 +1,5 @@
 """The socket, the server around the application, and its end."""
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import queue

@@ -1,7 +1,5 @@
 """The body of a chat request: what is understood, checked; what is not, refused by name."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """`vtools split`: long conversations to segments that fit the model's window."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import os

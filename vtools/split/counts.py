@@ -1,7 +1,5 @@
 """The counts of `vtools split`: of records and of turns, and parts of a record among the rejects."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from typing import Any

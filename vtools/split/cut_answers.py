@@ -1,7 +1,5 @@
 """Cutting an answer that is too long: where a text may be cut, and how much of it fits."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Cutting one conversation into segments: greedy over turn pairs, with the template's own token counts."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from dataclasses import dataclass, field

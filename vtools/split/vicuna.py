@@ -1,7 +1,5 @@
 """FastChat's own cuts (fastchat/data/split_long_conversation.py, 0.2.36), its losses included, which are reported."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`vtools stats`: what is in a file of records, or of training metrics; as numbers, as a table, as a picture."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import sys

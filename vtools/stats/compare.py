@@ -1,7 +1,5 @@
 """Two counts side by side."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

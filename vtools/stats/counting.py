@@ -1,7 +1,5 @@
 """Counts over records in one pass, in a few bytes of memory for each."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 from array import array

@@ -1,7 +1,5 @@
 """The metrics of a training run: first and last values, and the curve of the loss."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from vtools.records.jsonl import Record

@@ -1,8 +1,6 @@
 """Counts as a table with bars, for a terminal."""
 # ruff: noqa: TID253
 
-from __future__ import annotations
-
 from typing import Any
 
 from rich import box

@@ -1,7 +1,5 @@
 """Fine-tune a chat model on conversations."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

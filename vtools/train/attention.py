@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """Attention inside each conversation of a packed row, registered with transformers under its own name."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import inspect

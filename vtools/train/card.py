@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """What the weights were made from and with: the contents of vtools.json, and the model card."""
 
-from __future__ import annotations
-
 import platform
 from pathlib import Path
 from typing import Any

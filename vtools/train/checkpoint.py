@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """Checkpoints that are whole or absent: written aside, by all ranks, while training goes on; the newest one wins."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """What a device computes in, how it is made to repeat itself, and how much of its memory was used."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import resource

@@ -1,7 +1,5 @@
 """What a run would do, need and cost: --dry-run says it, and loads no weights. GB are 10^9 bytes."""
 
-from __future__ import annotations
-
 import os
 import sys
 from datetime import timedelta

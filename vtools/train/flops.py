@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """A model's arithmetic: how many parameters do what, and the operations of training conversations with them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

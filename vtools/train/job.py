@@ -1,7 +1,5 @@
 """A training job from its command line to its ranks: reading, refusing, starting."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

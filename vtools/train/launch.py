@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """Starting a run's ranks through torch elastic, passing signals on to them, and saying how they ended."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import multiprocessing

@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """The training loop: steps, held-out loss, samples, metrics, checkpoints, and what signals ask for."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import math

@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """Cross-entropy over the trained tokens, in chunks: the logits of a whole row are never in memory."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

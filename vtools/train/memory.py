@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """The memory that a rank needs, known before it starts, and how micro-batches are made to fit into it."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import weakref

@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """Micro-batches: conversations laid end to end in one row, without padding, and the model run over them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple

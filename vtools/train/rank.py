@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """One rank of a training run, from the token cache to the saved model."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 import sys

@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """The processes of a run and what they tell each other, beside the weights."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from datetime import timedelta

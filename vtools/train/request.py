@@ -1,7 +1,5 @@
 """What a training run is given: the command line, what was read by it, and where the result goes."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal

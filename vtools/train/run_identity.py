@@ -1,7 +1,5 @@
 """Which run a folder holds: all that decides its weights; another run's folder is refused."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """What the model being trained answers: the likeliest tokens after a question, on all ranks at once."""
 
-from __future__ import annotations
-
 import torch
 from transformers import PreTrainedModel
 

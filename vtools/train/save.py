@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """The finished model: safetensors, tokenizer, template, configs, and where all of it came from."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Which conversations make each optimiser step, and at which learning rate. Pure functions."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 # ruff: noqa: TID253
 """The model of one rank: made without weights, cut over the ranks (FSDP2), and filled with its slices of the base."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path

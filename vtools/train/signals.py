@@ -1,7 +1,5 @@
 """What signals ask of a training run; between two steps it looks."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ One set of input bytes, template, tokenizer and limit makes one folder below `to
 of all of them. It is built beside its place, under a lock, and renamed when it is whole.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import functools

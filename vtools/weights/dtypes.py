@@ -4,8 +4,6 @@
 BF16, which NumPy does not know, is held as the 16-bit word it is.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which files are a model's, which of them hold its weights, and the tensors in these."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path, PurePosixPath
 

@@ -7,8 +7,6 @@ that a state dict is made of and has no way to import or to call: what a file ma
 Python's own Unpickler, restricted by `find_class`, would still let ten bytes reserve gigabytes or hash without end.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

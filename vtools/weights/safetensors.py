@@ -3,8 +3,6 @@
 The safetensors library reads headers too, but says neither where in the file a tensor begins nor what is wrong.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import struct

@@ -1,7 +1,5 @@
 """Files of tensors written in place: room taken first, tensors in parallel, each hashed and noted in the journal."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

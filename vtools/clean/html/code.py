@@ -1,7 +1,5 @@
 """Code of an HTML message, byte for byte, with the language that the page names for it."""
 
-from __future__ import annotations
-
 import html
 import re
 

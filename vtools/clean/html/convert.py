@@ -1,7 +1,5 @@
 """HTML answers to Markdown, and nothing done to any other text."""
 
-from __future__ import annotations
-
 import re
 
 from vtools.records import markdown

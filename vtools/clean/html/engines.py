@@ -1,7 +1,5 @@
 """HTML to Markdown by the engines, which lay out a small HTML document; neither is imported before it is needed."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import importlib.util

@@ -1,7 +1,5 @@
 """Text, code and addresses written so that a Markdown parser reads them back as they were; nothing more is escaped."""
 
-from __future__ import annotations
-
 import re
 
 _BACKTICKS = re.compile("`+")

@@ -4,8 +4,6 @@ Code is cut out, and only the texts with something in them that Markdown would t
 unusual leaves a message to `page`, which gives the same Markdown for each message that is settled here, only slower.
 """
 
-from __future__ import annotations
-
 import re
 from functools import lru_cache
 

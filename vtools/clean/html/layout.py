@@ -4,8 +4,6 @@ Whatever must survive byte for byte (code, math) stands in it as a placeholder, 
 control characters, which no message holds; so both engines give the same text.
 """
 
-from __future__ import annotations
-
 import html
 import re
 

@@ -1,8 +1,6 @@
 """The reference engine: markdownify with our style, and without its steps that are quadratic."""
 
 # ruff: noqa: TID253
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 from bs4 import Tag

@@ -1,7 +1,5 @@
 """Any HTML message, tag by tag, to the small document for an engine: code, math and noise are settled here."""
 
-from __future__ import annotations
-
 import html
 from bisect import bisect
 

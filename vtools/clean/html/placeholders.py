@@ -1,8 +1,6 @@
 """What an engine must not touch is held back: placeholders stand for finished Markdown, control characters for `<`, `&`
 and `"` of the text, which no message holds."""
 
-from __future__ import annotations
-
 import re
 from typing import NamedTuple
 

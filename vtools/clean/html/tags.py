@@ -1,7 +1,5 @@
 """What a tag of an HTML message is, and what becomes of it."""
 
-from __future__ import annotations
-
 import functools
 import html
 import re
