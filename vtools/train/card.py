@@ -60,7 +60,7 @@ def card(about: dict[str, Any]) -> str:
     head += [f"base_model: {hub}"] if hub else []
     counts = "\n".join(
         f"| {kind} | {name} | {count} |"
-        for kind, found in (("source", data["sources"]), ("licence", data["licenses"]))
+        for kind, found in (("source", data["sources"]), ("license", data["licenses"]))
         for name, count in found.items()
     )
     held = ""
@@ -83,7 +83,7 @@ Its prompts follow the template `{about["template"]}`, stored beside the weights
 |---|---|---|
 {counts}
 
-A licence of the data, and that of the base, may limit what this model may be used for.
+A license of the data, and that of the base, may limit what this model may be used for.
 
 ## Settings
 | | |

@@ -30,30 +30,14 @@ LEGACY = (
 
 # Every name that a pickle may hold, with the dtype where it is one.
 NAMES = {
-    "collections OrderedDict": "",
-    "torch Size": "",
-    "torch._utils _rebuild_tensor_v2": "",
-    "torch._utils _rebuild_tensor_v3": "",
-    "torch._utils _rebuild_parameter": "",
-    "torch.storage UntypedStorage": "U8",
-    "torch BoolStorage": "BOOL",
-    "torch ByteStorage": "U8",
-    "torch CharStorage": "I8",
-    "torch ShortStorage": "I16",
-    "torch IntStorage": "I32",
-    "torch LongStorage": "I64",
-    "torch HalfStorage": "F16",
-    "torch BFloat16Storage": "BF16",
-    "torch FloatStorage": "F32",
-    "torch DoubleStorage": "F64",
-    "torch ComplexFloatStorage": "C64",
-    "torch uint16": "U16",
-    "torch uint32": "U32",
-    "torch uint64": "U64",
-    "torch float8_e4m3fn": "F8_E4M3",
-    "torch float8_e5m2": "F8_E5M2",
-    "torch float8_e8m0fnu": "F8_E8M0",
-}
+    "collections OrderedDict": "", "torch Size": "", "torch._utils _rebuild_tensor_v2": "",
+    "torch._utils _rebuild_tensor_v3": "", "torch._utils _rebuild_parameter": "", "torch.storage UntypedStorage": "U8",
+    "torch BoolStorage": "BOOL", "torch ByteStorage": "U8", "torch CharStorage": "I8", "torch ShortStorage": "I16",
+    "torch IntStorage": "I32", "torch LongStorage": "I64", "torch HalfStorage": "F16", "torch BFloat16Storage": "BF16",
+    "torch FloatStorage": "F32", "torch DoubleStorage": "F64", "torch ComplexFloatStorage": "C64",
+    "torch uint16": "U16", "torch uint32": "U32", "torch uint64": "U64", "torch float8_e4m3fn": "F8_E4M3",
+    "torch float8_e5m2": "F8_E5M2", "torch float8_e8m0fnu": "F8_E8M0",
+}  # fmt: skip
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 VALUES = {
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8",
@@ -130,18 +114,9 @@ def tensors(file: Path) -> list[Tensor]:
         except Refused as refused:
             raise Failure(f"{file}: {refused}") from None
         except (
-            zipfile.BadZipFile,
-            ArithmeticError,
-            AttributeError,
-            EOFError,
-            LookupError,
-            MemoryError,
-            NotImplementedError,
-            RecursionError,
-            TypeError,
-            ValueError,
-            struct.error,
-        ) as error:
+            zipfile.BadZipFile, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError,
+            NotImplementedError, RecursionError, TypeError, ValueError, struct.error,
+        ) as error:  # fmt: skip
             about = str(error) if isinstance(error, zipfile.BadZipFile) else "its pickle or its zip is not well formed"
             raise Failure(f"{file}: damaged or cut off: {about}") from None
     if not found:
