@@ -293,7 +293,7 @@ def train(network: Any, corpus: data.Corpus, alone: Any, out: Path, **changes: A
         "steps": 6, "batch": 5, "micro_tokens": 10_000, "lr": 1e-3, "warmup": 1, "schedule": "cosine", "seed": 0,
         "dtype": torch.float32, "eval_every": 0,
     }  # fmt: skip
-    saving = loop.Saving(out, 0, 0.0, 2, {}, False)
+    saving = loop.Saving(out, (0, 0.0), 2, {}, False)
     loop.Trainer(network, corpus, None, loop.Recipe(**recipe | changes), saving, alone).run(rows.append, lambda n: None)
     return rows
 
@@ -343,7 +343,7 @@ def test_half_precision_scales_the_loss_and_skips_a_step_that_overflows(
     trainer = loop.Trainer(network, corpus, None, loop.Recipe(**{
         "steps": 1, "batch": 5, "micro_tokens": 500, "lr": 1e-2, "warmup": 0, "schedule": "cosine", "seed": 0,
         "dtype": torch.float16, "eval_every": 0,
-    }), loop.Saving(tmp_path, 0, 0.0, 2, {}, False), alone)  # fmt: skip
+    }), loop.Saving(tmp_path, (0, 0.0), 2, {}, False), alone)  # fmt: skip
     trainer.result.scale = 2.0**40
     rows: list[dict[str, Any]] = []
     result = trainer.run(rows.append, lambda n: None)

@@ -155,7 +155,7 @@ def train(
 
     chosen = DEFAULTS | ({"lr": LORA_RATE} if lora else {}) | (PRESETS[preset] if preset else {})
     chosen |= {name: given[name] for name in chosen if given[name] is not None}
-    request: Request = options.fields_from(Request, {**given, **chosen, "save_every": every})
+    request = Request(**given | chosen | {"save_every": every})
     if dry_run or out is None:
         with jsonl.output(None) as output:
             output.write(foreseen(request))

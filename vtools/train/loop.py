@@ -49,8 +49,7 @@ class Saving:
     """Where and how often checkpoints go; `note` is kept in each."""
 
     out: Path
-    every_steps: int
-    every_seconds: float
+    every: tuple[int, float]  # steps, seconds; 0 is never
     keep: int
     note: dict[str, Any]
     aside: bool  # whether training goes on while one is written
@@ -288,14 +287,15 @@ class Trainer:
     def _save_if_due(self) -> int:
         """Save when steps, time, a signal or the file SAVE say so; returns how many ms training stood still."""
         step, saving, before = self.result.step, self.saving, time.monotonic()
+        steps, seconds = saving.every
         self.checkpoints.poll()
         wanted = saving.out / "SAVE"
         signalled, self.asked.save = self.asked.save, False
         due = (
             signalled
             or (self.ranks.rank == 0 and wanted.exists())
-            or bool(saving.every_steps and step % saving.every_steps == 0)
-            or bool(saving.every_seconds and before - self.saved_at >= saving.every_seconds)
+            or bool(steps and step % steps == 0)
+            or bool(seconds and before - self.saved_at >= seconds)
         )
         if self.ranks.largest(due)[0] and step < self.recipe.steps:
             self._save(wait=not saving.aside)

@@ -58,7 +58,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     recipe = options.fields_from(loop.Recipe, decided)
     saving = loop.Saving(
         out,
-        *request.save_every,
+        request.save_every,
         keep=request.keep or 2,
         note={"run": identity, "ranks": ranks.size, "plan": plan},
         aside=_room_for_a_copy(shape, inputs, ranks),

@@ -2,50 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any
 
-from vtools.train.data import Corpus, Overlong
+from vtools.train.data import Corpus
 
 
-@dataclass(frozen=True)
-class Request:
-    """The command line, parsed: its options by their names in the signature of `train`."""
-
-    model: str
-    data: str
-    epochs: int
-    max_steps: int | None
-    batch: int
-    micro_tokens: int | None
-    lr: float
-    warmup: float
-    schedule: str
-    max_tokens: int | None
-    overlong: Overlong
-    rope_scaling: str | None
-    template: str | None
-    lora: int | None
-    evaluation: str | None
-    eval_every: int
-    samples: int
-    save_every: tuple[int, float]
-    keep: int | None
-    resume: str
-    nproc: int | None
-    nnodes: int
-    rdzv: str | None
-    dtype: str
-    attention: str
-    recompute: Literal["auto", "none", "selective", "full"]
-    compiled: bool | None
-    save_dtype: str
-    rejects: str | None
-    jobs: int
-    seed: int
-    gpu: str | None
-    prices: str | None
-    quiet: bool
-    verbose: bool
+class Request(SimpleNamespace):
+    """The options of `train` by their names in its signature; presets and defaults have been filled in."""
 
 
 @dataclass(frozen=True)
