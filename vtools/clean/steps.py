@@ -1,10 +1,8 @@
 """The steps of cleaning, made once from what was chosen; `clean` runs them all, `--explain` one after the other."""
 
-from __future__ import annotations
-
 import functools
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import Any
 
 from vtools import provenance
 from vtools.clean import duplicates, filters, turns
@@ -14,9 +12,6 @@ from vtools.clean.html import convert
 from vtools.records import conversation
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
-
-if TYPE_CHECKING:
-    from vtools.clean import near_duplicates
 
 
 @functools.cache
@@ -127,6 +122,6 @@ def _exact(exact: duplicates.Exact, longer: duplicates.Longer | None, made: Draf
         raise Reject("dup_exact", detail)
 
 
-def _near(near: near_duplicates.Near, made: Draft) -> None:
+def _near(near: Any, made: Draft) -> None:
     if detail := near.before(made.sketch, made.record["id"]):
         raise Reject("dup_near", detail)

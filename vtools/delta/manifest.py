@@ -13,13 +13,11 @@ rows zero), or null where the target tensor is stored whole, as a difference to 
 the base's configuration and tokenizer. The last key, `blake3`, is the hash of all the others as compact JSON.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Self
 
 import orjson
 from blake3 import blake3
@@ -60,7 +58,7 @@ class Change:
     chunks: list[int]
 
     @classmethod
-    def parse(cls, entry: dict[str, Any]) -> Change:
+    def parse(cls, entry: dict[str, Any]) -> Self:
         """A tensor's entry of the manifest. Raises ValueError, KeyError or TypeError for anything else."""
         change = cls(**{**entry, "base": Base(**entry["base"]) if entry["base"] is not None else None})
         _whole(change.start, change.bytes, *change.shape, *change.chunks, *(change.base.shape if change.base else ()))
@@ -80,7 +78,7 @@ class File:
     tensors: list[Change] = field(default_factory=list)
 
     @classmethod
-    def parse(cls, entry: dict[str, Any]) -> File:
+    def parse(cls, entry: dict[str, Any]) -> Self:
         """A file's entry of the manifest. Raises ValueError, KeyError or TypeError for anything else."""
         file = cls(**{**entry, "tensors": [Change.parse(tensor) for tensor in entry["tensors"]]})
         _whole(file.bytes)

@@ -5,8 +5,6 @@ The tokens come from transformers' continuous batching. What it lacks is here: a
 temperature for each request, admission (a request that cannot fit ends its thread for everybody), and restarts.
 """
 
-from __future__ import annotations
-
 import atexit
 import itertools
 import logging
@@ -15,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -75,7 +73,7 @@ class Engine:
         usage = {ours: stream.usage[theirs] for ours, theirs in TOKENS.items()}
         return Answer(text, stream.finish or "stop", usage, self.name, round((time.monotonic() - started) * 1000))
 
-    def stream(self, messages: Messages, sampling: Sampling) -> Stream:
+    def stream(self, messages: Messages, sampling: Sampling) -> "Stream":
         """Start an answer and iterate over its text as it comes.
 
         Raises PromptTooLong (nothing is ever cut from a prompt), EngineStopped, and Reject("template_error") where
@@ -207,7 +205,7 @@ class Stream:
         self._mailbox, self._end, self._text, self._stop_ids = mailbox, end, text, stop_ids
         self._ended = False
 
-    def __iter__(self) -> Stream:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> str:

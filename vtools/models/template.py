@@ -5,8 +5,6 @@ marks, the rendering gives the literal pieces between the texts. Control tokens 
 so what a user typed stays text, and the mask is known by construction: an answer and what ends it.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re
@@ -14,16 +12,14 @@ from dataclasses import dataclass
 from datetime import date
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from vtools.files.atomic import write
 from vtools.models.published_templates import SOURCES, STOP_STRINGS
 from vtools.models.text_encoders import AFTER_TOKEN, FIRST, INSIDE, encoders
+from vtools.models.tokenizer import Tokenizer
 from vtools.process import Failure
 from vtools.records.jsonl import Reject
-
-if TYPE_CHECKING:
-    from vtools.models.tokenizer import Tokenizer
 
 NAMES = (*SOURCES, "auto")
 
@@ -58,7 +54,7 @@ class Piece:
     slot: int | None = None
 
 
-def load_template(name: str | None, tokenizer: Tokenizer) -> Template:
+def load_template(name: str | None, tokenizer: Tokenizer) -> "Template":
     """The template of that name for that tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
 
     Raises Failure if there is none, or if the tokenizer lacks a token that the template needs.

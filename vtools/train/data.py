@@ -1,7 +1,5 @@
 """Conversations as token ids and loss masks: what one is made into, and a folder of many, mapped. Without torch."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import mmap
@@ -60,7 +58,7 @@ class Corpus:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise Failure(f"{self.folder}: the tokenised data there is not whole; start the run again") from None
 
-    def __reduce__(self) -> tuple[type[Corpus], tuple[Path]]:
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
         return Corpus, (self.folder,)
 
     def __len__(self) -> int:

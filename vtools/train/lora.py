@@ -1,20 +1,15 @@
 # ruff: noqa: TID253
 """LoRA (Hu et al. 2021, arXiv 2106.09685) by PEFT's layers and in PEFT's files: small matrices beside frozen ones."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
 
 ADAPTER = "default"
 
@@ -39,7 +34,7 @@ def rank_of(model: PreTrainedModel) -> int | None:
     return None if config is None else config.r
 
 
-def _config(model: PreTrainedModel) -> LoraConfig | None:
+def _config(model: PreTrainedModel) -> Any:
     return getattr(model, "peft_config", {}).get(ADAPTER)
 
 
