@@ -38,8 +38,11 @@ class Interrupted(BaseException):
 
 
 def die_of(signum: int) -> NoReturn:
-    """End by the signal itself, so that shells see what happened and stop their loops."""
-    signal.signal(signum, signal.SIG_DFL)
+    """End by the signal itself, so that shells see what happened and stop their loops. From any thread."""
+    import ctypes
+
+    sig_dfl = 0
+    ctypes.CDLL(None).signal(signum, sig_dfl)  # Python would let only the main thread do it
     os.kill(os.getpid(), signum)
     os._exit(128 + signum)  # only if the signal is blocked
 
@@ -176,21 +179,8 @@ def die_when_reader_goes() -> None:
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(1, 0)  # POLLERR and POLLHUP are reported unasked
-        while True:
-            if any(event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) for _, event in poll.poll()):
-                break
-        # A Python-level handler would wait for the main thread, which may be blocked in a read.
-        die_of_in_thread(signal.SIGPIPE)
+        poll.register(1, 0)  # errors and hang-ups are reported unasked, and nothing else
+        poll.poll()
+        die_of(signal.SIGPIPE)
 
     threading.Thread(target=watch, daemon=True, name="reader-watch").start()
-
-
-def die_of_in_thread(signum: int) -> NoReturn:
-    """`die_of` for a thread: Python lets only the main thread set handlers, so ask libc."""
-    import ctypes
-
-    libc = ctypes.CDLL(None)
-    libc.signal(signum, 0)
-    os.kill(os.getpid(), signum)
-    os._exit(128 + signum)
