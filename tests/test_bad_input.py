@@ -72,7 +72,7 @@ MATRIX = {
         "test_bad_input.py::test_a_hostile_answer_ends_and_time_grows_with_its_length",
     ],
     "20,000 backticks, 1,000,000 <, 100,000 <li>": [
-        "test_bad_input.py::test_a_hostile_answer_ends_and_time_grows_with_its_length",
+        "test_bad_input.py::test_a_hostile_answer_ends_and_time_grows_with_its_length"
     ],
     "JSON nested 3,000 deep or without end": [
         "test_bad_input.py::test_json_nested_too_deeply_is_a_bad_line_like_any_other",

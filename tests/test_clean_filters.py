@@ -373,9 +373,7 @@ def test_no_tokenizer_reads_a_broken_look_alike_as_a_control_token():
 
 def test_the_first_of_equal_conversations_stays_and_white_space_at_the_edges_makes_no_difference(tmp_path):
     done = run(
-        "--rejects",
-        tmp_path / "r",
-        stdin=lines(chat(*GOOD, id="a"), chat(GOOD[0] + "\r\n", "  " + GOOD[1], id="b")),
+        "--rejects", tmp_path / "r", stdin=lines(chat(*GOOD, id="a"), chat(GOOD[0] + "\r\n", "  " + GOOD[1], id="b"))
     )
     assert ids(done) == ["a"]
     row = json.loads((tmp_path / "r").read_bytes())
@@ -890,12 +888,7 @@ CHOSEN = st.lists(st.sampled_from(list(OPTIONS)), unique=True, max_size=6).flatm
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(MESSAGES, st.booleans(), st.sampled_from(["keep", "break"]), st.sampled_from([None, "redact", "tag"]))
 def test_cleaning_a_record_twice_with_the_same_choices_changes_nothing(turns, merge, special_tokens, pii):
-    chosen = {
-        "merge_same_role": merge,
-        "special_tokens": special_tokens,
-        "pii": pii,
-        "skip_lang": "zh",
-    }
+    chosen = {"merge_same_role": merge, "special_tokens": special_tokens, "pii": pii, "skip_lang": "zh"}
     try:
         once = clean_record({"conversations": turns}, **chosen)
     except Reject:

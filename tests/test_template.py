@@ -21,11 +21,7 @@ TRAINABLE = [*template.SOURCES]
 
 @pytest.fixture(scope="session")
 def tokenizers(llama, smollm2, eot):
-    return {
-        "llama": load_tokenizer(llama),
-        "smollm2": load_tokenizer(smollm2),
-        "eot": load_tokenizer(eot),
-    }
+    return {"llama": load_tokenizer(llama), "smollm2": load_tokenizer(smollm2), "eot": load_tokenizer(eot)}
 
 
 @pytest.fixture(scope="session")

@@ -95,10 +95,7 @@ def test_torchrun_starts_the_same_run(runs: Runs) -> None:
     command = runs.command("torchrun", "--dtype", "fp32", "--max-steps", 3)[3:]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vtools"]
     done = subprocess.run(
-        [*launcher, *command],
-        capture_output=True,
-        env=runs.environment() | {"GLOO_SOCKET_IFNAME": "lo"},
-        timeout=280,
+        [*launcher, *command], capture_output=True, env=runs.environment() | {"GLOO_SOCKET_IFNAME": "lo"}, timeout=280
     )
     assert done.returncode == 0, done.stderr.decode()
     rows = [json.loads(line) for line in done.stdout.splitlines()]

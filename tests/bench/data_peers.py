@@ -214,7 +214,7 @@ def pages(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
 def clean(folder: Path, settings: argparse.Namespace) -> dict[str, Command]:
     """The whole real file, whose text is clean already, all default filters on."""
     return cleaners(folder, settings, "whole") | {
-        "vtools clean": vtools("clean", str(folder / "whole.jsonl"), "-o", str(folder / "ours.jsonl")),
+        "vtools clean": vtools("clean", str(folder / "whole.jsonl"), "-o", str(folder / "ours.jsonl"))
     }
 
 

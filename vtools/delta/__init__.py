@@ -22,7 +22,7 @@ def make_delta(
     out: Annotated[
         str | None, typer.Option("-o", "--out", "--delta", "--delta-path", metavar="FOLDER", help="A new folder.")
     ] = None,
-    codec: Annotated[Literal["zstd", "raw"], typer.Option("--codec", help="zstd is small, raw is quick.")] = "zstd",
+    codec: Annotated[Literal["zstd", "raw"], typer.Option(help="zstd is small, raw is quick.")] = "zstd",
     jobs: options.Jobs = 2,
     force: Force = False,
     dry_run: options.DryRun = False,
@@ -67,26 +67,18 @@ def apply_delta(
     template: options.TemplateName = None,
     add_dtype: Annotated[
         options.Dtype | None,
-        typer.Option(
-            "--add-dtype", help="Without delta.json: add, and write, in this dtype; default: the delta's own."
-        ),
+        typer.Option(help="Without delta.json: add, and write, in this dtype; default: the delta's own."),
     ] = None,
     extra_rows: Annotated[
         Literal["zero", "mean"] | None,
-        typer.Option(
-            "--extra-rows", help="Without delta.json: what added rows are a change of (Vicuna v0: zero; Alpaca: mean)."
-        ),
+        typer.Option(help="Without delta.json: what added rows are a change of (Vicuna v0: zero; Alpaca: mean)."),
     ] = None,
     expect_sum: Annotated[
         float | None,
-        typer.Option(
-            "--expect-sum",
-            metavar="NUMBER",
-            help="Without delta.json: the sum of all weights (Alpaca's check), to 0.01.",
-        ),
+        typer.Option(metavar="NUMBER", help="Without delta.json: the sum of all weights (Alpaca's check), to 0.01."),
     ] = None,
     verify: Annotated[
-        str | None, typer.Option("--verify", metavar="FOLDER", help="Only check FOLDER against the delta's hashes.")
+        str | None, typer.Option(metavar="FOLDER", help="Only check FOLDER against the delta's hashes.")
     ] = None,
     jobs: options.Jobs = 2,
     force: Force = False,

@@ -14,15 +14,13 @@ Type = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id or a .gguf file.")],
     out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="Write here, whole or not at all.")],
-    to: Annotated[Literal["gguf", "safetensors"], typer.Option("--to", help="One file, or a folder.")] = "gguf",
-    type: Annotated[Type | None, typer.Option("--type", help="How GGUF holds matrices; f16 if not given.")] = None,
+    to: Annotated[Literal["gguf", "safetensors"], typer.Option(help="One file, or a folder.")] = "gguf",
+    type: Annotated[Type | None, typer.Option(help="How GGUF holds matrices; f16 if not given.")] = None,
     dtype: Annotated[
-        options.Dtype | None,
-        typer.Option("--dtype", help="Floats of safetensors; as they are if not given."),
+        options.Dtype | None, typer.Option(help="Floats of safetensors; as they are if not given.")
     ] = None,
     max_shard: Annotated[
-        str | None,
-        typer.Option("--max-shard", metavar="SIZE", help="The largest safetensors file, as 500MB; 5GB if not given."),
+        str | None, typer.Option(metavar="SIZE", help="The largest safetensors file, as 500MB; 5GB if not given.")
     ] = None,
     template: options.TemplateName = None,
     jobs: options.Jobs = 2,

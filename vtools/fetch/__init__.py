@@ -15,9 +15,9 @@ def fetch(
         list[str] | None, typer.Argument(metavar="[FILE|URL...]", help="Files, http(s) URLs; - is stdin (default).")
     ] = None,
     license: Annotated[
-        str | None, typer.Option("--license", help="License of the text, for records that do not name their source.")
+        str | None, typer.Option(help="License of the text, for records that do not name their source.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=0, help="Stop after this many records.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many records.")] = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,

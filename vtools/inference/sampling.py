@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 from transformers import LogitsProcessorList
-from transformers.generation.continuous_batching.cb_logits_processors import (
-    ContinuousBatchingLogitsProcessorList,
-)
+from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessorList
 
 
 class Sampler(ContinuousBatchingLogitsProcessorList):

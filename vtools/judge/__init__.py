@@ -16,8 +16,7 @@ def judge(
         str | None, typer.Option(metavar="FILE", help="The questions, where the answers do not carry them.")
     ] = None,
     training_data: Annotated[
-        list[str] | None,
-        typer.Option("--training-data", metavar="FILE", help="Say which questions this file holds; may be repeated."),
+        list[str] | None, typer.Option(metavar="FILE", help="Say which questions this file holds; may be repeated.")
     ] = None,
     model: options.AskedModel = None,
     base_url: options.BaseUrl = None,

@@ -108,11 +108,7 @@ def _keyed(tasks: Iterator[Task], judge: str | None, sampling: Sampling) -> Iter
 
 
 def estimate(
-    tasks: Iterator[Task],
-    target: Target,
-    sampling: Sampling,
-    out: str | None,
-    price_list: str | None,
+    tasks: Iterator[Task], target: Target, sampling: Sampling, out: str | None, price_list: str | None
 ) -> None:
     """Say how many calls, tokens and dollars the same command would take."""
     price = prices.read(price_list).tokens(target.model or "") if price_list else None

@@ -58,10 +58,7 @@ def messages(question: Question, first: list[str], second: list[str]) -> list[di
     for side, turns in ((1, first), (2, second)):
         parts.append(_framed(f"Assistant {side}", mark, _answers(question, turns)))
     instructions = f"{ROLE} {CRITERIA[kind(question.category)]} {FAIRNESS.format(mark=mark)}"
-    return [
-        {"role": "system", "content": instructions},
-        {"role": "user", "content": "\n\n".join([*parts, FORM])},
-    ]
+    return [{"role": "system", "content": instructions}, {"role": "user", "content": "\n\n".join([*parts, FORM])}]
 
 
 def _framed(title: str, mark: str, text: str) -> str:

@@ -18,9 +18,7 @@ from vtools.stats import compare, counting, metrics
 
 def stats(
     files: options.Files = None,
-    tokenizer: Annotated[
-        str | None, typer.Option("--tokenizer", metavar="MODEL", help="Count tokens too: a model reference.")
-    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(metavar="MODEL", help="Count tokens too: a model reference.")] = None,
     diff: Annotated[
         bool, typer.Option("--diff", help="Compare two files: of records, or of counts that a tool wrote.")
     ] = False,

@@ -26,9 +26,9 @@ LORA_RATE = 2e-4  # adapters begin at zero, and take steps ten times as long
 
 
 def train(
-    model: Annotated[str, typer.Option("--model", envvar="VTOOLS_MODEL", help="Base: folder, hub id or .gguf file.")],
+    model: Annotated[str, typer.Option(envvar="VTOOLS_MODEL", help="Base: folder, hub id or .gguf file.")],
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder for the tuned model.")] = None,
-    data: Annotated[str, typer.Option("--data", metavar="FILE", help="Conversations of any shape; - is stdin.")] = "-",
+    data: Annotated[str, typer.Option(metavar="FILE", help="Conversations of any shape; - is stdin.")] = "-",
     preset: Annotated[
         Literal["vicuna-v1.1", "vicuna-v0", "alpaca"] | None,
         typer.Option(help="The published template and hyper-parameters; other flags change them."),
