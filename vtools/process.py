@@ -77,6 +77,11 @@ def signals_held() -> Iterator[None]:
             raise Interrupted(_held.pop())
 
 
+def say(tool: str, text: str) -> None:
+    """Tell people something, on stderr."""
+    print(f"vtools {tool}: {text}", file=sys.stderr)
+
+
 def missing_extra(module: str, extra: str, what: str) -> Failure:
     """The error for an optional library that is not installed."""
     return Failure(f"{what} needs {module}: pip install 'vtools[{extra}]'")
@@ -139,7 +144,7 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
             traceback.print_exception(caught)
         # A file's name can hold whatever moves a terminal's cursor.
         shown = "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in message)
-        print(f"vtools {tool}: {shown}", file=sys.stderr)
+        say(tool, shown)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         # Threads blocked in a read must not hold the process, and nothing is buffered any more.

@@ -1,7 +1,6 @@
 """Questions in, answers out: the filter side of `vtools chat`."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +9,7 @@ from vtools.inference.client import Client, Sampling, usage
 from vtools.inference.connect import Target, connect
 from vtools.inference.journal import Task
 from vtools.options import Common
-from vtools.process import Failure
+from vtools.process import Failure, say
 from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record
 from vtools.records.question import Question, read_question
@@ -92,8 +91,8 @@ def _tell(tasks: Iterator[Task], target: Target) -> None:
         questions += task.question is not None
         turns += len(task.question.turns) if task.question else 0
         unreadable += task.reject is not None
-    print(
-        f"vtools chat: would ask {target.model or 'the model'} at {target} {questions} questions ({turns} turns); "
+    say(
+        "chat",
+        f"would ask {target.model or 'the model'} at {target} {questions} questions ({turns} turns); "
         f"{unreadable} records hold no question",
-        file=sys.stderr,
     )

@@ -10,7 +10,7 @@ from typing import Any
 from vtools.chat.batch import opening
 from vtools.inference.client import Client, Sampling
 from vtools.inference.connect import Target, connect
-from vtools.process import Failure, Interrupted, UsageFailure
+from vtools.process import Failure, Interrupted, UsageFailure, say
 from vtools.records import conversation, jsonl
 
 HELP = """\
@@ -54,9 +54,9 @@ def converse(target: Target, system: str | None, sampling: Sampling, out: str | 
                     talk.again = 0
                     talk.ask(line)
             except jsonl.Reject as reject:  # the template has no place for such a conversation
-                print(f"vtools chat: {reject.detail}", file=sys.stderr)
+                say("chat", f"{reject.detail}")
             except (Failure, OSError) as error:
-                print(f"vtools chat: {error}", file=sys.stderr)
+                say("chat", f"{error}")
 
 
 class Talk:

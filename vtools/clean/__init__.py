@@ -5,7 +5,6 @@ import enum
 import functools
 import importlib.util
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -16,7 +15,7 @@ from vtools import options, process
 from vtools.clean import duplicates, steps
 from vtools.clean.choices import Choices
 from vtools.clean.draft import Draft
-from vtools.process import Failure, UsageFailure
+from vtools.process import Failure, UsageFailure, say
 from vtools.records import conversation, filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
@@ -193,7 +192,7 @@ def clean(
         def write(record: Record) -> None:
             output.write(conversation.formatted(record, format))
 
-        filtering.run("clean", work, common, write=write, values=values, finish=finish, counts=counts)
+        filtering.run(counts, values, work, common, write=write, finish=finish)
 
 
 def _note_starts(
@@ -201,7 +200,7 @@ def _note_starts(
 ) -> None:
     """The first of two passes: what every conversation begins with. What is rejected is told in the second."""
     if not common.quiet:
-        print("vtools clean: --dedupe longest does not stream: it reads all before it writes", file=sys.stderr)
+        say("clean", "--dedupe longest does not stream: it reads all before it writes")
 
     def note(made: Draft) -> Record:
         longer.note(made.starts, made.record["id"])
@@ -210,4 +209,4 @@ def _note_starts(
     work: Any = functools.partial(steps.draft, dataclasses.replace(choices, near_duplicates=None))
     common = options.Common(jobs=common.jobs, quiet=True)
     counts = filtering.Rejects("clean", os.devnull)
-    filtering.run("clean", work, common, write=lambda record: None, values=values, finish=note, counts=counts)
+    filtering.run(counts, values, work, common, write=lambda record: None, finish=note)

@@ -3,7 +3,6 @@
 from array import array
 from typing import Any
 
-from vtools import process
 from vtools.records import overlap
 from vtools.records.conversation import Message
 
@@ -13,8 +12,10 @@ SEED = 1
 
 
 def sketch(messages: list[Message]) -> Any:
-    """The MinHash of a conversation's runs of SHINGLE words. Raises Failure if rensa is not installed."""
-    minhash = _rensa().RMinHash(SAMPLES, SEED)
+    """The MinHash of a conversation's runs of SHINGLE words."""
+    import rensa
+
+    minhash = rensa.RMinHash(SAMPLES, SEED)
     words = overlap.words("\n".join([message["content"] for message in messages]))
     if len(words) < SHINGLE:
         minhash.update([" ".join(words)])
@@ -27,8 +28,10 @@ class Near:
     """Tells which conversations are nearly the same as one before; about 2.9 kB for each one that is kept."""
 
     def __init__(self, threshold: float) -> None:
+        import rensa
+
         self.threshold = threshold
-        self.index = _rensa().RMinHashLSH(threshold, SAMPLES, bands(threshold))
+        self.index = rensa.RMinHashLSH(threshold, SAMPLES, bands(threshold))
         self.digests: list[array[int]] = []
         self.ids: list[str] = []
 
@@ -58,11 +61,3 @@ def bands(threshold: float) -> int:
         if 1 - (1 - threshold**rows) ** (SAMPLES // rows) >= 0.9:
             return SAMPLES // rows
     return SAMPLES
-
-
-def _rensa() -> Any:
-    try:
-        import rensa
-    except ModuleNotFoundError:
-        raise process.missing_extra("rensa", "filters", "--near-duplicates") from None
-    return rensa

@@ -1,7 +1,6 @@
 """apply-delta: one pass over base and delta, every tensor checked before the result gets its name."""
 
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from blake3 import blake3
 from vtools.delta import difference, manifest, other_files
 from vtools.delta.base_tensor import BaseStream, comparable
 from vtools.files import staging
-from vtools.process import Failure
+from vtools.process import Failure, say
 from vtools.records import jsonl
 from vtools.weights import model_files, writing
 from vtools.weights.dtypes import Bytes
@@ -75,11 +74,11 @@ def apply(
     with jsonl.output(None) as lines:
         lines.write({**totals, "verified": True, "out": str(out)})
     if not quiet:
-        print(
-            f"vtools apply-delta: {wanted.tensors} tensors in {len(wanted.files)} files, {wanted.bytes:,} bytes, "
+        say(
+            "apply-delta",
+            f"{wanted.tensors} tensors in {len(wanted.files)} files, {wanted.bytes:,} bytes, "
             "every tensor of the result has the hash that the delta says"
             + (f"; --template {template} changed its tokenizer's files" if template else ""),
-            file=sys.stderr,
         )
         _compare_files(base, wanted)
 
@@ -182,10 +181,9 @@ def _compare_files(base: Path, wanted: manifest.Manifest) -> None:
     """Say where the base's tokenizer or configuration is not the one that the delta was made beside."""
     other = [name for name, digest in other_files.hashes(base).items() if wanted.base_files.get(name, digest) != digest]
     if other:
-        print(
-            f"vtools apply-delta: {base}: {', '.join(other)}: not as the delta's maker had it; not used, the result "
-            "takes the target's own",
-            file=sys.stderr,
+        say(
+            "apply-delta",
+            f"{base}: {', '.join(other)}: not as the delta's maker had it; not used, the result takes the target's own",
         )
 
 
@@ -222,4 +220,4 @@ def verify(folder: Path, delta: Path, quiet: bool) -> None:
     if wrong:
         raise Failure(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     if not quiet:
-        print(f"vtools apply-delta: {folder}: {len(wanted.files)} files, each as the delta says", file=sys.stderr)
+        say("apply-delta", f"{folder}: {len(wanted.files)} files, each as the delta says")

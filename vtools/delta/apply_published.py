@@ -9,7 +9,6 @@ import functools
 import itertools
 import re
 import statistics
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from vtools.delta.base_tensor import TIED, BaseStream, comparable, mean_row
 from vtools.files import staging
 from vtools.models.configs import fit_config, read_json
 from vtools.models.tokenizer import chat_template
-from vtools.process import Failure, UsageFailure
+from vtools.process import Failure, UsageFailure, say
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
 from vtools.weights.dtypes import FLOATS, Bytes
@@ -95,17 +94,17 @@ def apply(
     with jsonl.output(None) as lines:
         lines.write({**totals, "out": str(out)})
     if not quiet:
-        print(
-            f"vtools apply-delta: {len(entries)} tensors added, {total:,} bytes; {delta} has no delta.json, so "
+        say(
+            "apply-delta",
+            f"{len(entries)} tensors added, {total:,} bytes; {delta} has no delta.json, so "
             "neither base nor result could be checked",
-            file=sys.stderr,
         )
         own = chat_template(out, read_json(out / "tokenizer_config.json"))
         if template is None and delta.is_dir() and not own:
-            print(
-                f"vtools apply-delta: {out}: no chat template of its own; --template NAME stores one (vicuna-v1.1 for "
+            say(
+                "apply-delta",
+                f"{out}: no chat template of its own; --template NAME stores one (vicuna-v1.1 for "
                 "Vicuna 1.1 to 1.5, vicuna-v0 for the first, alpaca for Alpaca)",
-                file=sys.stderr,
             )
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from vtools.delta import difference, manifest, other_files
 from vtools.delta.base_tensor import BaseStream, match
 from vtools.files import staging
 from vtools.files.atomic import sync, write
-from vtools.process import Failure
+from vtools.process import Failure, say
 from vtools.records import jsonl, parallel
 from vtools.weights import model_files, safetensors, writing
 from vtools.weights.dtypes import Bytes
@@ -47,7 +46,7 @@ def read(base: Path, target: Path, quiet: bool) -> Models:
     model_files.weight_files(target)  # it must have some
     files, left_out = model_files.model_files(target)
     if left_out and not quiet:
-        print(f"vtools make-delta: not part of the model, left out: {', '.join(left_out)}", file=sys.stderr)
+        say("make-delta", f"not part of the model, left out: {', '.join(left_out)}")
     root = target.parent if target.is_file() else target
     weights, carried = {}, []
     for path in files:
@@ -123,12 +122,12 @@ def make(
         left_out = {"left_out": models.left_out} if models.left_out else {}
         lines.write({**totals, "stored_whole": len(whole), "reused": writer.reused, **left_out, "out": str(out)})
     if not quiet:
-        print(
-            f"vtools make-delta: {len(tensors)} tensors in {len(models.weights)} files, {made.bytes:,} bytes of "
+        say(
+            "make-delta",
+            f"{len(tensors)} tensors in {len(models.weights)} files, {made.bytes:,} bytes of "
             f"target, {written:,} of delta ({written / made.bytes:.3f})"
             + (f", {len(whole)} stored whole" if whole else "")
             + (f"; carried along: {', '.join(models.carried)}" if models.carried else ""),
-            file=sys.stderr,
         )
 
 

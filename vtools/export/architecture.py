@@ -41,20 +41,13 @@ class Architecture:
     def metadata(self) -> dict[str, Any]:
         """The GGUF keys, in a fixed order. Raises Unsupported for a rope scaling that GGUF has no key for."""
         keys = {
-            "vocab_size": self.vocabulary,
-            "context_length": self.context,
-            "embedding_length": self.hidden,
-            "block_count": self.layers,
-            "feed_forward_length": self.feed_forward,
-            "attention.head_count": self.heads,
-            "attention.head_count_kv": self.key_heads,
-            "attention.key_length": self.head_size,
-            "attention.value_length": self.head_size,
-            "attention.layer_norm_rms_epsilon": self.epsilon,
-            "rope.dimension_count": self.head_size,
-            "rope.freq_base": float(self.rope["rope_theta"]),
+            "vocab_size": self.vocabulary, "context_length": self.context, "embedding_length": self.hidden,
+            "block_count": self.layers, "feed_forward_length": self.feed_forward, "attention.head_count": self.heads,
+            "attention.head_count_kv": self.key_heads, "attention.key_length": self.head_size,
+            "attention.value_length": self.head_size, "attention.layer_norm_rms_epsilon": self.epsilon,
+            "rope.dimension_count": self.head_size, "rope.freq_base": float(self.rope["rope_theta"]),
             **self._scaling(),
-        }
+        }  # fmt: skip
         return {f"{self.name}.{key}": value for key, value in keys.items()}
 
     def _scaling(self) -> dict[str, Any]:

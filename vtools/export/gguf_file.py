@@ -7,7 +7,6 @@ Format: GGUF version 3, https://github.com/ggml-org/ggml/blob/master/docs/gguf.m
 import errno
 import math
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from vtools.files import staging
 from vtools.files.atomic import atomic
 from vtools.models.reference import HUB_FILES, HUB_PICKLED
 from vtools.models.tokenizer import load_tokenizer
-from vtools.process import Failure, UsageFailure
+from vtools.process import Failure, UsageFailure, say
 from vtools.records import jsonl, parallel
 from vtools.weights import model_files
 from vtools.weights.dtypes import Bytes
@@ -88,7 +87,7 @@ def write(
         size, count = totals["bytes"], totals["tensors"]
         large = 0 if quantizer or kind == "f16" else sum(entry.type == "f16" for entry in layout.entries)
         kept = f"; {large} matrices stay f16, their rows are no multiple of 32" if large else ""
-        print(f"vtools export: {out}: {count} tensors, {size:,} bytes, {kind}{kept}", file=sys.stderr)
+        say("export", f"{out}: {count} tensors, {size:,} bytes, {kind}{kept}")
 
 
 def _check(out: Path, folder: Path, force: bool) -> None:
@@ -112,10 +111,10 @@ def laid_out(folder: Path, name: str, kind: str, template: str | None, quiet: bo
     found = replace(found, tied=found.tied and tensor_names.tied(stored))
     entries = tensor_names.plan(folder, stored, found, kind)
     if found.window and not quiet:
-        print(
-            f"vtools export: {folder}: attention sees {found.window} tokens back; llama.cpp's {found.name} sees all, "
+        say(
+            "export",
+            f"{folder}: attention sees {found.window} tokens back; llama.cpp's {found.name} sees all, "
             "so longer texts give other results",
-            file=sys.stderr,
         )
     parameters = sum(math.prod(entry.shape) for entry in entries if entry.source)
     metadata = {

@@ -2,14 +2,13 @@
 
 import math
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vtools.files import staging
 from vtools.models.configs import fit_config
-from vtools.process import Failure, UsageFailure
+from vtools.process import Failure, UsageFailure, say
 from vtools.records import jsonl
 from vtools.weights import dtypes, model_files, writing
 from vtools.weights.dtypes import Bytes
@@ -66,7 +65,7 @@ def write(
     read = {tensor.file for tensor in tensors}
     left_out += [path for path in files if model_files.looks_like_weights(path) and folder / path not in read]
     if left_out and not quiet:
-        print(f"vtools export: not part of the model, left out: {', '.join(left_out)}", file=sys.stderr)
+        say("export", f"not part of the model, left out: {', '.join(left_out)}")
     weights = sum(entry.bytes for entry in entries)
     total = weights + sum(len(writing.header(shard)) for shard in shards.values())
     free = staging.check_space(out, total + sum((folder / path).stat().st_size for path in carried))
@@ -96,7 +95,7 @@ def write(
     with jsonl.output(None) as lines:
         lines.write({**totals, "reused": written.reused})
     if not quiet:
-        print(f"vtools export: {out}: {len(entries)} tensors in {len(shards)} files, {total:,} bytes", file=sys.stderr)
+        say("export", f"{out}: {len(entries)} tensors in {len(shards)} files, {total:,} bytes")
 
 
 def _shards(entries: list[NewTensor], largest: int) -> dict[str, list[NewTensor]]:

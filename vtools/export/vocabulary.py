@@ -2,14 +2,13 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 from vtools.models import pretokenizer
 from vtools.models.template import Template, load_template
 from vtools.models.tokenizer import Tokenizer
-from vtools.process import Failure
+from vtools.process import Failure, say
 from vtools.records.jsonl import Reject
 
 # Kinds of tokens; SentencePiece's own numbers are the same.
@@ -194,7 +193,7 @@ def _template(tokenizer: Tokenizer, name: str | None, quiet: bool) -> Template |
 
 def _tell(text: str, quiet: bool) -> None:
     if not quiet:
-        print(f"vtools export: {text}", file=sys.stderr)
+        say("export", f"{text}")
 
 
 def _end(chat: Template) -> int | None:

@@ -52,11 +52,5 @@ def fetch(
 
     with jsonl.output(out) as output:
         values = itertools.islice(source.values(sources or ["-"], origin), limit)
-        filtering.run(
-            "fetch",
-            work,
-            options.Common(out, rejects, stats, quiet=quiet),
-            values=values,
-            write=output.write,
-            files=sources or [],
-        )
+        counts = filtering.Rejects("fetch", rejects, sources or [])
+        filtering.run(counts, values, work, options.Common(out, rejects, stats, quiet=quiet), write=output.write)

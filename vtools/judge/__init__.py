@@ -1,12 +1,11 @@
 """`vtools judge`: let a model compare the answers of two others."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from vtools import options
-from vtools.process import UsageFailure
+from vtools.process import UsageFailure, say
 
 
 def judge(
@@ -80,4 +79,4 @@ def judge(
         judging.judge_all(tasks, target, sampling, options.Common(out, rejects, stats, jobs, quiet))
     finally:
         if seen and not quiet:
-            print(seen, file=sys.stderr)
+            say("judge", seen)

@@ -1,7 +1,6 @@
 """Ask the judge about every match and write what it said."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 
 from vtools.inference import journal
@@ -12,7 +11,7 @@ from vtools.inference.journal import Task
 from vtools.judge import prompt, verdicts
 from vtools.judge.matches import Match
 from vtools.options import Common
-from vtools.process import Failure
+from vtools.process import Failure, say
 from vtools.records import jsonl, prices
 from vtools.records.jsonl import Record
 
@@ -133,7 +132,7 @@ def estimate(
     ]
     if price:
         parts.append(f"at most {(tokens_in * price[0] + tokens_out * price[1]) / 1e6:.2f} USD")
-    print(f"vtools judge: {'; '.join(parts)}", file=sys.stderr)
+    say("judge", f"{'; '.join(parts)}")
 
 
 def _in_order(pair: tuple[float, float], order: str) -> tuple[float, float]:

@@ -1,10 +1,9 @@
 """Which of the questions stand in the data that a model was trained on."""
 
-import sys
 from collections.abc import Sequence
 
 from vtools.inference.journal import Task
-from vtools.process import Failure
+from vtools.process import Failure, say
 from vtools.records import conversation, jsonl, overlap
 from vtools.records.jsonl import Reject
 
@@ -28,6 +27,6 @@ def seen(tasks: Sequence[Task], name: str, files: Sequence[str]) -> str:
         raise Failure(f"--training-data {', '.join(files)}: holds no conversation")
     for identity in asked:
         if identity in found:
-            print(f"vtools judge: {found[identity]}", file=sys.stderr)
+            say("judge", found[identity])
     names = ": " * bool(found) + ", ".join(identity for identity in asked if identity in found)
-    return f"vtools judge: {len(found)} of {len(asked)} questions are in the training data{names}"
+    return f"{len(found)} of {len(asked)} questions are in the training data{names}"

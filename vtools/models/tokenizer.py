@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vtools import process
 from vtools.files import cache
 from vtools.models.configs import read_json
 from vtools.models.quiet import quiet_transformers
@@ -82,10 +81,8 @@ def load_tokenizer(reference: str) -> Tokenizer:
         raise Failure(f"{place}: no tokenizer.json, tokenizer.model or vocab.json; put the tokenizer's files there")
 
     def make(target: Path) -> None:
-        try:
-            from transformers import AutoTokenizer
-        except ModuleNotFoundError:
-            raise process.missing_extra("transformers", "train", f"{source}: converting this tokenizer") from None
+        from transformers import AutoTokenizer
+
         quiet_transformers()
         try:
             AutoTokenizer.from_pretrained(place).save_pretrained(target)

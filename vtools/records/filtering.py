@@ -4,14 +4,13 @@ import base64
 import functools
 import gc
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from vtools import __version__
 from vtools.options import Common
-from vtools.process import Failure, UsageFailure
+from vtools.process import Failure, UsageFailure, say
 from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
@@ -24,11 +23,8 @@ class Rejects:
 
     def __init__(self, tool: str, path: str | None, files: Iterable[str] = ()) -> None:
         """`files` are the inputs: naming one of them as the rejects file is a UsageFailure."""
-        if (
-            path
-            and os.path.exists(path)
-            and any(os.path.exists(file) and os.path.samefile(path, file) for file in files)
-        ):
+        inputs = (file for file in files if os.path.exists(file))
+        if path and os.path.exists(path) and any(os.path.samefile(path, file) for file in inputs):
             raise UsageFailure(f"--rejects {path}: that is an input")
         self.tool = tool
         self.stream = open(path, "wb") if path else None  # noqa: SIM115  lives as long as the run
@@ -86,7 +82,7 @@ class Rejects:
         if self.reasons:
             parts.append("(" + ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common()) + ")")
         parts += [f"{name} {count}" for name, count in [("repaired", self.repaired), *self.extra.items()] if count]
-        return f"vtools {self.tool}: " + ", ".join(parts).replace(", (", " (")
+        return ", ".join(parts).replace(", (", " (")
 
 
 Outcome = Record | list[Record] | Reject
@@ -95,54 +91,42 @@ Done = tuple[Record | Reject | None, Outcome, bool]  # what was read, if it is a
 
 
 def run(
-    tool: str,
-    work: Work,
-    common: Common,
-    *,
-    write: Callable[[Record], None],
-    files: Iterable[str] = (),
-    values: Iterable[streams.Value] | None = None,
-    finish: Callable[[Any], Record | Reject] | None = None,
-    counts: Rejects | None = None,
-) -> Rejects:
-    """Run a filter: every record through `work` (in `common.jobs` processes), then in input order through `finish`.
+    counts: Rejects, values: Iterable[streams.Value], work: Work, common: Common, *,
+    write: Callable[[Record], None], finish: Callable[[Any], Record | Reject] | None = None,
+) -> None:  # fmt: skip
+    """Run a filter: every value through `work` (in `common.jobs` processes), then in input order through `finish`.
 
     `work` is pure: a record in; a record, several, or a Reject out. `finish` may keep state (duplicates).
-    `values` replaces `files` for a tool that makes its own input, `counts` is given by one that counts more than
-    records. Writes the closing line and the stats file.
+    Writes the closing line and the stats file.
     """
     gc.set_threshold(20_000)  # records hold no cycles, and to look for them after every 700 took a tenth of the time
-    files = list(files)
-    counts = counts or Rejects(tool, common.rejects, files)
-    source = jsonl.values(files) if values is None else values
     outcomes: Iterable[tuple[streams.Value, Done]]
     if common.jobs == 1:
-        outcomes = ((value, _outcome(work, value)) for value in source)
+        outcomes = ((value, _outcome(work, value)) for value in values)
     else:
         from vtools.records import parallel  # here: what it imports is a tenth of a filter's start
 
-        outcomes = parallel.in_processes(functools.partial(_outcome, work, apart=True), source, common.jobs, _size)
-    with jsonl.progress(tool, common.quiet) as tick:
+        outcomes = parallel.in_processes(functools.partial(_outcome, work, apart=True), values, common.jobs, _size)
+    with jsonl.progress(counts.tool, common.quiet) as tick:
         for value, (read, outcome, repaired) in outcomes:
             counts.received += 1
             counts.repaired += repaired
             counts.value = value
             tick()
-            if finish and not isinstance(outcome, Reject):
-                finished = [finish(record) for record in (outcome if isinstance(outcome, list) else [outcome])]
-                kept = [record for record in finished if not isinstance(record, Reject)]
-                outcome = kept or next(record for record in finished if isinstance(record, Reject))
-            if isinstance(outcome, Reject):
+            made = outcome if isinstance(outcome, list) else [outcome]
+            if finish:
+                made = [one if isinstance(one, Reject) else finish(one) for one in made]
+            kept = [one for one in made if not isinstance(one, Reject)]
+            if made and not kept:
                 given = read or jsonl.parse(value)[0]  # as it came in: `work` changes nothing in place
-                counts.add(outcome, value, None if isinstance(given, Reject) else given)
-            else:
-                for record in outcome if isinstance(outcome, list) else [outcome]:
-                    write(record)
-                counts.kept += 1
+                counts.add(made[0], value, None if isinstance(given, Reject) else given)  # type: ignore[arg-type]
+                continue
+            for record in kept:
+                write(record)
+            counts.kept += 1
     if counts.stream is None and counts.received and counts.reasons["bad_schema"] == counts.received:
         raise Failure(f"{counts.first} (no record has a shape that vtools reads)")
     close(counts, common)
-    return counts
 
 
 def close(counts: Rejects, common: Common) -> None:
@@ -151,7 +135,7 @@ def close(counts: Rejects, common: Common) -> None:
         with jsonl.output(common.stats) as out:
             out.write(counts.summary())
     if not common.quiet:
-        print(counts.line(), file=sys.stderr)
+        say(counts.tool, counts.line())
 
 
 def _outcome(work: Work, value: streams.Value, apart: bool = False) -> Done:

@@ -1,9 +1,7 @@
 """Which language a text is written in, its code aside (pycld2, the detector that FastChat uses through polyglot)."""
 
 import re
-from typing import Any
 
-from vtools import process
 from vtools.process import UsageFailure
 from vtools.records import markdown
 
@@ -20,9 +18,10 @@ _OLD_CODES = {"iw": "he", "jw": "jv", "zh-Hant": "zh", "sr-ME": "sr", "xxx": UNK
 def detect(text: str) -> str:
     """The ISO 639 code of a text's language; "un" if there is too little text or too much of a mixture to tell.
 
-    Fenced code and control characters do not count. Raises Failure if pycld2 is not installed.
+    Fenced code and control characters do not count.
     """
-    pycld2 = _pycld2("telling languages apart")
+    import pycld2
+
     text = without_code(text)
     try:
         reliable, _, found = pycld2.detect(text, isPlainText=True, bestEffort=True)
@@ -37,26 +36,16 @@ def codes(option: str, listed: str | None) -> frozenset[str]:
     """The codes of a list such as en,de, for an option. Raises UsageFailure for one that `detect` never gives."""
     if listed is None:
         return frozenset()
+    import pycld2
+
     wanted = frozenset(code.strip().lower() for code in listed.split(",") if code.strip())
-    known = {code for _, code in _pycld2(option).LANGUAGES if len(code) <= 3} - _OLD_CODES.keys() | {
-        "he",
-        "jv",
-        UNKNOWN,
-    }
+    known = {code for _, code in pycld2.LANGUAGES if len(code) <= 3} - _OLD_CODES.keys() | {"he", "jv", UNKNOWN}
     unknown = sorted(wanted - known)
     if unknown or not wanted:
         raise UsageFailure(
             f"{option} {listed}: {', '.join(unknown) or 'nothing'} is no language code; such as en,de,zh"
         )
     return wanted
-
-
-def _pycld2(wish: str) -> Any:
-    try:
-        import pycld2
-    except ModuleNotFoundError:
-        raise process.missing_extra("pycld2", "filters", wish) from None
-    return pycld2
 
 
 def without_code(text: str) -> str:

@@ -1,13 +1,12 @@
 """`vtools serve`: answer the OpenAI chat API with local models."""
 
 import os
-import sys
 from typing import Annotated
 
 import typer
 
 from vtools import options
-from vtools.process import UsageFailure
+from vtools.process import UsageFailure, say
 
 KEY = "VTOOLS_API_KEY"
 
@@ -72,7 +71,7 @@ def serve(
     def ready() -> None:
         events.put({"event": "ready", "url": url, "models": list(engines)})
         if not quiet:
-            print(f"vtools serve: {', '.join(engines)} at {url} (Ctrl-C stops)", file=sys.stderr)
+            say("serve", f"{', '.join(engines)} at {url} (Ctrl-C stops)")
 
     try:
         listen.run(api.application, listener, ready)

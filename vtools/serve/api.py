@@ -3,7 +3,6 @@
 
 import asyncio
 import hmac
-import sys
 import threading
 import time
 import uuid
@@ -20,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from vtools.inference.engine import Engine, EngineStopped, PromptTooLong, Stream
+from vtools.process import say
 from vtools.records.jsonl import Reject
 from vtools.serve.request import ApiError, Parameters, parse
 
@@ -109,7 +109,7 @@ class Api:
             reply.close(error.status)
             raise
         except Exception as error:
-            print(f"vtools serve: {type(error).__name__}: {error}", file=sys.stderr)
+            say("serve", f"{type(error).__name__}: {error}")
             reply.close(500)
             raise ApiError(500, "the server failed; its log says why", code="internal_error") from None
         except BaseException:  # the task is cancelled

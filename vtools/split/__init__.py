@@ -113,7 +113,7 @@ def split(
             counts.extra["held_out"] += side is not training
             side.write(record if preset else conversation.formatted(record, format))
 
-        filtering.run("split", work, common, write=write, files=files or [], counts=counts)
+        filtering.run(counts, jsonl.values(files or []), work, common, write=write)
 
 
 def _share(text: str) -> float:

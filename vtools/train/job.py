@@ -3,13 +3,12 @@
 import json
 import math
 import os
-import sys
 from pathlib import Path
 
 from vtools.models.reference import model_folder
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
-from vtools.process import Failure, UsageFailure
+from vtools.process import Failure, UsageFailure, say
 from vtools.train import schedule, token_cache
 from vtools.train.request import Inputs, Job, Request
 
@@ -46,7 +45,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
             rejects=os.devnull if request.rejects else None, jobs=request.jobs, quiet=True,
         )  # fmt: skip
         if held_out.rejected and not quiet:
-            print(held_out.line().replace("vtools train:", "vtools train: --eval:"), file=sys.stderr)
+            say("train", f"--eval: {held_out.line()}")
     rejects = request.rejects if first or not request.rejects else os.devnull
     corpus = token_cache.read(
         request.data, chosen, max_tokens, request.overlong, rejects=rejects, jobs=request.jobs, quiet=quiet

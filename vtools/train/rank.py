@@ -3,7 +3,6 @@
 
 import dataclasses
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from vtools import machine, options, provenance
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
-from vtools.process import Failure
+from vtools.process import Failure, say
 from vtools.records import jsonl
 from vtools.train import (
     attention,
@@ -195,4 +194,4 @@ def _clear(request: Request, out: Path, step: int) -> None:
 
 def _say(request: Request, text: str) -> None:
     if not request.quiet:
-        print(f"vtools train: {text}", file=sys.stderr)
+        say("train", f"{text}")

@@ -9,6 +9,8 @@ from vtools import provenance
 from vtools.process import Failure
 from vtools.train.request import Inputs, Request
 
+DECIDING = ("batch", "eval_every", "lora", "lr", "save_dtype", "schedule", "seed")  # options as they are
+
 
 def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
     """All that decides a run's weights, by the name a user knows it by.
@@ -22,17 +24,11 @@ def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
         "--template": f"{inputs.template_name} {source}",
         "data": inputs.corpus.digest,
         "--eval": inputs.held_out.digest if inputs.held_out is not None else None,
-        "--eval-every": request.eval_every,
         "steps": inputs.steps,
-        "--batch": request.batch,
-        "--lr": request.lr,
-        "--schedule": request.schedule,
         "warm-up steps": inputs.warmup,
-        "--lora": request.lora,
         "rope scaling": inputs.rope,
-        "--seed": request.seed,
         "--dtype": dtype,
-        "--save-dtype": request.save_dtype,
+        **{f"--{name.replace('_', '-')}": getattr(request, name) for name in DECIDING},
     }
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import stat
-import sys
 import tempfile
 import time
 from array import array
@@ -28,7 +27,7 @@ from vtools.files.atomic import atomic_folder, part_of
 from vtools.files.lock import lock
 from vtools.models.template import Template
 from vtools.options import Common
-from vtools.process import Failure
+from vtools.process import Failure, say
 from vtools.records import filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 from vtools.records.streams import Value
@@ -79,7 +78,7 @@ def read(
         with contextlib.suppress(OSError):  # somebody else's cache may be used as well
             os.utime(corpus.folder / ABOUT)
         if not quiet:
-            print(corpus.line(), file=sys.stderr)
+            say("train", corpus.line())
     else:
         _clear(home)
     if not corpus.received:
@@ -190,7 +189,7 @@ def _alone(home: Path, key: str, quiet: bool) -> Iterator[None]:
             stack.enter_context(lock(_locks(home, key)))
         except process.TryAgain:
             if not quiet:
-                print("vtools train: waiting for another run, which is tokenising", file=sys.stderr)
+                say("train", "waiting for another run, which is tokenising")
             stack.enter_context(lock(_locks(home, key), wait=True))
         yield
 
@@ -224,7 +223,7 @@ def _make(
         with contextlib.ExitStack() as stack:
             writer = _Writer({name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS})
             common = Common(jobs=jobs, quiet=quiet)
-            filtering.run("train", work, common, write=writer.add, values=values, counts=counts)
+            filtering.run(counts, values, work, common, write=writer.add)
         assert counts.stream is not None
         counts.stream.close()
         if _state(given.stream) != given.state:
