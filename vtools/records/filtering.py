@@ -141,11 +141,11 @@ def close(counts: Rejects, common: Common) -> None:
 def _outcome(work: Work, value: streams.Value, apart: bool = False) -> Done:
     """What becomes of a raw value; in a process `apart`, to read the few rejects again is cheaper than to send all."""
     read, repaired = jsonl.parse(value)
+    at_hand = None if apart else read
     try:
-        outcome = read if isinstance(read, Reject) else work(read)
-    except Reject as reject:
-        outcome = reject
-    return None if apart else read, outcome, repaired
+        return at_hand, read if isinstance(read, Reject) else work(read), repaired
+    except Reject as reject:  # kept under no other name: the frame that its traceback holds would hold it
+        return at_hand, reject, repaired
 
 
 def _size(value: streams.Value) -> int:
