@@ -15,7 +15,7 @@ from vtools import options, process
 from vtools.clean import duplicates, steps
 from vtools.clean.choices import Choices
 from vtools.clean.draft import Draft
-from vtools.process import Failure, UsageFailure, say
+from vtools.process import UsageFailure, say
 from vtools.records import conversation, filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
@@ -177,8 +177,6 @@ def clean(
         work: Any = functools.partial(steps.draft, choices)  # gives drafts, which `finish` turns into records
 
         def finish(made: Draft) -> Record | Reject:
-            if made.failure:
-                raise Failure(made.failure)
             try:
                 for step in ordered:
                     step.take(made)

@@ -12,7 +12,7 @@ from vtools.records.jsonl import Record, Reject
 class Draft:
     """A record on its way, and what the steps found out about it that is no part of it."""
 
-    __slots__ = ("failure", "key", "language", "record", "redacted", "sketch", "starts")
+    __slots__ = ("key", "language", "record", "redacted", "sketch", "starts")
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -21,7 +21,6 @@ class Draft:
         self.key = 0  # of its texts
         self.starts: list[int] = []  # keys of what it begins with
         self.sketch: Any = None
-        self.failure: str | None = None  # why the run must end at this record
 
 
 class Step(NamedTuple):

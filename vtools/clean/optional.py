@@ -7,7 +7,6 @@ from vtools.clean import blocked_words, control_tokens, pii, refusals, turns
 from vtools.clean.choices import Choices
 from vtools.clean.draft import Draft, Step, each, test
 from vtools.inference.moderation import Moderator
-from vtools.process import Failure
 from vtools.records import language, overlap
 from vtools.records.jsonl import Record, Reject
 
@@ -90,9 +89,5 @@ def _contaminated(index: overlap.Index, record: Record) -> str | None:
     return None if hit is None else str(hit)
 
 
-def _moderation(moderator: Moderator, made: Draft) -> str | None:
-    try:
-        made.record["moderation"] = moderator.judge(made.record["messages"])
-    except Failure as failure:  # told where the records are written in order, after those before this one
-        made.failure = str(failure)
-    return None
+def _moderation(moderator: Moderator, made: Draft) -> None:
+    made.record["moderation"] = moderator.judge(made.record["messages"])
