@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("VTOOLS_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-machine.share_cores()  # here, and in the processes that tests start
+machine.spin_shortly()  # here, and in the processes that tests start
 VTOOLS = [sys.executable, "-m", "vtools"]
 # A shell's background job ignores Ctrl-C, nohup a hang-up, and so would every process under test.
 for signum, own in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -25,11 +25,11 @@ MATRIX = {
     ],
     "blank line, CRLF, BOM at the start or in the middle": [
         "test_pipe.py::test_blank_lines_bom_crlf_and_a_missing_last_newline_are_fine",
-        "test_bytestream.py::test_arrays_give_exactly_their_elements_in_any_writing_and_any_chunks",
+        "test_streams.py::test_arrays_give_exactly_their_elements_in_any_writing_and_any_chunks",
     ],
     "torn last line, torn array, cut .gz or .zst": [
         "test_pipe.py::test_a_torn_input_gives_every_whole_record_then_says_where_it_tore",
-        "test_bytestream.py::test_a_torn_array_gives_exactly_its_whole_elements_and_then_says_where_it_tore",
+        "test_streams.py::test_a_torn_array_gives_exactly_its_whole_elements_and_then_says_where_it_tore",
         "test_clean.py::test_a_torn_gzip_array_gives_its_whole_records",
         "test_stats.py::test_broken_input_ends_the_count_after_what_came_before_it_is_written",
     ],
@@ -76,7 +76,7 @@ MATRIX = {
     ],
     "JSON nested 3,000 deep or without end": [
         "test_bad_input.py::test_json_nested_too_deeply_is_a_bad_line_like_any_other",
-        "test_bytestream.py::test_time_grows_with_the_length_and_not_with_its_square",
+        "test_streams.py::test_time_grows_with_the_length_and_not_with_its_square",
     ],
     "a line of 100 MB": [
         "test_pipe.py::test_a_very_long_line_goes_through",

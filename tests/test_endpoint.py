@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 
 from vtools.inference import connect, retry
-from vtools.inference import server as servers
+from vtools.inference import address
 from vtools.inference.client import Sampling
 from vtools.inference.endpoint import Endpoint, EndpointError
 from vtools.process import Failure, UsageFailure
@@ -312,7 +312,7 @@ def test_a_url_may_leave_out_v1_and_must_be_a_url():
 
 def test_openai_itself_needs_a_key():
     with pytest.raises(Failure, match="OPENAI_API_KEY is not set"):
-        Endpoint(servers.OPENAI, "m")
+        Endpoint(address.OPENAI, "m")
 
 
 def test_no_proxy_stands_between_this_machine_and_itself(monkeypatch):
@@ -326,13 +326,13 @@ def test_where_a_model_is_looked_for(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "config.json").write_text("{}")
     folder = str(tmp_path / "folder")
-    assert connect.where(None) == connect.where("tuned") == servers.SERVE
+    assert connect.where(None) == connect.where("tuned") == address.SERVE
     assert connect.where(folder) is None
     assert connect.where(folder, "http://x/v1") == "http://x/v1"
     assert connect.where("owner/name") is None
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    assert connect.where("gpt") == servers.OPENAI
-    assert connect.where(None) == servers.SERVE
+    assert connect.where("gpt") == address.OPENAI
+    assert connect.where(None) == address.SERVE
     monkeypatch.setenv("OPENAI_BASE_URL", "http://y/v1")
     assert connect.where("owner/name") == connect.where(None) == "http://y/v1"
     assert connect.where(folder) is None

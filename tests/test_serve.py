@@ -16,7 +16,7 @@ import httpx2
 import openai
 import pytest
 import tiny
-from test_generate import ask, eventually, greedy, made
+from test_engine import ask, eventually, greedy, made
 
 KEY = "a key for tests"
 

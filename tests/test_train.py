@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
+import inspect
 import json
 import math
 import random
@@ -24,7 +26,7 @@ from vtools.models.load import load_model  # noqa: E402
 from vtools.models.template import Template, load_template  # noqa: E402
 from vtools.models.tokenizer import load_tokenizer  # noqa: E402
 from vtools.process import Failure  # noqa: E402
-from vtools.train import attention, data, loop, loss, pack, save, schedule, shard, token_cache  # noqa: E402
+from vtools.train import attention, data, loop, loss, pack, run_identity, save, schedule, shard, token_cache  # noqa: E402
 from vtools.train import ranks as processes  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -580,6 +582,8 @@ def test_what_decides_about_a_run_goes_by_the_names_of_options(finished: dict[st
         name for option in typer.main.get_command(cli.build(["train"])).commands["train"].params for name in option.opts
     }
     named = {key for key in about["run"] if key.startswith("--")}
+    parameters = inspect.signature(importlib.import_module("vtools.train").train).parameters.keys()
+    assert parameters >= run_identity.BY_OUTCOME | run_identity.UNDECIDING
     assert named <= known and {"--model", "--lr", "--seed"} <= named
     assert {f"--{key.replace('_', '-')}" for key in about["arguments"]} <= known
 

@@ -1,4 +1,4 @@
-"""The table of commands; nothing else."""
+"""The program: the table of its commands, and nothing of what they do."""
 
 import importlib
 import sys
@@ -62,6 +62,6 @@ def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
 
 def main() -> None:
     """The program `vtools`."""
-    machine.share_cores()
+    machine.spin_shortly()
     wanted = sys.argv[1:2]
     build(wanted if wanted and wanted[0] in COMMANDS else COMMANDS)(prog_name="vtools")

@@ -1,4 +1,4 @@
-"""What a machine has to compute with: its cores, the peak of its GPU or CPU, and the memory that a rank may use."""
+"""The machine: how threads wait and memory is taken here, what a GPU or CPU can do, what memory a rank may use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SPINS = "1000"  # about 20 microseconds: longer than what lies between two opera
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
-def share_cores() -> None:
+def spin_shortly() -> None:
     """Have OpenMP's threads spin but shortly while they wait, unless the user has said how. Before torch is imported.
 
     Left alone they spin for milliseconds, which is time that a busy neighbour takes from those who have work.

@@ -1,4 +1,4 @@
-"""A vtools process: how it ends (exit codes, signals), children that die with their parent, its heap."""
+"""How a vtools process speaks and ends: exit codes, signals, and children that die with their parent."""
 
 import contextlib
 import functools
@@ -87,7 +87,7 @@ def missing_extra(module: str, extra: str, what: str) -> Failure:
     return Failure(f"{what} needs {module}: pip install 'vtools[{extra}]'")
 
 
-# Modules of the extras, so that a bare `import torch` deep inside a room ends in advice and not in a traceback.
+# Modules of the extras, so that a bare `import torch` deep inside a tool ends in advice and not in a traceback.
 EXTRAS = {
     "torch": "train", "sentencepiece": "train", "accelerate": "train", "flash_attn": "flash-attn",
     "transformers": "train", "safetensors": "train", "gguf": "weights", "numpy": "weights",

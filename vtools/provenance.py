@@ -1,4 +1,4 @@
-"""Where things came from: which tool worked on a record, and when something was fetched."""
+"""Where things came from: which tool worked on a record, when it was fetched, the file that a model carries."""
 
 import time
 from typing import Any
@@ -8,9 +8,9 @@ from vtools import __version__
 FILE = "vtools.json"  # in a model's folder: what its weights were made from
 
 
-def stamp(record: dict[str, Any], op: str, **details: Any) -> dict[str, Any]:
+def stamp(record: dict[str, Any], op: str) -> dict[str, Any]:
     """Note in the record which tool has worked on it; the same note again changes nothing."""
-    note = {"op": op, "v": __version__, **details}
+    note = {"op": op, "v": __version__}
     notes = record.get("vtools")
     notes = list(notes) if isinstance(notes, list) else []
     if note not in notes:

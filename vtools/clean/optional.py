@@ -1,4 +1,4 @@
-"""The steps that are off by default."""
+"""The steps that are off by default and look at one record alone; `dup_near` is among the ordered ones."""
 
 import functools
 from collections import Counter

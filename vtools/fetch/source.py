@@ -10,7 +10,7 @@ from vtools import __version__, provenance
 from vtools.inference import retry
 from vtools.process import Failure
 from vtools.records import streams
-from vtools.records.packed import Torn
+from vtools.records.unpacking import Torn
 
 TRIES = 5
 LONGEST_WAIT = 60.0  # seconds

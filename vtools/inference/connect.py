@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtools.inference import server
+from vtools.inference import address
 from vtools.inference.client import Client
 from vtools.process import UsageFailure
 
@@ -51,4 +51,4 @@ def where(model: str | None, base_url: str | None = None) -> str | None:
         return url
     if model and ("/" in model or model.startswith("hf:") or model.endswith(".gguf")):
         return None
-    return server.OPENAI if model and server.key() else server.SERVE
+    return address.OPENAI if model and address.key() else address.SERVE

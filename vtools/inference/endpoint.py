@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
-from vtools.inference import retry, server
+from vtools.inference import address, retry
+from vtools.inference.address import Server, one_line
 from vtools.inference.client import TOKENS, Answer, Messages, Sampling
-from vtools.inference.server import Server, one_line
 from vtools.process import Failure, UsageFailure
 
 START_WAIT = 30.0  # seconds that a server on this machine is given to begin to listen
@@ -32,7 +32,7 @@ class Endpoint:
     ) -> None:  # fmt: skip
         """`timeout` bounds a silence of the server, in seconds. Without a model, the only one of the server is used."""
         self._server = Server(url)
-        self.url, key = self._server.url, server.key()
+        self.url, key = self._server.url, address.key()
         if not key and self._server.is_openai:
             raise Failure(f"{self.url}: OPENAI_API_KEY is not set; --base-url or OPENAI_BASE_URL names another server")
         import httpx2

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  imports torch at once: import this module inside a function
-"""Token generation with one local model: many requests at a time, streamed, for serve, chat and train's samples.
+"""Token generation with one local model: many requests at a time, streamed, for serve, chat and judge.
 
 The tokens come from transformers' continuous batching. What it lacks is here: a template, stop strings, a seed and a
 temperature for each request, admission (a request that cannot fit ends its thread for everybody), and restarts.

@@ -5,8 +5,8 @@ import os
 import time
 from typing import Any
 
-from vtools.inference import retry, server
-from vtools.inference.server import Server, one_line
+from vtools.inference import address, retry
+from vtools.inference.address import Server, one_line
 from vtools.process import Failure
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
@@ -84,7 +84,7 @@ class Moderator:
         if self._client is None or self._process != os.getpid():  # a forked worker must not share a connection
             import httpx2
 
-            key = server.key()
+            key = address.key()
             headers = {"Authorization": f"Bearer {key}"} if key else {}
             self._client = httpx2.Client(headers=headers, timeout=TIMEOUT, trust_env=not self._server.loopback)
             self._process = os.getpid()

@@ -1,4 +1,4 @@
-"""The prompts of the judge. A changed prompt gets a new number in `VERSION`: judgments are compared by it."""
+"""The prompts of the judge. A changed prompt gets a new number in `VERSION`, which each judgment carries."""
 
 import hashlib
 from typing import Any

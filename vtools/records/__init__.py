@@ -1,1 +1,1 @@
-"""What flows: streams of JSON, conversations, questions, and filters over them."""
+"""What flows: streams of JSON, conversations, questions, filters over them, and what is known of texts and prices."""

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Generator, Iterator
 
-from vtools.records.packed import Torn, prepend
+from vtools.records.unpacking import Torn, prepend
 
 BETWEEN = re.compile(rb"[ \t\r\n\xef\xbb\xbf]*+")  # what may stand before an array and between two
 # All repeats are possessive, so that what does not end costs one pass and not one for each of its characters.

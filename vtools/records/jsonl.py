@@ -1,4 +1,4 @@
-"""Records in and out: parsing and repair, reasons to reject, line-flushed writing, atomic files, progress."""
+"""Records in and out: parsing and repair, reasons to reject, line-flushed writing, progress."""
 
 import contextlib
 import json
@@ -119,11 +119,10 @@ class Output:
     """Where lines go: stdout, flushed line by line, or a file that appears whole or not at all."""
 
     def __init__(self, stream: IO[bytes], flush: bool) -> None:
-        self.stream, self.flush, self.lines = stream, flush, 0
+        self.stream, self.flush = stream, flush
 
     def write(self, value: Any) -> None:
         self.stream.write(dumps(value))
-        self.lines += 1
         if self.flush:
             self.stream.flush()
 

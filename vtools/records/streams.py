@@ -7,7 +7,7 @@ from typing import BinaryIO, NamedTuple
 
 from vtools.process import Failure
 from vtools.records import arrays
-from vtools.records.packed import Torn, prepend, unpacked
+from vtools.records.unpacking import Torn, prepend, unpacked
 
 CHUNK = 1 << 16
 BOM = b"\xef\xbb\xbf"

@@ -28,7 +28,7 @@ class Counted:
         self.counts, self.before = counts, counts.reasons.copy()
         self.encoder = encoders(load_tokenizer(tokenizer))[0] if tokenizer else None
         self.tells_languages = importlib.util.find_spec("pycld2") is not None
-        self.records = self.messages = self.characters = self.tokens = self.segments = self.ids_given = 0
+        self.records = self.messages = self.characters = self.tokens = self.segments = 0
         self.roles, self.languages = Counter[str](), Counter[str]()
         self.sources, self.licenses, self.reasons = Counter[str](), Counter[str](), Counter[str]()
         self.turns, self.lengths, self.token_lengths = Histogram(TURNS), Histogram(CHARACTERS), Histogram(TOKENS)

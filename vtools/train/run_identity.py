@@ -8,17 +8,24 @@ from typing import Any
 from vtools import provenance
 from vtools.process import Failure
 from vtools.train.request import Inputs, Request
+from vtools.weights.model_files import weight_files
 
-DECIDING = ("batch", "eval_every", "lora", "lr", "save_dtype", "schedule", "seed")  # options as they are
+# Options that are not in the identity by their values: what came of the first ones is, and the others change the order
+# of additions at most, for whoever runs out of memory or of GPUs must be able to go on. Any other option decides.
+BY_OUTCOME = {
+    "data", "dtype", "epochs", "evaluation", "max_steps", "max_tokens", "model", "overlong", "preset", "rope_scaling",
+    "template", "warmup",
+}  # fmt: skip
+UNDECIDING = {
+    "attention", "compiled", "dry_run", "gpu", "jobs", "keep", "micro_tokens", "nnodes", "nproc", "out", "prices",
+    "quiet", "rdzv", "recompute", "rejects", "resume", "samples", "save_every", "verbose",
+}  # fmt: skip
 
 
 def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
-    """All that decides a run's weights, by the name a user knows it by.
-
-    --micro-tokens, --recompute, --compile and the number of ranks are not here: they change the order of additions, not
-    what is computed, and whoever runs out of memory or of GPUs must be able to go on.
-    """
+    """All that decides a run's weights, by the name a user knows it by."""
     source = hashlib.blake2b(inputs.template_source.encode(), digest_size=8).hexdigest()
+    others = BY_OUTCOME | UNDECIDING
     return {
         "--model": _base_digest(inputs.folder),
         "--template": f"{inputs.template_name} {source}",
@@ -28,7 +35,7 @@ def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
         "warm-up steps": inputs.warmup,
         "rope scaling": inputs.rope,
         "--dtype": dtype,
-        **{f"--{name.replace('_', '-')}": getattr(request, name) for name in DECIDING},
+        **{f"--{name.replace('_', '-')}": value for name, value in sorted(vars(request).items()) if name not in others},
     }
 
 
@@ -66,7 +73,7 @@ def _base_digest(folder: Path) -> str:
     for name in ("config.json", "tokenizer.json"):
         if (folder / name).is_file():
             digest.update((folder / name).read_bytes())
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for path in weight_files(folder):
         with open(path, "rb") as stream:
             size = stream.seek(0, 2)
             stream.seek(max(0, size - (1 << 20)))
