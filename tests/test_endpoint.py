@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vtools.inference import connect, retry
-from vtools.inference import address
+from vtools.inference import address, connect, retry
 from vtools.inference.client import Sampling
 from vtools.inference.endpoint import Endpoint, EndpointError
 from vtools.process import Failure, UsageFailure
