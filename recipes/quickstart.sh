@@ -75,7 +75,9 @@ if [ ! -e report.txt ]; then
     trap - EXIT
     : > report.part
     [ -n "$OPENAI" ] || echo "Judged by SmolLM2-135M itself: a plumbing check, not a result." > report.part
-    step report.txt 'vtools report judgments.jsonl --plot judged.png >> report.part && mv report.part report.txt'
+    # The small model gives few verdicts that can be read, and of fewer than two there is no picture.
+    step judged.png 'vtools report judgments.jsonl --plot judged.png > /dev/null || echo "(see above)"'
+    step report.txt 'vtools report judgments.jsonl >> report.part && mv report.part report.txt'
 fi
 
 bold "What happened in this run"
@@ -107,4 +109,4 @@ for row in rows("answers-tuned.jsonl")[:3]:
 PY
 cat report.txt
 echo
-echo "Everything is in $RUN: metrics.jsonl, loss.png, answers-*.jsonl, judgments.jsonl, judged.png, report.txt, tuned/, delta/"
+echo "Everything is in $RUN: metrics.jsonl, loss.png, answers-*.jsonl, judgments.jsonl, report.txt, tuned/, delta/"
