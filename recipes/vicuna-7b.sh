@@ -4,7 +4,8 @@
 #   MODEL        folder or hub id of a 7B base (LLaMA's own license applies)
 #   SHARED.json  the ShareGPT dump (people's chats, without a license: it stays where it is)
 # Cleaning and splitting: minutes on a laptop. Training: one machine with 8 A100-80G or one H200; the dry run below says
-# how many hours and dollars for your data before any are spent (PRICES names a file with what you pay for a GPU-hour).
+# how many hours and dollars for your data before any are spent (PRICES names a file with what you pay
+# for a GPU-hour; data/prices.json is an example of one).
 # A run that was stopped goes on when the same command is given again.
 set -euo pipefail
 MODEL=$1 SHARED=$2 RUN=${3:-runs/vicuna-7b}

@@ -114,3 +114,18 @@ def test_one_process_works_while_another_waits_and_the_input_is_slow():
     began = time.monotonic()
     assert len(list(in_processes(time.sleep, items(), 6, lambda item: 1))) == 6
     assert time.monotonic() - began < 3  # one after the other take 3.6 s
+
+
+def ends_at_three(number):
+    return next(iter([number] if number != 3 else []))
+
+
+@pytest.mark.parametrize(
+    "run", [in_threads, lambda work, items: in_processes(work, items, 2, lambda item: 1)], ids=["threads", "processes"]
+)
+def test_work_that_ends_an_iteration_loses_no_item_unsaid(run):
+    found = []
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        for item, _ in run(ends_at_three, range(6)):
+            found.append(item)
+    assert found == [0, 1, 2]

@@ -355,7 +355,7 @@ def test_an_answer_is_cut_between_paragraphs_and_not_in_a_code_block():
     assert "".join(parts) == CODE
     assert all(words(part) <= 16 for part in parts)
     assert parts[1].startswith("```python")
-    assert markdown.fences(parts[1]) == [(0, parts[1].index("```\n\n") + 4)]
+    assert list(markdown.fences(parts[1])) == [(0, parts[1].index("```\n\n") + 4)]
     assert all("```" not in part for part in parts if part != parts[1])
 
 

@@ -39,10 +39,12 @@ class Interrupted(BaseException):
 
 def die_of(signum: int) -> NoReturn:
     """End by the signal itself, so that shells see what happened and stop their loops. From any thread."""
-    import ctypes
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signum, signal.SIG_DFL)
+    else:  # where Python does not allow it
+        import ctypes
 
-    sig_dfl = 0
-    ctypes.CDLL(None).signal(signum, sig_dfl)  # Python would let only the main thread do it
+        ctypes.CDLL(None).signal(signum, 0)
     os.kill(os.getpid(), signum)
     os._exit(128 + signum)  # only if the signal is blocked
 

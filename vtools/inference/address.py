@@ -18,7 +18,10 @@ class Server:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageFailure(f"{url}: not an http(s) URL; for example {SERVE}")
         self.url = url.rstrip("/") if parts.path.strip("/") else f"{url.rstrip('/')}/v1"
-        self.host, self.port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            self.host, self.port = parts.hostname, parts.port or (443 if parts.scheme == "https" else 80)
+        except ValueError as error:
+            raise UsageFailure(f"{url}: {error}") from None
         self.loopback = self.host in ("localhost", "::1") or self.host.startswith("127.")
         self.is_openai = self.host == urlsplit(OPENAI).hostname
 

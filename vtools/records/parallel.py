@@ -90,7 +90,8 @@ def _in_order(
         except BaseException as error:
             end = error
             hand_over()
-        line.put(end)
+        finally:
+            line.put(end)
 
     threading.Thread(target=read, daemon=True, name="reader").start()
     ended = False
@@ -107,7 +108,7 @@ def _in_order(
             while not wait([future], PATIENCE).done:
                 hand_over()
             results, error = future.result()
-            yield from zip(given, results, strict=False)
+            yield from zip(given, results, strict=error is None)
             if error:
                 raise error
             with room:
@@ -130,7 +131,8 @@ def _each(work: Callable[[Item], Result], items: list[Item]) -> Done[Result]:
     """The results of a batch, and what ended it early."""
     results: list[Result] = []
     try:
-        results.extend(map(work, items))
+        for item in items:
+            results.append(work(item))  # not by `map`, which takes a StopIteration of the work for its own end
     except Exception as error:
         if multiprocessing.parent_process():
             error.add_note(traceback.format_exc())  # the traceback itself stays in this process

@@ -29,9 +29,10 @@ class Prices:
         return self._of("model", self.models, model)
 
     def _of(self, kind: str, known: dict[str, Price], name: str) -> Price:
-        if name not in known:
+        found = next((price for listed, price in known.items() if listed.lower() == name.lower()), None)
+        if found is None:
             raise Failure(f"{self.file}: no price of the {kind} {name}; it has {', '.join(known) or 'none'}")
-        return known[name]
+        return found
 
 
 def read(file: str) -> Prices:

@@ -28,7 +28,7 @@ def parts(text: str, count: Count, limit: int) -> list[str]:
     They are cut between paragraphs, else lines, else words, in the second half of what fits; outside fenced code
     blocks, unless a block is longer than a part.
     """
-    blocks = markdown.fences(text)
+    blocks = list(markdown.fences(text))
     made = []
     start, last = 0, len(text.rstrip())
     while start < len(text):

@@ -61,7 +61,7 @@ class Files:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in self.handles.values():
+        for handle in list(self.handles.values()):  # a thread that was reading ahead may still be at it
             os.close(handle)
 
     def _handle(self, file: Path, flags: int) -> int:

@@ -24,7 +24,7 @@ def looks_like_html(text: str) -> bool:
 def _start(text: str) -> int | None:
     """Where the HTML of an answer begins; None if it is not HTML."""
     match = _HTML.match(text)
-    fenced = match is not None and "<pre" not in text and markdown.fences(text)
+    fenced = match is not None and "<pre" not in text and next(markdown.fences(text), None)
     return None if match is None or fenced else match.end()
 
 
