@@ -82,6 +82,8 @@ def world(tmp_path_factory):
         tiny.write(folder / f"{name}.jsonl", records)
     (folder / "sharegpt.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
     (folder / "dump.json").write_text(json.dumps(records))
+    prices = {"gpu": {"a100": 1.1}, "model": {"gpt-4.1": {"in": 2, "out": 8}}}
+    (folder / "prices.json").write_text(json.dumps(prices))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')
     questions = [{"id": f"q{n}", "category": "generic", "turns": [f"Question {n}?"]} for n in range(2)]
     for name in ("questions", "q"):

@@ -36,6 +36,9 @@ PROGRAM = """
 import json, os, signal, sys, time
 from vtools import process
 from vtools.files import atomic
+from vtools.models import template
+from vtools.models.template import load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.train import token_cache
 
 folder, file, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -362,7 +365,7 @@ def test_rejects_and_counts_are_the_same_when_nothing_is_read_again(
     no_rendering()
     saved.unlink()
     again = token_cache.read(str(path), template, 60, "drop", rejects=str(saved))
-    assert saved.read_bytes() == first and capsys.readouterr().err == said == again.line() + "\n"
+    assert saved.read_bytes() == first and capsys.readouterr().err == said == f"vtools train: {again.line()}\n"
     other = shutil.copy(path, tmp_path / 'other "name".jsonl')
     token_cache.read(str(other), template, 60, "drop", rejects=str(saved), quiet=True)
     assert [json.loads(line) for line in saved.read_bytes().splitlines()] == [
@@ -577,7 +580,7 @@ def test_a_conversation_shown_has_its_trained_tokens_marked(template: Template, 
     for message in records[0]["messages"]:
         if message["role"] == "assistant":
             assert f"<|head|>assistant<|/head|>\n\n⟦{message['content']}<|eot|>⟧" in shown
-    assert shown.replace("⟦", "").replace("⟧", "") == template.text(records[0]["messages"])
+    assert shown.replace("⟦", "").replace("⟧", "") == template._render_jinja(records[0]["messages"], False)
 
 
 def test_one_object_becomes_ids_and_mask_or_a_reject(template: Template) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,10 +105,11 @@ def make(
         staging.folder(out, [base, target], force, f"make-delta {codec} {inputs}") as work,
         Files() as files,
         Files() as places,
+        ThreadPoolExecutor(jobs) as pool,
         jsonl.progress("make-delta", quiet, size, "B") as tick,
     ):
         made = manifest.Manifest(name, other_files.hashes(base), codec, difference.CHUNKS[codec], [])
-        writer = _Writer(models, work, files, places, jobs, made, lines, tick)
+        writer = _Writer(models, work, files, places, pool, jobs, made, lines, tick)
         for number, path in enumerate(models.weights, 1):
             made.files.append(writer.shard(path, f"delta-{number:05}-of-{len(models.weights):05}.safetensors"))
         for path in models.carried:
@@ -139,6 +141,7 @@ class _Writer:
     work: staging.Work
     files: Files
     written: Files
+    pool: ThreadPoolExecutor
     jobs: int
     made: manifest.Manifest
     lines: jsonl.Output
@@ -222,7 +225,7 @@ class _Writer:
         def pack(pair: tuple[Bytes, Bytes]) -> bytes:
             return difference.encode(*pair, width, self.made.codec)
 
-        for (raw, _), payload in parallel.in_threads(pack, read(), self.jobs, self.jobs + 1):
+        for (raw, _), payload in parallel.in_threads(pack, read(), self.jobs, self.jobs, self.pool):
             self.written.write(place, position + sum(chunks), memoryview(payload))
             stored.update(payload)
             chunks.append(len(payload))

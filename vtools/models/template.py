@@ -149,11 +149,6 @@ class Template:
         """Ids of a conversation up to the place where the assistant's next answer starts. Raises Reject."""
         return self._assemble(messages, True).ids
 
-    def text(self, messages: list[dict[str, Any]], generation: bool = False) -> str:
-        """The conversation as Jinja renders it to text, as other engines see it."""
-        plain = [{"role": message["role"], "content": message["content"]} for message in messages]
-        return self._render_jinja(plain, generation)
-
     def save(self, folder: Path | str) -> None:
         """Store the template with a model: chat_template.jinja, and in generation_config.json what ends an answer."""
         folder = Path(folder)

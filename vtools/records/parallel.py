@@ -23,14 +23,16 @@ PATIENCE = 0.05  # seconds: neither a slow input nor slow work may make items wa
 
 
 def in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], jobs: int = 1, ahead: int | None = None
-) -> Iterator[tuple[Item, Result]]:
+    work: Callable[[Item], Result], items: Iterable[Item], jobs: int = 1, ahead: int | None = None,
+    pool: Executor | None = None,
+) -> Iterator[tuple[Item, Result]]:  # fmt: skip
     """Yield every item with its result, in the order of the items, `jobs` of them at work at a time.
 
     Items are read in a thread, no more than `ahead` (4 * jobs) of them before the first is taken, so a finished
     result never waits for more input. What reading or working raises is raised in its place, after all before it.
+    The threads of a `pool` are used again: each new one takes memory of its own.
     """
-    return _in_order(ThreadPoolExecutor(jobs), work, items, ahead or 4 * jobs)
+    return _in_order(pool or ThreadPoolExecutor(jobs), work, items, ahead or 4 * jobs, lent=pool is not None)
 
 
 def in_processes(
@@ -51,13 +53,9 @@ def in_processes(
 
 
 def _in_order(
-    pool: Executor,
-    work: Callable[[Item], Result],
-    items: Iterable[Item],
-    ahead: int,
-    weigh: Callable[[Item], int] = lambda item: 1,
-    batch: int = 1,
-) -> Iterator[tuple[Item, Result]]:
+    pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int,
+    weigh: Callable[[Item], int] = lambda item: 1, batch: int = 1, lent: bool = False,
+) -> Iterator[tuple[Item, Result]]:  # fmt: skip
     line: queue.SimpleQueue[tuple[list[Item], Future[Done[Result]]] | BaseException | None] = queue.SimpleQueue()
     room = threading.Condition()
     held: list[Item] = []  # read, but not at work yet
@@ -121,7 +119,8 @@ def _in_order(
         with room:
             stopped = True
             room.notify()
-        pool.shutdown(wait=ended, cancel_futures=True)
+        if not lent:
+            pool.shutdown(wait=ended, cancel_futures=True)
 
 
 Done = tuple[list[Result], Exception | None]

@@ -9,12 +9,12 @@ from vtools.train import shard
 from vtools.train.data import Corpus
 from vtools.train.ranks import Ranks
 
+LONGEST = 48  # tokens of an answer
+
 
 @torch.no_grad()
-def answers(
-    model: PreTrainedModel, prompts: list[list[int]], template: Template, ranks: Ranks, limit: int = 48
-) -> list[dict[str, str]]:
-    """Each prompt as text, and the first `limit` tokens of its answer, greedily.
+def answers(model: PreTrainedModel, prompts: list[list[int]], template: Template, ranks: Ranks) -> list[dict[str, str]]:
+    """Each prompt as text, and the first LONGEST tokens of its answer, greedily.
 
     Every rank answers every prompt, since a layer's weights are gathered from all of them.
     """
@@ -24,7 +24,7 @@ def answers(
     rows = []
     try:
         for ids in prompts:
-            answer = model(_continued, torch.tensor([ids], device=ranks.device), limit, template.stop_ids, ranks)
+            answer = model(_continued, torch.tensor([ids], device=ranks.device), LONGEST, template.stop_ids, ranks)
             prompt = template.tokenizer.decode(ids, skip_special=False)
             rows.append({"prompt": prompt, "answer": template.tokenizer.decode(answer)})
     finally:
