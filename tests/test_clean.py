@@ -255,6 +255,9 @@ def attempt(record, **options):
 @example("<p>&lt;p&gt;x&lt;/p&gt;", "fast")
 @example("<p>Copy1 chars / 2 words&lt;p&gt;</p>", "fast")
 @example("Copy1 chars / 2 words2 / 2 <div>2 / 2 &lt;div&gt;", "fast")
+@example("<OL>0</OL><UL", "fast")
+@example("<div>" * 99 + "<ol>0</ol><ul>", "fast")
+@example("<blockquote><ol>0</ol><ul></ul></blockquote>", "fast")
 def test_markdown_is_not_converted_again(text, engine):
     once = convert.to_markdown(text, engine)
     assert convert.to_markdown(once, engine) == once

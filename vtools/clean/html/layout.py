@@ -282,6 +282,8 @@ class Layout:
                 self.out[place] = "<td></td>" * (columns - count) + "</tr>"
         if name not in CELLS and name != "li" and self.out[-1].startswith((f"<{name}>", f"<{name} ")):
             self.out.pop()  # it is empty
+            if self.out and self.out[-1] == placeholders.SEPARATOR:
+                self.out.pop()
         else:
             self.out.append(f"</{name}>")
             if name == "tr":

@@ -8,7 +8,7 @@ UNUSUAL = re.compile("[\t\n\r\f\xa0]")  # white space that becomes a space
 # A placeholder is in brackets because engines look at the character beside emphasis, and what is held is punctuation.
 TOKEN = re.compile("(\\(\x02\\d+\x03\\))")
 _HELD = re.compile("\\(\x02(\\d+)\x03\\)")
-_SEPARATOR = re.compile("^[ >]*\x02\x03\n(?:[ >]*\n)?", re.MULTILINE)
+_SEPARATOR = re.compile("^[ >]*\x02\x03(?:\n(?:[ >]*\n)?|\\Z)", re.MULTILINE)
 END = "\x02\x03\x02"  # of one document among several
 SEPARATOR = "<p>\x02\x03</p>"  # between two lists, which would become one
 TO_CONTROLS = {ord("<"): "\x04", ord("&"): "\x05", ord('"'): "\x06"}
