@@ -50,6 +50,13 @@ TemplateName = Annotated[
     typer.Option("--template", metavar="NAME", help="Prompt template; default: the one stored with the tokenizer."),
 ]
 
+SystemText = Annotated[
+    str | None,
+    typer.Option(
+        "--system", metavar="TEXT|none", help="Use this system text where a conversation has none; none: an empty one."
+    ),
+]
+
 
 @dataclass(frozen=True, slots=True)
 class Common:

@@ -12,7 +12,6 @@ def chat(
     files: options.Files = None,
     model: options.AskedModel = None,
     base_url: options.BaseUrl = None,
-    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message where there is none.")] = None,
     temperature: options.Temperature = 0.7,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
     max_tokens: Annotated[
@@ -20,6 +19,7 @@ def chat(
     ] = None,
     seed: options.Seed = 0,
     template: options.TemplateName = None,
+    system: options.SystemText = None,
     text: Annotated[bool, typer.Option("--text", help="Every line is a question; print the bare answers.")] = False,
     timeout: options.Timeout = 600.0,
     out: options.Out = None,
@@ -52,7 +52,8 @@ def chat(
     from vtools.inference.client import Sampling
     from vtools.inference.connect import Target
 
-    target, sampling = Target(model, base_url, template, timeout), Sampling(max_tokens, temperature, top_p, seed)
+    target = Target(model, base_url, template, system, timeout)
+    sampling = Sampling(max_tokens, temperature, top_p, seed)
     if not files and sys.stdin.isatty():
         from vtools.chat import terminal
 

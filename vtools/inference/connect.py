@@ -16,6 +16,7 @@ class Target:
     model: str | None
     base_url: str | None = None
     template: str | None = None
+    system: str | None = None
     timeout: float = 600.0
 
     def __str__(self) -> str:
@@ -28,9 +29,11 @@ def connect(target: Target) -> tuple[Client, str]:
     if url is None:
         from vtools.inference.engine import Engine
 
-        return Engine(str(target.model), template=target.template), str(target.model)
+        return Engine(str(target.model), template=target.template, system=target.system), str(target.model)
     if target.template:
         raise UsageFailure(f"--template: {url} renders its own prompts; the option is for a model in this process")
+    if target.system in ("", "none"):
+        raise UsageFailure(f"--system none: {url} renders its own prompts; start that server with --system none")
     from vtools.inference.endpoint import Endpoint
 
     endpoint = Endpoint(url, target.model, timeout=target.timeout)

@@ -45,14 +45,20 @@ class Engine:
     """One model in memory and the thread that generates with it. Safe to use from several threads."""
 
     def __init__(
-        self, reference: str, *, template: str | None = None, dtype: str = "fp32", threads: int | None = None
+        self,
+        reference: str,
+        *,
+        template: str | None = None,
+        system: str | None = None,
+        dtype: str = "fp32",
+        threads: int | None = None,
     ) -> None:
         """Load tokenizer, template and weights; `threads` is torch's, for the whole process. Raises Failure."""
         if threads:
             torch.set_num_threads(threads)
         self.name = reference
         self.tokenizer = load_tokenizer(reference)
-        self.template = load_template(template, self.tokenizer)
+        self.template = load_template(template, self.tokenizer, system)
         self._model = cast(Any, load_model(reference, dtype)).to("cuda" if torch.cuda.is_available() else "cpu")
         context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or MAX_CONTEXT
         self.context: int = min(context, MAX_CONTEXT)

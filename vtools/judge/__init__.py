@@ -64,7 +64,7 @@ def judge(
 
     if prices and not dry_run:
         raise UsageFailure("--prices is for --dry-run")
-    target, sampling = Target(model, base_url, template, timeout), Sampling(max_tokens, temperature, seed=seed)
+    target, sampling = Target(model, base_url, template, timeout=timeout), Sampling(max_tokens, temperature, seed=seed)
     tasks = matches.matches(a, b, questions, ("ab",) if one_order else ("ab", "ba"))
     seen = None
     if training_data:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtools.files.atomic import write
+from vtools.models import default_system
 from vtools.models.published_templates import SOURCES, STOP_STRINGS
 from vtools.models.text_encoders import AFTER_TOKEN, FIRST, INSIDE, encoders
 from vtools.models.tokenizer import Tokenizer
@@ -54,11 +55,18 @@ class Piece:
     slot: int | None = None
 
 
-def load_template(name: str | None, tokenizer: Tokenizer) -> "Template":
+def load_template(name: str | None, tokenizer: Tokenizer, system: str | None = None) -> "Template":
     """The template of that name for that tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
 
-    Raises Failure if there is none, or if the tokenizer lacks a token that the template needs.
+    `system` is the text that it writes where a conversation has no system message; "none" or "" empties its own.
+    Raises Failure if there is no such template, or the tokenizer lacks a token that it needs, or it has no place for a
+    system message.
     """
+    chosen = _by_name(name, tokenizer)
+    return chosen if system is None else chosen.with_system("" if system == "none" else system)
+
+
+def _by_name(name: str | None, tokenizer: Tokenizer) -> "Template":
     where = tokenizer.folder
     if name in (None, "auto"):
         if tokenizer.chat_template:
@@ -127,6 +135,29 @@ class Template:
         self._trimmed = self._trims()
         self.forbidden = {True: self._finals, False: self._finals | self._written()}
         self._ids = lru_cache(maxsize=256)(self._encode)
+
+    @property
+    def system(self) -> str | None:
+        """What is written as system text where a conversation has none; None if no system message has that place."""
+        try:
+            without = self._render_jinja(_marked(("user",)), True)
+            given = _MARK.split(self._render_jinja(_marked(("system", "user")), True))
+        except Reject:
+            return None
+        if given[1::2] != ["0", "1"]:
+            return None
+        return default_system.found(without, given[0], f"{given[2]}\ue0000\ue001{given[4]}")
+
+    def with_system(self, text: str) -> "Template":
+        """This template with another default system text. Raises Failure if it has no place for one."""
+        plain = default_system.original(self.source)
+        made = Template(self.name, plain, self.stop_strings, self.tokenizer)
+        if not text and not made.system:
+            return made
+        made = Template(self.name, default_system.replaced(plain, text), self.stop_strings, self.tokenizer)
+        if made.system is None or made.system.strip() != text.strip():  # some templates strip it
+            raise Failure(f"--system: the template {self.name} has no place for a system message")
+        return made
 
     @property
     def stop_ids(self) -> frozenset[int]:

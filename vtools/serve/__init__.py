@@ -19,6 +19,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     host: Annotated[str, typer.Option(help=f"Address to listen on; all but loopback need {KEY}.")] = "127.0.0.1",
     template: options.TemplateName = None,
+    system: options.SystemText = None,
     dtype: Annotated[options.Dtype, typer.Option(help="Data type of the weights; fp32 repeats its answers.")] = "fp32",
     max_requests: Annotated[
         int, typer.Option(min=1, help="Requests that a model takes at a time; the rest get 429.")
@@ -58,7 +59,7 @@ def serve(
     threads = max(1, len(os.sched_getaffinity(0)) // len(named))
     engines = {}
     for name, reference in named.items():
-        engines[name] = Engine(reference, template=template, dtype=dtype, threads=threads)
+        engines[name] = Engine(reference, template=template, system=system, dtype=dtype, threads=threads)
         # One token by the way that requests take: a model that loads may still not run.
         engines[name].complete([{"role": "user", "content": "Hello"}], Sampling(max_tokens=1, temperature=0))
 

@@ -19,6 +19,7 @@ def split(
         str | None, typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Whose tokens: a model reference.")
     ] = None,
     template: options.TemplateName = None,
+    system: options.SystemText = None,
     overlong: Annotated[
         Literal["keep", "drop", "truncate", "split-answer"],
         typer.Option(help="What becomes of a single pair of turns that cannot fit."),
@@ -80,8 +81,9 @@ def split(
         raise UsageFailure("--out and --hold-out-file are the same file")
     if (hold_out is None) != (hold_out_file is None):
         raise UsageFailure("--hold-out and --hold-out-file belong together")
-    if preset and (template or overlong != "keep" or overlap_turns):
-        raise UsageFailure(f"--preset {preset} has its own way: leave out --template, --overlong and --overlap-turns")
+    if preset and (template or system is not None or overlong != "keep" or overlap_turns):
+        theirs = "--template, --system, --overlong and --overlap-turns"
+        raise UsageFailure(f"--preset {preset} has its own way: leave out {theirs}")
     share = _share(hold_out) if hold_out else 0.0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # -j says how many processors it may use
     # The first call fails for a wrong reference before any input is read, and loads what -j's processes share.
@@ -90,11 +92,12 @@ def split(
         vicuna.counter(tokenizer)
         work = functools.partial(vicuna.split, tokenizer=tokenizer, max_tokens=max_tokens)
     else:
-        segments.rendering(tokenizer, template)
+        segments.rendering(tokenizer, template, system)
         work = functools.partial(
             segments.split,
             tokenizer=tokenizer,
             template=template,
+            system=system,
             max_tokens=max_tokens,
             overlong=overlong,
             overlap_turns=overlap_turns,

@@ -33,9 +33,9 @@ class Segment(dict[str, Any]):
 
 
 @lru_cache(maxsize=1)
-def rendering(tokenizer: str, template: str | None) -> Rendering:
+def rendering(tokenizer: str, template: str | None, system: str | None) -> Rendering:
     """The template and tokenizer that count, loaded once a process."""
-    return Rendering(load_template(template, load_tokenizer(tokenizer)))
+    return Rendering(load_template(template, load_tokenizer(tokenizer), system))
 
 
 def split(
@@ -43,6 +43,7 @@ def split(
     *,
     tokenizer: str,
     template: str | None,
+    system: str | None = None,
     max_tokens: int,
     overlong: Overlong = "keep",
     overlap_turns: int = 0,
@@ -58,7 +59,7 @@ def split(
     record = conversation.read(record)
     base = base_id(record)
     refuse_empty(record["messages"])
-    talk = _Talk(record["messages"], rendering(tokenizer, template), max_tokens)
+    talk = _Talk(record["messages"], rendering(tokenizer, template, system), max_tokens)
     if not talk.pairs:
         return Reject("empty", "no turns")
     turns = talk.starts[-1]

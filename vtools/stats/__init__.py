@@ -10,6 +10,8 @@ import typer
 
 from vtools import options
 from vtools.files import atomic
+from vtools.models.template import Template, load_template
+from vtools.models.tokenizer import Tokenizer, load_tokenizer
 from vtools.process import Failure, UsageFailure
 from vtools.records import conversation, filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
@@ -19,6 +21,8 @@ from vtools.stats import compare, counting, metrics
 def stats(
     files: options.Files = None,
     tokenizer: Annotated[str | None, typer.Option(metavar="MODEL", help="Count tokens too: a model reference.")] = None,
+    template: options.TemplateName = None,
+    system: options.SystemText = None,
     diff: Annotated[
         bool, typer.Option("--diff", help="Compare two files: of records, or of counts that a tool wrote.")
     ] = False,
@@ -31,7 +35,8 @@ def stats(
     """Count records, or sum up the metrics of a training run, or compare two such counts.
 
     Writes one JSON object; on a terminal a table goes to stderr beside it. Conversations, rejects files and the
-    metrics of `vtools train` are told apart by themselves. Tokens are those of the texts, without any template.
+    metrics of `vtools train` are told apart by themselves. Tokens are those of the texts; with --template or
+    --system those of the whole rendered conversation, as `split` counts (--template auto: the model's own).
     Languages are counted if pycld2 is installed. A duplicate is a record whose texts, or whose id, came before. Broken
     input ends the count: what came before it is written, unless --rejects says to go on.
 
@@ -45,13 +50,16 @@ def stats(
     names = files or []
     if diff and (len(names) != 2 or plot):
         raise UsageFailure("--diff compares two files and draws nothing: vtools stats --diff BEFORE AFTER")
+    if (template or system is not None) and not tokenizer:
+        raise UsageFailure("--template and --system count tokens: they need --tokenizer MODEL")
     if plot:
         from vtools import plots
 
         plots.check(plot)
+    counting_with = _counting_with(tokenizer, template, system) if tokenizer else None
     counts = filtering.Rejects("stats", rejects, names)
     inputs = [_Input([name], counts, quiet) for name in names] if diff else [_Input(names, counts, quiet)]
-    found = [_sum_up(each, tokenizer, counted_already=diff) for each in inputs]
+    found = [_sum_up(each, counting_with, counted_already=diff) for each in inputs]
     summary, picture = found[0]
     if diff:
         summary = compare.changes(*(counted for counted, _ in found))
@@ -89,11 +97,16 @@ class _Input:
             self.failure = failure
 
 
+def _counting_with(model: str, template: str | None, system: str | None) -> Tokenizer | Template:
+    tokenizer = load_tokenizer(model)
+    return load_template(template, tokenizer, system) if template or system is not None else tokenizer
+
+
 Summary = tuple[dict[str, Any], Callable[[str], bytes]]  # and what draws it
 
 
-def _sum_up(source: _Input, tokenizer: str | None, counted_already: bool) -> Summary:
-    counted = counting.Counted(source.counts, tokenizer)
+def _sum_up(source: _Input, counting_with: Tokenizer | Template | None, counted_already: bool) -> Summary:
+    counted = counting.Counted(source.counts, counting_with)
     objects = iter(source)
     first = list(itertools.islice(objects, 2))
     lines = itertools.chain(first, objects)

@@ -7,8 +7,9 @@ from bisect import bisect_left
 from collections import Counter
 from typing import Any
 
+from vtools.models.template import Template
 from vtools.models.text_encoders import encoders
-from vtools.models.tokenizer import load_tokenizer
+from vtools.models.tokenizer import Tokenizer
 from vtools.records import conversation, filtering, language, streams
 from vtools.records.jsonl import Record, Reject
 
@@ -23,10 +24,11 @@ HISTOGRAMS = {"user_turns": "user turns", "record_characters": "characters", "re
 class Counted:
     """What is in the records so far."""
 
-    def __init__(self, counts: filtering.Rejects, tokenizer: str | None) -> None:
-        """`counts` takes the records that are no conversations; `tokenizer` is a model reference."""
+    def __init__(self, counts: filtering.Rejects, counting: Tokenizer | Template | None) -> None:
+        """`counts` takes what is no conversation; a tokenizer counts the tokens of texts, a template those of all."""
         self.counts, self.before = counts, counts.reasons.copy()
-        self.encoder = encoders(load_tokenizer(tokenizer))[0] if tokenizer else None
+        self.template = counting if isinstance(counting, Template) else None
+        self.encoder = encoders(counting)[0] if isinstance(counting, Tokenizer) else None
         self.tells_languages = importlib.util.find_spec("pycld2") is not None
         self.records = self.messages = self.characters = self.tokens = self.segments = 0
         self.roles, self.languages = Counter[str](), Counter[str]()
@@ -66,6 +68,11 @@ class Counted:
         _tally(self.licenses, str(source.get("license")))
         if self.tells_languages:
             self.languages[language.detect("\n".join(texts))] += 1
+        if self.template:
+            try:
+                self._tokens(len(self.template.render(messages).ids))
+            except Reject as reject:
+                self.counts.add(reject, value, given)
         if self.encoder:
             self.waiting.append(texts)
             self.waiting_size += length
@@ -77,10 +84,12 @@ class Counted:
         every = self.encoder.encode_batch_fast([text for texts in self.waiting for text in texts], False, False)
         lengths = iter(map(len, every))
         for texts in self.waiting:
-            count = sum(next(lengths) for _ in texts)
-            self.tokens += count
-            self.token_lengths.add(count)
+            self._tokens(sum(next(lengths) for _ in texts))
         self.waiting, self.waiting_size = [], 0
+
+    def _tokens(self, count: int) -> None:
+        self.tokens += count
+        self.token_lengths.add(count)
 
     def summary(self) -> dict[str, Any]:
         """The counts as one object."""
@@ -92,7 +101,7 @@ class Counted:
             "records": self.records,
             "messages": self.messages,
             "characters": self.characters,
-            **({"tokens": self.tokens} if self.encoder else {}),
+            **({"tokens": self.tokens} if self.encoder or self.template else {}),
             "duplicate_texts": self.texts.repeated(),
             "duplicate_ids": self.ids.repeated(),
             "segments": self.segments,
@@ -100,7 +109,7 @@ class Counted:
             "roles": dict(self.roles.most_common()),
             "user_turns": self.turns.named(),
             "record_characters": self.lengths.named(),
-            **({"record_tokens": self.token_lengths.named()} if self.encoder else {}),
+            **({"record_tokens": self.token_lengths.named()} if self.encoder or self.template else {}),
             **({"languages": dict(self.languages.most_common())} if self.tells_languages else {}),
             "sources": dict(self.sources.most_common()),
             "licenses": dict(self.licenses.most_common()),

@@ -58,6 +58,7 @@ def train(
         typer.Option(help="For --max-tokens beyond the model's limit: stretch its positions."),
     ] = None,
     template: options.TemplateName = None,
+    system: options.SystemText = None,
     lora: Annotated[
         int | None,
         typer.Option(metavar="RANK", min=1, help="Train adapters of this rank beside frozen weights (PEFT's format)."),

@@ -18,13 +18,13 @@ def foreseen(request: Request) -> dict[str, Any]:
     price = prices.read(request.prices).gpu_hour(request.gpu or "here") if request.prices else None
     inputs = job.read(request, weights=False)
     corpus = inputs.corpus
+    chosen = load_template(request.template, load_tokenizer(request.model), request.system)
     if not request.quiet:
-        chosen = load_template(request.template, load_tokenizer(request.model))
         colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         on, off = ("\x1b[1;32m", "\x1b[0m") if colour else ("⟦", "⟧")
         print(f"--- the first conversation ({chosen.name}); what is trained is marked", file=sys.stderr)
         print(data.marked(corpus, 0, chosen, on, off), file=sys.stderr)
-        print("---", file=sys.stderr)
+        print(f"--- system text where a conversation has none: {chosen.system or 'none'}", file=sys.stderr)
     report = {
         **inputs.summary(),
         "trained_share": round(corpus.trained_tokens / corpus.tokens, 4),
@@ -32,6 +32,7 @@ def foreseen(request: Request) -> dict[str, Any]:
         "tokens_per_step": round(corpus.tokens / len(corpus) * min(request.batch, len(corpus))),
         "eval_conversations": len(inputs.held_out) if inputs.held_out else 0,
         "template": inputs.template_name,
+        "system": chosen.system,
         **_costs(request, inputs, price),
     }
     if not request.quiet:

@@ -21,7 +21,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
     Without `weights`, a hub model's are not downloaded.
     """
     tokenizer = load_tokenizer(request.model)
-    chosen = load_template(request.template, tokenizer)
+    chosen = load_template(request.template, tokenizer, request.system)
     vocabulary, limit = _sizes(tokenizer.folder)
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
     rope = None

@@ -72,7 +72,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     if found:
         trainer.restore(*found)
     resumed = trainer.result.step
-    text = load_template(request.template, load_tokenizer(request.model))
+    text = load_template(request.template, load_tokenizer(request.model), request.system)
     peak = machine.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
 
     def share(lengths: Sequence[int]) -> float:
