@@ -100,7 +100,7 @@ def declared(*extras: str) -> set[str]:
     optional = PROJECT["project"]["optional-dependencies"]
     found, items = set(), [item for extra in extras for item in optional[extra]]
     for item in items if extras else PROJECT["project"]["dependencies"]:
-        if included := re.fullmatch(r"vtools\[(.+)\]", item):
+        if included := re.fullmatch(r"vtools-chat\[(.+)\]", item):
             found |= declared(*included[1].split(","))
         else:
             found.add(re.split(r"[\[<>=~! ]", item)[0].lower().replace("-", "_"))

@@ -90,7 +90,7 @@ def test_without_llama_cpp_the_error_says_what_to_install_and_what_needs_nothing
     monkeypatch.setattr(k_quants.importlib.util, "find_spec", lambda name: None)
     k_quants._function.cache_clear()
     try:
-        with pytest.raises(Failure, match=r"pip install 'vtools\[llama-cpp\]'.*llama-quantize.*--type q8_0"):
+        with pytest.raises(Failure, match=r"pip install 'vtools-chat\[llama-cpp\]'.*llama-quantize.*--type q8_0"):
             k_quants.program()
     finally:
         k_quants._function.cache_clear()

@@ -84,9 +84,14 @@ def say(tool: str, text: str) -> None:
     print(f"vtools {tool}: {text}", file=sys.stderr)
 
 
+def install(extra: str) -> str:
+    """The command that installs an extra. On the package index, `vtools` is somebody else's."""
+    return f"pip install 'vtools-chat[{extra}]'"
+
+
 def missing_extra(module: str, extra: str, what: str) -> Failure:
     """The error for an optional library that is not installed."""
-    return Failure(f"{what} needs {module}: pip install 'vtools[{extra}]'")
+    return Failure(f"{what} needs {module}: {install(extra)}")
 
 
 # Modules of the extras, so that a bare `import torch` deep inside a tool ends in advice and not in a traceback.

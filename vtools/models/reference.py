@@ -4,7 +4,7 @@ import functools
 from pathlib import Path
 
 from vtools.models import gguf
-from vtools.process import Failure
+from vtools.process import Failure, install
 
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
 HUB_PICKLED = ["pytorch_model*.bin"]  # only where there is no safetensors file, or each weight would come twice
@@ -33,7 +33,7 @@ def model_folder(reference: str, patterns: list[str] | None = None) -> Path:
     try:
         import huggingface_hub
     except ModuleNotFoundError:
-        raise Failure(f"{reference}: no such folder; for hub models: pip install 'vtools[hub]'") from None
+        raise Failure(f"{reference}: no such folder; for hub models: {install('hub')}") from None
     try:
         download = functools.partial(huggingface_hub.snapshot_download, name, revision=revision or None)
         place = Path(download(allow_patterns=patterns or HUB_FILES))

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-from vtools.process import Failure
+from vtools.process import Failure, install
 
 # No mask is registered under these names, so transformers builds none and passes attention_mask=None.
 NAME, FLASH_NAME = "vtools_documents", "vtools_documents_flash"
@@ -21,7 +21,7 @@ def choose(wanted: str, device_type: str) -> str:
     """The name of the implementation for `auto`, `flash-attn` or `torch`. Raises Failure."""
     there = importlib.util.find_spec("flash_attn") is not None
     if wanted == "flash-attn" and not (there and device_type == "cuda"):
-        raise Failure("--attention flash-attn needs a GPU and flash-attn: pip install 'vtools[flash-attn]'")
+        raise Failure(f"--attention flash-attn needs a GPU and flash-attn: {install('flash-attn')}")
     return FLASH_NAME if there and device_type == "cuda" and wanted != "torch" else NAME
 
 
