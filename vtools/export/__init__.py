@@ -36,8 +36,8 @@ def export(
     GGUF: models of type llama, mistral, qwen2 and qwen3 with SentencePiece or byte-level BPE tokenizers. The file holds
     the tokenizer, the special tokens and the chat template (--template gives another). The q-types store blocks of 32
     weights in 8, 5 or 4 bits, the output matrix in 8 (q8_0), vectors in 32. The K-quants (q4_k_m, q5_k_m, q6_k) are
-    made by llama.cpp: its llama-quantize where that is installed, else the library of the extra `llama-cpp`. Memory does
-    not grow with the model.
+    made by llama.cpp: its llama-quantize where that is installed, else the library of the extra `llama-cpp`. Memory
+    does not grow with the model.
 
     stdout: a JSON line a tensor {"tensor", "type", "shape", "bytes"} (and "ms" where we encode it, "blake3" of
     safetensors), then one with the totals.
