@@ -240,7 +240,7 @@ def test_what_cannot_be_told_is_un_and_kept_only_where_that_is_listed():
 def test_a_code_that_the_detector_never_gives_is_a_usage_error(codes):
     done = run("--keep-lang", codes)
     assert done.returncode == 2
-    assert b"is no language code" in done.stderr
+    assert b"is not a language code" in done.stderr
 
 
 # Personal data

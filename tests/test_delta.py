@@ -255,7 +255,7 @@ def test_a_flipped_bit_anywhere_in_a_delta_never_gives_a_wrong_model(tmp_path, c
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :])
         done = vtools("apply-delta", base, tmp_path / "delta", tmp_path / "out")
         path.write_bytes(whole)
-        assert "Traceback" not in done.stderr and "a bug" not in done.stderr
+        assert "Traceback" not in done.stderr and "unexpected" not in done.stderr
         if done.returncode == 0:  # a bit that says nothing about the result
             assert contents(tmp_path / "out") == contents(target)
             shutil.rmtree(tmp_path / "out")
@@ -305,7 +305,7 @@ def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path):
     base, target = pair(tmp_path)
     (tmp_path / "delta.partial").mkdir()
     (tmp_path / "delta.partial/thesis.txt").write_text("mine")
-    assert "not ours" in bad("make-delta", base, target, tmp_path / "delta")
+    assert "not made by vtools" in bad("make-delta", base, target, tmp_path / "delta")
     assert contents(tmp_path / "delta.partial") == {"thesis.txt": b"mine"}
 
 
@@ -410,7 +410,7 @@ def test_an_interrupted_run_dies_of_the_signal_and_the_same_command_continues(tm
         running.send_signal(signum)
         error = running.communicate(timeout=60)[1].decode()
     assert running.returncode == -signum
-    assert "Traceback" not in error and "out.partial: kept; the same command continues" in error
+    assert "Traceback" not in error and "out.partial: kept; repeat the command to resume" in error
     count = finished(out)
     *_, totals = good(*command, out)
     assert totals["reused"] == count and not (tmp_path / "out.partial").exists()
@@ -455,7 +455,7 @@ def test_inputs_that_change_while_they_are_read_are_noticed(tmp_path, tool, chan
         file = command[changed] / "model.safetensors"
         flip(file, file.stat().st_size - 1)
         error = running.communicate(timeout=60)[1].decode()
-    assert running.returncode == 1 and "a file was changed while it was read" in error
+    assert running.returncode == 1 and "a file changed while it was read" in error
     assert names(tmp_path) == before
 
 
@@ -493,7 +493,7 @@ def test_a_folder_beside_out_that_is_a_model_of_somebody_is_never_taken_for_ours
     (tmp_path / "real/.lock").touch()
     (tmp_path / "sym.partial").symlink_to(tmp_path / "real")
     for out in ("delta", "sym"):
-        assert "not ours" in bad("make-delta", base, target, tmp_path / out)
+        assert "not made by vtools" in bad("make-delta", base, target, tmp_path / out)
     assert (tmp_path / "delta.partial/model.safetensors").read_text() == "a month of training"
     inside = tmp_path / "inside.partial/fresh"
     shutil.copytree(target, inside)
@@ -503,11 +503,11 @@ def test_a_folder_beside_out_that_is_a_model_of_somebody_is_never_taken_for_ours
 
 def test_out_inside_an_input_or_where_nothing_can_be_renamed_to_is_refused(tmp_path):
     base, target = pair(tmp_path)
-    assert "lies in the input" in bad("make-delta", base, target, target / "delta", code=2)
+    assert "is inside the input" in bad("make-delta", base, target, target / "delta", code=2)
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     assert "leads to itself" in bad("make-delta", base, target, tmp_path / "loop")
     done = vtools("make-delta", base, target, ".", cwd=tmp_path / "base", env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})  # fmt: skip
-    assert done.returncode == 2 and "name one inside it" in done.stderr
+    assert done.returncode == 2 and "name a folder inside it" in done.stderr
 
 
 def test_an_older_owner_that_finishes_never_leaves_two_at_work(tmp_path):

@@ -627,7 +627,7 @@ def test_a_dry_run_shows_the_job_and_its_cost_and_reads_no_weights(base: Path, t
     assert here["device"] == "cpu" and here["seconds"] is not None and here["usd"] is None
     assert here["flops"] == row["flops"]
     unknown = run(*arguments, "--prices", prices)
-    assert unknown.returncode == 1 and b"no price of the gpu here; it has h200" in unknown.stderr
+    assert unknown.returncode == 1 and b"no price for the gpu here; it has h200" in unknown.stderr
     shown = done.stderr.decode()
     answers = [message["content"] for message in tiny.conversations(9)[0]["messages"] if message["role"] == "assistant"]
     for answer in answers:

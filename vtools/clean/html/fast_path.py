@@ -12,7 +12,7 @@ from vtools.clean.html import code, escape, placeholders, tags
 _TAG = re.compile("<[^<>]*>")
 _CODE = re.compile("<code(?: [^<>]*)?>([^<>]+)</code>")
 _SUSPECT = re.compile(r"[\\`*_~&\]]")  # a set is searched much faster than alternatives;
-_TO_NUL = bytes(0 if byte in b"\\`*_~&]" else byte for byte in range(256))  # no match: faster
+_TO_NUL = bytes(0 if byte in b"\\`*_~&]" else byte for byte in range(256))  # faster still if none occurs
 _LINE_START = re.compile(r"> ?(?:[-+#=]|\d{1,9}[.)])", re.ASCII)
 _INLINE = ("<strong>", "</strong>", "<em>", "</em>")
 _STARTS = frozenset(("<strong>", "<em>"))
