@@ -209,11 +209,11 @@ def test_a_wrong_base_is_refused_by_the_name_of_its_first_wrong_tensor(tmp_path)
     raw[-129] ^= 1  # the last byte of model.layers.0.w
     (base / "model.safetensors").write_bytes(raw)
     assert "tensor model.layers.0.w is not the one" in bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
-    assert "tensor model.embed_tokens.weight is the result's already: the delta was applied to it" in bad(
+    assert "tensor model.embed_tokens.weight is the result's already: this delta was applied to it" in bad(
         "apply-delta", target, tmp_path / "delta", tmp_path / "out"
     )
     model(tmp_path / "other", "BF16")
-    assert "is bf16 [50, 64], the delta was made from fp16 [50, 64]" in bad(
+    assert "is bf16 [50, 64], but the delta was made from fp16 [50, 64]" in bad(
         "apply-delta", tmp_path / "other", tmp_path / "delta", tmp_path / "out"
     )
     write(tmp_path / "fewer/model.safetensors", {"model.norm": ("F16", weights("F16", (64,), 1))})
@@ -556,7 +556,7 @@ def test_hundreds_of_shards_do_not_run_out_of_files(tmp_path):
 def test_a_name_that_deltas_use_for_themselves_and_an_empty_model_are_no_surprise(tmp_path):
     base, target = pair(tmp_path)
     write(target / "more.safetensors", {"__gaps__": ("F16", weights("F16", (3, 4), 1))})
-    assert "a name that deltas use" in bad("make-delta", base, target, tmp_path / "delta")
+    assert "a name that deltas reserve" in bad("make-delta", base, target, tmp_path / "delta")
     write(tmp_path / "empty/model.safetensors", {})
     good("make-delta", base, tmp_path / "empty", tmp_path / "delta")
     good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
@@ -588,7 +588,7 @@ def test_a_base_with_another_tokenizer_is_said_and_used(tmp_path):
     good("make-delta", base, target, tmp_path / "delta")
     (base / "config.json").write_text("{}")
     done = vtools("apply-delta", base, tmp_path / "delta", tmp_path / "out")
-    assert done.returncode == 0 and "config.json: not as the delta's maker had it" in done.stderr
+    assert done.returncode == 0 and "config.json: differs from the delta maker's" in done.stderr
     assert contents(tmp_path / "out") == contents(target)
 
 
@@ -751,7 +751,7 @@ def test_training_checkpoints_and_what_is_hidden_are_not_part_of_the_model(tmp_p
     (planned,) = good("make-delta", "-n", base, target, tmp_path / "delta")
     assert (planned["left_out"], planned["carried"]) == (left_out, ["config.json"])
     done = vtools("make-delta", base, target, tmp_path / "delta")
-    assert f"left out: {', '.join(left_out)}" in done.stderr and "carried along: config.json" in done.stderr
+    assert f"left out: {', '.join(left_out)}" in done.stderr and "copied: config.json" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["left_out"] == left_out
     good("apply-delta", base, tmp_path / "delta", tmp_path / "out")
     assert names(tmp_path / "out") == ["config.json", "model.safetensors"]

@@ -57,14 +57,14 @@ def _in_order(
     weigh: Callable[[Item], int] = lambda item: 1, batch: int = 1, lent: bool = False,
 ) -> Iterator[tuple[Item, Result]]:  # fmt: skip
     line: queue.SimpleQueue[tuple[list[Item], Future[Done[Result]]] | BaseException | None] = queue.SimpleQueue()
-    room = threading.Condition()
+    slot_freed = threading.Condition()
     held: list[Item] = []  # read, but not yet submitted
     held_weight = under_way = 0
     stopped = False
 
     def hand_over() -> None:
         nonlocal held, held_weight
-        with room:
+        with slot_freed:
             if held and not stopped:
                 given, held, held_weight = held, [], 0
                 line.put((given, pool.submit(_each, work, given)))
@@ -74,9 +74,9 @@ def _in_order(
         end = None
         try:
             for item in items:
-                with room:
+                with slot_freed:
                     while under_way >= ahead and not stopped:
-                        room.wait()
+                        slot_freed.wait()
                     if stopped:
                         return
                     held.append(item)
@@ -109,16 +109,16 @@ def _in_order(
             yield from zip(given, results, strict=error is None)
             if error:
                 raise error
-            with room:
+            with slot_freed:
                 under_way -= sum(map(weigh, given))
-                room.notify()
+                slot_freed.notify()
         if entry:
             raise entry
         ended = True
     finally:
-        with room:
+        with slot_freed:
             stopped = True
-            room.notify()
+            slot_freed.notify()
         if not lent:
             pool.shutdown(wait=ended, cancel_futures=True)
 

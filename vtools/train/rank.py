@@ -60,7 +60,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         request.save_every,
         keep=request.keep or 2,
         note={"run": identity, "ranks": ranks.size, "plan": plan},
-        aside=_room_for_a_copy(shape, inputs, ranks),
+        aside=_can_hold_a_copy(shape, inputs, ranks),
         last=request.keep is not None,
     )
     trainer = loop.Trainer(network, inputs.corpus, inputs.held_out, recipe, saving, ranks, alone)
@@ -145,7 +145,7 @@ def empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> 
     return network
 
 
-def _room_for_a_copy(shape: flops.Shape, inputs: Inputs, ranks: Ranks) -> bool:
+def _can_hold_a_copy(shape: flops.Shape, inputs: Inputs, ranks: Ranks) -> bool:
     """Whether every host can hold what is trained, 12 bytes a parameter, while it is written beside the training."""
     copies = 12 * shape.trainable / ranks.size * inputs.nproc
     (short,) = ranks.largest(2 * copies > machine.available_memory(torch.device("cpu")))
