@@ -414,7 +414,7 @@ def test_the_longest_share_of_a_chat_stays_wherever_it_stands(tmp_path):
     data = lines(*records)
     done = run("--dedupe", "longest", "--rejects", tmp_path / "r", stdin=data)
     assert ids(done) == ["three", "branch", "other"]
-    assert b"does not stream" in done.stderr
+    assert b"reads all input before it writes" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "r").read_bytes().splitlines()]
     assert [(row["id"], row["reason"]) for row in rows] == [
         ("one", "dup_exact"),

@@ -638,7 +638,7 @@ def test_a_folder_without_weights_is_named(tmp_path):
 def test_one_shard_of_several_is_no_model(tmp_path):
     base, target = pair(tmp_path)
     shard = (target / "model.safetensors").rename(target / "model-00001-of-00003.safetensors")
-    assert "one file of 3; give the folder" in bad("make-delta", base, shard, tmp_path / "out", code=2)
+    assert "one of 3 shards; give the folder" in bad("make-delta", base, shard, tmp_path / "out", code=2)
 
 
 def test_a_delta_that_has_lost_its_manifest_is_known_as_one(tmp_path):
