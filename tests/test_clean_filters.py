@@ -151,7 +151,7 @@ def test_a_list_of_words_that_is_missing_empty_or_no_text_is_a_plain_error(tmp_p
     (tmp_path / "latin").write_bytes(b"caf\xe9\n")
     for file, said in (
         (tmp_path / "no", "No such file"),
-        (words("", " "), "holds no word"),
+        (words("", " "), "no word or phrase in it"),
         (tmp_path / "latin", "not UTF-8"),
     ):
         done = run("--blocked-words", file)
@@ -240,7 +240,7 @@ def test_what_cannot_be_told_is_un_and_kept_only_where_that_is_listed():
 def test_a_code_that_the_detector_never_gives_is_a_usage_error(codes):
     done = run("--keep-lang", codes)
     assert done.returncode == 2
-    assert b"is no language code" in done.stderr
+    assert b"is not a language code" in done.stderr
 
 
 # Personal data
@@ -414,14 +414,14 @@ def test_the_longest_share_of_a_chat_stays_wherever_it_stands(tmp_path):
     data = lines(*records)
     done = run("--dedupe", "longest", "--rejects", tmp_path / "r", stdin=data)
     assert ids(done) == ["three", "branch", "other"]
-    assert b"does not stream" in done.stderr
+    assert b"reads all input before it writes" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "r").read_bytes().splitlines()]
     assert [(row["id"], row["reason"]) for row in rows] == [
         ("one", "dup_exact"),
         ("two", "dup_exact"),
         ("again", "dup_exact"),
     ]
-    assert rows[0]["detail"] == "record three is the same chat and goes on"
+    assert rows[0]["detail"] == "record three is a longer version of the same chat"
     assert rows[2]["detail"] == "the same texts came before"
     (tmp_path / "in.jsonl").write_bytes(data)
     again = run("--dedupe", "longest", "-j", "2", tmp_path / "in.jsonl")
@@ -693,7 +693,7 @@ def test_explain_ends_at_the_step_that_drops_a_record_and_names_the_one_before_i
     told = explained(
         "--explain", "first", "--dedupe", "longest", stdin=data + lines(chat(*GOOD, "go", "on", id="long"))
     )
-    assert told[-1]["detail"] == "record long is the same chat and goes on"
+    assert told[-1]["detail"] == "record long is a longer version of the same chat"
 
 
 def test_explain_agrees_with_the_run_itself(tmp_path):
@@ -711,7 +711,7 @@ def test_explain_agrees_with_the_run_itself(tmp_path):
 def test_explain_of_an_id_that_no_record_has_fails_and_says_so():
     done = run("--explain", "nobody", stdin=lines(chat(*GOOD)))
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr == b"vtools clean: no record has the id nobody\n"
+    assert done.stderr == b"vtools clean: --explain nobody: no record has this id\n"
     assert run("--explain", "x", "--rejects", "r").returncode == 2
 
 

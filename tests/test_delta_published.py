@@ -222,7 +222,7 @@ def test_what_is_no_delta_of_this_base_is_refused_by_name(tmp_path):
     )
     large = save(tmp_path / "large", halves(2, 9))
     good("apply-delta", base, large, tmp_path / "once")
-    assert "the base holds this delta already" in bad("apply-delta", tmp_path / "once", large, out)
+    assert "the base contains this delta already" in bad("apply-delta", tmp_path / "once", large, out)
     short = save(tmp_path / "short", {name: array for name, array in halves(2, 6).items() if "norm" not in name})
     assert "no tensor model.layers.0.input_layernorm.weight" in bad("apply-delta", base, short, out)
     for name in ("lm_head.weight", "model.embed_tokens.weight"):

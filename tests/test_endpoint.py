@@ -275,7 +275,7 @@ def test_a_server_that_wants_max_completion_tokens_gets_it_and_one_without_seed_
 
 def test_no_server_is_said_plainly():
     url = f"http://127.0.0.1:{free_port()}/v1"
-    with pytest.raises(EndpointError, match="nothing listens there; start it") as caught:
+    with pytest.raises(EndpointError, match="no server listens there; start it") as caught:
         Endpoint(url, "m", start_wait=0)
     assert caught.value.fatal
 

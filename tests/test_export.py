@@ -349,7 +349,7 @@ def test_a_file_of_the_model_is_never_replaced_but_a_gguf_file_beside_it_is(byte
     for out in (
         folder / "tokenizer.json", folder / "README.md", folder / "model.safetensors", stored / "tokenizer.json"
     ):  # fmt: skip
-        assert "a part of the model" in bad(folder, "--force", "-o", out, code=2)
+        assert "is part of the model" in bad(folder, "--force", "-o", out, code=2)
     assert tiny.tree(folder) == before
     for _ in range(2):
         good(folder, "--force", "-o", folder / "model.gguf")
@@ -443,7 +443,7 @@ def test_what_cannot_be_exported_is_one_line_that_says_why(byte_level, tmp_path)
     (folder / "tokenizer.json").write_text(
         json.dumps({**tokenizer, "added_tokens": [*tokenizer["added_tokens"], token]})
     )
-    assert "ids up to 318, the embedding only 318 rows" in bad(folder, "-o", out)
+    assert "ids up to 318, but the embedding only 318 rows" in bad(folder, "-o", out)
     folder = broken("merges")
     without = {**tokenizer, "model": {**tokenizer["model"], "merges": []}}
     (folder / "tokenizer.json").write_text(json.dumps(without))
@@ -513,7 +513,7 @@ def test_a_value_that_f16_cannot_hold_is_refused_by_name(byte_level, tmp_path):
     save_file(weights, folder / "model.safetensors")
     for kind in ("f16", "f32", "q8_0", "q4_k_m"):
         error = bad(folder, "--type", kind, "-o", tmp_path / "more.gguf")
-        assert "model.layers.1.mlp.up_proj.weight: NaN or infinity" in error
+        assert "model.layers.1.mlp.up_proj.weight: NaN or infinity in its" in error
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ def test_llama_quantize_makes_the_k_quants_where_it_is_installed(byte_level, tmp
     assert stored(out)["blk.0.attn_q.weight"].tensor_type.name == "F16"
     program.write_text("#!/bin/sh\necho it hurts >&2\nexit 3\n")
     done = vtools(byte_level, "--type", "q4_k_m", "-o", tmp_path / "other.gguf", env=env)
-    assert done.returncode == 1 and "it hurts" in done.stderr and "ended with 3" in done.stderr
+    assert done.returncode == 1 and "it hurts" in done.stderr and "exit status 3" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "out.gguf"]
 
 
@@ -665,13 +665,13 @@ def test_a_tokenizer_that_marks_the_first_word_alone_gives_its_ids_in_chats_and_
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     chats = [*CHATS, [{**turn, "content": turn["content"].strip()} for turn in CHATS[1]]]
     done = vtools(folder, "-o", tmp_path / "chat.gguf")
-    assert done.returncode == 0 and "plain texts get other ids" in done.stderr
+    assert done.returncode == 0 and "plain texts get different ids" in done.stderr
     assert llama_cpp.ask(tmp_path / "chat.gguf", chats=chats)["chats"] == [
         tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] for chat in chats
     ]
     change(folder, "tokenizer_config.json", chat_template=None)
     done = vtools(folder, "-o", tmp_path / "base.gguf")
-    assert done.returncode == 0 and "texts after control tokens get other ids" in done.stderr
+    assert done.returncode == 0 and "texts after control tokens get different ids" in done.stderr
     texts = [text for text in TEXTS if "</s>" not in text]
     assert llama_cpp.ask(tmp_path / "base.gguf", texts=texts)["texts"] == tokenizer(texts).input_ids
 
@@ -691,7 +691,7 @@ def test_added_tokens_that_llama_cpp_finds_elsewhere_are_told(byte_level, senten
             model(folder, vocab_size=1003)
             done = vtools(folder, "-o", tmp_path / "out.gguf", "--force")
             assert done.returncode == 0, done.stderr
-            assert ("texts with right may get other ids" in done.stderr) == told == ("rstrip" in done.stderr)
+            assert ("texts with right may get different ids" in done.stderr) == told == ("rstrip" in done.stderr)
     change(folder, "tokenizer.json", normalizer={"type": "Sequence", "normalizers": [PREPEND, SPACES]})
     setup = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**setup, "pre_tokenizer": None}))
@@ -782,7 +782,7 @@ def test_a_gguf_file_that_cuts_text_in_an_unknown_way_says_so(byte_level, tmp_pa
     (tmp_path / "unknown.gguf").write_bytes(raw.replace(b"gpt-2", b"gpt-9"))
     for name in ("known", "unknown"):
         model_folder(str(tmp_path / f"{name}.gguf"))
-        assert ("'gpt-9', which is none that we know" in capfd.readouterr().err) == (name == "unknown")
+        assert ("llama.cpp's 'gpt-9': token ids may differ" in capfd.readouterr().err) == (name == "unknown")
 
 
 ROPE = {
@@ -831,10 +831,10 @@ def test_llama_cpp_computes_every_member_of_the_family_as_transformers_does(sent
 def test_biases_that_llama_cpp_has_no_place_for_are_refused_by_name(byte_level, tmp_path):
     folder = shutil.copytree(byte_level, tmp_path / "model")
     model(folder, vocab_size=318, kind="Qwen3", head_dim=32, attention_bias=True)
-    assert "self_attn.k_proj.bias: not one of a qwen3 model" in bad(folder, "-o", tmp_path / "out.gguf")
+    assert "self_attn.k_proj.bias does not belong to a qwen3 model" in bad(folder, "-o", tmp_path / "out.gguf")
     model(folder, vocab_size=318, attention_bias=True)
     change(folder, model_type="qwen2")
-    assert "self_attn.o_proj.bias: not one of a qwen2 model" in bad(folder, "-o", tmp_path / "out.gguf")
+    assert "self_attn.o_proj.bias does not belong to a qwen2 model" in bad(folder, "-o", tmp_path / "out.gguf")
 
 
 def assert_equal_everywhere(folder, file):

@@ -248,7 +248,7 @@ def test_a_dry_run_says_how_many_calls_and_what_they_cost_and_makes_none(vtools,
         assert re.search(r"at most 0\.05 USD", before.errors)
         assert vtools(*ask).returncode == 0
         after = vtools(*ask, "-n")
-    assert " 0 times" in after.errors and "6 judgments are there already" in after.errors
+    assert " 0 times" in after.errors and "6 judgments exist already" in after.errors
 
 
 def test_a_killed_run_asks_only_for_the_rest_and_ends_with_the_same_bytes(vtools, tmp_path, files):
@@ -338,4 +338,4 @@ def test_questions_that_stand_in_the_training_data_are_named_at_first_and_at_las
     assert said[-1] == "vtools judge: 2 of 3 questions are in the training data: q0, q1"
     assert clear.errors.splitlines()[-1] == "vtools judge: 0 of 3 questions are in the training data"
     assert vtools("judge", *asked, "--training-data", "none.jsonl").returncode == 1
-    assert "holds no conversation" in vtools("judge", *asked, "--training-data", "a.jsonl").errors
+    assert "no conversations in it" in vtools("judge", *asked, "--training-data", "a.jsonl").errors

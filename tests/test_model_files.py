@@ -148,4 +148,4 @@ def test_a_model_of_which_no_tensor_is_like_one_of_the_other_is_not_its_base(tmp
     _, target = pair(tmp_path)
     write(tmp_path / "other/model.safetensors", {"w": ("F16", weights("F16", (3, 4), 1))})
     error = bad("make-delta", tmp_path / "other", target, tmp_path / "delta")
-    assert "other: none of its tensors is like one of" in error
+    assert "other: no tensor has the name and shape of one in" in error

@@ -100,7 +100,7 @@ def test_what_is_no_model_is_said_in_one_line(tmp_path):
 def test_a_hub_id_without_the_hub_says_what_went_wrong(monkeypatch):
     pytest.importorskip("huggingface_hub")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(Failure, match="owner/name: no such folder, and the hub has not given it"):
+    with pytest.raises(Failure, match="owner/name: no such folder, and not available on the hub"):
         model_folder("owner/name")
 
 

@@ -138,7 +138,7 @@ def test_files_of_every_question_shape_are_read_and_a_wrong_one_is_named(tmp_pat
     with pytest.raises(Failure, match=r"q\.jsonl: question 1: no turns"):
         overlap.read([str(file)])
     file.write_text("")
-    with pytest.raises(Failure, match="holds no questions"):
+    with pytest.raises(Failure, match="no questions in it"):
         overlap.read([str(file)])
 
 

@@ -17,9 +17,9 @@ def test_prices_are_found_by_name_and_a_name_that_the_file_lacks_is_told_which_i
     found = prices.read(str(path))
     assert found.gpu_hour("a100-80g") == 1.8 and found.gpu_hour("here") == 0.9
     assert found.tokens("gpt-4.1") == (2.0, 8.0)
-    with pytest.raises(Failure, match=r"prices\.json: no price of the gpu h200; it has a100-80g, here"):
+    with pytest.raises(Failure, match=r"prices\.json: no price for the gpu h200; it has a100-80g, here"):
         found.gpu_hour("h200")
-    with pytest.raises(Failure, match=r"no price of the model gpt-5; it has gpt-4\.1"):
+    with pytest.raises(Failure, match=r"no price for the model gpt-5; it has gpt-4\.1"):
         found.tokens("gpt-5")
     path.write_text("{}")
     with pytest.raises(Failure, match="it has none"):
@@ -34,11 +34,11 @@ def test_prices_are_found_by_name_and_a_name_that_the_file_lacks_is_told_which_i
         ('{"gpu": 2}', "not prices in the form"),
         ('{"model": {"gpt": {"in": 2}}}', "not prices in the form"),
         ('{"model": {"gpt": 2}}', "not prices in the form"),
-        ('{"gpu": {"t4": "1"}}', 't4: "1" is no number of dollars'),
-        ('{"gpu": {"t4": true}}', "t4: true is no number"),
-        ('{"gpu": {"t4": -1}}', "t4: -1 is no number"),
-        ('{"gpu": {"t4": NaN}}', "t4: NaN is no number"),
-        ('{"model": {"gpt": {"in": 1, "out": null}}}', "gpt: null is no number"),
+        ('{"gpu": {"t4": "1"}}', 't4: "1" is not a number of dollars'),
+        ('{"gpu": {"t4": true}}', "t4: true is not a number"),
+        ('{"gpu": {"t4": -1}}', "t4: -1 is not a number"),
+        ('{"gpu": {"t4": NaN}}', "t4: NaN is not a number"),
+        ('{"model": {"gpt": {"in": 1, "out": null}}}', "gpt: null is not a number"),
         ('{"gpus": {}}', "gpus is neither gpu nor model"),
         ("{", "prices look like"),
         ("\xff", "prices look like"),

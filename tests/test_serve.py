@@ -353,8 +353,8 @@ def test_a_model_that_is_not_there_fails_before_the_port_opens(short, tmp_path):
     ("arguments", "said"),
     [
         (["--host", "0.0.0.0"], "set VTOOLS_API_KEY"),
-        (["{model}"], "there is a model short already"),
-        (["name="], "give a model as MODEL or NAME=MODEL"),
+        (["{model}"], "another model is named short already"),
+        (["name="], "not a model; write MODEL or NAME=MODEL"),
         (["--host", "no.such.host.invalid"], "--host no.such.host.invalid"),
     ],
 )

@@ -82,7 +82,10 @@ def test_the_same_metrics_give_the_same_picture(vtools, tmp_path):
 @pytest.mark.parametrize("tool", ["stats", "report"])
 def test_another_format_is_refused_before_any_work(vtools, tmp_path, tool):
     done = vtools(tool, "--plot", "p.gif", "missing.jsonl")
-    assert (done.returncode, done.errors) == (2, f"vtools {tool}: p.gif: a picture is .svg or .png\n")
+    assert (done.returncode, done.errors) == (
+        2,
+        f"vtools {tool}: p.gif: not a chart format; name a .svg or .png file\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_another_format_is_refused_before_any_work(vtools, tmp_path, tool):
 )
 def test_fewer_than_two_values_are_counted_but_not_drawn(vtools, tmp_path, rows, why):
     done = vtools("stats", "--plot", "p.svg", "-o", "counts.json", stdin=jsonl(rows))
-    assert (done.returncode, done.errors) == (1, f"vtools stats: no picture: {why}, and fewer than two say nothing\n")
+    assert (done.returncode, done.errors) == (1, f"vtools stats: no chart: {why}, and a chart needs at least two\n")
     assert (tmp_path / "counts.json").exists() and not (tmp_path / "p.svg").exists()
 
 

@@ -307,7 +307,7 @@ def test_a_gpu_is_known_by_the_name_that_torch_gives_it(name: str, peak: float, 
 
 def test_an_unknown_gpu_has_no_peak_and_as_a_wish_is_refused() -> None:
     assert machine.peak_flops("Voodoo2") is None
-    with pytest.raises(Failure, match=r"--gpu Voodoo2: not known; known are A10, A100, A100-80G"):
+    with pytest.raises(Failure, match=r"--gpu Voodoo2: unknown; choose one of A10, A100, A100-80G"):
         machine.gpu("Voodoo2")
 
 

@@ -123,7 +123,7 @@ def test_two_machines_that_meet_train_one_run_and_refuse_to_train_two(runs: Runs
             assert b"".join(stdout for stdout, _ in outputs).count(b'"loss"') == 2  # only rank 0 speaks
         else:
             assert first.returncode == second.returncode == 1
-            assert "not given the same run: data was" in messages and "Traceback" not in messages
+            assert "given different runs: data was" in messages and "Traceback" not in messages
 
 
 def test_a_rank_that_dies_ends_the_run_with_a_word_about_it_and_no_process_left(runs: Runs) -> None:
@@ -132,7 +132,7 @@ def test_a_rank_that_dies_ends_the_run_with_a_word_about_it_and_no_process_left(
         _, stderr = child.communicate(timeout=120)
         assert child.returncode == 1
         message = stderr.decode()
-        assert "died of SIGKILL" in message and "the same command goes on" in message and "Traceback" not in message
+        assert "died of SIGKILL" in message and "repeat the command to resume" in message and "Traceback" not in message
         assert tiny.all_gone(child.pid)
 
 

@@ -372,7 +372,7 @@ def test_rejects_and_counts_are_the_same_when_nothing_is_read_again(
         {**row, "source": str(other)} for row in rows
     ]
     assert b"123456789012345678901234567890" in saved.read_bytes()
-    with pytest.raises(Failure, match="that is an input"):
+    with pytest.raises(Failure, match="is an input file"):
         token_cache.read(str(path), template, 60, "drop", rejects=str(path))
 
 
@@ -396,7 +396,9 @@ def test_input_that_teaches_nothing_is_refused_with_its_rejects_saved(
     path, saved = tmp_path / "x.jsonl", tmp_path / "rejects.jsonl"
     for _ in range(1 + again):
         path.write_text('{"messages": [{"role": "user", "content": "hello"}]}\n')
-        with pytest.raises(Failure, match=r"no conversation has a token to train \(first: .*x\.jsonl:1: template_err"):
+        with pytest.raises(
+            Failure, match=r"no conversation has a token to train on \(first: .*x\.jsonl:1: template_err"
+        ):
             token_cache.read(str(path), template, 512, "truncate", rejects=str(saved), quiet=True)
         assert json.loads(saved.read_bytes())["reason"] == "template_error"
         path.write_text("\n")

@@ -1,4 +1,4 @@
-"""The program: the table of its commands, and nothing of what they do."""
+"""The program: the table of its commands; what they do is in their packages."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ import typer
 
 from vtools import __version__, machine, process
 
-# Each command is a function of its own name in its module; only the modules that are asked for are imported.
+# Each command is a function of that name in its module; only the requested command's module is imported.
 COMMANDS = {
     "fetch": "vtools.fetch",
     "clean": "vtools.clean",
@@ -39,7 +39,7 @@ def vtools(
 ) -> None:
     """Unix filters that take shared conversations to a judged, served chatbot.
 
-    Every tool reads and writes JSONL: vtools fetch FILE | vtools clean | vtools split --max-tokens 2048
+    Conversations flow through as JSONL: vtools fetch FILE | vtools clean | vtools split --max-tokens 2048
     """
 
 

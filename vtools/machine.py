@@ -1,4 +1,4 @@
-"""The machine: how threads wait and memory is taken here, what a GPU or CPU can do, what memory a rank may use."""
+"""The machine: thread and allocator settings, peak speed of GPUs and CPUs, memory available to a rank."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from vtools.process import Failure
 if TYPE_CHECKING:
     import torch
 
-# Dense (not sparse) bf16 products a second with fp32 accumulation (fp16 on V100 and T4), from the makers' datasheets,
-# and about how many GiB torch finds there.
+# Dense (not sparse) bf16 FLOP/s with fp32 accumulation (fp16 on V100 and T4), from the vendors' datasheets, and the
+# approximate GiB that torch finds.
 GPUS = {
     "B200": (2250e12, 178), "H200": (989e12, 139), "GH200": (989e12, 94), "H100 PCIe": (756e12, 79),
     "H100 NVL": (835e12, 93), "H100": (989e12, 79), "H20": (148e12, 95), "A100": (312e12, 39), "A100-80G": (312e12, 79),
@@ -26,26 +26,26 @@ GPUS = {
     "RTX A6000": (154.8e12, 47), "RTX 6000 Ada": (364e12, 47), "V100": (125e12, 15), "V100-32G": (125e12, 31),
     "T4": (65e12, 14), "MI300X": (1307e12, 191), "MI250X": (191.5e12, 63),
 }  # fmt: skip
-ASSUMED_MFU = 0.45  # of a GPU's datasheet
-ASSUMED_SHARE = 0.5  # of what a CPU reaches in one matrix product
+ASSUMED_MFU = 0.45  # of a GPU's datasheet peak
+ASSUMED_SHARE = 0.5  # of a CPU's speed in one matrix product
 
 
-SPINS = "1000"  # about 20 microseconds: longer than what lies between two operations, far shorter than a time slice
+SPINS = "1000"  # about 20 microseconds: longer than the gap between two operations, far shorter than a time slice
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
 def spin_shortly() -> None:
-    """Have OpenMP's threads spin but shortly while they wait, unless the user has said how. Before torch is imported.
+    """Make waiting OpenMP threads spin only briefly, unless the user has set it. Call before torch is imported.
 
-    Left alone they spin for milliseconds, which is time that a busy neighbour takes from those who have work.
+    By default they spin for milliseconds, and on a busy machine take that time from threads with work to do.
     """
     if not any(name in os.environ for name in WAITING):
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
 def tune_malloc(mapped: int, kept: int | None = None) -> None:
-    """Have glibc map blocks of so many bytes on their own (32 MiB at most), and keep so many freed bytes for reuse."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
+    """Have glibc mmap blocks from `mapped` bytes up (at most 32 MiB), and keep `kept` freed bytes for reuse."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has no mallopt and needs none
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
         mallopt(m_mmap_threshold, mapped)
@@ -54,24 +54,24 @@ def tune_malloc(mapped: int, kept: int | None = None) -> None:
 
 
 def gpu(name: str) -> tuple[float, int]:
-    """Peak operations a second and bytes of a GPU, by torch's name for it or a shorter one. Raises Failure."""
+    """Peak FLOP/s and bytes of memory of a GPU, by torch's name for it or a shorter one. Raises Failure."""
     patterns = {known: r".*\b".join(re.split("[ -]", known)) for known in GPUS}
     found = [known for known, pattern in patterns.items() if re.search(rf"\b{pattern}B?\b", name, re.IGNORECASE)]
     if not found:
-        raise Failure(f"--gpu {name}: not known; known are {', '.join(sorted(GPUS))}")
+        raise Failure(f"--gpu {name}: unknown; choose one of {', '.join(sorted(GPUS))}")
     peak, size = GPUS[max(found, key=len)]
     return peak, size << 30
 
 
 def peak_flops(device_name: str) -> float | None:
-    """A GPU's dense bf16 peak; None if unknown."""
+    """A GPU's dense bf16 peak in FLOP/s; None if unknown."""
     with contextlib.suppress(Failure):
         return gpu(device_name)[0]
     return None
 
 
 def available_memory(device: torch.device, processes: int = 1) -> int:
-    """Bytes that a rank may use: a GPU's whole memory; of a host's free memory, the share of one of `processes`."""
+    """Bytes that a rank may use: all of a GPU's memory, or 1 / `processes` of the host's free memory."""
     if device.type == "cuda":
         import torch
 
@@ -82,7 +82,7 @@ def available_memory(device: torch.device, processes: int = 1) -> int:
 
 
 def _control_groups(own: Path, mounted: Path) -> Iterator[int]:
-    """What each control group around this process still allows, in versions 2 and 1."""
+    """Bytes that each control group around this process still allows (cgroup v2 and v1)."""
     files = {
         "": ("memory.max", "memory.current", "inactive_file"),
         "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -95,15 +95,15 @@ def _control_groups(own: Path, mounted: Path) -> Iterator[int]:
         for folder in [top / path[1:], *(top / path[1:]).parents]:
             with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
                 free = int((folder / most).read_text()) - int((folder / used).read_text())
-                # Cached files count as used, and go when memory is asked for.
+                # Page cache counts as used, but is freed on demand.
                 stat = dict(entry.split() for entry in (folder / "memory.stat").read_text().splitlines())
                 yield max(0, free + int(stat.get(cached, 0)))
 
 
 def speed(device: torch.device, dtype: torch.dtype) -> tuple[float | None, float]:
-    """Peak operations a second, and the share of it that is assumed: a GPU's datasheet, or this CPU's product now.
+    """Peak FLOP/s (a GPU's datasheet, or measured on this CPU) and the share of it that training is assumed to reach.
 
-    Unknown for fp32 on a GPU, where it runs without tensor cores. Processes on one CPU share its peak.
+    None for fp32 on a GPU, which runs without tensor cores. Processes on one CPU share its peak.
     """
     import torch
 

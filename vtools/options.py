@@ -1,4 +1,4 @@
-"""The options that mean the same in every tool, declared once."""
+"""The options that mean the same in every command, declared once."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,46 +8,60 @@ from typing import Annotated, Any, Literal
 import typer
 
 Files = Annotated[list[str] | None, typer.Argument(metavar="[FILE...]", help="Input files; - is stdin (default).")]
-Out = Annotated[str | None, typer.Option("-o", "--out", metavar="FILE", help="Write here, whole or not at all.")]
+Out = Annotated[
+    str | None, typer.Option("-o", "--out", metavar="FILE", help="Write to this file, whole or not at all.")
+]
 RejectsFile = Annotated[
     str | None,
-    typer.Option("--rejects", metavar="FILE", help="Save what is dropped, with reasons; go on after bad input."),
+    typer.Option("--rejects", metavar="FILE", help="Save rejected records with reasons; continue past bad input."),
 ]
 Stats = Annotated[str | None, typer.Option("--stats", metavar="FILE", help="Write the counts as one JSON object.")]
 Jobs = Annotated[
-    int, typer.Option("-j", "--jobs", min=1, help="Processes, threads or requests at a time; order is kept.")
+    int,
+    typer.Option("-j", "--jobs", min=1, help="Run this many processes, threads or requests at a time; order is kept."),
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no closing line.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more; on an error, show where.")]
-Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a picture: .svg or .png.")]
-DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Say what would be done and what it costs; do nothing.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Hide the progress bar and the closing line.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print more; on an error, the traceback.")]
+Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a chart: .svg or .png.")]
+DryRun = Annotated[
+    bool, typer.Option("-n", "--dry-run", help="Show what would be done and what it would cost; do nothing.")
+]
 PricesFile = Annotated[
     str | None,
-    typer.Option("--prices", metavar="FILE", help="With --dry-run: what a GPU-hour or a million tokens cost (JSON)."),
+    typer.Option(
+        "--prices",
+        metavar="FILE",
+        help="Read dollars per GPU-hour and per million tokens from this JSON file (--dry-run).",
+    ),
 ]
 Dtype = Literal["fp32", "bf16", "fp16"]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
-Format = Annotated[
-    Literal["messages", "sharegpt"], typer.Option("--format", help="Shape of the records that are written.")
-]
+Seed = Annotated[int, typer.Option("--seed", help="Set the random seed.")]
+Format = Annotated[Literal["messages", "sharegpt"], typer.Option("--format", help="Which record format to write.")]
 AskedModel = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="MODEL",
         envvar="VTOOLS_MODEL",
-        help="A name that the server knows, or a folder, .gguf file or hub id to load here.",
+        help="Use this model: a name that the server knows, or a folder, .gguf file or hub id to load here.",
     ),
 ]
 BaseUrl = Annotated[
     str | None,
-    typer.Option("--base-url", metavar="URL", help="An OpenAI-compatible server. [env var: OPENAI_BASE_URL]"),
+    typer.Option("--base-url", metavar="URL", help="Ask this OpenAI-compatible server. [env var: OPENAI_BASE_URL]"),
 ]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Longest silence of the server.")]
-Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest token each time.")]
+Timeout = Annotated[
+    float,
+    typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Give up after a silence of the server this long."),
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, help="Set the sampling temperature; 0 is greedy.")
+]
 TemplateName = Annotated[
     str | None,
-    typer.Option("--template", metavar="NAME", help="Prompt template; default: the one stored with the tokenizer."),
+    typer.Option(
+        "--template", metavar="NAME", help="Use this prompt template; default: the one stored with the tokenizer."
+    ),
 ]
 
 SystemText = Annotated[
@@ -60,7 +74,7 @@ SystemText = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """Where a filter writes, what it rejects and its counts; how many it works on at a time; whether it is quiet."""
+    """The options of every filter: output, rejects and counts files; number of jobs; whether it is quiet."""
 
     out: str | None = None
     rejects: str | None = None
@@ -70,5 +84,5 @@ class Common:
 
 
 def fields_from(kind: Any, given: Mapping[str, Any]) -> Any:
-    """An instance of a dataclass, its fields taken by name from what a command was given."""
+    """An instance of a dataclass, its fields taken by name from a command's arguments."""
     return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})

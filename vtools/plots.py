@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  imported only once something is to be drawn
-"""Pictures of numbers as the bytes of an SVG or PNG file: lines, stacked bars, histograms."""
+"""Charts as the bytes of an SVG or PNG file: lines, stacked bars, histograms."""
 
 import functools
 import io
@@ -17,10 +17,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vtools.process import Failure, UsageFailure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, which the colour-blind can tell apart
-WINS = ("#0072b2", "#c8c8c8", "#e69f00")  # what lies between winning and losing is grey
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # Okabe and Ito's, for colour-blind readers
+WINS = ("#0072b2", "#c8c8c8", "#e69f00")  # ties are grey
 WIDTH = 7.5  # inches
-LINE = 0.21  # inches of a line of text
+LINE = 0.21  # inches per line of text
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "vtools",  # the same input gives the same bytes
@@ -37,21 +37,21 @@ Points = list[tuple[float, float]]
 
 
 def check(path: str) -> str:
-    """The format of a picture by its file's name. Raises UsageFailure for any other than .svg and .png."""
+    """The format of a chart from its file name. Raises UsageFailure for any except .svg and .png."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".svg", ".png"):
-        raise UsageFailure(f"{path}: a picture is .svg or .png")
+        raise UsageFailure(f"{path}: not a chart format; name a .svg or .png file")
     return suffix[1:]
 
 
 def _picture(draw: Callable[..., Figure]) -> Callable[..., bytes]:
-    """A function that draws a figure as one that returns the file's bytes; it takes the file's name first."""
+    """Turn a function that draws a figure into one that returns the file's bytes, given the file name first."""
 
     @functools.wraps(draw)
     def picture(path: str, *args: object) -> bytes:
         kind, stream = check(path), io.BytesIO()
         with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box stands for it
+            warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn instead
             metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
             draw(*args).savefig(stream, format=kind, metadata=metadata)
         return stream.getvalue()
@@ -79,7 +79,7 @@ def lines(title: str, series: dict[str, Points], x_label: str, y_label: str) -> 
 
 @_picture
 def stacked_bars(title: str, x_label: str, rows: list[tuple[str, dict[str, int]]]) -> Figure:
-    """One bar of named parts a row, from the best part to the worst, each bar scaled to its own sum.
+    """One bar per row, of named parts from the best to the worst, scaled to its own sum.
 
     Raises Failure if no bar has two values.
     """
@@ -100,7 +100,7 @@ def stacked_bars(title: str, x_label: str, rows: list[tuple[str, dict[str, int]]
         counts = [parts[part] for _, parts in rows]
         shares = [count / whole for count, whole in zip(counts, sums, strict=True)]
         bars = axes.barh(places, shares, 0.34, left, color=colour, label=part)
-        # A part with no room for its number has none.
+        # A part too narrow for its number has none.
         numbers = [f"{count}" * (share > 0.04) for count, share in zip(counts, shares, strict=True)]
         axes.bar_label(bars, numbers, label_type="center", color="white" if colour == WINS[0] else "black")
         left = [start + share for start, share in zip(left, shares, strict=True)]
@@ -111,7 +111,7 @@ def stacked_bars(title: str, x_label: str, rows: list[tuple[str, dict[str, int]]
 
 @_picture
 def histograms(title: str, panels: dict[str, dict[str, int]]) -> Figure:
-    """A panel of horizontal bars for each named set of counts, every panel to its own scale.
+    """A panel of horizontal bars for each named set of counts, each on its own scale.
 
     Raises Failure if no panel has two values.
     """
@@ -125,7 +125,7 @@ def histograms(title: str, panels: dict[str, dict[str, int]]) -> Figure:
         axes.bar_label(drawn, [f"{count:,}" for count in bars.values()], padding=3)
         axes.set_title(_shown(name, 64), loc="left")
         axes.set_ylim(len(bars) - 0.4, -0.6)
-        axes.margins(x=0.15)  # room for the longest bar's number
+        axes.margins(x=0.15)  # space for the longest bar's number
         axes.tick_params(left=False)
         axes.xaxis.set_visible(False)  # each bar has its number
         axes.spines["bottom"].set_visible(False)
@@ -135,10 +135,10 @@ def histograms(title: str, panels: dict[str, dict[str, int]]) -> Figure:
 
 def _enough(values: int) -> None:
     if values < 2:
-        raise Failure(f"no picture: {values or 'no'} value{'' if values == 1 else 's'}, and fewer than two say nothing")
+        raise Failure(f"no chart: {values or 'no'} value{'' if values == 1 else 's'}, and a chart needs at least two")
 
 
 def _shown(text: str, width: int) -> str:
-    """Lines of text broken where they would not fit, without what no picture can hold."""
+    """Text wrapped to `width`, without characters that a chart cannot show."""
     kept = ("".join(one if one.isprintable() else "\ufffd" for one in line) for line in text.split("\n"))
     return "\n".join(textwrap.fill(line, width) for line in kept)

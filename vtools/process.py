@@ -1,4 +1,4 @@
-"""How a vtools process speaks and ends: exit codes, signals, and children that die with their parent."""
+"""How a vtools process reports and exits: exit status, signals, and children that die with their parent."""
 
 import contextlib
 import functools
@@ -25,23 +25,23 @@ class UsageFailure(Failure):
 
 
 class TryAgain(Failure):
-    """Nothing is wrong, but not now (lock held, preempted and saved): exit 75, EX_TEMPFAIL."""
+    """Nothing is wrong, but try again later (lock held, preempted and saved): exit 75, EX_TEMPFAIL."""
 
     exit_code = 75
 
 
 class Interrupted(BaseException):
-    """A signal asked the process to end; open files are cleaned up on the way out."""
+    """A signal asked the process to end; output is cleaned up on the way out."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
 
 
 def die_of(signum: int) -> NoReturn:
-    """End by the signal itself, so that shells see what happened and stop their loops. From any thread."""
+    """Die of the signal itself, so that shells see it and stop their loops. Works from any thread."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signum, signal.SIG_DFL)
-    else:  # where Python does not allow it
+    else:  # outside the main thread Python does not allow it
         import ctypes
 
         ctypes.CDLL(None).signal(signum, 0)
@@ -50,7 +50,7 @@ def die_of(signum: int) -> NoReturn:
 
 
 _holding = False
-_held: list[int] = []  # signals that came while they were held back
+_held: list[int] = []  # signals that arrived while held back
 
 
 def _raise_interrupted(signum: int, frame: object) -> None:
@@ -62,9 +62,9 @@ def _raise_interrupted(signum: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold back Interrupted until the end of the block, so that what it makes is known to those who clean up.
+    """Hold back Interrupted until the end of the block, so that what it creates is sure to be cleaned up.
 
-    Blocks are short and do not nest; threads other than the main one never see Interrupted.
+    Blocks are short and do not nest; only the main thread ever sees Interrupted.
     """
     global _holding
     if threading.current_thread() is not threading.main_thread():
@@ -80,7 +80,7 @@ def signals_held() -> Iterator[None]:
 
 
 def say(tool: str, text: str) -> None:
-    """Tell people something, on stderr."""
+    """Print a line for people, on stderr."""
     print(f"vtools {tool}: {text}", file=sys.stderr)
 
 
@@ -94,7 +94,7 @@ def missing_extra(module: str, extra: str, what: str) -> Failure:
     return Failure(f"{what} needs {module}: {install(extra)}")
 
 
-# Modules of the extras, so that a bare `import torch` deep inside a tool ends in advice and not in a traceback.
+# Modules of the extras: a bare `import torch` deep inside a tool ends in advice, not in a traceback.
 EXTRAS = {
     "torch": "train", "sentencepiece": "train", "accelerate": "train", "flash_attn": "flash-attn",
     "transformers": "train", "safetensors": "train", "gguf": "weights", "numpy": "weights",
@@ -105,16 +105,16 @@ EXTRAS = {
 
 
 def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
-    """Wrap a tool's function so that every way out of it follows the exit rules."""
+    """Wrap a tool's function so that it always exits by the rules."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> None:
         verbose = bool(kwargs.get("verbose"))
-        for name in ("stdout", "stderr"):  # closed by the caller (2>&-): nobody reads it, but it must not be None
+        for name in ("stdout", "stderr"):  # closed by the caller (2>&-): must not be None
             if getattr(sys, name) is None:
                 setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(signum) is not signal.SIG_IGN:  # nohup keeps its meaning
+            if signal.getsignal(signum) is not signal.SIG_IGN:  # respect nohup
                 signal.signal(signum, _raise_interrupted)
         caught: BaseException
         try:
@@ -124,7 +124,7 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
         except Interrupted as interrupt:
             import traceback
 
-            # A block whose `with` was still being entered cleans up only now, as its frame goes.
+            # A `with` that was still being entered cleans up only now, when its frame is freed.
             traceback.clear_frames(interrupt.__traceback__)
             die_of(interrupt.signum)
         except KeyboardInterrupt:
@@ -142,19 +142,20 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
             where = f"{error.filename}: " if error.filename else ""
             caught, message, code = error, f"{where}{error.strerror or error}", 1
         except RecursionError as error:
-            caught, message, code = error, "a value is nested too deeply", 1
-        except Exception as error:  # no traceback reaches a user who did not ask for it
-            caught, message, code = error, f"{type(error).__name__}: {error} (a bug; -v shows where)", 1
+            caught, message, code = error, "a value in the input is nested too deeply", 1
+        except Exception as error:  # no traceback unless the user asked for it
+            message = f"unexpected {type(error).__name__}: {error}; please report it with the output of -v"
+            caught, code = error, 1
         if verbose:
             import traceback
 
             traceback.print_exception(caught)
-        # A file's name can hold whatever moves a terminal's cursor.
+        # A file name may contain control characters for the terminal.
         shown = "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in message)
         say(tool, shown)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
-        # Threads blocked in a read must not hold the process, and nothing is buffered any more.
+        # Threads blocked in a read must not keep the process alive; nothing is buffered any more.
         sys.stderr.flush()
         os._exit(code)
 
@@ -162,17 +163,17 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
 
 
 def die_with_parent(parent: int | None = None, signum: int = signal.SIGKILL) -> None:
-    """Ask the kernel to send this process a signal when its parent ends; `parent` is the pid it should still have."""
+    """Have the kernel signal this process when its parent ends; `parent` is the expected parent's pid."""
     import ctypes
 
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signum)
-    if parent is not None and os.getppid() != parent:  # it died between fork and prctl
+    if parent is not None and os.getppid() != parent:  # the parent died between fork and prctl
         os._exit(1)
 
 
 def child_of_pool(parent: int) -> None:
-    """Initialise a pool worker: the terminal's Ctrl-C is the parent's business."""
+    """Initialise a pool worker: Ctrl-C in the terminal is handled by the parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -183,7 +184,7 @@ _watched = False
 
 
 def die_when_reader_goes() -> None:
-    """Die of SIGPIPE as soon as the reader of stdout has gone, even while nothing is being written."""
+    """Die of SIGPIPE as soon as the reader of stdout is gone, even while nothing is written."""
     global _watched
     if _watched or not stat.S_ISFIFO(os.fstat(1).st_mode):
         return
@@ -191,7 +192,7 @@ def die_when_reader_goes() -> None:
 
     def watch() -> None:
         poll = select.poll()
-        poll.register(1, 0)  # errors and hang-ups are reported unasked, and nothing else
+        poll.register(1, 0)  # report only errors and hang-ups, which poll always does
         poll.poll()
         die_of(signal.SIGPIPE)
 

@@ -1,15 +1,15 @@
-"""Where things came from: which tool worked on a record, when it was fetched, the file that a model carries."""
+"""Provenance: which tools processed a record, when it was fetched, and the name of the file in a model's folder."""
 
 import time
 from typing import Any
 
 from vtools import __version__
 
-FILE = "vtools.json"  # in a model's folder: what its weights were made from
+FILE = "vtools.json"  # in a model's folder: records what its weights were made from
 
 
 def stamp(record: dict[str, Any], op: str) -> dict[str, Any]:
-    """Note in the record which tool has worked on it; the same note again changes nothing."""
+    """Note in the record that a tool has processed it; a second identical note is not added."""
     note = {"op": op, "v": __version__}
     notes = record.get("vtools")
     notes = list(notes) if isinstance(notes, list) else []

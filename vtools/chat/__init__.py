@@ -1,4 +1,4 @@
-"""`vtools chat`: talk to a model, or put a file of questions to it."""
+"""`vtools chat`: talk to a model, or ask it a file of questions."""
 
 import sys
 from typing import Annotated
@@ -13,14 +13,20 @@ def chat(
     model: options.AskedModel = None,
     base_url: options.BaseUrl = None,
     temperature: options.Temperature = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, help="Sample from the likeliest tokens that hold this share of the probability."
+        ),
+    ] = 1.0,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer. Default: as much as the server or the context allows.")
+        int | None,
+        typer.Option(min=1, help="Limit answers to this many tokens. Default: what the server or the context allows."),
     ] = None,
     seed: options.Seed = 0,
     template: options.TemplateName = None,
     system: options.SystemText = None,
-    text: Annotated[bool, typer.Option("--text", help="Every line is a question; print the bare answers.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Read each line as a question; print the bare answers.")] = False,
     timeout: options.Timeout = 600.0,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
@@ -30,17 +36,18 @@ def chat(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Talk to a model, or put questions to it: questions in, answers out, one a line.
+    """Talk to a model in the terminal, or ask it a file of questions: one answer per line.
 
-    In a terminal without FILE it is a conversation; /help lists what else can be typed. Otherwise it reads questions:
-    {"id", "turns": [...]}, FastChat's, {"prompt"}, or conversations, of which all up to the last user turn is asked.
-    Each answer is one line that `vtools judge` reads, in the order of the questions, -j requests at a time.
+    In a terminal without FILE it starts a conversation; /help lists the commands. Otherwise it reads questions:
+    {"id", "turns": [...]}, FastChat's format, {"prompt"}, or conversations, asked up to their last user turn. Answers
+    are written in the order of the questions, -j requests at a time, for `vtools judge` to read. The exit status is 1
+    if a question got no answer.
 
-    The model is on the server of --base-url or OPENAI_BASE_URL (key in OPENAI_API_KEY), or is loaded here if --model
+    The model runs on the server at --base-url or OPENAI_BASE_URL (key in OPENAI_API_KEY), or is loaded here if --model
     is a folder, a .gguf file or a hub id. With neither, the server is `vtools serve` on this machine.
 
-    With -o FILE, what is answered is kept in FILE.journal, and the same command again, after a failure or a kill, asks
-    only for the rest. On plain stdout (and with --text, once FILE is complete) nothing is kept and all is asked again.
+    With -o FILE, answers are kept in FILE.journal: after a failure or a kill, the same command asks only the remaining
+    questions. On plain stdout (and with --text, once FILE is complete) nothing is kept, and all are asked again.
 
     \b
     Examples:

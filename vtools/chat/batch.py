@@ -25,7 +25,7 @@ def answer_all(
     text: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Ask every question of the files and write the answers. Raises Failure if some got none."""
+    """Ask every question of the files and write the answers. Raises Failure if some got no answer."""
     questions = _lines(files) if text else journal.tasks(files, read_question)
     if dry_run:
         _tell(questions, target)
@@ -55,7 +55,7 @@ def answer_all(
 
 
 def answer(client: Client, model: str, question: Question, system: str | None, sampling: Sampling, key: str) -> Record:
-    """Put a question to a model turn by turn and return the answer record."""
+    """Ask a question turn by turn and return the answer record."""
     messages = opening(question.context, system)
     answers = []
     for turn in question.turns:
@@ -69,14 +69,14 @@ def answer(client: Client, model: str, question: Question, system: str | None, s
 
 
 def opening(context: list[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
-    """A copy of the conversation so far, with the system message where it has none."""
+    """A copy of the conversation so far, with the system message added if it has none."""
     if system not in (None, "", "none") and not any(message["role"] == "system" for message in context):
         return [{"role": "system", "content": system}, *context]
     return list(context)
 
 
 def _lines(files: list[str]) -> Iterator[Task]:
-    """Every line that is not blank as a question."""
+    """Every non-blank line as a question."""
     for file in files or ["-"]:
         with open(0 if file == "-" else file, "rb", closefd=file != "-") as stream:
             for number, line in enumerate(iter(stream.readline, b""), 1):
@@ -94,5 +94,5 @@ def _tell(tasks: Iterator[Task], target: Target) -> None:
     say(
         "chat",
         f"would ask {target.model or 'the model'} at {target} {questions} questions ({turns} turns); "
-        f"{unreadable} records hold no question",
+        f"{unreadable} records have no question",
     )

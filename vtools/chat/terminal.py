@@ -15,19 +15,19 @@ from vtools.records import conversation, jsonl
 
 HELP = """\
 /reset          start over
-/undo           take back the last question and its answer
+/undo           remove the last question and its answer
 /regen          ask the last question again
 /save FILE      append this conversation to FILE, as one JSONL line that every vtools tool reads
-/load FILE      go on with the last conversation in FILE
+/load FILE      continue the last conversation in FILE
 /exit, Ctrl-D   leave
 Ctrl-C          stop the answer and drop its question"""
 
-# What a model writes is shown as text: it must not move the cursor or reach the terminal's other functions.
+# A model's output is shown as plain text: it must not control the terminal.
 SHOWN = {code: None for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
 
 
 def converse(target: Target, system: str | None, sampling: Sampling, out: str | None) -> None:
-    """Read a line, stream an answer, until /exit or Ctrl-D."""
+    """Read questions and stream answers until /exit or Ctrl-D."""
     if out:
         raise UsageFailure("-o needs questions: name a FILE or pipe them in; /save keeps a conversation")
     from prompt_toolkit import PromptSession
@@ -41,7 +41,7 @@ def converse(target: Target, system: str | None, sampling: Sampling, out: str | 
         while True:
             try:
                 line = session.prompt("> ").strip()
-            except KeyboardInterrupt:  # drops the line, as a shell does
+            except KeyboardInterrupt:  # drop the line, as a shell does
                 continue
             except EOFError:
                 return
@@ -53,7 +53,7 @@ def converse(target: Target, system: str | None, sampling: Sampling, out: str | 
                 elif line:
                     talk.again = 0
                     talk.ask(line)
-            except jsonl.Reject as reject:  # the template has no place for such a conversation
+            except jsonl.Reject as reject:  # the template cannot render this conversation
                 say("chat", f"{reject.detail}")
             except (Failure, OSError) as error:
                 say("chat", f"{error}")
@@ -65,7 +65,7 @@ class Talk:
     def __init__(self, client: Client, name: str, system: str | None, sampling: Sampling) -> None:
         self.client, self.name, self.system, self.sampling = client, name, system, sampling
         self.messages = opening([], system)
-        self.again = 0  # how often in a row the last question was asked again
+        self.again = 0  # how often the last question has been asked again
 
     def ask(self, question: str, before: list[dict[str, Any]] | None = None) -> None:
         """Stream the answer to a question; if it is stopped or fails, the conversation stays as it was."""
@@ -89,7 +89,7 @@ class Talk:
         self.messages = [*asked, {"role": "assistant", "content": "".join(pieces)}]
 
     def command(self, line: str) -> None:
-        """Carry out a line that begins with a slash. Raises Failure."""
+        """Run a command that begins with a slash. Raises Failure."""
         word, _, file = line.partition(" ")
         file = file.strip()
         if word == "/reset":
@@ -97,7 +97,7 @@ class Talk:
         elif word in ("/undo", "/regen"):
             asked = [index for index, message in enumerate(self.messages) if message["role"] == "user"]
             if not asked:
-                raise Failure("nothing was asked yet")
+                raise Failure("no question to ask again yet")
             last, question = asked[-1], self.messages[asked[-1]]["content"]
             if word == "/undo":
                 self.messages = self.messages[:last]
@@ -123,7 +123,7 @@ class Talk:
         for record in jsonl.records([file]):  # noqa: B007  the last one counts
             pass
         if record is None:
-            raise Failure(f"{file}: holds no conversation")
+            raise Failure(f"{file}: no conversation in it")
         try:
             self.messages = conversation.read(record)["messages"]
         except jsonl.Reject as reject:

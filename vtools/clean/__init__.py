@@ -1,4 +1,4 @@
-"""vtools clean: HTML to Markdown, turns in order, and nothing broken, empty or twice."""
+"""`vtools clean`: convert HTML to Markdown, put turns in order, drop broken, empty and duplicate conversations."""
 
 import dataclasses
 import enum
@@ -21,7 +21,7 @@ from vtools.records.jsonl import Record, Reject
 
 
 class Filter(enum.StrEnum):
-    """What --keep switches off; a filter's name is the reason that it gives."""
+    """The steps that --keep switches off; a filter is named after its reject reason."""
 
     html = "html"
     plugin = "plugin"
@@ -33,12 +33,12 @@ class Filter(enum.StrEnum):
 
 
 def clean_record(value: Record, **chosen: Any) -> Record:
-    """The cleaned record of any shape, duplicates aside, with the fields of `Choices` as chosen. Raises Reject."""
+    """Clean one record of any shape, without the duplicate checks; `chosen` are fields of `Choices`. Raises Reject."""
     return steps.draft(Choices(**chosen), value).record
 
 
 class Counts(filtering.Rejects):
-    """The counts of a run, with what was found in the texts."""
+    """The counts of a run, including personal data found."""
 
     def __init__(self, rejects: str | None, files: list[str]) -> None:
         super().__init__("clean", rejects, files)
@@ -60,61 +60,64 @@ def clean(
     format: options.Format = "messages",
     engine: Annotated[
         Literal["auto", "fast", "reference"],
-        typer.Option(help="HTML converter: fast is turbohtml (auto: if installed), reference is markdownify."),
+        typer.Option(help="Which HTML converter: fast (turbohtml), reference (markdownify), auto (fast if installed)."),
     ] = "auto",
     merge_same_role: Annotated[
-        bool, typer.Option("--merge-same-role", help="Join two messages of one role in a row instead of dropping all.")
+        bool, typer.Option("--merge-same-role", help="Join consecutive messages of one role instead of rejecting them.")
     ] = False,
     preset: Annotated[
-        Literal["vicuna"] | None,
-        typer.Option(help="FastChat's rules in the place of all that is on by default, to compare with."),
+        Literal["vicuna"] | None, typer.Option(help="Replace the default rules with FastChat's, for comparison.")
     ] = None,
-    keep: Annotated[
-        list[Filter] | None, typer.Option(help="Switch off the step of this name; may be repeated.")
-    ] = None,
+    keep: Annotated[list[Filter] | None, typer.Option(help="Switch off this step; may be repeated.")] = None,
     blocked_words: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Drop what says one of these, whole words, any case.")
+        str | None,
+        typer.Option(metavar="FILE", help="Drop conversations with one of these words or phrases, any case."),
     ] = None,
     drop_refusals: Annotated[
-        bool, typer.Option("--drop-refusals", help="Drop what holds an answer that only turns the request down.")
+        bool, typer.Option("--drop-refusals", help="Drop conversations with an answer that only declines the request.")
     ] = False,
     refusals: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Drop what holds an answer with one of these phrases.")
+        str | None,
+        typer.Option(metavar="FILE", help="Drop conversations with an answer that has one of these phrases."),
     ] = None,
     keep_lang: Annotated[
-        str | None, typer.Option(metavar="CODES", help="Keep only these languages: en,de (un: not told).")
+        str | None, typer.Option(metavar="CODES", help="Keep only these languages: en,de (un: unknown).")
     ] = None,
     skip_lang: Annotated[str | None, typer.Option(metavar="CODES", help="Drop these languages: zh,ko.")] = None,
     pii: Annotated[
         Literal["redact", "drop", "tag"] | None,
-        typer.Option(help="Mail addresses, API keys, card and phone numbers, public IP addresses."),
+        typer.Option(help="How to treat email addresses, API keys, card and phone numbers, public IP addresses."),
     ] = None,
     special_tokens: Annotated[
         Literal["keep", "drop", "break"],
-        typer.Option(help="Texts with </s>, <|im_end|>, [INST] and such; break puts a space in."),
+        typer.Option(help="How to treat text that looks like a control token (</s>, [INST]); break inserts a space."),
     ] = "keep",
     dedupe: Annotated[
         Literal["first", "longest"],
-        typer.Option(help="Of equal ones the first; longest: nor one that another goes on from (no stream)."),
+        typer.Option(help="Which duplicate to keep: the first, or the longest version (reads the input twice)."),
     ] = "first",
     near_duplicates: Annotated[
         float | None,
-        typer.Option(min=0.1, max=1.0, metavar="SHARE", help="Drop what is as similar as 0.8 to an earlier one."),
+        typer.Option(
+            min=0.1, max=1.0, metavar="SHARE", help="Drop conversations this similar to an earlier one; 0.8 is usual."
+        ),
     ] = None,
     decontaminate: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Drop what holds a question of this file; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Drop conversations with a test question of this file; may be repeated."),
     ] = None,
     decontaminate_ngram: Annotated[
-        int, typer.Option(min=3, metavar="N", help="So many words in a row are a match.")
+        int, typer.Option(min=3, metavar="N", help="Match this many consecutive words.")
     ] = 13,
     moderation: Annotated[
-        str | None, typer.Option(metavar="URL", help="Drop what this OpenAI-compatible server flags.")
+        str | None, typer.Option(metavar="URL", help="Drop conversations that this OpenAI-compatible server flags.")
     ] = None,
     moderation_model: Annotated[
-        str, typer.Option(metavar="NAME", help="The model that it is asked for.")
+        str, typer.Option(metavar="NAME", help="Ask for this moderation model.")
     ] = "omni-moderation-latest",
     explain: Annotated[
-        str | None, typer.Option(metavar="ID", help="Write only what each step does to the records with this id.")
+        str | None,
+        typer.Option(metavar="ID", help="Show what each step does to the records with this id, and nothing else."),
     ] = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
@@ -123,19 +126,21 @@ def clean(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Clean conversations: HTML answers become Markdown, turns come in order, broken ones are dropped.
+    """Clean conversations: convert HTML answers to Markdown, put turns in order, drop broken records.
 
-    Only an answer that begins with an HTML block is converted; questions and Markdown are kept byte for byte
-    (control characters aside). Cleaning twice changes nothing. A conversation starts with its first question and ends
-    with its last answer, or before the first empty message. Dropped, with the reason given in --rejects FILE:
-    role_order, empty, html_parse, and these, which --keep switches off: too_short (under 16 characters), dup_exact
-    (the first stays), plugin, blocked_response (a rate-limit notice as answer), rep_digits, wrong_list. --keep html
-    leaves HTML as it is.
+    Reads conversations of any shape and writes those it keeps. Only answers that begin with an HTML block are
+    converted; questions and Markdown stay byte for byte, except for control characters. Cleaning twice changes
+    nothing. A conversation starts at its first question and ends at its last answer, or before an empty message.
 
-    Off unless asked for: blocked_word, refusal, lang, pii, special_token, dup_near, contaminated, moderation. They look
-    at texts as they are written, code included (but not for the language). --keep-lang and --skip-lang write the
-    language to `lang`; `un` is too little text or too mixed. The key for --moderation is OPENAI_API_KEY, -j asks
-    for as many at a time, and the scores are kept in `moderation`.
+    Always rejected: role_order, empty, html_parse. Rejected unless --keep NAME: too_short (under 16 characters),
+    dup_exact (a repeated conversation), plugin, blocked_response (a rate-limit notice as an answer), rep_digits (nine
+    equal digits in a row), wrong_list (a list that restarts at 1). --keep html leaves HTML as is. --rejects FILE saves
+    rejected records with their reasons.
+
+    Off by default: blocked_word, refusal, lang, pii, special_token, dup_near, contaminated, moderation. They check the
+    written text, code included; language detection skips code. --keep-lang and --skip-lang store the language in
+    `lang`; `un` means too short or too mixed to tell. --moderation uses OPENAI_API_KEY, sends -j requests at a time
+    and stores the scores in `moderation`.
 
     \b
     Examples:
@@ -153,12 +158,16 @@ def clean(
         raise process.missing_extra("turbohtml", "fast", "--engine fast")
     inputs = list(files or ())
     if preset and (keep or merge_same_role or dedupe == "longest"):
-        raise UsageFailure(f"--preset {preset} is a fixed set of rules: no --keep, --merge-same-role, --dedupe longest")
+        raise UsageFailure(
+            f"--preset {preset} is a fixed set of rules: leave out --keep, --merge-same-role and --dedupe longest"
+        )
     if dedupe == "longest" and ("dup_exact" in choices.keep or moderation):
-        raise UsageFailure("--dedupe longest goes neither with --keep dup_exact nor, asking twice, with --moderation")
+        raise UsageFailure(
+            "--dedupe longest cannot be combined with --keep dup_exact or --moderation (it would ask twice)"
+        )
     if explain is not None and (rejects or stats):
-        raise UsageFailure("--explain writes no records: no --rejects, no --stats")
-    steps.pure(choices)  # a wrong file fails before any input is read, and the workers share what is made here
+        raise UsageFailure("--explain writes no records: leave out --rejects and --stats")
+    steps.pure(choices)  # a wrong file fails before any input is read, and worker processes share these
     sources = longer = None
     if dedupe == "longest":
         from vtools.clean.read_twice import Sources
@@ -174,7 +183,7 @@ def clean(
             tell(explain, choices, values, ordered, output)
             return
         counts = Counts(rejects, inputs)
-        work: Any = functools.partial(steps.draft, choices)  # gives drafts, which `finish` turns into records
+        work: Any = functools.partial(steps.draft, choices)  # returns drafts, which `finish` turns into records
 
         def finish(made: Draft) -> Record | Reject:
             try:
@@ -196,9 +205,9 @@ def clean(
 def _note_starts(
     choices: Choices, values: Iterator[streams.Value], longer: duplicates.Longer, common: options.Common
 ) -> None:
-    """The first of two passes: what every conversation begins with. What is rejected is told in the second."""
+    """The first of two passes: note how every conversation begins. Rejects are reported in the second."""
     if not common.quiet:
-        say("clean", "--dedupe longest does not stream: it reads all before it writes")
+        say("clean", "--dedupe longest reads all input before it writes")
 
     def note(made: Draft) -> Record:
         longer.note(made.starts, made.record["id"])

@@ -1,4 +1,4 @@
-"""Words and phrases that no text may hold: blocked ones, and those of a refusal."""
+"""Words and phrases that no text may contain: blocked ones, and those of a refusal."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from vtools.process import Failure
 from vtools.records.conversation import Message
 
-# What joins a word: letters and digits of scripts that put spaces between words.
+# Word characters: letters and digits of scripts that put spaces between words.
 _IN_WORD = (
     r"[^\W\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
 )
@@ -19,7 +19,7 @@ class Phrases:
         self.phrases = tuple(dict.fromkeys(_folded(" ".join(phrase.split())) for phrase in phrases))
 
     def find(self, text: str) -> str | None:
-        """The first phrase of the list that the text holds."""
+        """The first phrase of the list that occurs in the text."""
         text = _folded(text)
         for phrase in self.phrases:
             if phrase in text and _whole(phrase, text):  # `in` is ten times as fast as an alternation
@@ -27,7 +27,7 @@ class Phrases:
         return None
 
     def found(self, messages: list[Message], role: str | None = None) -> str | None:
-        """Where a phrase stands, in the messages of a role or in all."""
+        """Where a phrase occurs, as `messages[N]: PHRASE`; in the messages of `role` only, if given."""
         for place, message in enumerate(messages):
             if (role is None or message["role"] == role) and (phrase := self.find(message["content"])):
                 return f"messages[{place}]: {phrase}"
@@ -35,14 +35,14 @@ class Phrases:
 
 
 def read(file: str) -> tuple[str, ...]:
-    """The phrases of a file, one a line. Raises Failure if there are none."""
+    """The phrases of a file, one per line. Raises Failure if there are none."""
     try:
         lines = Path(file).read_text("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise Failure(f"{file}: not UTF-8 at byte {error.start}") from None
+        raise Failure(f"{file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
     phrases = tuple(line.strip() for line in lines if line.strip())
     if not phrases:
-        raise Failure(f"{file}: holds no word or phrase; one a line is wanted")
+        raise Failure(f"{file}: no word or phrase in it; write one per line")
     return phrases
 
 
@@ -52,7 +52,7 @@ def _folded(text: str) -> str:
 
 
 def _whole(phrase: str, text: str) -> bool:
-    """Whether the phrase stands in the text as whole words."""
+    """Whether the phrase occurs in the text as whole words."""
     start = f"(?<!{_IN_WORD})" if re.match(_IN_WORD, phrase[0]) else ""
     end = f"(?!{_IN_WORD})" if re.match(_IN_WORD, phrase[-1]) else ""
     return re.search(start + re.escape(phrase) + end, text) is not None

@@ -1,11 +1,11 @@
-"""What `vtools clean` was asked for, each wish by the name of its option."""
+"""The options of `vtools clean`, each under the name of its option."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The options that decide what becomes of a record; files by name, as every process looks its steps up by this."""
+    """The options that decide about a record. Hashable (files by name): each process caches its steps by it."""
 
     engine: str = "auto"
     merge_same_role: bool = False
@@ -26,7 +26,7 @@ class Choices:
     near_duplicates: float | None = None
 
     def has_optional(self) -> bool:
-        """Whether anything is on that is off by default and needs no other record."""
+        """Whether a step is on that is off by default and looks at one record alone."""
         files = self.blocked_words or self.refusals or self.decontaminate
         languages = self.keep_lang is not None or self.skip_lang is not None
         tokens = self.special_tokens != "keep"

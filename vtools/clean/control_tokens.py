@@ -1,8 +1,8 @@
-"""Text that looks like a control token of a chat model, so that a careless tokenizer would end a turn there."""
+"""Text that looks like a control token of a chat model; a careless tokenizer would end a turn there."""
 
 import re
 
-# LLaMA and its kin, Gemma, ChatML and every other `<|name|>`, DeepSeek's with wide bars, Llama 2 and Mistral prompts.
+# LLaMA and relatives, Gemma, ChatML and every other `<|name|>`, DeepSeek's with wide bars, Llama 2 and Mistral prompts.
 _LOOK_ALIKE = re.compile(
     r"</?s>|<(?:unk|pad|bos|eos|mask|start_of_turn|end_of_turn)>|<\|[^|<>\s]{1,40}\|>|<｜[^｜<>\s]{1,40}｜>"
     r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]|<</?SYS>>|\[(?:PAD|BOS|EOS)\]"
@@ -16,9 +16,9 @@ def found(text: str) -> str | None:
 
 
 def broken(text: str) -> str:
-    """The text with a space behind the first character of each look-alike.
+    """The text with a space after the first character of each look-alike.
 
-    Tokenizers find control tokens as whole strings, so `< /s>` is text to all of them, and none is left to break.
+    Tokenizers match control tokens as whole strings, so `< /s>` is plain text to all of them.
     """
     if "<" not in text and "[" not in text:
         return text

@@ -1,4 +1,4 @@
-"""A record on its way through the steps of cleaning, and what a step is."""
+"""A record on its way through the cleaning steps, and the definition of a step."""
 
 import operator
 from collections import Counter
@@ -10,7 +10,7 @@ from vtools.records.jsonl import Record, Reject
 
 
 class Draft:
-    """A record on its way, and what the steps found out about it that is no part of it."""
+    """A record being cleaned, and what the steps found that is not part of the output."""
 
     __slots__ = ("key", "language", "record", "redacted", "sketch", "starts")
 
@@ -18,20 +18,20 @@ class Draft:
         self.record = record
         self.redacted: Counter[str] | None = None  # by kind of personal data
         self.language: str | None = None
-        self.key = 0  # of its texts
-        self.starts: list[int] = []  # keys of what it begins with
+        self.key = 0  # `conversation.text_key` of the texts
+        self.starts: list[int] = []  # the same of each shorter beginning
         self.sketch: Any = None
 
 
 class Step(NamedTuple):
-    """A named step: it may change the draft, and say what it found; it raises Reject to drop it."""
+    """A named step: it may change the draft and return what it found; it raises Reject to drop the record."""
 
     name: str
     take: Callable[[Draft], str | None]
 
 
 def test(reason: str, judge: Callable[[Record], str | None]) -> Step:
-    """A step that drops what a function has something to say about."""
+    """A step that drops a record when `judge` returns a detail."""
 
     def take(made: Draft) -> None:
         if (detail := judge(made.record)) is not None:
@@ -41,12 +41,12 @@ def test(reason: str, judge: Callable[[Record], str | None]) -> Step:
 
 
 def each(messages: list[Message], text_of: Callable[[Message], str]) -> list[Message]:
-    """The messages with other texts; the same list if no text is another."""
+    """The messages with each text replaced; the same list object if no text changes."""
     return with_texts(messages, [text_of(message) for message in messages])
 
 
 def with_texts(messages: list[Message], texts: list[str]) -> list[Message]:
-    """The messages with these texts; the same list if they are theirs."""
+    """The messages with these texts; the same list object if no text changes."""
     after = [
         message if text is message["content"] else {**message, "content": text}
         for message, text in zip(messages, texts, strict=True)

@@ -1,18 +1,18 @@
-"""Conversations that came before, or are the start of a longer share of the same chat."""
+"""Conversations that occurred before, or are the start of a longer copy of the same chat."""
 
 from vtools.records import conversation
 from vtools.records.conversation import Message
 
 
 class Exact:
-    """Tells which texts came before, by their key: about 80 bytes for each one seen, more where ids are wanted."""
+    """Detects texts that occurred before, by their key: about 80 bytes each, more if ids are kept."""
 
     def __init__(self, name_first: bool = False) -> None:
         self.seen: set[int] = set()
         self.first: dict[int, str] | None = {} if name_first else None
 
     def before(self, key: int, identity: str) -> str | None:
-        """What came before, if it did; from now on this has."""
+        """Which record had this key before, if any; remembers the key."""
         if key in self.seen:
             return "the same texts came before" + (f", as record {self.first[key]}" if self.first else "")
         self.seen.add(key)
@@ -22,23 +22,23 @@ class Exact:
 
 
 class Longer:
-    """Tells which conversations go on in another record, all noted first; about 100 bytes for each start of one."""
+    """Detects conversations that another record continues, after all were noted; about 100 bytes per beginning."""
 
     def __init__(self) -> None:
         self.starts: dict[int, str] = {}
 
     def note(self, starts: list[int], identity: str) -> None:
-        """Remember the keys of the starts of a conversation."""
+        """Remember the keys of a conversation's beginnings."""
         for key in starts:
             self.starts.setdefault(key, identity)
 
     def goes_on(self, key: int) -> str | None:
-        """Which record goes on where the conversation with this key ends."""
-        return f"record {self.starts[key]} is the same chat and goes on" if key in self.starts else None
+        """Which record continues the conversation with this key, if any."""
+        return f"record {self.starts[key]} is a longer version of the same chat" if key in self.starts else None
 
 
 def starts(messages: list[Message]) -> list[int]:
-    """For each answer but the last, the `conversation.text_key` of the conversation up to there."""
+    """For each answer except the last, the `conversation.text_key` of the conversation up to there."""
     import hashlib
 
     texts, roles, keys = hashlib.blake2b(digest_size=16), b"", []

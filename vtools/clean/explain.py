@@ -1,4 +1,4 @@
-"""What happens to the records of one id, step by step; the others run along, for the steps that remember them."""
+"""`--explain`: what each step does to the records with one id; all others run too, for steps that remember them."""
 
 import sys
 from collections.abc import Iterable
@@ -13,15 +13,15 @@ from vtools.records.jsonl import Output, Record, Reject
 
 
 def tell(identity: str, choices: Choices, values: Iterable[streams.Value], ordered: list[Step], output: Output) -> None:
-    """Write one line a step for every record with this id. Raises Failure if there is none."""
+    """Write one line per step for every record with this id. Raises Failure if there is none."""
     found = False
     for value in values:
         record = jsonl.parse(value)[0]
         if isinstance(record, Reject):
             continue
         made = Draft(record)
-        lines = story(choices, ordered, made)
-        if str(made.record.get("id")) != identity:  # one that could not be read has the id that it came with
+        lines = outcomes(choices, ordered, made)
+        if str(made.record.get("id")) != identity:  # an unreadable record keeps the id of its input
             continue
         found = True
         for line in lines:
@@ -32,11 +32,11 @@ def tell(identity: str, choices: Choices, values: Iterable[streams.Value], order
                 reason = f"{line['reason']}: " if "reason" in line else ""
                 print(f"{line['step']:>16}  {line['outcome']:8}{reason}{line['detail']}{sizes}", file=sys.stderr)
     if not found:
-        raise Failure(f"no record has the id {identity}")
+        raise Failure(f"--explain {identity}: no record has this id")
 
 
-def story(choices: Choices, ordered: list[Step], made: Draft) -> list[Record]:
-    """Take a record through the steps until one drops it: what each did, with the characters before and after it."""
+def outcomes(choices: Choices, ordered: list[Step], made: Draft) -> list[Record]:
+    """Run a record through the steps until one drops it: each outcome, with the characters before and after."""
     lines: list[Record] = []
     pure = steps.pure(choices)
     for place, step in enumerate([*pure, *ordered]):
@@ -57,7 +57,7 @@ def story(choices: Choices, ordered: list[Step], made: Draft) -> list[Record]:
 
 
 def _changed(before: list[Message], after: list[Message]) -> str:
-    """Which messages are not what they were."""
+    """Which messages changed."""
     pairs = enumerate(zip(before, after, strict=False))
     places = [place for place, (old, new) in pairs if old["content"] != new["content"]]
     cut = f"{len(before)} messages to {len(after)}" if len(after) != len(before) else ""
@@ -66,7 +66,7 @@ def _changed(before: list[Message], after: list[Message]) -> str:
 
 
 def _characters(made: Draft) -> int | None:
-    """In all texts together; unknown before the record is read."""
+    """Characters in all texts together; None before the record is read."""
     try:
         return sum(len(message["content"]) for message in made.record["messages"])
     except (KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""What makes a conversation not worth keeping, by default: one function for each reason."""
+"""The default filters: one function per reject reason."""
 
 import re
 from collections.abc import Callable
@@ -21,12 +21,12 @@ _NOTICE = re.compile(
     r")\s*",
     re.IGNORECASE,
 )
-# Two items with the number 1 and no digit 2 between.
+# Two items numbered 1 with no digit 2 between them.
 _ONE_TO_ONE = re.compile(rb"\n1\. [^2\xff]*\n1\. ")
 
 
 def plugin(record: Record) -> str | None:
-    """The conversation used plug-ins, whose results its texts do not hold."""
+    """The conversation used plug-ins, whose results its texts do not contain."""
     return "the plugins key is set" if record.get("plugins") is not None else None
 
 
@@ -39,7 +39,7 @@ def too_short(record: Record) -> str | None:
 
 
 def blocked_response(record: Record) -> str | None:
-    """An answer is only a notice of the site's: rate limit or failure."""
+    """An answer is only a notice of the site: rate limit or failure."""
     for place, message in enumerate(record["messages"]):
         text = message["content"]
         if len(text) < 200 and message["role"] == "assistant" and _NOTICE.fullmatch(text):
@@ -48,7 +48,7 @@ def blocked_response(record: Record) -> str | None:
 
 
 def rep_digits(record: Record) -> str | None:
-    """One digit stands nine times in a row."""
+    """One digit occurs nine times in a row."""
     if b"0" * 9 not in shape(record["messages"]):  # any nine digits at all
         return None
     for place, message in enumerate(record["messages"]):
@@ -59,7 +59,7 @@ def rep_digits(record: Record) -> str | None:
 
 
 def wrong_list(record: Record) -> str | None:
-    """An answer holds a list that begins again at 1 before it came to 2, as broken conversions write them."""
+    """An answer has a list that restarts at 1 before it reaches 2, as broken conversions write them."""
     if not _ONE_TO_ONE.search(joined(record["messages"])):
         return None
     for place, message in enumerate(record["messages"]):

@@ -1,4 +1,4 @@
-"""Conversations that are nearly the same as one before: MinHash of their runs of words, found by bands of it."""
+"""Near-duplicate conversations: MinHash of word n-grams, looked up by bands (LSH)."""
 
 from array import array
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from vtools.records import overlap
 from vtools.records.conversation import Message
 
-SAMPLES = 128  # of a sketch: the similarity that it gives has a standard error of 0.035 at 0.8
-SHINGLE = 5  # words; with 0.8, what Lee et al. 2022 (Deduplicating Training Data) took
+SAMPLES = 128  # hashes per sketch: the estimated similarity has a standard error of 0.035 at 0.8
+SHINGLE = 5  # words; Lee et al. 2022 (Deduplicating Training Data) used this with 0.8
 SEED = 1
 
 
 def sketch(messages: list[Message]) -> Any:
-    """The MinHash of a conversation's runs of SHINGLE words."""
+    """The MinHash of a conversation's n-grams of SHINGLE words."""
     import rensa
 
     minhash = rensa.RMinHash(SAMPLES, SEED)
@@ -25,7 +25,7 @@ def sketch(messages: list[Message]) -> Any:
 
 
 class Near:
-    """Tells which conversations are nearly the same as one before; about 2.9 kB for each one that is kept."""
+    """Detects near-duplicates of earlier conversations; about 2.9 kB per conversation kept."""
 
     def __init__(self, threshold: float) -> None:
         import rensa
@@ -36,7 +36,7 @@ class Near:
         self.ids: list[str] = []
 
     def before(self, minhash: Any, identity: str) -> str | None:
-        """The most similar one before, if it is similar enough; otherwise this is remembered."""
+        """The most similar earlier record, if it reaches the threshold; otherwise remembers this one."""
         digest = array("I", minhash.digest())
         best, which = 0.0, -1
         for number in sorted(self.index.query(minhash)):
@@ -52,7 +52,7 @@ class Near:
 
 
 def bands(threshold: float) -> int:
-    """Into how many bands a sketch is cut: as few as still find nine pairs in ten at the threshold.
+    """How many bands a sketch is divided into: the fewest that still find nine pairs in ten at the threshold.
 
     A pair of similarity s shares one of b bands of r samples with probability 1 - (1 - s^r)^b (Leskovec et al., Mining
     of Massive Datasets, 3.4.2).

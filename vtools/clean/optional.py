@@ -1,4 +1,4 @@
-"""The steps that are off by default and look at one record alone; `dup_near` is among the ordered ones."""
+"""The steps that are off by default and look at one record alone (`dup_near` is in `steps.ordered`)."""
 
 import functools
 from collections import Counter

@@ -1,7 +1,7 @@
-"""Personal data and secrets in texts: mail addresses, API keys, card and phone numbers, public IP addresses.
+"""Personal data and secrets in texts: email addresses, API keys, card and phone numbers, public IP addresses.
 
-Each kind is gated by what it cannot do without, and takes only what its own rules allow, so that version numbers,
-timestamps, ISBNs, identifiers and code stay as they are.
+A cheap test first looks for characters that each kind needs; strict rules then keep version numbers, timestamps,
+ISBNs, identifiers and code as they are.
 """
 
 import functools
@@ -15,7 +15,7 @@ _EMAIL = re.compile(
     r"(?<![\w.%+-])\w[\w.%+-]{0,63}@((?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.){1,8})([a-z]{2,24})(?![\w@])",
     re.ASCII | re.IGNORECASE,
 )
-# Names that RFC 2606 and RFC 6761 set aside for examples are nobody's, and image@2x.png is a file.
+# Names that RFC 2606 and RFC 6761 reserve for examples belong to nobody, and image@2x.png is a file.
 _NOBODYS = re.compile(r"(?:.*\.)?(?:example\.(?:com|net|org)|example|test|invalid|local|localhost)", re.IGNORECASE)
 _FILES = frozenset(("png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "json", "html", "txt"))
 # By the prefixes that their issuers publish.
@@ -47,17 +47,17 @@ _VERSION = re.compile(r"(?:\bv|\bver\.|version|release|build)[\s:=\"']{0,3}\Z", 
 
 
 def possible(shape: bytes) -> list[Rule]:
-    """The kinds that texts of a shape (`turns.shape`) may hold: many times as fast as to search them for each."""
+    """The kinds that texts of a shape (`turns.shape`) may contain; many times faster than searching for each."""
     return [rule for rule in RULES if any([sign in shape for sign in rule[1]])]
 
 
 def redacted(text: str, rules: Iterable[Rule], counts: Counter[str]) -> str:
-    """The text with [EMAIL], [KEY], [CARD], [PHONE] or [IP] in the place of each; counts them by their kind."""
+    """The text with [EMAIL], [KEY], [CARD], [PHONE] or [IP] in place of each match; counts them by kind."""
     while True:
         before = text
         for kind, _, pattern, is_one in rules:
             text = pattern.sub(functools.partial(_token, kind, is_one, counts), text)
-        if text == before:  # a token may have uncovered what stood beside it
+        if text == before:  # a replacement may have uncovered a match beside it
             return text
 
 
@@ -75,7 +75,7 @@ def _is_email(match: re.Match[str]) -> bool:
 
 
 def _is_key(match: re.Match[str]) -> bool:
-    """Documentation's placeholders have no digit, no variety, or say what they are."""
+    """Not a placeholder from documentation, which has no digit, few distinct characters, or says what it is."""
     key = match[0]
     return (
         any(character.isdigit() for character in key)
@@ -85,7 +85,7 @@ def _is_key(match: re.Match[str]) -> bool:
 
 
 def _is_card(match: re.Match[str]) -> bool:
-    """A known issuer's first digits, the length that goes with them, and the Luhn check (ISO/IEC 7812-1)."""
+    """A known issuer's prefix and length, and a valid Luhn checksum (ISO/IEC 7812-1)."""
     digits = [int(character) for character in match[0] if character.isdigit()]
     first = int("".join(map(str, digits[:4])))
     lengths: tuple[int, ...] = ()
@@ -110,7 +110,7 @@ def _is_phone(match: re.Match[str]) -> bool:
 
 
 def _is_ip(match: re.Match[str]) -> bool:
-    """A public address with a part of three digits: four small numbers are as likely a version."""
+    """A public address with a three-digit part: four small numbers are as likely a version."""
     parts = match[0].split(".")
     if any(part != str(int(part)) or int(part) > 255 for part in parts) or max(map(int, parts)) < 100:
         return False
@@ -121,7 +121,7 @@ def _is_ip(match: re.Match[str]) -> bool:
     )
 
 
-# What each kind cannot do without, every digit written as 0.
+# Byte strings of which each kind needs one; every digit is written as 0.
 _KEY_SIGNS = (
     b"sk-", b"k_live_", b"AKIA", b"ASIA", b"AIza", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_",
     b"glpat-", b"xox", b"hf_", b"npm_", b".eyJ", b" PRIVATE KEY-----",

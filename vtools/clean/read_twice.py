@@ -10,7 +10,7 @@ from vtools.records import streams
 
 
 class Sources:
-    """Input that can be read twice: files as they are, whatever else (stdin, pipes) through a temporary file."""
+    """Input that can be read twice: files directly, stdin and pipes through a temporary file."""
 
     def __init__(self, files: Iterable[str]) -> None:
         self.files: list[tuple[str, IO[bytes] | None]] = []

@@ -1,7 +1,7 @@
-"""What an answer says that only turns the request down."""
+"""Phrases of an answer that only declines the request."""
 
-# What only a model says of itself or to turn a request down; each holds the assistant's own voice, so that an
-# apology, a talk about models or a story's dialogue is no refusal.
+# Phrases that only a model says of itself or to decline a request. Each is in the assistant's own voice, so that an
+# apology, a discussion of models or fictional dialogue does not count as a refusal.
 PHRASES = (
     "as an ai language model, i", "as an ai model, i", "as an ai assistant, i", "as an ai, i do not",
     "as an ai, i don't", "as an ai, i cannot", "as an ai, i can't", "as an ai, i am not able", "as an ai, i'm not able",

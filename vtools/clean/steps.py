@@ -1,4 +1,4 @@
-"""The steps of cleaning, made once from what was chosen; `clean` runs them all, `--explain` one after the other."""
+"""The cleaning steps, built once from the options; `clean` runs them together, `--explain` one at a time."""
 
 import functools
 import importlib.util
@@ -16,7 +16,7 @@ from vtools.records.jsonl import Record, Reject
 
 @functools.cache
 def pure(choices: Choices) -> tuple[Step, ...]:
-    """The steps that need no other record: cheap ones first, and all that change a text before those that judge it."""
+    """The steps that need no other record: cheap ones first; those that change texts before those that judge them."""
     if choices.preset == "vicuna":
         from vtools.clean import vicuna
 
@@ -39,7 +39,7 @@ def pure(choices: Choices) -> tuple[Step, ...]:
 
 
 def ordered(choices: Choices, longer: duplicates.Longer | None = None, explain: bool = False) -> list[Step]:
-    """The steps that look at the records before, with nothing seen yet; they see each draft in the input's order."""
+    """The steps that compare with earlier records, nothing seen yet; they must get drafts in input order."""
     steps = []
     if choices.preset == "vicuna":
         from vtools.clean import vicuna
@@ -56,7 +56,7 @@ def ordered(choices: Choices, longer: duplicates.Longer | None = None, explain: 
 
 
 def draft(choices: Choices, value: Record) -> Draft:
-    """A record after all the steps that need no other. Raises Reject."""
+    """A record after all steps that need no other record. Raises Reject."""
     made = Draft(value)
     for step in pure(choices):
         step.take(made)
@@ -65,7 +65,7 @@ def draft(choices: Choices, value: Record) -> Draft:
 
 
 def prepare(choices: Choices, made: Draft) -> None:
-    """Stamp the record, and work out beside it what the ordered steps will ask for: here, not in the one process."""
+    """Stamp the record and compute the keys that the ordered steps need: in parallel here, not in their one process."""
     provenance.stamp(made.record, "clean")
     messages = made.record["messages"]
     if "dup_exact" not in choices.keep:
@@ -111,7 +111,7 @@ def _readable(message: Message, engine: str) -> str:
 def _turns(choices: Choices, made: Draft) -> None:
     before = made.record["messages"]
     messages = turns.ordered(before, choices.merge_same_role)
-    # Two texts without HTML may look like HTML together.
+    # Two joined texts may look like HTML although neither does.
     if choices.merge_same_role and messages is not before and "html" not in choices.keep:
         messages = each(messages, lambda message: _readable(message, choices.engine))
     made.record["messages"] = turns.until_empty(messages)

@@ -1,24 +1,24 @@
-"""Which turns of a conversation go on: roles in order, an answer for every question."""
+"""Which turns of a conversation are kept: roles in order, an answer for every question."""
 
 import re
 
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Reject
 
-# A text without one of these is empty: white space and zero-width characters show nothing.
+# A text with none of these is empty: white space and zero-width characters are invisible.
 _VISIBLE = re.compile("[^\\s\u200b\u200c\u200d\u2060\ufeff\xad]")
-# A table takes a fifth of the time of deleting or searching for any of its characters.
+# Translating by a table takes a fifth of the time of deleting or searching for its characters.
 _SHAPES = bytes(ord("0") if 48 <= byte < 58 else byte if byte > 31 or byte in b"\t\n\r" else 1 for byte in range(256))
 _last: tuple[list[Message], bytes, bytes] = ([], b"", b"")
 
 
 def joined(messages: list[Message]) -> bytes:
-    """All texts as UTF-8 with \\xff between each two, made once for one list: several filters ask in a row."""
+    """All texts as UTF-8, joined by \\xff; cached for the last list, since several filters ask in a row."""
     return _joined(messages)[1]
 
 
 def shape(messages: list[Message]) -> bytes:
-    """The same with 0 for every digit and \\1 for every control character but tab and line ends."""
+    """The same with 0 for every digit and \\1 for every control character except tabs and line ends."""
     return _joined(messages)[2]
 
 
@@ -31,15 +31,15 @@ def _joined(messages: list[Message]) -> tuple[list[Message], bytes, bytes]:
 
 
 def is_empty(text: str) -> bool:
-    """Whether a text shows nothing."""
+    """Whether a text shows no visible character."""
     return not "!" <= text[:1] <= "~" and _VISIBLE.search(text) is None
 
 
 def ordered(messages: list[Message], merge: bool) -> list[Message]:
-    """From the first question to the last answer, with a leading system message; the same list if that is all of it.
+    """From the first question to the last answer, with a leading system message; the same list object if unchanged.
 
-    Two of a role in a row are joined by a blank line with `merge`; otherwise raises Reject("role_order").
-    Raises Reject("empty") when nothing remains.
+    With `merge`, consecutive messages of one role are joined by a blank line; otherwise they raise
+    Reject("role_order"). Raises Reject("empty") when nothing remains.
     """
     roles = [message["role"] for message in messages]
     pairs, rest = divmod(len(roles) - (roles[:1] == ["system"]), 2)
@@ -66,8 +66,8 @@ def ordered(messages: list[Message], merge: bool) -> list[Message]:
 
 
 def until_empty(messages: list[Message]) -> list[Message]:
-    """The turns before the first question or answer that is empty. Raises Reject("empty") when none remains."""
-    if all(["!" <= message["content"][:1] <= "~" for message in messages]):  # as nearly always
+    """The turn pairs before the first empty question or answer. Raises Reject("empty") when none remains."""
+    if all(["!" <= message["content"][:1] <= "~" for message in messages]):  # the usual case
         return messages
     start = 1 if messages[0]["role"] == "system" else 0
     for place in range(start, len(messages)):

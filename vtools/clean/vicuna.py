@@ -1,7 +1,7 @@
 """FastChat's published cleaning rules (`clean_sharegpt.py`; fschat 0.2.36, and the rate-limit rule of June 2024).
 
-Their order, thresholds and keys, for a reproduction that can be compared; the conversion of HTML is ours. So the
-decisions can differ only where the two conversions do: a text's first character, its length, or being equal to another.
+Their order, thresholds and keys, for a comparable reproduction; the HTML conversion is ours. Decisions can differ only
+where the two conversions do: in a text's first character, its length, or its being equal to another.
 """
 
 import functools
@@ -25,7 +25,7 @@ def steps(engine: str) -> list[Step]:
 
 
 def _read(made: Draft) -> None:
-    """The record with every role but FastChat's two as `system`; one message too many at either end goes.
+    """The record with every role except FastChat's two as `system`; an extra message at either end is removed.
 
     Raises Reject: bad_schema, too_short.
     """
@@ -40,7 +40,7 @@ def _read(made: Draft) -> None:
     if len(messages) > 1 and messages[-1]["role"] == _HUMAN:
         messages = messages[:-1]
     if len(messages) < 2:
-        raise Reject("too_short", f"{len(messages)} messages with the roles human and gpt in their places")
+        raise Reject("too_short", f"{len(messages)} messages left in the order human, gpt")
     made.record["messages"] = messages
 
 
@@ -51,7 +51,7 @@ def _with_known_role(turn: Any) -> Any:
     if not isinstance(turn, dict):
         return turn
     known = {"human": _HUMAN, "gpt": _GPT}
-    if turn.get("role") is not None:  # not ShareGPT's shape: these names stand for the same two
+    if turn.get("role") is not None:  # not ShareGPT's shape: map its names to the same two roles
         known |= {"user": _HUMAN, "assistant": _GPT}
     role = turn["role"] if turn.get("role") is not None else turn.get("from")
     rest = {key: item for key, item in turn.items() if key not in ("role", "from")}
@@ -59,7 +59,7 @@ def _with_known_role(turn: Any) -> Any:
 
 
 def _texts(engine: str, made: Draft) -> None:
-    """The messages as Markdown, in pairs, up to the first that is empty or begins with what cannot be printed.
+    """The messages as Markdown, in pairs, up to the first that is empty or begins with an unprintable character.
 
     Raises Reject: role_order, blocked_word (anywhere in the raw text, tags too), html_parse, blocked_response,
     too_short.
@@ -87,7 +87,7 @@ def _texts(engine: str, made: Draft) -> None:
 
 
 class Duplicates:
-    """FastChat's last pass: an id, then plug-ins, then the first question and answer; what is kept is remembered."""
+    """FastChat's last pass: duplicate ids, then plug-ins, then duplicate first pairs; remembers kept records."""
 
     def __init__(self) -> None:
         self.ids: set[str] = set()
@@ -98,7 +98,7 @@ class Duplicates:
         record = made.record
         identity = record["id"]
         if identity in self.ids:
-            raise Reject("dup_id", f"the id {identity} came before")
+            raise Reject("dup_id", f"the id {identity} occurred before")
         if record.get("plugins") is not None:
             raise Reject("plugin", "the plugins key is set")
         pair = int.from_bytes(bytes.fromhex(conversation.content_id(record["messages"][:2])))

@@ -1,4 +1,4 @@
-"""make-delta and apply-delta: a tuned model as its exact difference to its base, and back, byte for byte."""
+"""make-delta and apply-delta: a tuned model as its exact difference from its base, and back, byte for byte."""
 
 import re
 from pathlib import Path
@@ -9,35 +9,41 @@ import typer
 from vtools import options
 from vtools.process import UsageFailure
 
-Base = Annotated[str | None, typer.Option("--base", "--base-model-path", metavar="MODEL", help="The base model.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")]
+Base = Annotated[
+    str | None, typer.Option("--base", "--base-model-path", metavar="MODEL", help="Read the base model from here.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is complete.")]
 
 
 def make_delta(
     operands: Annotated[list[str] | None, typer.Argument(metavar="BASE TARGET OUT")] = None,
     base: Base = None,
     target: Annotated[
-        str | None, typer.Option("--target", "--target-model-path", metavar="MODEL", help="The tuned model.")
+        str | None,
+        typer.Option("--target", "--target-model-path", metavar="MODEL", help="Read the tuned model from here."),
     ] = None,
     out: Annotated[
-        str | None, typer.Option("-o", "--out", "--delta", "--delta-path", metavar="FOLDER", help="A new folder.")
+        str | None,
+        typer.Option("-o", "--out", "--delta", "--delta-path", metavar="FOLDER", help="Write this new folder."),
     ] = None,
-    codec: Annotated[Literal["zstd", "raw"], typer.Option(help="zstd is small, raw is quick.")] = "zstd",
+    codec: Annotated[
+        Literal["zstd", "raw"], typer.Option(help="Which codec: zstd is smaller, raw is faster.")
+    ] = "zstd",
     jobs: options.Jobs = 2,
     force: Force = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Write what turns BASE into TARGET as the folder OUT, to publish instead of the whole model.
+    """Write the difference between BASE and TARGET as the folder OUT, to publish instead of the whole model.
 
-    The difference is exact: apply-delta gives back every file of TARGET byte for byte. Each model is a folder, a hub id
-    (hf:owner/name) or a .safetensors or .bin file, sharded in any way (a .gguf file is converted first); dtypes may
-    differ, and TARGET may have more rows (a larger vocabulary). Its other files are carried along and named; hidden
-    ones (.env, .git) and checkpoints are not. Pickled weights (.bin) are read without running what is in them. Memory
-    does not grow with the model. Killed at any moment, the same command continues.
+    The difference is exact: apply-delta restores every file of TARGET byte for byte. A model is a folder, a hub id
+    (hf:owner/name) or a .safetensors or .bin file, sharded or not; a .gguf file is converted first. Dtypes may differ,
+    and TARGET may have more rows (a larger vocabulary). Its other files are copied into OUT and listed, except hidden
+    ones (.env, .git) and checkpoints. Pickled weights (.bin) are read without executing the pickle. Memory use does not
+    grow with the model. After a kill, the same command resumes.
 
-    stdout: a JSON line a tensor {"tensor", "bytes", "delta_bytes", "blake3", "ms"}, then one with the totals.
+    stdout: one JSON line per tensor {"tensor", "bytes", "delta_bytes", "blake3", "ms"}, then one with the totals.
 
     \b
     Examples:
@@ -49,7 +55,7 @@ def make_delta(
     base, target, out = _fill(names, operands or [])
     from vtools.delta import make
 
-    known_as = Path(base).resolve().name if Path(base).exists() else base  # a path is nobody else's business
+    known_as = Path(base).resolve().name if Path(base).exists() else base  # do not publish a local path
     make.make(
         _place(base), _place(target), Path(out), name=known_as, codec=codec, jobs=jobs, force=force, quiet=quiet,
         dry_run=dry_run,
@@ -59,26 +65,32 @@ def make_delta(
 def apply_delta(
     operands: Annotated[list[str] | None, typer.Argument(metavar="BASE DELTA OUT")] = None,
     base: Base = None,
-    delta: Annotated[str | None, typer.Option("--delta", "--delta-path", metavar="DELTA", help="The delta.")] = None,
+    delta: Annotated[
+        str | None, typer.Option("--delta", "--delta-path", metavar="DELTA", help="Read the delta from here.")
+    ] = None,
     out: Annotated[
         str | None,
-        typer.Option("-o", "--out", "--target", "--target-model-path", metavar="FOLDER", help="A new folder."),
+        typer.Option("-o", "--out", "--target", "--target-model-path", metavar="FOLDER", help="Write this new folder."),
     ] = None,
     template: options.TemplateName = None,
     add_dtype: Annotated[
         options.Dtype | None,
-        typer.Option(help="Without delta.json: add, and write, in this dtype; default: the delta's own."),
+        typer.Option(help="Which dtype to add and write in, without delta.json; default: the delta's own."),
     ] = None,
     extra_rows: Annotated[
         Literal["zero", "mean"] | None,
-        typer.Option(help="Without delta.json: what added rows are a change of (Vicuna v0: zero; Alpaca: mean)."),
+        typer.Option(
+            help="Which base rows added rows are relative to, without delta.json (Vicuna v0: zero; Alpaca: mean)."
+        ),
     ] = None,
     expect_sum: Annotated[
         float | None,
-        typer.Option(metavar="NUMBER", help="Without delta.json: the sum of all weights (Alpaca's check), to 0.01."),
+        typer.Option(
+            metavar="NUMBER", help="Check the sum of all weights to 0.01, without delta.json (Alpaca's check)."
+        ),
     ] = None,
     verify: Annotated[
-        str | None, typer.Option(metavar="FOLDER", help="Only check FOLDER against the delta's hashes.")
+        str | None, typer.Option(metavar="FOLDER", help="Check FOLDER against the delta's hashes, and do nothing else.")
     ] = None,
     jobs: options.Jobs = 2,
     force: Force = False,
@@ -89,13 +101,13 @@ def apply_delta(
     """Rebuild a tuned model as the folder OUT from BASE and a DELTA.
 
     Each is a folder, a hub id (hf:owner/name) or a single file of weights, .safetensors or .bin; pickled weights are
-    read without running what is in them. A delta made by make-delta gives the tuned model's files byte for byte: every
-    tensor of the result is checked, and of BASE as it is read. A delta without delta.json, as FastChat and Alpaca
-    published them, is added in its own dtype, which gives FastChat's bits, as safetensors; no hash can check that base.
-    --template stores a prompt template with OUT, which those never carried (and writes it into the tokenizer's files).
-    OUT appears when it is whole. Memory does not grow with the model. Killed at any moment, the same command continues.
+    read without executing the pickle. A delta from make-delta restores the tuned model's files byte for byte: every
+    tensor of BASE and of the result is checked against its hash. Deltas without delta.json, as FastChat and Alpaca
+    published them, are added in their own dtype, with the same bits as FastChat, and written as safetensors; nothing
+    can verify their base. They carry no prompt template: --template stores one with OUT and its tokenizer. OUT appears
+    only when it is complete. Memory use does not grow with the model. After a kill, the same command resumes.
 
-    stdout: a JSON line a tensor {"tensor", "bytes", "blake3", "ms"}, then one with the totals.
+    stdout: one JSON line per tensor {"tensor", "bytes", "blake3", "ms"}, then one with the totals.
 
     \b
     Examples:
@@ -110,7 +122,7 @@ def apply_delta(
             raise UsageFailure("--verify FOLDER needs --delta DELTA, and no other operand")
         given = (base, out, template, add_dtype, extra_rows, expect_sum)
         if any(value is not None for value in given) or force or dry_run:
-            raise UsageFailure("--verify FOLDER only compares files: it goes with --delta alone")
+            raise UsageFailure("--verify FOLDER only compares files: give nothing else but --delta")
         delta = deltas[0]
         from vtools.delta import apply
 
@@ -125,7 +137,7 @@ def apply_delta(
         chosen = {"--add-dtype": add_dtype, "--extra-rows": extra_rows, "--expect-sum": expect_sum}
         for option, value in chosen.items():
             if value is not None:
-                raise UsageFailure(f"{option}: {delta} has a delta.json, which settles that: leave it out")
+                raise UsageFailure(f"{option}: {delta} has a delta.json, which decides that; leave the option out")
         apply.apply(
             _place(base), place, Path(out), template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
         )
@@ -137,24 +149,24 @@ def apply_delta(
 
 
 def _fill(names: dict[str, str | None], operands: list[str]) -> list[str]:
-    """The three values, those that no option gave taken from the operands in order. Raises UsageFailure."""
+    """The three values; those without an option come from the operands, in order. Raises UsageFailure."""
     rest = iter(operands)
     values = {name: value if value is not None else next(rest, None) for name, value in names.items()}
     missing = [name for name, value in values.items() if not value]
     if missing:
         raise UsageFailure(f"{' and '.join(missing)} not given; see --help")
     if (extra := next(rest, None)) is not None:
-        raise UsageFailure(f"{extra}: one operand too many; see --help")
+        raise UsageFailure(f"{extra}: too many operands; see --help")
     return [value for value in values.values() if value]
 
 
 def _place(reference: str, patterns: list[str] | None = None) -> Path:
-    """A model's folder, or its single file of weights; only hub ids and .gguf files need the machinery of models."""
+    """A model's folder, or its single file of weights; only hub ids and .gguf files need `models`."""
     path = Path(reference)
     if path.is_dir():
         return path
     if (shard := re.search(r"-of-(\d+)\.", path.name)) and int(shard[1]) > 1 and path.is_file():
-        raise UsageFailure(f"{reference}: one file of {int(shard[1])}; give the folder that holds them all")
+        raise UsageFailure(f"{reference}: one of {int(shard[1])} shards; give the folder that holds them all")
     if path.is_file() and path.suffix != ".gguf":
         return path.parent if path.name == "delta.json" else path
     from vtools.models.reference import model_folder

@@ -1,4 +1,4 @@
-"""apply-delta: one pass over base and delta, every tensor checked before the result gets its name."""
+"""apply-delta: one pass over base and delta; every tensor is checked before the result gets its name."""
 
 import hashlib
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from vtools.weights.tensor import STEP, WIDTHS, Files, Tensor, described
 def apply(
     base: Path, delta: Path, out: Path, *, template: str | None, jobs: int, force: bool, quiet: bool, dry_run: bool
 ) -> None:
-    """Rebuild the target of a delta as the folder `out`; stdout gets a line a tensor and one with the totals.
+    """Rebuild the target of a delta as the folder `out`; stdout gets one line per tensor and one with the totals.
 
-    Raises Failure for a base, a delta or a result that is not the one that the manifest describes.
+    Raises Failure if the base, the delta or the result is not what the manifest describes.
     """
     staging.check(out, [base, delta], force)
     wanted, identity = manifest.load(delta)
@@ -60,7 +60,7 @@ def apply(
                 if file.delta is None:
                     source_file = delta / manifest.CARRIED / file.path
                     if staging.copy(source_file, work.fresh / file.path) != (file.bytes, file.sha256):
-                        raise Failure(f"{source_file}: not the size or the SHA-256 of the delta's list: get it again")
+                        raise Failure(f"{source_file}: size or SHA-256 differs from the delta's; download it again")
                     tick(file.bytes)
                     continue
                 for (start, length), gap in zip(file.gaps(), gaps[file.path], strict=True):
@@ -77,14 +77,14 @@ def apply(
         say(
             "apply-delta",
             f"{wanted.tensors} tensors in {len(wanted.files)} files, {wanted.bytes:,} bytes, "
-            "every tensor of the result has the hash that the delta says"
+            "every tensor of the result has the hash that the delta lists"
             + (f"; --template {template} changed its tokenizer's files" if template else ""),
         )
         _compare_files(base, wanted)
 
 
 def _places(delta: Path, wanted: manifest.Manifest, file: manifest.File) -> dict[str, Tensor]:
-    """Where a file's tensors and gaps lie in its delta file. Raises Failure where manifest and file do not fit."""
+    """Where a file's tensors and gaps are in its delta file. Raises Failure if manifest and file do not match."""
     assert file.delta is not None
     path = delta / file.delta
     if not path.is_file():
@@ -104,7 +104,7 @@ def _places(delta: Path, wanted: manifest.Manifest, file: manifest.File) -> dict
 
 
 def _gaps(place: Tensor, file: manifest.File) -> list[bytes]:
-    """The bytes of a file that are no tensor, stretch by stretch. Raises Failure if they are damaged."""
+    """The bytes of a file between its tensors, one item per gap. Raises Failure if they are damaged."""
     size = sum(length for _, length in file.gaps())
     if place.bytes > 2 * size + 1024:
         raise manifest.damaged(place.file, place.name, "too long")
@@ -115,7 +115,7 @@ def _gaps(place: Tensor, file: manifest.File) -> list[bytes]:
     except difference.Damaged as error:
         raise manifest.damaged(place.file, place.name, str(error)) from None
     if blake3(data).hexdigest() != file.gaps_blake3:
-        raise manifest.damaged(place.file, place.name, "its BLAKE3 comes out wrong")
+        raise manifest.damaged(place.file, place.name, "its BLAKE3 is wrong")
     stretches, end = [], 0
     for _, length in file.gaps():
         stretches.append(data[end : end + length])
@@ -124,7 +124,7 @@ def _gaps(place: Tensor, file: manifest.File) -> list[bytes]:
 
 
 def _source(base: Path, delta: Path, change: manifest.Change, tensors: dict[str, Tensor]) -> Tensor | None:
-    """The base tensor that a change was made from. Raises Failure if the base has none like it."""
+    """The base tensor that a change was made from. Raises Failure if the base has no such tensor."""
     if change.base is None:
         return None
     found = tensors.get(change.base.name)
@@ -132,7 +132,7 @@ def _source(base: Path, delta: Path, change: manifest.Change, tensors: dict[str,
     if found is None or (found.dtype, list(found.shape)) != (change.base.dtype, change.base.shape):
         has = f"is {found}" if found else "is missing"
         raise Failure(
-            f"{base}: tensor {change.base.name} {has}, the delta was made from {expected}: "
+            f"{base}: tensor {change.base.name} {has}, but the delta was made from {expected}: "
             "this is not the base of this delta"
         )
     if not comparable(found, change.dtype, tuple(change.shape)):
@@ -146,7 +146,7 @@ def _source(base: Path, delta: Path, change: manifest.Change, tensors: dict[str,
 def _part(
     wanted: manifest.Manifest, file: manifest.File, change: manifest.Change, place: Tensor, source: Tensor | None
 ) -> writing.Part:
-    """How one tensor of the target is written and checked."""
+    """One tensor of the target, with the functions that write and check it."""
     width = WIDTHS.get(change.dtype, 1)
 
     def chunks(files: Files) -> Iterator[Bytes]:
@@ -164,33 +164,33 @@ def _part(
         if source is None or change.base is None or of_base == change.base.blake3:
             return
         if of_base == change.blake3:
-            raise Failure(f"{source.file}: tensor {source.name} is the result's already: the delta was applied to it")
+            raise Failure(f"{source.file}: tensor {source.name} is the result's already: this delta was applied to it")
         raise Failure(
             f"{source.file}: tensor {source.name} is not the one that the delta was made from "
-            f"(BLAKE3 {of_base}, expected {change.base.blake3}): another base, or a damaged one"
+            f"(BLAKE3 {of_base}, expected {change.base.blake3}): wrong or damaged base"
         )
 
     def check(digest: str) -> None:
         if digest != change.blake3:
-            raise manifest.damaged(place.file, change.name, "its BLAKE3 comes out wrong")
+            raise manifest.damaged(place.file, change.name, "its BLAKE3 is wrong")
 
     return writing.Part(change.name, file.path, change.start, change.bytes, chunks, check)
 
 
 def _compare_files(base: Path, wanted: manifest.Manifest) -> None:
-    """Say where the base's tokenizer or configuration is not the one that the delta was made beside."""
+    """Report where the base's tokenizer or configuration differs from that of the delta's maker."""
     other = [name for name, digest in other_files.hashes(base).items() if wanted.base_files.get(name, digest) != digest]
     if other:
         say(
             "apply-delta",
-            f"{base}: {', '.join(other)}: not as the delta's maker had it; not used, the result takes the target's own",
+            f"{base}: {', '.join(other)}: differs from the delta maker's; not used: the result gets the target's",
         )
 
 
 def verify(folder: Path, delta: Path, quiet: bool) -> None:
-    """Check every file of a delta's target in a folder, a line a file; others do not count, unless they are weights.
+    """Check every file of a delta's target in a folder, one line per file; ignores others, unless they are weights.
 
-    Raises Failure if one differs or is missing, or if weights are there that a program may load instead.
+    Raises Failure if one differs or is missing, or if there are other weights that a program may load instead.
     """
     wanted, _ = manifest.load(delta)
     if not folder.is_dir():
@@ -209,15 +209,15 @@ def verify(folder: Path, delta: Path, quiet: bool) -> None:
                         tick(len(data))
             found = sha256.hexdigest() if there else None
             if found != file.sha256:
-                wrong.append(f"{path}: " + ("its SHA-256 is not the manifest's" if there else "missing"))
+                wrong.append(f"{path}: " + ("its SHA-256 differs from the manifest's" if there else "missing"))
             right += found == file.sha256
             lines.write({"file": file.path, "bytes": file.bytes, "sha256": found, "ok": found == file.sha256})
         known = {file.path for file in wanted.files}
         for path in sorted(folder.iterdir()):
             if path.name not in known and model_files.looks_like_weights(path.name.removesuffix(".index.json")):
-                wrong.append(f"{path}: not of the delta's target, and a program may load it instead")
+                wrong.append(f"{path}: not part of the delta's target, but a program may load it instead; remove it")
         lines.write({"files": len(wanted.files), "sha256_verified": right, "out": str(folder)})
     if wrong:
         raise Failure(wrong[0] + (f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""))
     if not quiet:
-        say("apply-delta", f"{folder}: {len(wanted.files)} files, each as the delta says")
+        say("apply-delta", f"{folder}: {len(wanted.files)} files, all as the delta lists them")

@@ -1,8 +1,8 @@
 # ruff: noqa: TID253  imported lazily by the command
 """apply-delta for deltas without delta.json, as FastChat and Alpaca published them: result = base + delta, rounded.
 
-The layout follows the delta's files; .bin files become safetensors ones. Nothing says which base is the right one, so
-what can be told from the numbers is checked: see `_check_numbers`.
+The result has the same files as the delta; .bin files become safetensors. Nothing identifies the right base, so what
+the numbers can reveal is checked: see `_check_numbers`.
 """
 
 import functools
@@ -28,18 +28,18 @@ from vtools.weights.dtypes import FLOATS, Bytes
 from vtools.weights.model_files import is_buffer
 from vtools.weights.tensor import WIDTHS, Files, Tensor, dtype_name
 
-SUM_TOLERANCE = 0.01  # that of Alpaca's own check
-SAMPLE = 1 << 20  # elements looked at in a tensor
+SUM_TOLERANCE = 0.01  # as in Alpaca's own check
+SAMPLE = 1 << 20  # elements examined per tensor
 
 
 @dataclass
 class Result:
-    """What the result will hold, known from headers and a look at the numbers."""
+    """What the result will contain, known from headers and a sample of the numbers."""
 
-    files: dict[str, list[writing.NewTensor]]  # of weights, and their tensors
+    files: dict[str, list[writing.NewTensor]]  # files of weights and their tensors
     carried: dict[str, Path]
-    rows: int | None  # of the embedding
-    dtype: str | None  # of all tensors, if it is one
+    rows: int | None  # rows of the embedding
+    dtype: str | None  # the dtype of all tensors, if they share one
     buffers: list[Tensor]
 
 
@@ -47,9 +47,9 @@ def apply(
     base: Path, delta: Path, out: Path, *, dtype: str | None, extra_rows: str | None, expect_sum: float | None,
     template: str | None, jobs: int, force: bool, quiet: bool, dry_run: bool,
 ) -> None:  # fmt: skip
-    """Write base + delta as the folder `out`; stdout gets a line a tensor and one with the totals. Raises Failure.
+    """Write base + delta as the folder `out`; stdout gets one line per tensor and one with the totals. Raises Failure.
 
-    `dtype` is that of the sum, else each tensor's own in the delta.
+    Tensors are added in `dtype`, or each in its own dtype in the delta.
     """
     if template is not None and delta.is_file():
         raise UsageFailure("--template needs the delta's tokenizer: give the folder of the delta, not one file")
@@ -109,7 +109,7 @@ def apply(
 
 
 def foreseen(base: Path, delta: Path, dtype: str | None, extra_rows: str | None) -> Result:
-    """Read all headers, and of the largest tensors enough to tell a delta. Raises Failure for what is none."""
+    """Read all headers, and samples of the largest tensors. Raises Failure for anything that is not a delta."""
     sources = model_files.weight_files(delta)
     stored = {file: model_files.read(file) for file in sources}
     if any(tensor.name == manifest.GAPS for group in stored.values() for tensor in group):
@@ -139,7 +139,7 @@ def foreseen(base: Path, delta: Path, dtype: str | None, extra_rows: str | None)
     paths, _ = model_files.model_files(delta)
     root = _root(delta)
     carried = {path: root / path for path in paths if root / path not in stored and not model_files.about_weights(path)}
-    for name in ("config.json", "generation_config.json"):  # FastChat takes the base's; a delta's own knows more
+    for name in ("config.json", "generation_config.json"):  # FastChat takes the base's; the delta's is more accurate
         if name not in carried and base.is_dir() and (base / name).is_file():
             carried[name] = base / name
     every = itertools.chain(tensors.values(), *stored.values())
@@ -156,7 +156,7 @@ def _source(tensors: dict[str, Tensor], change: Tensor) -> Tensor:
 
 
 def _name(delta: Path, file: Path) -> str:
-    """The result's file for one of the delta's: safetensors, numbered and placed as the delta's are."""
+    """The result's file for one of the delta's: safetensors, with the same number and path."""
     return str(file.relative_to(delta).with_name(re.sub(r"^pytorch_model", "model", file.stem) + ".safetensors"))
 
 
@@ -180,7 +180,7 @@ def _check_names(
 
 
 def _check_missing(base: Path, delta: Path, tensors: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
-    """Raise Failure if the base has weights that the delta lacks, but for an output matrix that the result ties."""
+    """Raise Failure if the base has weights that the delta lacks, except an output matrix that the result ties."""
     missing = {name for name in tensors.keys() - changes.keys() if not is_buffer(name)}
     place = next((place for place in (_root(delta), base) if (place / "config.json").is_file()), None)
     if place and read_json(place / "config.json").get("tie_word_embeddings"):
@@ -190,10 +190,10 @@ def _check_missing(base: Path, delta: Path, tensors: dict[str, Tensor], changes:
 
 
 def _check_numbers(delta: Path, tensors: dict[str, Tensor], changes: dict[str, Tensor]) -> None:
-    """Raise Failure for a delta that is a whole model, or that the base holds already.
+    """Raise Failure for a delta that is a whole model, or that the base already contains.
 
-    The changes of real fine-tunes are a tenth of the weights or less. And a base B + D, regressed on the delta D, has
-    the slope 1 in every matrix, where that of B is near 0.
+    The changes of real fine-tunes are a tenth of the weights or less. A base that is B + D already, regressed on the
+    delta D, has slope 1 in every matrix; the right base B has a slope near 0.
     """
     largest = sorted(changes.values(), key=lambda change: (-change.bytes, change.name))[:16]
     ratios, slopes = [], []
@@ -212,13 +212,11 @@ def _check_numbers(delta: Path, tensors: dict[str, Tensor], changes: dict[str, T
     if ratios and statistics.median(ratios) < 2:
         raise Failure(f"{delta}: its tensors are as large as the base's own: this is a whole model, not a delta")
     if len(slopes) >= 4 and all(0.75 < slope < 1.25 for slope in slopes):
-        raise Failure(
-            f"{delta}: the base holds this delta already (slope {slopes[0]:.2f}): it was applied to it before"
-        )
+        raise Failure(f"{delta}: the base contains this delta already (slope {slopes[0]:.2f}): it was applied before")
 
 
 def _sample(files: Files, tensor: Tensor, length: int) -> np.ndarray:
-    """Of the first `length` elements at most SAMPLE, in stretches spread over all of them, in double precision."""
+    """At most SAMPLE of the first `length` elements, in stretches spread over all of them, as float64."""
     width = WIDTHS[tensor.dtype]
     stretches = 1 if length <= SAMPLE else 16
     stretch = min(length, SAMPLE) // stretches
@@ -247,7 +245,7 @@ def _sum_of(source: Tensor, change: Tensor, kind: str, extra_rows: str | None) -
 
 
 def add(base: Bytes, change: Bytes, dtype: str) -> Bytes:
-    """base + change, both and the result in `dtype`: the same bits as torch's addition on a CPU (but for NaN's)."""
+    """base + change, all in `dtype`, with the same bits as torch's addition on a CPU (except NaNs)."""
     exact = "F64" if dtype == "F64" else "F32"  # torch computes half precision in single precision
     with np.errstate(all="ignore"):
         total = dtypes.convert(base, dtype, exact).view(FLOATS[exact])
@@ -260,16 +258,14 @@ def _total(kind: str, data: Bytes) -> float:
 
 
 def _check_sum(found: float, expected: float, buffers: list[Tensor]) -> None:
-    """Raise Failure unless the sum of all weights is the expected one, with or without the buffers of base and delta.
+    """Raise Failure unless the sum of all weights is as expected, with or without the buffers of base and delta.
 
-    Alpaca's published 50637.1836 comes from a time when transformers counted those buffers in.
+    Alpaca's published 50637.1836 dates from when transformers included those buffers.
     """
     more = 0.0
     with Files() as files:
         for tensor in buffers:
             for raw in files.chunks_of(tensor):
                 more += _total(tensor.dtype, raw)
-    if not min(abs(found - expected), abs(found + more - expected)) <= SUM_TOLERANCE:  # so that NaN fails
-        raise Failure(
-            f"the sum of all weights is {found:.4f}, not {expected}: the base or the delta is not the one meant"
-        )
+    if not min(abs(found - expected), abs(found + more - expected)) <= SUM_TOLERANCE:  # written so that NaN fails
+        raise Failure(f"the sum of all weights is {found:.4f}, not {expected}: wrong base or delta")

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  imported lazily by the commands
-"""The base model's side of a delta: which tensor belongs to which, and its bytes in the target's dtype and size."""
+"""The base side of a delta: the tensor to subtract, and its bytes in the target's dtype and size."""
 
 import math
 
@@ -14,9 +14,9 @@ TIED = {"lm_head.weight": "model.embed_tokens.weight"}
 
 
 def match(base: dict[str, Tensor], name: str, dtype: str, shape: tuple[int, ...]) -> Tensor | None:
-    """The base tensor that a target tensor is a change of: its namesake, or the embedding that the base ties to it.
+    """The base tensor that a target tensor is compared with: its namesake, or the embedding that the base ties to it.
 
-    None for a buffer, which the same base has in one layout and lacks in another.
+    None for a buffer, which the same base may have or lack, depending on the library version that saved it.
     """
     if is_buffer(name):
         return None
@@ -25,15 +25,16 @@ def match(base: dict[str, Tensor], name: str, dtype: str, shape: tuple[int, ...]
 
 
 def comparable(base: Tensor, dtype: str, shape: tuple[int, ...]) -> bool:
-    """Whether a difference to `base` makes sense: the same shape but for the number of rows, floats or one dtype."""
+    """Whether a difference from `base` makes sense: same shape except for the rows; floats, or the same dtype."""
     same = len(base.shape) == len(shape) and base.shape[1:] == shape[1:]
     return same and (base.dtype == dtype or (base.dtype in FLOATS and dtype in FLOATS))
 
 
 class BaseStream:
-    """A base tensor as a stream of bytes in another dtype, hashed on the way; more rows than it has are `extra`.
+    """A base tensor as a stream of bytes in another dtype, hashed on the way.
 
-    `extra` is one row in that dtype; without it they are zero. A target with fewer rows sees the first ones.
+    Rows beyond the base's are `extra` (one row in that dtype), or zero without it. A target with fewer rows gets the
+    first ones.
     """
 
     def __init__(self, files: Files, tensor: Tensor | None, dtype: str, extra: Bytes | None = None) -> None:
@@ -67,7 +68,7 @@ class BaseStream:
         return padded
 
     def finish(self) -> str | None:
-        """The BLAKE3 of the whole base tensor, after reading what the target did not need of it."""
+        """The BLAKE3 of the whole base tensor, after reading the rows that the target did not need."""
         if self.tensor is None:
             return None
         while self.position < self.tensor.bytes:
@@ -76,7 +77,7 @@ class BaseStream:
 
 
 def mean_row(files: Files, tensor: Tensor, dtype: str) -> Bytes:
-    """The mean of a matrix's rows, summed in double precision, as bytes of one row in `dtype`."""
+    """The mean of a matrix's rows, summed in float64, as the bytes of one row in `dtype`."""
     if not tensor.bytes:  # no rows: the mean of nothing counts as zero
         return np.zeros(math.prod(tensor.shape[1:]) * WIDTHS[dtype], np.uint8)
     row = tensor.bytes // tensor.shape[0]

@@ -29,7 +29,7 @@ class Models:
 
     root: Path
     base: dict[str, Tensor]
-    weights: dict[str, list[Tensor]]  # target file: its tensors, none upon another
+    weights: dict[str, list[Tensor]]  # target file: its tensors, without overlaps
     carried: list[str]
     left_out: list[str]  # folders and files that are not part of the model
 
@@ -42,9 +42,9 @@ class Models:
 
 
 def read(base: Path, target: Path, quiet: bool) -> Models:
-    """Read all headers of both models. Raises Failure for anything that cannot be read as one."""
+    """Read all headers of both models. Raises Failure for anything unreadable."""
     tensors = model_files.tensors(base)
-    model_files.weight_files(target)  # it must have some
+    model_files.weight_files(target)  # fails if there are none
     files, left_out = model_files.model_files(target)
     if left_out and not quiet:
         say("make-delta", f"not part of the model, left out: {', '.join(left_out)}")
@@ -56,16 +56,16 @@ def read(base: Path, target: Path, quiet: bool) -> Models:
         if target.is_file() or model_files.holds_weights(file):
             group = list(_apart(model_files.read(file)))
         if file.stat().st_size - sum(tensor.bytes for tensor in group) > manifest.LARGEST_GAPS or not group:
-            carried.append(path)  # no weights, or hardly any: an optimizer's state beside them
+            carried.append(path)  # few or no weights, such as an optimizer's state
             continue
         if any(tensor.name in (manifest.GAPS, "__metadata__") for tensor in group):
-            raise Failure(f"{file}: a tensor has a name that deltas use for themselves; rename it")
+            raise Failure(f"{file}: a tensor has a name that deltas reserve; rename it")
         weights[path] = group
     return Models(root, tensors, weights, carried, left_out)
 
 
 def _apart(tensors: list[Tensor]) -> Iterator[Tensor]:
-    """The tensors of a file but for those that share bytes with one before them: tied ones, or views."""
+    """The tensors of a file, except those that share bytes with an earlier one (tied weights, views)."""
     end = 0
     for tensor in tensors:
         if tensor.start >= end:
@@ -76,7 +76,7 @@ def _apart(tensors: list[Tensor]) -> Iterator[Tensor]:
 def make(
     base: Path, target: Path, out: Path, *, name: str, codec: str, jobs: int, force: bool, quiet: bool, dry_run: bool
 ) -> None:
-    """Write the delta folder `out`; stdout gets a line a tensor and the totals. `name` is noted as the base.
+    """Write the delta folder `out`; stdout gets one line per tensor and the totals. `name` is recorded as the base.
 
     Raises Failure for models that cannot be read, or that change meanwhile.
     """
@@ -86,12 +86,12 @@ def make(
     tensors = models.tensors
     size = sum(tensor.bytes for tensor in tensors)
     carried = sum((models.root / path).stat().st_size for path in models.carried)
-    # A zstd delta's size is not known before: that of real fine-tunes is a quarter of the target or more.
+    # A zstd delta's size is unknown beforehand: for real fine-tunes, a quarter of the target or more.
     need = size + (64 << 10) * len(models.weights) if codec == "raw" else size // 4
     free = staging.check_space(out, carried + need)
     whole = [tensor.name for tensor in tensors if models.base_of(tensor) is None]
     if tensors and len(whole) == len(tensors):
-        raise Failure(f"{base}: none of its tensors is like one of {target}: it is not the base of that model")
+        raise Failure(f"{base}: no tensor has the name and shape of one in {target}: not the base of that model")
     if dry_run:
         counts = {"tensors": len(tensors), "stored_whole": len(whole), "bytes": size, "carried_bytes": carried}
         with jsonl.output(None) as lines:
@@ -129,13 +129,13 @@ def make(
             f"{len(tensors)} tensors in {len(models.weights)} files, {made.bytes:,} bytes of "
             f"target, {written:,} of delta ({written / made.bytes:.3f})"
             + (f", {len(whole)} stored whole" if whole else "")
-            + (f"; carried along: {', '.join(models.carried)}" if models.carried else ""),
+            + (f"; copied: {', '.join(models.carried)}" if models.carried else ""),
         )
 
 
 @dataclass
 class _Writer:
-    """Delta files, one for each target file; a thread reads `files` while another writes `written`."""
+    """Writes delta files, one per target file; a thread reads `files` while another writes `written`."""
 
     models: Models
     work: staging.Work
@@ -149,7 +149,7 @@ class _Writer:
     reused: int = 0  # tensors that an earlier run had written
 
     def shard(self, path: str, name: str) -> manifest.File:
-        """Write one delta file; its header goes in last, into room left for it."""
+        """Write one delta file; its header is written last, into space reserved for it."""
         source, place = self.models.root / path, self.work.fresh / name
         size = source.stat().st_size
         group = self.models.weights[path]
@@ -162,9 +162,9 @@ class _Writer:
             gaps.extend(gap.data)
 
         entry = '"":{"dtype":"U8","shape":[],"data_offsets":[,]},'  # and a name and three numbers of 64 bits
-        room = 256 + sum(len(orjson.dumps(tensor.name)) + len(entry) + 3 * 20 for tensor in group)
-        room += -room % 8
-        stored, position, end = [], room, 0
+        reserved = 256 + sum(len(orjson.dumps(tensor.name)) + len(entry) + 3 * 20 for tensor in group)
+        reserved += -reserved % 8
+        stored, position, end = [], reserved, 0
         place.touch()
         for tensor in group:
             copy_gap(end, tensor.start)
@@ -183,13 +183,13 @@ class _Writer:
         self.written.write(place, position, memoryview(packed))
         stored.append((manifest.GAPS, "U8", [len(packed)], len(packed)))
         os.truncate(place, position + len(packed))  # an earlier run may have written more
-        self.written.write(place, 0, memoryview(safetensors.header(stored, {"format": manifest.FORMAT}, room)))
+        self.written.write(place, 0, memoryview(safetensors.header(stored, {"format": manifest.FORMAT}, reserved)))
         sync(place)
         file.sha256, file.gaps_blake3 = sha256.hexdigest(), blake3(gaps).hexdigest()
         return file
 
     def _kept(self, target: Tensor, path: str, place: Path, position: int, sha256: Any) -> manifest.Change | None:
-        """What an earlier run wrote for a tensor, if it is there and right; the target's bytes are hashed again."""
+        """What an earlier run wrote for a tensor, if it is correct; the target's bytes are hashed again."""
         noted = self.work.done.get(f"{path}:{target.name}")
         if noted is None:
             return None
@@ -240,6 +240,6 @@ class _Writer:
         return change
 
     def report(self, change: manifest.Change, milliseconds: int) -> None:
-        """The line of a tensor."""
+        """Write the line of a tensor to stdout."""
         sizes = {"bytes": change.bytes, "delta_bytes": sum(change.chunks)}
         self.lines.write({"tensor": change.name, **sizes, "blake3": change.blake3, "ms": milliseconds})

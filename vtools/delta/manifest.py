@@ -1,6 +1,6 @@
-"""delta.json: what a delta was made from, what it must give, and the hashes that prove it.
+"""delta.json: what a delta was made from, what it must restore, and the hashes that prove it.
 
-A delta folder holds
+A delta folder contains
   delta.json                        this manifest
   delta-00001-of-0000N.safetensors  one for each file of weights of the target: a U8 tensor for each target tensor, its
                                     chunks (see difference.py) one after the other, and `__gaps__`
@@ -31,7 +31,7 @@ FORMAT, VERSION = "vtools-delta", 1
 CARRIED = "files"
 GAPS = "__gaps__"
 LONGEST_CHUNK = 64 << 20
-LARGEST_GAPS = 128 << 20  # bytes of a file that are no tensor; they are held in memory
+LARGEST_GAPS = 128 << 20  # bytes of a file between its tensors; held in memory
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Change:
 
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> Self:
-        """A tensor's entry of the manifest. Raises ValueError, KeyError or TypeError for anything else."""
+        """A tensor's entry in the manifest. Raises ValueError, KeyError or TypeError if malformed."""
         change = cls(**{**entry, "base": Base(**entry["base"]) if entry["base"] is not None else None})
         _whole(change.start, change.bytes, *change.shape, *change.chunks, *(change.base.shape if change.base else ()))
         _text(change.name, change.dtype, change.blake3, *((change.base.name, change.base.dtype) if change.base else ()))
@@ -68,7 +68,7 @@ class Change:
 
 @dataclass
 class File:
-    """One target file: with `delta`, weights given by their changes and gaps; without, carried whole."""
+    """One target file: with `delta`, weights given by changes and gaps; without, copied whole."""
 
     path: str
     bytes: int
@@ -79,7 +79,7 @@ class File:
 
     @classmethod
     def parse(cls, entry: dict[str, Any]) -> Self:
-        """A file's entry of the manifest. Raises ValueError, KeyError or TypeError for anything else."""
+        """A file's entry in the manifest. Raises ValueError, KeyError or TypeError if malformed."""
         file = cls(**{**entry, "tensors": [Change.parse(tensor) for tensor in entry["tensors"]]})
         _whole(file.bytes)
         _text(file.sha256)
@@ -87,18 +87,18 @@ class File:
             if path is not None and not inside(path):
                 raise ValueError(f"{path!r} leads out of the folder")
         if (file.delta is None) != (file.gaps_blake3 is None):
-            raise ValueError(f"{file.path}: half a file of weights")
+            raise ValueError(f"{file.path}: an incomplete entry for a file of weights")
         end = 0
         for change in file.tensors:
             if change.start < end or change.start + change.bytes > file.bytes:
-                raise ValueError(f"{file.path}: tensor {change.name} does not lie in it, or lies on another")
+                raise ValueError(f"{file.path}: tensor {change.name} is outside the file, or overlaps another")
             end = change.start + change.bytes
         if file.delta is not None and sum(length for _, length in file.gaps()) > LARGEST_GAPS:
             raise ValueError(f"{file.path}: more than {LARGEST_GAPS:,} bytes of it are no tensor")
         return file
 
     def gaps(self) -> list[tuple[int, int]]:
-        """Offset and length of each stretch of the file that is no tensor."""
+        """Offset and length of each gap between the file's tensors."""
         edges = [(0, 0), *((change.start, change.start + change.bytes) for change in self.tensors), (self.bytes, 0)]
         return [(end, start - end) for (_, end), (start, _) in itertools.pairwise(edges) if start > end]
 
@@ -146,7 +146,7 @@ def load(folder: Path) -> tuple[Manifest, str]:
             raise Failure(f"{path}: version {value['version']!r}, method {value['method']!r}: made by a newer vtools")
         claimed = value.pop("blake3")
         if blake3(orjson.dumps(value)).hexdigest() != claimed:
-            raise ValueError("its contents do not have the hash it gives")
+            raise ValueError("its contents do not match its hash")
         files = [File.parse(entry) for entry in value["files"]]
         for names in ([PurePosixPath(file.path) for file in files], [file.delta for file in files if file.delta]):
             if len(set(names)) < len(names):
@@ -163,20 +163,20 @@ def load(folder: Path) -> tuple[Manifest, str]:
     except (FileNotFoundError, NotADirectoryError):
         raise Failure(f"{path}: missing; make-delta writes it, and without it there are no hashes to check") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Failure(f"{path}: not a manifest, or damaged: {type(error).__name__}: {error}; get it again") from None
+        raise Failure(f"{path}: not a manifest, or damaged ({type(error).__name__}: {error}); get it again") from None
     return manifest, claimed
 
 
 def damaged(file: object, name: str, detail: str) -> Failure:
-    """The error for a delta that does not give what its manifest promises."""
-    return Failure(f"{file}: tensor {name}: {detail}: the delta is damaged; get it again")
+    """The error for a delta that does not match its manifest."""
+    return Failure(f"{file}: tensor {name}: {detail}: the delta is damaged; download it again")
 
 
 def _whole(*numbers: object) -> None:
     if not all(type(number) is int and number >= 0 for number in numbers):
-        raise ValueError("a size, an offset or a shape is no whole number")
+        raise ValueError("a size, an offset or a shape is not a whole number")
 
 
 def _text(*values: object) -> None:
     if not all(isinstance(value, str) for value in values):
-        raise ValueError("a name or a hash is no text")
+        raise ValueError("a name or a hash is not a text")

@@ -1,4 +1,4 @@
-"""The files of a model that are not weights: carried along, hashed, made to fit the weights."""
+"""The files of a model that are not weights: copied, hashed, adapted to the weights."""
 
 import hashlib
 from pathlib import Path
@@ -12,7 +12,7 @@ IDENTITY = ("config.json", *MAIN_FILES)
 
 
 def hashes(place: Path) -> dict[str, str]:
-    """SHA-256 of a model's configuration and tokenizer files, those it has."""
+    """SHA-256 of a model's configuration and tokenizer files, as far as they exist."""
     found = {}
     for name in IDENTITY:
         if (place / name).is_file():
@@ -29,7 +29,7 @@ def check_vocabulary(place: Path, rows: int) -> None:
         ids["tokenizer.json"] = list(Tokenizer(place, place).backend.get_vocab(with_added_tokens=True).values())
     last, path = max((number, place / name) for name, numbers in ids.items() for number in [-1, *numbers])
     if last >= rows:
-        raise Failure(f"{path}: its last token has the id {last}, the embedding has only {rows} rows: they do not fit")
+        raise Failure(f"{path}: its last token has id {last}, the embedding has only {rows} rows: wrong tokenizer")
 
 
 def template_for(place: Path, name: str) -> Template:

@@ -1,4 +1,4 @@
-"""export: a model as one GGUF file for llama.cpp, or as safetensors in another dtype or sharding."""
+"""`vtools export`: a model as one GGUF file for llama.cpp, or as safetensors in another dtype or sharding."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,33 +13,38 @@ Type = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id or a .gguf file.")],
-    out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="Write here, whole or not at all.")],
-    to: Annotated[Literal["gguf", "safetensors"], typer.Option(help="One file, or a folder.")] = "gguf",
-    type: Annotated[Type | None, typer.Option(help="How GGUF holds matrices; f16 if not given.")] = None,
+    out: Annotated[
+        str, typer.Option("-o", "--out", metavar="OUT", help="Write this file or folder, whole or not at all.")
+    ],
+    to: Annotated[
+        Literal["gguf", "safetensors"], typer.Option(help="Write one GGUF file, or a folder of safetensors.")
+    ] = "gguf",
+    type: Annotated[Type | None, typer.Option(help="Which type GGUF stores matrices in. Default: f16.")] = None,
     dtype: Annotated[
-        options.Dtype | None, typer.Option(help="Floats of safetensors; as they are if not given.")
+        options.Dtype | None, typer.Option(help="Which dtype safetensors stores floats in. Default: unchanged.")
     ] = None,
     max_shard: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="The largest safetensors file, as 500MB; 5GB if not given.")
+        str | None,
+        typer.Option(metavar="SIZE", help="Limit safetensors files to this size, such as 500MB. Default: 5GB."),
     ] = None,
     template: options.TemplateName = None,
     jobs: options.Jobs = 2,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is whole.")
+        bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is complete.")
     ] = False,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Write MODEL as one GGUF file, which llama.cpp and gpt4all load, or as safetensors of another dtype.
+    """Write MODEL as one GGUF file, which llama.cpp and gpt4all load, or as safetensors in another dtype.
 
-    GGUF: models of type llama, mistral, qwen2 and qwen3 with SentencePiece or byte-level BPE tokenizers. The file holds
-    the tokenizer, the special tokens and the chat template (--template gives another). The q-types store blocks of 32
-    weights in 8, 5 or 4 bits, the output matrix in 8 (q8_0), vectors in 32. The K-quants (q4_k_m, q5_k_m, q6_k) are
-    made by llama.cpp: its llama-quantize where that is installed, else the library of the extra `llama-cpp`. Memory
+    GGUF takes models of type llama, mistral, qwen2 and qwen3 with a SentencePiece or byte-level BPE tokenizer. The file
+    includes the tokenizer, special tokens and chat template (--template replaces it). The q types quantise blocks of 32
+    weights to 8, 5 or 4 bits; the output matrix stays at 8 (q8_0), vectors at 32. The K-quants (q4_k_m, q5_k_m, q6_k)
+    are computed by llama.cpp: by its llama-quantize if installed, else by the library of the extra `llama-cpp`. Memory use
     does not grow with the model.
 
-    stdout: a JSON line a tensor {"tensor", "type", "shape", "bytes"} (and "ms" where we encode it, "blake3" of
+    stdout: one JSON line per tensor {"tensor", "type", "shape", "bytes"} ("ms" too if encoded here, "blake3" for
     safetensors), then one with the totals.
 
     \b
@@ -61,7 +66,7 @@ def export(
 
     source, target = Path(model), Path(out)
     if source.is_file() and target.exists() and target.samefile(source):
-        raise UsageFailure(f"{out}: it is the model that is to be exported; choose another output file")
+        raise UsageFailure(f"{out}: is the model to be exported; choose another output file")
     place = model_folder(model)
     if to == "safetensors":
         from vtools.export import safetensors_files

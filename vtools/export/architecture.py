@@ -10,10 +10,10 @@ from vtools.process import Failure
 
 
 class Unsupported(Exception):
-    """A setting that GGUF or llama.cpp has no form for."""
+    """A setting that GGUF or llama.cpp cannot represent."""
 
 
-# model_type to GGUF's architecture, and whether llama.cpp rotates neighbours (2i, 2i+1) there instead of halves.
+# model_type to GGUF's architecture, and whether its RoPE in llama.cpp pairs neighbours (2i, 2i+1), not halves.
 SUPPORTED = {
     "llama": ("llama", True), "mistral": ("llama", True), "qwen2": ("qwen2", False), "qwen3": ("qwen3", False),
 }  # fmt: skip
@@ -58,14 +58,14 @@ class Architecture:
             return {"rope.scaling.type": "linear", "rope.scaling.factor": float(self.rope["factor"])}
         if kind == "yarn":
             return self._yarn()
-        raise Unsupported(f"rope scaling {kind!r} has no form in GGUF; linear, yarn and llama3 have")
+        raise Unsupported(f"rope scaling {kind!r} has no form in GGUF; only linear, yarn and llama3 have")
 
     def _yarn(self) -> dict[str, Any]:
-        # llama.cpp has keys for these too, and does not read them for these architectures.
+        # llama.cpp has keys for these, but does not read them for these architectures.
         fixed = {"beta_fast": 32, "beta_slow": 1, "truncate": True}
         for key, value in fixed.items():
             if self.rope.get(key) not in (None, value):
-                raise Unsupported(f"yarn with {key} {self.rope[key]}; llama.cpp computes it with {value} alone")
+                raise Unsupported(f"yarn with {key} {self.rope[key]}; llama.cpp supports only {value}")
         original = self.rope["original_max_position_embeddings"]
         factor = float(self.rope.get("factor") or self.context / original)
         keys = {
@@ -73,7 +73,7 @@ class Architecture:
             "rope.scaling.factor": factor,
             "rope.scaling.original_context_length": int(original),
         }
-        # llama.cpp scales by what the paper suggests, and by this on top of it.
+        # llama.cpp applies the paper's scale, and multiplies it by this.
         suggested = _attention_scale(factor, 1)
         wanted, scale, all_dims = (self.rope.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim"))
         if wanted is None and scale and all_dims:
@@ -83,7 +83,7 @@ class Architecture:
         return keys
 
     def rope_factors(self) -> list[float] | None:
-        """llama3's divisors of the rotary frequencies, one a pair of dimensions; None for other kinds.
+        """llama3's divisors of the rotary frequencies, one per pair of dimensions; None for other kinds.
 
         Raises Unsupported for architectures that have no such tensor in llama.cpp.
         Source of the formula: transformers.modeling_rope_utils._compute_llama3_parameters.
@@ -91,7 +91,7 @@ class Architecture:
         if self.rope["rope_type"] != "llama3":
             return None
         if self.name != "llama":
-            raise Unsupported(f"rope scaling 'llama3': llama.cpp reads it for llama models alone, not for {self.name}")
+            raise Unsupported(f"rope scaling 'llama3': llama.cpp supports it for llama models only, not {self.name}")
         factor, original = float(self.rope["factor"]), self.rope["original_max_position_embeddings"]
         low, high = float(self.rope["low_freq_factor"]), float(self.rope["high_freq_factor"])
         divisors = []
@@ -113,7 +113,7 @@ def read(folder: Path) -> Architecture:
         config = json.loads(path.read_text(encoding="utf-8"))
         kind = config.get("model_type")
         if kind not in SUPPORTED:
-            raise Failure(f"{path}: model type {kind!r} is not exported to GGUF; {', '.join(SUPPORTED)} are")
+            raise Failure(f"{path}: model type {kind!r} cannot be exported to GGUF; supported: {', '.join(SUPPORTED)}")
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
         context = int(config.get("max_position_embeddings") or 2048)
         sliding = config.get("use_sliding_window", kind == "mistral") and config.get("sliding_window")
@@ -134,10 +134,10 @@ def read(folder: Path) -> Architecture:
         )
         for key, value in architecture.metadata().items():
             if isinstance(value, int) and not 0 < value < 1 << 32:
-                raise Unsupported(f"{key} {value}; GGUF and llama.cpp hold 1 to {(1 << 32) - 1}")
+                raise Unsupported(f"{key} {value}; GGUF allows 1 to {(1 << 32) - 1}")
         architecture.rope_factors()
     except FileNotFoundError:
-        raise Failure(f"{path}: missing; MODEL must be a folder as transformers saves it") from None
+        raise Failure(f"{path}: missing; MODEL must be a folder saved by transformers") from None
     except Unsupported as error:
         raise Failure(f"{path}: {error}") from None
     except KeyError as error:
@@ -145,7 +145,7 @@ def read(folder: Path) -> Architecture:
     except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise Failure(f"{path}: not a model's configuration: {error}") from None
     if config.get("hidden_act", "silu") != "silu":
-        raise Failure(f"{path}: hidden_act {config['hidden_act']!r}: llama.cpp computes silu for this model type")
+        raise Failure(f"{path}: hidden_act {config['hidden_act']!r}: llama.cpp supports only silu for this model type")
     if config.get("quantization_config"):
         raise Failure(f"{path}: the weights are quantised already; export the model they were made from")
     return architecture
@@ -160,5 +160,5 @@ def _rope(config: dict[str, Any], context: int) -> dict[str, Any]:
         rope["original_max_position_embeddings"] = config.get("original_max_position_embeddings") or context
     part = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1
     if part != 1:
-        raise ValueError(f"partial_rotary_factor {part}: only whole heads are rotated in GGUF's llama")
+        raise ValueError(f"partial_rotary_factor {part}: GGUF's llama rotates only whole heads")
     return rope

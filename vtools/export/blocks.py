@@ -8,19 +8,19 @@ from vtools.export import k_quants
 from vtools.weights import dtypes
 from vtools.weights.dtypes import Bytes
 
-BLOCK = 1 << 20  # bytes of the source that are read at once
-# The largest magnitude that a K-quant's scales hold: beyond it llama.cpp writes zeros for numbers and says nothing.
+BLOCK = 1 << 20  # bytes read from the source at once
+# The largest magnitude that K-quant scales can hold: beyond it llama.cpp silently writes zeros.
 LARGEST = {"q4_k": 65504 * 63, "q5_k": 65504 * 63, "q6_k": 65504 * 127 * 31}
 
 
 def rows_at_once(row_bytes: int, head: int) -> int:
-    """How many rows make a block: whole heads where heads are permuted."""
+    """Rows per block: whole heads where heads are permuted."""
     rows = max(1, BLOCK // row_bytes)
     return max(head, rows // head * head) if head else rows
 
 
 def interleave(raw: Bytes, row_bytes: int, head: int) -> Bytes:
-    """Rows of whole heads, each head's two halves made into neighbours: row i of either half to rows 2i and 2i + 1."""
+    """Interleave the two halves of each head's rows: row i of the halves becomes rows 2i and 2i + 1."""
     return raw.reshape(-1, 2, head // 2, row_bytes).swapaxes(1, 2).reshape(-1)
 
 
@@ -34,7 +34,7 @@ def encode(raw: Bytes, dtype: str, columns: int, wanted: str) -> Bytes:
     made = dtypes.convert(raw, dtype, floats)
     if not dtypes.finite(made, floats):
         if not dtypes.finite(raw, dtype):
-            raise ValueError("NaN or infinity among its values: these weights are broken")
+            raise ValueError("NaN or infinity in its values: these weights are broken")
         raise _beyond(floats.lower())
     if whole:
         return made
@@ -42,9 +42,9 @@ def encode(raw: Bytes, dtype: str, columns: int, wanted: str) -> Bytes:
     kind = gguf.GGMLQuantizationType[wanted.upper()]
     if wanted in LARGEST and max(rows.max(), -rows.min()) > LARGEST[wanted]:
         raise _beyond(wanted)
-    with np.errstate(all="ignore"):  # a scale that overflows is found below, one that underflows makes zeros
+    with np.errstate(all="ignore"):  # scales that overflow are detected below; underflow makes zeros
         made = k_quants.quantize(rows, kind) if wanted.endswith("_k") else np.asarray(gguf.quants.quantize(rows, kind))
-    # The half-precision numbers of a block: one or two at its start, or in Q6_K one at its end.
+    # The fp16 scales of a block: one or two at its start, or, for Q6_K, one at its end.
     scales = slice(-2, None) if wanted == "q6_k" else slice(4 if wanted.endswith(("_1", "_k")) else 2)
     blocks = made.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
     if not dtypes.finite(np.ascontiguousarray(blocks[:, scales]), "F16"):

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  imported lazily by the command
-"""The GGUF file: a header of metadata and tensor descriptions, then the tensors, written once from front to back.
+"""The GGUF file: a header of metadata and tensor descriptions, then the tensors, written front to back.
 
 Format: GGUF version 3, https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -39,7 +39,7 @@ FILE_TYPES = {
 
 @dataclass
 class Layout:
-    """All that the file will hold, known from headers and the tokenizer alone."""
+    """The contents of the file, known from headers and the tokenizer alone."""
 
     header: bytes
     entries: list[GgufTensor]
@@ -54,7 +54,7 @@ def write(
     folder: Path, name: str, out: Path, *, kind: str, template: str | None, jobs: int, force: bool, quiet: bool,
     dry_run: bool,
 ) -> None:  # fmt: skip
-    """Write the model in `folder` as the GGUF file `out`; stdout gets a line a tensor and one with the totals."""
+    """Write the model in `folder` as the GGUF file `out`; stdout gets one line per tensor and one with the totals."""
     _check(out, folder, force)
     inputs = [path for pattern in HUB_FILES + HUB_PICKLED for path in folder.glob(pattern)]
     before = staging.fingerprint(inputs)
@@ -91,15 +91,15 @@ def write(
 
 
 def _check(out: Path, folder: Path, force: bool) -> None:
-    """Refuse an output that is no file, that exists, or that is any file of the model's folder but a GGUF file."""
+    """Refuse an output that is not a file, that exists, or that belongs to the model (unless it is a GGUF file)."""
     if str(out) == "-":
         raise UsageFailure("-o -: a GGUF file cannot go to a pipe; name a file")
     if out.is_dir():
-        raise UsageFailure(f"{out}: a folder; give -o the name of a file")
+        raise UsageFailure(f"{out}: is a folder; give -o the name of a file")
     if not out.exists():
         return
     if out.suffix != ".gguf" and any(path.exists() and path.samefile(out) for path in folder.rglob("*")):
-        raise UsageFailure(f"{out}: a part of the model; choose another output file")
+        raise UsageFailure(f"{out}: is part of the model; choose another output file")
     if not force:
         raise Failure(f"{out}: exists; --force replaces it")
 
@@ -113,8 +113,8 @@ def laid_out(folder: Path, name: str, kind: str, template: str | None, quiet: bo
     if found.window and not quiet:
         say(
             "export",
-            f"{folder}: attention sees {found.window} tokens back; llama.cpp's {found.name} sees all, "
-            "so longer texts give other results",
+            f"{folder}: attention sees {found.window} tokens back, llama.cpp's {found.name} sees all: "
+            "longer texts give different results there",
         )
     parameters = sum(math.prod(entry.shape) for entry in entries if entry.source)
     metadata = {
@@ -131,7 +131,7 @@ def laid_out(folder: Path, name: str, kind: str, template: str | None, quiet: bo
 
 
 def _write_tensors(stream: IO[bytes], layout: Layout, jobs: int, quiet: bool) -> Iterator[dict[str, Any]]:
-    """Write the whole file to `stream`; yields the line of each tensor once it is written."""
+    """Write the whole file to `stream`; yields each tensor's line once it is written."""
     size = sum(entry.source.bytes for entry in layout.entries if entry.source)
     stream.write(layout.header)
     started = time.monotonic()
@@ -147,7 +147,7 @@ def _write_tensors(stream: IO[bytes], layout: Layout, jobs: int, quiet: bool) ->
 
 
 def _blocks(entries: list[GgufTensor], files: Files) -> Iterator[tuple[GgufTensor, Bytes, bool]]:
-    """Every tensor's rows, some at a time, as they are stored; whether they are its last."""
+    """Blocks of every tensor's rows as stored, each with whether it is the tensor's last."""
     for entry in entries:
         source = entry.source
         if source is None:
@@ -176,8 +176,8 @@ def _encode(block: tuple[GgufTensor, Bytes, bool]) -> Bytes:
 def _write_with(
     program: str, stream: IO[bytes], layout: Layout, out: Path, kind: str, jobs: int, quiet: bool, lines: jsonl.Output
 ) -> dict[str, Any]:
-    """Write F16 beside `out` and have llama-quantize make the file `stream` of it; the totals of its file."""
-    part = Path(os.readlink(f"/proc/self/fd/{stream.fileno()}"))  # the program wants a name, and knows no streams
+    """Write F16 beside `out` and have llama-quantize convert it to the file `stream`; returns the totals."""
+    part = Path(os.readlink(f"/proc/self/fd/{stream.fileno()}"))  # the program needs a file name
     whole = out.resolve().with_name(f".{out.name}.f16")
     try:
         with open(whole, "wb") as beside:
@@ -206,11 +206,11 @@ def _aligned(size: int) -> int:
 
 
 def _header(metadata: dict[str, Any], entries: list[GgufTensor]) -> bytes:
-    """All that stands before the tensors, up to where the first one begins."""
-    with tempfile.TemporaryDirectory() as folder:  # gguf writes to a file of its own alone
+    """Everything before the first tensor, including its alignment."""
+    with tempfile.TemporaryDirectory() as folder:  # gguf can only write to a file of its own
         writer = gguf.GGUFWriter(Path(folder, "header"), metadata["general.architecture"])
         for key, value in metadata.items():
-            if key != "general.architecture":  # the writer has put it first
+            if key != "general.architecture":  # the writer adds it first itself
                 kind = gguf.GGUFValueType.UINT32 if type(value) is int else gguf.GGUFValueType.get_type(value)
                 writer.add_key_value(key, value, kind)
         for entry in entries:

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  imported lazily by the command
-"""K-quants as llama.cpp itself makes them: by its program on the PATH, or by its C function in the xllamacpp wheel."""
+"""K-quants computed by llama.cpp: by its program on the PATH, or its C function in the xllamacpp wheel."""
 
 import ctypes
 import functools
@@ -20,7 +20,7 @@ from vtools.weights.dtypes import Bytes
 
 
 def program() -> str | None:
-    """llama-quantize, where it is installed. Raises Failure if nothing here makes K-quants."""
+    """The path of llama-quantize, if installed. Raises Failure if neither it nor the library is available."""
     found = shutil.which("llama-quantize")
     if found is None and _function() is None:
         raise Failure(
@@ -32,7 +32,7 @@ def program() -> str | None:
 
 @functools.cache
 def _function() -> Any:
-    """ggml_quantize_chunk, which may be called from several threads at once; None where no xllamacpp has it."""
+    """ggml_quantize_chunk, safe to call from several threads; None without xllamacpp."""
     package = importlib.util.find_spec("xllamacpp")
     for folder in (package and package.submodule_search_locations) or []:
         for path in Path(folder).glob("*.so"):
@@ -45,7 +45,7 @@ def _function() -> Any:
 
 
 def quantize(rows: np.ndarray[Any, np.dtype[np.float32]], kind: gguf.GGMLQuantizationType) -> Bytes:
-    """Rows of finite numbers, as long as blocks of `kind` fill, as its bytes."""
+    """Rows of finite numbers as bytes of the type `kind`; the row length must be a multiple of its block."""
     count, columns = rows.shape
     block, size = gguf.GGML_QUANT_SIZES[kind]
     rows, made = np.ascontiguousarray(rows), np.empty(count * columns // block * size, np.uint8)
@@ -55,7 +55,7 @@ def quantize(rows: np.ndarray[Any, np.dtype[np.float32]], kind: gguf.GGMLQuantiz
 
 
 def run(program: str, source: Path, target: Path, kind: str, jobs: int) -> None:
-    """Have llama-quantize make a GGUF file of another; what it said is shown if it fails. Raises Failure."""
+    """Have llama-quantize convert a GGUF file; its output is shown if it fails. Raises Failure."""
     parent = os.getpid()
     done = subprocess.run(
         [program, str(source), str(target), kind.upper(), str(jobs)],
@@ -66,4 +66,4 @@ def run(program: str, source: Path, target: Path, kind: str, jobs: int) -> None:
     )
     if done.returncode:
         sys.stderr.write(done.stderr.decode(errors="replace"))
-        raise Failure(f"{program} ended with {done.returncode} (above is what it said)")
+        raise Failure(f"{program} failed with exit status {done.returncode}; see its output above")

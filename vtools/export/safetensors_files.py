@@ -1,4 +1,4 @@
-"""A model as safetensors again: floats in another dtype, files of at most a given size."""
+"""Export to safetensors: floats in another dtype, files of limited size."""
 
 import math
 import re
@@ -19,7 +19,7 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "M
 
 
 def _entry(tensor: Tensor, dtype: str) -> NewTensor:
-    """A tensor in another dtype. Its chunks raise Failure for a value that this dtype turns into infinity."""
+    """A tensor in another dtype. Its chunks raise Failure for a value beyond the range of that dtype."""
 
     def chunks(files: Files) -> Iterator[Bytes]:
         for raw in files.chunks_of(tensor):
@@ -35,7 +35,7 @@ def _entry(tensor: Tensor, dtype: str) -> NewTensor:
 
 
 def _about(entry: NewTensor) -> dict[str, Any]:
-    """What the line of a tensor says of its form."""
+    """The dtype and shape for the line of a tensor."""
     return {"type": dtype_name(entry.dtype), "shape": list(entry.shape)}
 
 
@@ -51,7 +51,7 @@ def size(text: str) -> int:
 def write(
     folder: Path, out: Path, *, dtype: str | None, largest: int, jobs: int, force: bool, quiet: bool, dry_run: bool
 ) -> None:
-    """Write the model in `folder` as the folder `out`; stdout gets a line a tensor and one with the totals."""
+    """Write the model in `folder` as the folder `out`; stdout gets one line per tensor and one with the totals."""
     staging.check(out, [folder], force)
     inputs = staging.fingerprint([folder])
     tensors = model_files.tensors(folder).values()
@@ -99,16 +99,16 @@ def write(
 
 
 def _shards(entries: list[NewTensor], largest: int) -> dict[str, list[NewTensor]]:
-    """Tensors by the file they go to, in their order, no file larger than allowed. Raises Failure for one that is."""
+    """Tensors in order, grouped into files of at most `largest` bytes. Raises Failure for a tensor that is larger."""
     shards: list[list[NewTensor]] = []
     filled = largest
     for entry in entries:
-        needed = entry.bytes + len(writing.header([entry]))  # more than what it adds to several
+        needed = entry.bytes + len(writing.header([entry]))  # more than its share in a larger file
         if needed > largest:
             raise Failure(f"tensor {entry.name}: {entry.bytes:,} bytes, more than --max-shard {largest:,} can hold")
         if filled + needed > largest:
             shards.append([])
-            filled = 64  # offsets grow longer as the file does
+            filled = 64  # spare bytes: offsets get longer in a larger file
         shards[-1].append(entry)
         filled += needed + 16
     if len(shards) == 1:

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  imported lazily by the command
-"""Which tensor of the model becomes which of the GGUF file, and in which type."""
+"""The GGUF name and type of each tensor of the model."""
 
 import math
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from vtools.weights.dtypes import FLOATS
 from vtools.weights.model_files import is_buffer
 from vtools.weights.tensor import Files, Tensor
 
-# What transformers calls the parts of a layer, and what llama.cpp does.
+# The parts of a layer, by transformers' and llama.cpp's names.
 PARTS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
-# The biases that llama.cpp reads; with others it refuses the file.
+# The biases that llama.cpp reads; it refuses a file with others.
 BIASES = {
     "llama": ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"),
     "qwen2": ("attn_q", "attn_k", "attn_v"),
     "qwen3": (),
 }
-# Mixes of K-quants: the type of most matrices, and that of those whose rows super-blocks of 256 do not divide.
+# Mixes of K-quants: the type of most matrices, and of those whose row length is not a multiple of 256.
 MIXES = {"q4_k_m": ("q4_k", "q5_0"), "q5_k_m": ("q5_k", "q5_1"), "q6_k": ("q6_k", "q8_0")}
 
 
@@ -58,9 +58,9 @@ def ggml_type(name: str) -> gguf.GGMLQuantizationType:
 
 
 def tied(tensors: dict[str, Tensor]) -> bool:
-    """Whether the output matrix is the embedding where config.json ties them: it is not stored, or has the same bytes.
+    """Whether config.json ties the output matrix to the embedding, and it is not stored or has the same bytes.
 
-    transformers 5 keeps them apart where they differ.
+    transformers 5 keeps both if they differ.
     """
     head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
     if head is None or embedding is None:
@@ -73,13 +73,13 @@ def tied(tensors: dict[str, Tensor]) -> bool:
 
 
 def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: str) -> list[GgufTensor]:
-    """Every tensor of the file, in its order. Raises Failure if one is missing, unknown or of a wrong shape."""
+    """Every tensor of the file, in order. Raises Failure if one is missing, unknown or has the wrong shape."""
     places = _places(model)
     used = {name for name in places if name in tensors}
     for name, tensor in tensors.items():
         if name in used or is_buffer(name) or (model.tied and name == "lm_head.weight"):
             continue
-        raise Failure(f"{tensor.file}: tensor {name}: not one of a {model.name} model; nothing was written")
+        raise Failure(f"{tensor.file}: tensor {name} does not belong to a {model.name} model; nothing was written")
     entries = []
     factors = model.rope_factors()
     if factors:
@@ -93,7 +93,7 @@ def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: 
         if found.shape != shape:
             raise Failure(f"{found.file}: tensor {name} is {found}, config.json asks for {list(shape)}")
         if found.dtype not in FLOATS:
-            raise Failure(f"{found.file}: tensor {name} is {found}: quantised already? floats can be exported")
+            raise Failure(f"{found.file}: tensor {name} is {found}; only floats can be exported (quantised already?)")
         entries.append(GgufTensor(known_as, _type(known_as, shape, model, wanted), shape, found, head))
     return entries
 
@@ -116,7 +116,7 @@ def _places(model: Architecture) -> dict[str, tuple[str, tuple[int, ...], int]]:
         for part, known_as in PARTS.items():
             if known_as not in shapes:
                 continue
-            # transformers rotates the halves of a head, llama.cpp's llama neighbours.
+            # RoPE pairs the halves of a head in transformers, neighbours in llama.cpp's llama.
             head = model.head_size if model.interleaved and known_as in ("attn_q", "attn_k") else 0
             name, target, shape = f"model.layers.{layer}.{part}", f"blk.{layer}.{known_as}", shapes[known_as]
             places[f"{name}.weight"] = (f"{target}.weight", shape, head)
@@ -129,7 +129,7 @@ def _places(model: Architecture) -> dict[str, tuple[str, tuple[int, ...], int]]:
 
 
 def _type(name: str, shape: tuple[int, ...], model: Architecture, wanted: str) -> str:
-    """The type of one tensor of a file of the wanted type: vectors stay F32, the output matrix has at least 8 bits."""
+    """The type of one tensor in a file of type `wanted`: vectors stay F32, the output matrix has at least 8 bits."""
     if len(shape) == 1:
         return "f32"
     if wanted in MIXES:
@@ -140,10 +140,10 @@ def _type(name: str, shape: tuple[int, ...], model: Architecture, wanted: str) -
 
 
 def mixed(wanted: str, name: str, shape: tuple[int, ...], layers: int, tied: bool) -> str:
-    """The type of a matrix (its GGUF name, its shape with the row's length last) in a file of a mix of K-quants.
+    """The type of a matrix in a file of a K-quant mix; `name` is GGUF's, `shape` has the row length last.
 
-    The mixes give Q6_K to the output matrix and, in the first and last eighth of the layers and every third between, to
-    the values' projection and the feed-forward's down projection; a tied embedding is the output matrix. The rules are
+    Q6_K goes to the output matrix (a tied embedding is one) and, in the first and last eighth of the layers and every
+    third one between, to the value projection and the feed-forward down projection. The rules are
     those of https://github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp
     """
     layer = int(name.split(".")[1]) if name.startswith("blk.") else None

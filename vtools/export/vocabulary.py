@@ -11,7 +11,7 @@ from vtools.models.tokenizer import Tokenizer
 from vtools.process import Failure, say
 from vtools.records.jsonl import Reject
 
-# Kinds of tokens; SentencePiece's own numbers are the same.
+# Token types; SentencePiece uses the same numbers.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -26,13 +26,13 @@ def metadata(tokenizer: Tokenizer, rows: int, template_name: str | None, quiet: 
     words = tokenizer.backend.get_vocab(with_added_tokens=True)
     if (most := max(words.values())) >= rows:
         raise Failure(
-            f"{where}: the tokenizer has ids up to {most}, the embedding only {rows} rows: not this model's tokenizer"
+            f"{where}: the tokenizer has ids up to {most}, but the embedding only {rows} rows: wrong tokenizer"
         )
     added = tokenizer.backend.get_added_tokens_decoder()
     unknown = _unknown(setup, where)
     scheme = None
     if setup["model"]["type"] == "BPE" and not setup["model"]["merges"]:
-        raise Failure(f"{where}: its tokenizer has no merges, without which llama.cpp loads no vocabulary")
+        raise Failure(f"{where}: its tokenizer has no merges, which llama.cpp requires")
     if setup["model"]["type"] == "BPE" and setup["model"].get("byte_fallback"):
         keys = _sentencepiece(setup, words, unknown, set(added), where, rows)
         scheme = _space_prefix(setup, where)
@@ -40,18 +40,18 @@ def metadata(tokenizer: Tokenizer, rows: int, template_name: str | None, quiet: 
         keys = _byte_level(setup, words, where, rows)
     else:
         raise Failure(
-            f"{where}: a {setup['model']['type']} tokenizer; SentencePiece BPE with byte fallback and byte-level BPE "
-            "can be exported"
+            f"{where}: a {setup['model']['type']} tokenizer; only SentencePiece BPE with byte fallback and byte-level "
+            "BPE can be exported"
         )
     chat = _template(tokenizer, template_name, quiet)
     if scheme:
         keys["tokenizer.ggml.add_space_prefix"] = scheme == "always" or (scheme == "first" and not chat)
     if scheme == "first":
-        # Chats mostly begin with a control token, so that none of their texts is the first; plain texts do not.
-        stored = "none, so plain texts" if chat else "each, so texts after control tokens"
+        # Chats mostly begin with a control token, so none of their texts comes first; plain texts do.
+        stored = "the latter is stored: plain texts" if chat else "the former is stored: texts after control tokens"
         _tell(
-            f"{where}: its tokenizer puts a space before the first text alone, llama.cpp before each text that follows "
-            f"a control token or before none: {stored} get other ids",
+            f"{where}: its tokenizer adds a space before the first text only, llama.cpp before every text after a "
+            f"control token, or before none: {stored} get different ids",
             quiet,
         )
     tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
@@ -62,8 +62,8 @@ def metadata(tokenizer: Tokenizer, rows: int, template_name: str | None, quiet: 
     if odd := [token.content for token in added.values() if _matched_otherwise(token, tokenizer.backend.normalizer)]:
         names = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
         _tell(
-            f"{where}: llama.cpp knows no lstrip, rstrip, single_word and normalized of tokens: texts with {names} may "
-            "get other ids there",
+            f"{where}: llama.cpp ignores lstrip, rstrip, single_word and normalized of tokens: texts with {names} may "
+            "get different ids there",
             quiet,
         )
     probe = tokenizer.backend.encode("a").ids
@@ -97,7 +97,7 @@ def _byte_level(setup: dict[str, Any], words: dict[str, int], where: Path, rows:
 def _sentencepiece(
     setup: dict[str, Any], words: dict[str, int], unknown: str | None, added: set[int], where: Path, rows: int
 ) -> dict[str, Any]:
-    """Scores come from tokenizer.model; without it they are the ranks of the merges, which order them the same."""
+    """Scores come from tokenizer.model; without it, from the ranks of the merges, which give the same order."""
     tokens, kinds = _padded(words, rows)
     scores = [0.0] * rows
     ranks: dict[str, int] = {}
@@ -114,7 +114,7 @@ def _sentencepiece(
         for number, piece in enumerate(_pieces(source)):
             if number >= rows or (words.get(piece.piece) != number and number not in added):
                 raise Failure(
-                    f"{source}: piece {number} is {piece.piece!r}, in tokenizer.json it is not: use one of them"
+                    f"{source}: piece {number} is {piece.piece!r}, but not in tokenizer.json; keep only one of them"
                 )
             scores[number], kinds[number] = piece.score, piece.type
     return {
@@ -127,7 +127,7 @@ def _sentencepiece(
 
 
 def _space_prefix(setup: dict[str, Any], where: Path) -> str:
-    """Which texts get a "▁" in front: "always", "first" or "never". Raises Failure if more is done to them."""
+    """Which texts get a "▁" in front: "always", "first" or "never". Raises Failure for other changes to texts."""
     normal, before = setup.get("normalizer"), setup.get("pre_tokenizer")
     changes = normal.get("normalizers", [normal]) if normal else []
     cuts = before.get("pretokenizers", [before]) if before else []
@@ -139,13 +139,13 @@ def _space_prefix(setup: dict[str, Any], where: Path) -> str:
             return str(scheme)
     names = ", ".join(step["type"] for step in [*changes, *cuts]) or "nothing"
     raise Failure(
-        f"{where}: its tokenizer prepares text by {names}; llama.cpp by Prepend '▁' and Replace ' ' with '▁' alone, or "
-        "by one Metaspace that does not split"
+        f"{where}: its tokenizer prepares text by {names}; llama.cpp supports only Prepend '▁' and Replace ' ' with "
+        "'▁', or one Metaspace that does not split"
     )
 
 
 def _matched_otherwise(token: Any, normalizer: Any) -> bool:
-    """Whether an added token takes other places in a text than those where its own characters stand."""
+    """Whether an added token matches differently from a plain search for its characters."""
     changed = token.normalized and normalizer and normalizer.normalize_str(token.content) != token.content
     return bool(token.lstrip or token.rstrip or token.single_word or changed)
 
@@ -153,19 +153,19 @@ def _matched_otherwise(token: Any, normalizer: Any) -> bool:
 def _pieces(source: Path) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
-    proto: Any = sentencepiece_model_pb2  # it makes its classes when imported
+    proto: Any = sentencepiece_model_pb2  # its classes are created on import
     parsed = proto.ModelProto()
     try:
         parsed.ParseFromString(source.read_bytes())
-    except Exception as error:  # the class moves between releases of protobuf
+    except Exception as error:  # the class's module differs between releases of protobuf
         raise Failure(f"{source}: not a SentencePiece model: {error}") from None
     if parsed.trainer_spec.model_type != parsed.trainer_spec.BPE:
-        raise Failure(f"{source}: a unigram model; llama.cpp's llama models have SentencePiece BPE")
+        raise Failure(f"{source}: a unigram model; llama.cpp's llama models need SentencePiece BPE")
     return parsed.pieces
 
 
 def _padded(words: dict[str, int], rows: int) -> tuple[list[str], list[int]]:
-    """Texts and kinds of all rows; a row without a token is one that nothing produces."""
+    """Texts and types of all rows; rows without a token become unused tokens."""
     tokens, kinds = [f"[PAD{number}]" for number in range(rows)], [UNUSED] * rows
     for text, number in words.items():
         tokens[number], kinds[number] = text, NORMAL
@@ -173,7 +173,7 @@ def _padded(words: dict[str, int], rows: int) -> tuple[list[str], list[int]]:
 
 
 def _unknown(setup: dict[str, Any], where: Path) -> str | None:
-    """The token for what the vocabulary lacks; byte-level tokenizers name one without ever using it."""
+    """The unknown token; byte-level tokenizers name one without ever using it."""
     named = setup["model"].get("unk_token")
     path = where / "tokenizer_config.json"
     if named is None and path.is_file():
@@ -187,7 +187,7 @@ def _template(tokenizer: Tokenizer, name: str | None, quiet: bool) -> Template |
     except Failure:
         if name is not None or tokenizer.chat_template:
             raise
-    _tell(f"{tokenizer.folder}: no chat template, none is stored (right for a base model; --template gives one)", quiet)
+    _tell(f"{tokenizer.folder}: no chat template, none is stored (right for a base model; else use --template)", quiet)
     return None
 
 

@@ -1,4 +1,4 @@
-"""`vtools fetch`: files and URLs to records."""
+"""`vtools fetch`: read files and URLs as records."""
 
 import itertools
 from typing import Annotated
@@ -12,10 +12,10 @@ from vtools.records.jsonl import Record
 
 def fetch(
     sources: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE|URL...]", help="Files, http(s) URLs; - is stdin (default).")
+        list[str] | None, typer.Argument(metavar="[FILE|URL...]", help="Files or http(s) URLs; - is stdin (default).")
     ] = None,
     license: Annotated[
-        str | None, typer.Option(help="License of the text, for records that do not name their source.")
+        str | None, typer.Option(help="Set the license of records that do not name their source.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many records.")] = None,
     out: options.Out = None,
@@ -24,11 +24,12 @@ def fetch(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Read conversations of any shape from files or URLs and write records.
+    """Read conversations of any shape from files or URLs and write them as records.
 
-    Reads JSONL and JSON arrays, plain or gzip, zstd or parquet, with OpenAI `messages`, ShareGPT `conversations` or
-    `items`, Alpaca `instruction`/`output`, or `prompt`/`completion`. Each record says where it is from. A download
-    that breaks off is resumed; what cannot be read goes to --rejects.
+    Input is JSONL, a JSON array or parquet, plain or compressed (gzip, zstd). A conversation has OpenAI `messages`,
+    ShareGPT `conversations` or `items`, Alpaca `instruction`/`output`, or `prompt`/`completion`. Output is JSONL with
+    `messages`; each record names its source. An interrupted download is resumed. Unreadable input ends the run with
+    exit status 1, unless --rejects FILE collects it.
 
     \b
     Examples:

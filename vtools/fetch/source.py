@@ -1,4 +1,4 @@
-"""Files and URLs as raw values; a download that breaks off is taken up again where it broke."""
+"""Files and URLs as raw values; an interrupted download is resumed."""
 
 import re
 import time
@@ -18,7 +18,7 @@ LONGEST_WAIT = 60.0  # seconds
 
 @dataclass
 class Origin:
-    """Where the value that was read last is from."""
+    """The origin of the value read last."""
 
     uri: str = ""
     fetched_at: str | None = None
@@ -29,7 +29,7 @@ class Origin:
 
 
 def values(sources: list[str], origin: Origin) -> Iterator[streams.Value]:
-    """The raw values of files and http(s) URLs, one after the other; `origin` follows along."""
+    """The raw values of files and http(s) URLs, one after another; `origin` is updated as they come."""
     for name in sources:
         if name.startswith(("http://", "https://")):
             origin.uri, origin.fetched_at = name, provenance.now()
@@ -40,9 +40,9 @@ def values(sources: list[str], origin: Origin) -> Iterator[streams.Value]:
 
 
 def download(url: str) -> Iterator[bytes]:
-    """The bytes of a URL. After a broken connection it asks for the rest (RFC 9110, Range and If-Range).
+    """The bytes of a URL. After a broken connection it requests the rest (RFC 9110, Range and If-Range).
 
-    Raises Failure if the server says no, Torn if the rest cannot be had.
+    Raises Failure if the server refuses, Torn if the rest cannot be fetched.
     """
     import httpx2
 
@@ -57,13 +57,13 @@ def download(url: str) -> Iterator[bytes]:
                     if response.status_code in (429, 500, 502, 503, 504) and tries < TRIES:
                         asked = min(retry.after(response.headers) or 0, LONGEST_WAIT) or None
                     elif response.status_code == 416 and _total(response) == got:
-                        return  # all of it had come, only its end had not been said
+                        return  # everything had arrived except the end of the stream
                     elif response.status_code not in (200, 206):
                         raise _refused(url, got, f"HTTP {response.status_code} {response.reason_phrase}")
                     else:
                         skip = got if response.status_code == 200 else 0
                         if response.status_code == 206 and _start(response) != got:
-                            raise Torn(f"the server did not go on at byte {got}")
+                            raise Torn(f"the server did not resume at byte {got}")
                         if skip and validator and _validator(response) != validator:
                             raise Torn(f"the file changed on the server after byte {got}")
                         validator = _validator(response)
@@ -87,13 +87,13 @@ def _refused(url: str, got: int, why: str) -> Exception:
 
 
 def _start(response: Any) -> int | None:
-    """Where a partial answer says it begins: `Content-Range: bytes 5-9/10`."""
+    """The first byte of a partial response: `Content-Range: bytes 5-9/10`."""
     found = re.match(r"bytes (\d+)-", response.headers.get("content-range", ""))
     return int(found[1]) if found else None
 
 
 def _total(response: Any) -> int | None:
-    """The whole length that a refused range names: `Content-Range: bytes */10`."""
+    """The total length in a refused range: `Content-Range: bytes */10`."""
     found = re.match(r"bytes \*/(\d+)", response.headers.get("content-range", ""))
     return int(found[1]) if found else None
 

@@ -1,1 +1,1 @@
-"""What appears whole or not at all: locks, atomic files, folders in the making, the cache."""
+"""Output that appears whole or not at all: locks, atomic files, resumable folders, the cache."""

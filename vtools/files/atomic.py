@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: made beside their place, synced, renamed."""
+"""Files and folders that appear whole or not at all: written under another name, synced, renamed."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from vtools.files.lock import own
 
 
 def part_of(path: Path) -> Path:
-    """Where a file or folder is made until it is whole. The name is fixed: the next run takes over what a kill left."""
+    """The name of a file or folder until it is whole. It is fixed, so that the next run reuses what a kill left."""
     return path.with_name(f".{path.name}.part")
 
 
@@ -23,7 +23,7 @@ def atomic(path: str | Path) -> Iterator[IO[bytes]]:
         with open(path, "wb") as device:
             yield device
         return
-    path = Path(os.path.realpath(path))  # a link stays a link
+    path = Path(os.path.realpath(path))  # keep a link a link
     part = part_of(path)
     stream: IO[bytes] | None = None
     try:
@@ -55,9 +55,9 @@ def write(path: str | Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield the folder to fill, which becomes `path`, in the place of what is there, when the block ends well.
+    """Yield a folder to fill; it replaces `path` when the block ends without an error.
 
-    The caller owns the place by a lock.
+    The caller holds the lock on `path`.
     """
     part = part_of(path)
     shutil.rmtree(part, ignore_errors=True)
@@ -70,16 +70,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def seal(path: Path) -> None:
-    """Make a folder that was filled at `part_of(path)` safe from a power cut and give it its name."""
+    """Sync the folder filled at `part_of(path)` to disk and give it its name."""
     part = part_of(path)
     sync_all(part)
-    shutil.rmtree(path, ignore_errors=True)  # a damaged one
+    shutil.rmtree(path, ignore_errors=True)  # an older, damaged one
     os.replace(part, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, safe from a power cut."""
+    """Sync a file, or the names in a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -88,7 +88,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """The same for a folder and all that it holds."""
+    """Sync a folder and everything in it to disk."""
     for root, _, names in os.walk(folder):
         for name in names:
             sync(Path(root, name))

@@ -1,4 +1,4 @@
-"""What is made once and kept for the next run: converted models and tokenizers, tokenised data."""
+"""The cache of what is made once and kept for later runs: converted models and tokenizers, tokenised data."""
 
 import contextlib
 import hashlib
@@ -14,14 +14,14 @@ from vtools.files.lock import lock
 
 
 def home() -> Path:
-    """Where it is kept: $VTOOLS_CACHE, else the user's cache folder."""
+    """The cache folder: $VTOOLS_CACHE, else the user's."""
     root = os.environ.get("VTOOLS_CACHE")
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(root) if root else base / "vtools"
 
 
 def made_once(source: Path, kind: str, make: Callable[[Path], Any]) -> Path:
-    """A folder that `make(folder)` fills from a file, anew only when the file or the `kind` is another."""
+    """A cached folder that `make(folder)` fills from a file; made again only if the file or `kind` changes."""
     status = source.stat()
     key = f"{source.resolve()}:{status.st_size}:{status.st_mtime_ns}:{kind}"
     target = home() / f"{source.stem}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"

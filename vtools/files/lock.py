@@ -1,4 +1,4 @@
-"""One owner at a time: a file that only one process holds open for itself, and a folder that it guards."""
+"""One owner at a time: a lock file that one process holds, and the folder that it guards."""
 
 import contextlib
 import fcntl
@@ -10,9 +10,9 @@ from vtools.process import TryAgain
 
 
 def own(path: Path, busy: str, wait: bool = False) -> int:
-    """The handle of a file, made if it is not there, that no other process owns until it is closed.
+    """Lock a file, created if missing, until the returned file descriptor is closed.
 
-    Raises TryAgain(busy) while another process owns it, unless told to `wait`.
+    Raises TryAgain(busy) while another process holds it, unless told to `wait`.
     """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -25,12 +25,12 @@ def own(path: Path, busy: str, wait: bool = False) -> int:
         except BlockingIOError:
             os.close(handle)
             raise TryAgain(busy) from None
-        os.close(handle)  # its owner renamed or removed it between our open and our lock
+        os.close(handle)  # its owner renamed or removed it between our open and lock
 
 
 @contextlib.contextmanager
 def lock(folder: Path | str, wait: bool = False) -> Iterator[None]:
-    """Own an output folder for the length of the block; when another process does, wait or raise TryAgain."""
+    """Lock an output folder for the length of the block; if another process holds it, wait or raise TryAgain."""
     folder = Path(folder)
     while True:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""An output folder that appears whole or not at all, and whose making goes on where a kill -9 stopped it.
+"""An output folder that appears whole or not at all, and whose making resumes where a kill -9 stopped it.
 
-OUT.partial holds, while the work goes on, `fresh` (what becomes OUT), `journal` (what in it is finished) and, for a
-moment, `replaced` (an older OUT). The journal's first line says what is being made, each further line names a finished
-part and what its maker wants to know about it again. Nothing in it is believed: whoever reuses a part hashes it first.
+During the work, OUT.partial holds `fresh` (what becomes OUT), `journal` (its finished parts) and, for a moment,
+`replaced` (an older OUT). The journal's first line says what is being made; each further line names a finished part,
+with the notes of its maker. The journal is not trusted: a part is hashed before it is reused.
 """
 
 import contextlib
@@ -23,41 +23,41 @@ from vtools.files.atomic import part_of, sync, sync_all, write
 from vtools.files.lock import lock
 from vtools.process import Failure, UsageFailure
 
-WHOLE = "."  # in the journal: the folder is whole, and about to get its name
+WHOLE = "."  # in the journal: the folder is whole and about to be renamed
 
 
 def check(out: Path, inputs: list[Path], force: bool) -> None:
-    """Refuse an output folder that holds something, or that is, holds or lies in an input.
+    """Refuse an output folder that is not empty, or that is, contains or lies inside an input.
 
-    Raises Failure, and UsageFailure for a place that no folder can be moved to.
+    Raises Failure, and UsageFailure for a path that no folder can be renamed to.
     """
     if str(out) == "-":
-        raise UsageFailure("-: a folder cannot go to a pipe; name one")
+        raise UsageFailure("-: a folder cannot go to a pipe; name a folder")
     try:
         place = out.resolve()
     except RuntimeError:
         raise Failure(f"{out}: a link that leads to itself") from None
     if not place.name or place == Path.cwd() or os.path.ismount(place):
-        raise UsageFailure(f"{out}: a folder is put here by renaming, which this place cannot be; name one inside it")
+        raise UsageFailure(f"{out}: cannot be replaced by renaming; name a folder inside it")
     for source in (source.resolve() for source in inputs):
         for ours in (place, _partial(place)):
             if ours == source or ours in source.parents:
-                raise UsageFailure(f"{out}: it is, or holds, the input {source}; choose another output folder")
+                raise UsageFailure(f"{out}: is or contains the input {source}; choose another output folder")
         if source in place.parents:
-            raise UsageFailure(f"{out}: it lies in the input {source}; choose another output folder")
+            raise UsageFailure(f"{out}: is inside the input {source}; choose another output folder")
     if place.exists() and not place.is_dir():
-        raise Failure(f"{out}: in the way, and not a folder")
+        raise Failure(f"{out}: exists and is not a folder; choose another output folder")
     if place.is_dir() and any(place.iterdir()) and not force and not _landed(place):
         raise Failure(f"{out}: exists and is not empty; --force replaces it")
 
 
 def _partial(place: Path) -> Path:
-    """Where the work on a folder is done: beside it, so that a rename puts it in place."""
+    """Where a folder is built: beside its final place, so that a rename suffices."""
     return place.with_name(place.name + ".partial")
 
 
 def check_space(out: Path, need: int) -> int:
-    """Bytes free where `out` will be, with those that a begun work on it has. Raises Failure if fewer than `need`."""
+    """Bytes free where `out` will be, plus those of begun work on it. Raises Failure if fewer than `need`."""
     place = out.resolve()
     fresh = _partial(place) / "fresh"
     taken = sum(path.stat().st_blocks * 512 for path in fresh.rglob("*") if path.is_file()) if fresh.is_dir() else 0
@@ -71,13 +71,13 @@ def check_space(out: Path, need: int) -> int:
 
 
 def fingerprint(inputs: list[Path]) -> str:
-    """What tells that models are still the same: each of their files' path, inode, size and times of change."""
+    """A fingerprint of models, to detect changes: path, inode, size and times of each file."""
     digest = hashlib.blake2b(digest_size=16)
     for source in inputs:
         for path in sorted(source.rglob("*")) if source.is_dir() else [source]:
             *folders, name = path.relative_to(source).parts or (source.name,)
             if name.startswith(".") or any(folder.startswith((".", "checkpoint")) for folder in folders):
-                continue  # not part of a model (see weights/model_files.py), and other programs write there
+                continue  # not part of a model (see weights/model_files.py), and written by other programs
             status = path.stat() if path.exists() else path.lstat()
             if not stat.S_ISDIR(status.st_mode):
                 about = f" {status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}\n"
@@ -86,7 +86,7 @@ def fingerprint(inputs: list[Path]) -> str:
 
 
 def copy(source: Path, target: Path) -> tuple[int, str]:
-    """Copy a file and make its folders; its size and SHA-256."""
+    """Copy a file, creating its folders; returns its size and SHA-256."""
     target.parent.mkdir(parents=True, exist_ok=True)
     sha256 = hashlib.sha256()
     with open(source, "rb") as reader, open(target, "wb") as writer:
@@ -97,25 +97,25 @@ def copy(source: Path, target: Path) -> tuple[int, str]:
 
 
 def unchanged(inputs: list[Path], before: str) -> None:
-    """Raise Failure if inputs are no longer those that had the fingerprint `before`."""
+    """Raise Failure if inputs no longer have the fingerprint `before`."""
     if fingerprint(inputs) != before:
         names = ", ".join(map(str, inputs))
-        raise Failure(f"{names}: a file was changed while it was read; nothing was kept, run it again")
+        raise Failure(f"{names}: a file changed while it was read; nothing was kept, run the command again")
 
 
 class Work:
     """The folder to fill, and the journal of its finished parts."""
 
     def __init__(self, place: Path, making: str) -> None:
-        """`making` says all that determines the result: what was begun for anything else is thrown away."""
+        """`making` says everything that determines the result: work begun for anything else is thrown away."""
         self.fresh, self._path = place / "fresh", place / "journal"
-        self.done: dict[str, dict[str, Any]] = {}  # finished parts, and what was noted of each
+        self.done: dict[str, dict[str, Any]] = {}  # finished parts and their notes
         head = _head(making)
         lines = self._path.read_bytes().splitlines(keepends=True) if self._path.exists() else []
         if self.fresh.is_dir() and lines[:1] == [head]:
             self.done = _entries(lines[1:])
         else:
-            write(self._path, head)  # first, for by it the folder is known as ours
+            write(self._path, head)  # first: it marks the folder as ours
             shutil.rmtree(self.fresh, ignore_errors=True)
             self.fresh.mkdir()
         self._stream = open(self._path, "ab", buffering=0)  # noqa: SIM115  closed by the owner of the folder
@@ -123,7 +123,7 @@ class Work:
             self._stream.write(b"\n")
 
     def finish(self, part: str, **entry: Any) -> None:
-        """Note that a part is written: a later run finds the entry in `done`."""
+        """Note that a part is written; a later run finds its entry in `done`."""
         line = {"part": part, **entry}
         self._stream.write(_line({**line, "check": _check(line)}))
 
@@ -142,10 +142,10 @@ def _line(value: dict[str, Any]) -> bytes:
 
 
 def _entries(lines: list[bytes]) -> dict[str, dict[str, Any]]:
-    """What a journal's lines say of each part."""
+    """A journal's entries by part."""
     found = {}
     for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # torn or damaged: the part is made again
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # torn or damaged: write the part again
             entry = orjson.loads(line)
             if entry.pop("check") == _check(entry):
                 found[entry.pop("part")] = entry
@@ -153,7 +153,7 @@ def _entries(lines: list[bytes]) -> dict[str, dict[str, Any]]:
 
 
 def _landed(place: Path) -> bool:
-    """Whether a folder was put in place by a run that was killed before it could clear up."""
+    """Whether a folder was put in place by a run that was killed before it could clean up."""
     journal = _partial(place) / "journal"
     if not place.is_dir() or not journal.is_file():
         return False
@@ -166,22 +166,21 @@ def _check(entry: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[Work]:
-    """Yield the work on a folder that becomes `out` when the block ends well.
+    """Yield the work on a folder, which becomes `out` when the block ends without an error.
 
-    A failed block leaves nothing, but for what an earlier run had finished; a killed or interrupted one leaves
-    OUT.partial, locked while somebody is at work on it, and the same command continues. A folder that is replaced
-    (`force`) goes only after the new one is whole. Raises Failure, also where the disk is full, TryAgain when another
-    process is at work, and OSError.
+    A failed block leaves nothing except what an earlier run had finished. A killed or interrupted one leaves
+    OUT.partial, and the same command resumes. A replaced folder (`force`) is removed only after the new one is whole.
+    Raises Failure, also when the disk is full; TryAgain while another process is at work; OSError.
     """
     place = out.resolve()
     partial = _partial(place)
     if os.path.lexists(partial) and not _ours(partial):
-        raise Failure(f"{partial}: in the way, and not ours; move it")
+        raise Failure(f"{partial}: exists and is not made by vtools; move it away")
     with lock(partial), contextlib.ExitStack() as stack:
         replaced = partial / "replaced"
         if _landed(place):  # killed after the last rename
             if (partial / "journal").read_bytes().startswith(_head(making)):
-                os.rename(place, partial / "fresh")  # to look at it once more, and to end as a run ends
+                os.rename(place, partial / "fresh")  # check it once more, and finish as usual
             else:
                 shutil.rmtree(replaced, ignore_errors=True)
                 (partial / "journal").unlink()
@@ -193,7 +192,7 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
             shutil.rmtree(replaced, ignore_errors=True)
             work = Work(partial, making)
             stack.callback(work.close)
-            keep = bool(work.done)  # a mistake now, such as another base, does not undo the work of an earlier run
+            keep = bool(work.done)  # a mistake now, such as a wrong base, must not undo the work of an earlier run
             yield work
             sync_all(work.fresh)
             work.finish(WHOLE, inode=work.fresh.stat().st_ino)
@@ -202,7 +201,7 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
                 os.rename(place, replaced)
             os.rename(work.fresh, place)
             keep, done = False, True
-            with contextlib.suppress(PermissionError):  # a parent that may be written but not read
+            with contextlib.suppress(PermissionError):  # a parent folder with write but no read permission
                 sync(place.parent)
         except (process.Interrupted, KeyboardInterrupt, BrokenPipeError):
             keep = not done
@@ -215,15 +214,15 @@ def folder(out: Path, inputs: list[Path], force: bool, making: str) -> Iterator[
             if replaced.exists() and not place.exists():
                 os.rename(replaced, place)
             if keep:
-                print(f"{partial}: kept; the same command continues, or remove it", file=sys.stderr)
+                print(f"{partial}: kept; repeat the command to resume, or remove it", file=sys.stderr)
             else:
                 for name in ("fresh", "replaced"):
                     shutil.rmtree(partial / name, ignore_errors=True)
-                shutil.rmtree(partial, ignore_errors=True)  # the journal last: by it the rest is known as ours
+                shutil.rmtree(partial, ignore_errors=True)  # the journal last: it marks the rest as ours
 
 
 def _ours(partial: Path) -> bool:
-    """Whether a folder is the half-done work of an earlier run: it has our journal, or nothing but a lock."""
+    """Whether a folder is unfinished work of an earlier run: it has our journal, or nothing except a lock."""
     if partial.is_symlink() or not partial.is_dir():
         return False
     journal = partial / "journal"

@@ -1,1 +1,1 @@
-"""Who answers: a server or a model in this process, asked again where that helps, and never twice for one answer."""
+"""Asking a model, on a server or in this process: retries where they help, and never twice for one answer."""

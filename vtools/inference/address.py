@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: its URL, whether it is this machine, its key."""
+"""The address of an OpenAI-compatible server: its URL, whether it is this machine, the API key."""
 
 import os
 from urllib.parse import urlsplit
@@ -10,10 +10,10 @@ OPENAI = "https://api.openai.com/v1"
 
 
 class Server:
-    """What its URL says of a server. No proxy stands between this machine and itself (`loopback`)."""
+    """A server by its URL. A `loopback` server is reached without a proxy."""
 
     def __init__(self, url: str) -> None:
-        """Add the /v1 that a bare host lacks. Raises UsageFailure."""
+        """Add /v1 to a bare host. Raises UsageFailure."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise UsageFailure(f"{url}: not an http(s) URL; for example {SERVE}")
@@ -27,10 +27,10 @@ class Server:
 
 
 def key() -> str | None:
-    """The user's key."""
+    """The user's API key, if set."""
     return os.environ.get("OPENAI_API_KEY") or None
 
 
 def one_line(value: object) -> str:
-    """What a server said, as part of a message."""
+    """A server's words on one line, at most 300 characters, for a message."""
     return " ".join(str(value).split())[:300]

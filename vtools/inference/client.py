@@ -1,19 +1,18 @@
-"""What every tool that asks a model shares: who answers, how tokens are chosen, and what comes back."""
+"""What all tools that ask a model share: the client, the sampling parameters, the answer."""
 
 import dataclasses
 from collections.abc import Iterator
 from typing import Any, Protocol
 
 Messages = list[dict[str, Any]]
-TOKENS = {"in": "prompt_tokens", "out": "completion_tokens"}  # ours and OpenAI's names of an answer's usage
+TOKENS = {"in": "prompt_tokens", "out": "completion_tokens"}  # our and OpenAI's names for an answer's usage
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
     """How the tokens of an answer are chosen, and where it ends.
 
-    `max_tokens` None means as many as fit. Temperature 0 takes the likeliest token each time; above it, the same seed
-    draws the same numbers.
+    `max_tokens` None means as many as fit. Temperature 0 is greedy; above it, the same seed draws the same numbers.
     """
 
     max_tokens: int | None = None
@@ -23,13 +22,13 @@ class Sampling:
     stop: tuple[str, ...] = ()
 
     def options(self) -> dict[str, Any]:
-        """What was chosen, as parameters of a request."""
+        """The sampling as parameters of a request."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name != "stop" or value}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: OpenAI's `finish_reason`, tokens as `{"in", "out"}`, and the name that the server gave its model."""
+    """One answer: text, OpenAI's `finish_reason`, tokens as `{"in", "out"}`, and the server's name for its model."""
 
     text: str
     finish: str | None
@@ -47,7 +46,7 @@ class Stream(Protocol):
 
 
 class Client(Protocol):
-    """What answers: a server (`endpoint.Endpoint`) or a model in this process (`engine.Engine`)."""
+    """A server (`endpoint.Endpoint`) or a model in this process (`engine.Engine`)."""
 
     def complete(self, messages: Messages, sampling: Sampling) -> Answer: ...
 
@@ -57,6 +56,6 @@ class Client(Protocol):
 
 
 def usage(answers: list[Answer]) -> dict[str, dict[str, int]]:
-    """The tokens of several answers as a record's `usage`; nothing if no answer came with its own."""
+    """The tokens of several answers as a record's `usage`; empty if none reported its own."""
     known = [answer.usage for answer in answers if answer.usage]
     return {"usage": {name: sum(tokens[name] for tokens in known) for name in TOKENS}} if known else {}

@@ -1,4 +1,4 @@
-"""Who answers to `--model` and `--base-url`: a server, or a model in this process."""
+"""From `--model` and `--base-url` to a client: a server, or a model in this process."""
 
 import os
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from vtools.process import UsageFailure
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Whom to ask, as the command line names it; `timeout` in seconds bounds a server's silence."""
+    """What to ask, as named on the command line; `timeout` limits a server's silence, in seconds."""
 
     model: str | None
     base_url: str | None = None
@@ -24,14 +24,14 @@ class Target:
 
 
 def connect(target: Target) -> tuple[Client, str]:
-    """The client for a target, and its model's name. Raises Failure when nothing answers there or it has no model."""
+    """The client for a target, and its model's name. Raises Failure if no server or no model is there."""
     url = where(target.model, target.base_url)
     if url is None:
         from vtools.inference.engine import Engine
 
         return Engine(str(target.model), template=target.template, system=target.system), str(target.model)
     if target.template:
-        raise UsageFailure(f"--template: {url} renders its own prompts; the option is for a model in this process")
+        raise UsageFailure(f"--template: {url} renders its own prompts; the option is only for a model loaded here")
     if target.system in ("", "none"):
         raise UsageFailure(f"--system none: {url} renders its own prompts; start that server with --system none")
     from vtools.inference.endpoint import Endpoint
@@ -41,10 +41,10 @@ def connect(target: Target) -> tuple[Client, str]:
 
 
 def where(model: str | None, base_url: str | None = None) -> str | None:
-    """The URL to ask, or None for a model in this process. The first that applies:
+    """The URL to ask, or None for a model in this process. In order of precedence:
 
     --base-url; a model that is a folder or a .gguf file here; OPENAI_BASE_URL; a hub id (OWNER/NAME or hf:…) in this
-    process; api.openai.com if there are a key and a model; `vtools serve` on this machine.
+    process; api.openai.com, given a key and a model; `vtools serve` on this machine.
     """
     if base_url:
         return base_url

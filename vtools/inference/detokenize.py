@@ -1,10 +1,10 @@
-"""Token ids to text while they come."""
+"""Token ids to text, incrementally."""
 
 from collections.abc import Callable, Iterable
 
 
 class Detokenizer:
-    """Token ids to text in pieces: whole characters, and nothing that may become a stop string."""
+    """Token ids to text in pieces: whole characters only, holding back a possible start of a stop string."""
 
     def __init__(self, decode: Callable[[list[int]], str], stops: Iterable[str]) -> None:
         self.stopped = False
@@ -14,7 +14,7 @@ class Detokenizer:
         self._held = ""
 
     def push(self, ids: list[int], last: bool) -> str:
-        """Take new ids, return the text that is now certain; `last` gives everything away."""
+        """Take new ids and return the text that is now certain; with `last`, all of it."""
         self._held += self._characters(ids, last)
         found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
@@ -25,7 +25,7 @@ class Detokenizer:
         return piece
 
     def _characters(self, ids: list[int], last: bool) -> str:
-        # A token's text depends on the tokens before it (spaces, bytes of one character), so a few are decoded again.
+        # A token's text depends on earlier tokens (spaces, bytes of one character), so a few are decoded again.
         self._ids += ids
         before = self._decode(self._ids[self._start : self._read])
         text = self._decode(self._ids[self._start :])
@@ -36,5 +36,5 @@ class Detokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of the text that the stop string begins with."""
+    """Length of the longest suffix of the text that is a prefix of the stop string."""
     return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,4 +1,4 @@
-"""A client for any OpenAI-compatible server: retries, timeouts, and what servers refuse."""
+"""A client for any OpenAI-compatible server: retries, timeouts, and parameters that servers refuse."""
 
 import itertools
 import socket
@@ -12,11 +12,11 @@ from vtools.inference.address import Server, one_line
 from vtools.inference.client import TOKENS, Answer, Messages, Sampling
 from vtools.process import Failure, UsageFailure
 
-START_WAIT = 30.0  # seconds that a server on this machine is given to begin to listen
+START_WAIT = 30.0  # seconds to wait until a server on this machine listens
 
 
 class EndpointError(Failure):
-    """A server gave no answer. `fatal`: every other question would end the same way."""
+    """A server gave no answer. `fatal`: every other question would fail the same way."""
 
     def __init__(self, message: str, status: int | None = None, fatal: bool = False) -> None:
         super().__init__(message)
@@ -24,13 +24,13 @@ class EndpointError(Failure):
 
 
 class Endpoint:
-    """One server and one of its models. Threads may share it."""
+    """One server and one of its models. Thread-safe."""
 
     def __init__(
         self, url: str, model: str | None = None, *, timeout: float = 600.0, retries: int = retry.RETRIES,
         start_wait: float = START_WAIT,
     ) -> None:  # fmt: skip
-        """`timeout` bounds a silence of the server, in seconds. Without a model, the only one of the server is used."""
+        """`timeout` limits a silence of the server, in seconds. Without `model`, the server must have exactly one."""
         self._server = Server(url)
         self.url, key = self._server.url, address.key()
         if not key and self._server.is_openai:
@@ -43,8 +43,8 @@ class Endpoint:
         self._client = openai.OpenAI(
             base_url=self.url,
             api_key=key or "none",
-            # The library retries a request that hangs as often as one that is refused, and 600 s six times is an
-            # hour; and its waits for Retry-After have no jitter, so that all threads come back at once.
+            # We retry ourselves: the library retries timeouts as often as refusals (600 s six times is an hour), and
+            # its waits for Retry-After have no jitter, so all threads would return at once.
             max_retries=0,
             timeout=httpx2.Timeout(timeout, connect=10.0),
             http_client=openai.DefaultHttpxClient(trust_env=False) if self._server.loopback else None,
@@ -95,7 +95,7 @@ class Endpoint:
         return {"model": self.model, "messages": messages, **chosen}
 
     def _ask(self, request: dict[str, Any], probe: Callable[[Any], Any]) -> Any:
-        """Send until it is answered; `probe` fails on a reply that is not a chat completion."""
+        """Send a request, with retries; `probe` fails on a reply that is not a chat completion."""
         import openai
 
         attempt = 0
@@ -121,7 +121,7 @@ class Endpoint:
         return sent
 
     def _learn(self, error: Exception, sent: dict[str, Any]) -> bool:
-        """Newer OpenAI models want `max_tokens` by another name, and some servers know no `seed`."""
+        """Note what the server refuses: newer OpenAI models rename `max_tokens`, some servers have no `seed`."""
         if getattr(error, "status_code", None) not in (400, 422):
             return False
         said = _said(error)
@@ -148,7 +148,7 @@ class Endpoint:
 
         tries = f" after {attempts} tries" if attempts > 1 else ""
         if isinstance(error, openai.APITimeoutError):
-            return EndpointError(f"{self.url}: no answer in time{tries}; --timeout gives it longer")
+            return EndpointError(f"{self.url}: no answer in time{tries}; raise --timeout")
         if isinstance(error, openai.APIConnectionError):
             cause = one_line(error.__cause__ or error)
             return EndpointError(f"{self.url}: no connection{tries} ({cause}); is the server running?", fatal=True)
@@ -163,14 +163,14 @@ class Endpoint:
         elif status == 404:
             advice = f"; is {self.model} the right --model, and {self.url} the right --base-url?"
         elif status == 429:
-            advice = "; fewer at a time (-j), or later"
+            advice = "; send fewer at a time (-j), or try later"
         elif status >= 500:
             advice = "; see the server's log"
         fatal = status in (401, 403, 404) or error.code == "insufficient_quota"
         return EndpointError(f"{self.url}: HTTP {status}{tries}: {_said(error)}{advice}", status, fatal)
 
     def _wait_for_start(self, seconds: float) -> None:
-        """A server that was started a moment ago still loads its model: wait until its port is open."""
+        """Wait until the port is open: a server started a moment ago may still be loading its model."""
         deadline = time.monotonic() + seconds
         for attempt in itertools.count():
             try:
@@ -179,7 +179,7 @@ class Endpoint:
             except ConnectionRefusedError:
                 if time.monotonic() >= deadline:
                     message = (
-                        f"{self.url}: nothing listens there; start it (vtools serve MODEL) or name another --base-url"
+                        f"{self.url}: no server listens there; start it (vtools serve MODEL) or name another --base-url"
                     )
                     raise EndpointError(message, fatal=True) from None
             except OSError as error:

@@ -1,8 +1,8 @@
 # ruff: noqa: TID253  imports torch at once: import this module inside a function
 """Token generation with one local model: many requests at a time, streamed, for serve, chat and judge.
 
-The tokens come from transformers' continuous batching. What it lacks is here: a template, stop strings, a seed and a
-temperature for each request, admission (a request that cannot fit ends its thread for everybody), and restarts.
+Generation is transformers' continuous batching. This module adds what it lacks: templates, stop strings, a seed and
+temperature per request, admission control (a request that cannot fit would end its thread for all), and restarts.
 """
 
 import atexit
@@ -26,10 +26,10 @@ from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, TryAgain
 
-MAX_CONTEXT = 16384  # tokens of one request, whatever the model claims: the cache must hold them
-CACHE = 8192  # tokens that the cache holds at least, shared by all requests
-PAGE = 64  # tokens of one page of the cache
-BATCH_TOKENS = 512  # tokens of one forward pass: long prompts are read in pieces between other requests' tokens
+MAX_CONTEXT = 16384  # tokens per request, whatever the model supports: the KV cache must hold them
+CACHE = 8192  # minimum tokens in the KV cache, shared by all requests
+PAGE = 64  # tokens per page of the cache
+BATCH_TOKENS = 512  # tokens per forward pass: long prompts are prefilled in chunks between other requests' tokens
 BATCH_REQUESTS = 32
 
 
@@ -38,11 +38,11 @@ class PromptTooLong(Failure):
 
 
 class EngineStopped(TryAgain):
-    """The request was lost with the engine, or came while it was closing."""
+    """The request was lost with the engine, or arrived while it was closing."""
 
 
 class Engine:
-    """One model in memory and the thread that generates with it. Safe to use from several threads."""
+    """One model in memory and the thread that generates with it. Thread-safe."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Engine:
         dtype: str = "fp32",
         threads: int | None = None,
     ) -> None:
-        """Load tokenizer, template and weights; `threads` is torch's, for the whole process. Raises Failure."""
+        """Load tokenizer, template and weights; `threads` sets torch's threads in this process. Raises Failure."""
         if threads:
             torch.set_num_threads(threads)
         self.name = reference
@@ -66,7 +66,7 @@ class Engine:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._closed = False
-        # Its errors reach the request; its log would print tracebacks.
+        # Errors reach the request anyway; the library's log would print tracebacks.
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
         self._start()
         atexit.register(self.close)
@@ -86,9 +86,9 @@ class Engine:
         the template refuses the conversation.
         """
         prompt = self.template.prompt(messages)
-        room = self.context - len(prompt)
-        max_tokens = max(room, 1) if sampling.max_tokens is None else sampling.max_tokens
-        if not 1 <= max_tokens <= room:
+        available = self.context - len(prompt)
+        max_tokens = max(available, 1) if sampling.max_tokens is None else sampling.max_tokens
+        if not 1 <= max_tokens <= available:
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens and the answer may have {max_tokens}: "
                 f"together more than the context of {self.context}"
@@ -114,7 +114,7 @@ class Engine:
                 )
                 if taken is not None:
                     break
-                # Its thread has just died of another request; the next one starts afresh.
+                # The thread has just died of another request; the next request restarts it.
                 del self._mailboxes[name]
                 patience = time.monotonic() + 5
                 while self._manager.is_running() and time.monotonic() < patience:
@@ -126,7 +126,7 @@ class Engine:
         return Stream(mailbox, cancel, text, len(prompt), frozenset(self._stop_ids))
 
     def close(self) -> None:
-        """Stop generating; what is still running ends in EngineStopped."""
+        """Stop generating; running requests end in EngineStopped."""
         with self._lock:
             if self._closed:
                 return
@@ -136,9 +136,9 @@ class Engine:
         self._delivery.join()  # a thread that frees tensors while Python shuts down aborts the process
 
     def _start(self) -> None:
-        """Start generating, at first or after the generating thread has died of an error."""
+        """Start the generating thread, also after it died of an error."""
         pages = -(-max(self.context, CACHE) // PAGE) + 2
-        # The name of the page's size changed between transformers 5.17 and 5.23.
+        # The parameter for the page size was renamed between transformers 5.17 and 5.23.
         fields = ContinuousBatchingConfig.__dataclass_fields__
         size: dict[str, Any] = {"page_size" if "page_size" in fields else "block_size": PAGE}
         self._manager = self._model.init_continuous_batching(
@@ -147,7 +147,7 @@ class Engine:
                 num_blocks=pages,
                 max_batch_tokens=BATCH_TOKENS,
                 max_requests_per_batch=BATCH_REQUESTS,
-                # Tokens are chosen in Python, step by step, which neither a graph nor a second batch in flight allows.
+                # Sampling is in Python, step by step: no CUDA graphs, no second batch in flight.
                 use_cuda_graph=False,
                 use_async_batching=False,
                 **size,
@@ -162,18 +162,18 @@ class Engine:
         started.wait()
 
     def _deliver(self, manager: Any, mailboxes: dict[str, queue.SimpleQueue[Any]], started: threading.Event) -> None:
-        manager.start()  # here, because a thread inherits being a daemon from the one that starts it
+        manager.start()  # here, because a thread inherits daemon status from its parent thread
         started.set()
         while manager.is_running():
             output = manager.get_result(timeout=0.1)
             if output is None:
-                # A full cache lets nobody in until a request finishes; one that is cancelled instead goes unnoticed.
+                # A full cache admits nothing until a request finishes; a cancelled request goes unnoticed.
                 processor = manager.batch_processor
                 if processor is not None and not processor.scheduler.active_requests:
                     processor.scheduler.block_new_requests = False
             elif mailbox := mailboxes.get(output.request_id):
                 mailbox.put(output)
-            elif not output.is_finished():  # cancelled while it was being accepted, which is missed too
+            elif not output.is_finished():  # cancelled while being admitted, which goes unnoticed too
                 manager.cancel_request(output.request_id)
         with self._lock:
             reason = manager.background_thread_status.fatal_error or "the engine was closed"
@@ -182,7 +182,7 @@ class Engine:
 
 
 def _canceller(manager: Any, mailboxes: dict[str, queue.SimpleQueue[Any]], name: str) -> Callable[[bool], None]:
-    """What ends a request; it refers to the request's own manager, which may have been replaced meanwhile."""
+    """A function that ends a request, at its own manager (the engine's may have been replaced since)."""
 
     def end(running: bool) -> None:
         mailboxes.pop(name, None)
@@ -223,7 +223,7 @@ class Stream:
                 self.close()
                 raise output if isinstance(output, EngineStopped) else EngineStopped(str(output.error))
             done = self.usage["completion_tokens"]
-            new = output.generated_tokens[done:]  # the list holds all tokens from the first on
+            new = output.generated_tokens[done:]  # the list has all tokens from the first on
             self.usage["completion_tokens"] += len(new)
             last = output.is_finished()
             stopped = last and bool(new) and new[-1] in self._stop_ids
@@ -237,7 +237,7 @@ class Stream:
         raise StopIteration
 
     def close(self) -> None:
-        """Stop the generation; harmless when it has ended."""
+        """Stop the generation, if it has not ended."""
         if not self._ended:
             self._ended = True
             self._end(True)

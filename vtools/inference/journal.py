@@ -1,4 +1,4 @@
-"""Answers that cost time or money are asked for once: a rerun after a kill asks for the rest."""
+"""The journal of paid answers: a rerun after a kill asks only for the remaining ones."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ from vtools.records.jsonl import Record, Reject
 
 @dataclass(slots=True)
 class Task:
-    """One thing to ask for: where it came from, what it is, and the key its record is found by; or why it cannot be."""
+    """One question to ask: its origin, its content and the key of its record; or the Reject that prevents it."""
 
     value: streams.Value
     source: Record | None  # the input record, for the rejects file
@@ -34,7 +34,7 @@ class Task:
 
 
 def tasks(files: Iterable[str], read: Callable[[Record], Any]) -> Iterator[Task]:
-    """Every record of the files as a task: with what `read` makes of it, or the Reject that it raises."""
+    """Every record of the files as a task, with the result of `read` or the Reject that it raised."""
     for value in jsonl.values(files):
         record, repaired = jsonl.parse(value)
         task = Task(value, None if isinstance(record, Reject) else record, repaired=repaired)
@@ -48,13 +48,13 @@ def tasks(files: Iterable[str], read: Callable[[Record], Any]) -> Iterator[Task]
 
 
 def key(*parts: Any) -> str:
-    """32 hexadecimal digits that depend on all that an answer depends on (BLAKE2b of canonical JSON, 128 bits)."""
+    """32 hexadecimal digits from everything that an answer depends on (BLAKE2b of canonical JSON, 128 bits)."""
     canonical = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
     return hashlib.blake2b(canonical, digest_size=16).hexdigest()
 
 
 class Keys:
-    """Tells equal keys of one input apart, so that the same question asked twice has two answers."""
+    """Makes equal keys of one input unique, so that the same question asked twice gets two answers."""
 
     def __init__(self) -> None:
         self.seen: Counter[str] = Counter()
@@ -66,7 +66,7 @@ class Keys:
 
 
 class Journal:
-    """Finished records by key, on disk: the file of an earlier run, and the journal of a run that did not end."""
+    """Finished records by key, on disk: the output of an earlier run, and the journal of an unfinished one."""
 
     def __init__(self) -> None:
         self._index: dict[str, tuple[BinaryIO, int, int]] = {}
@@ -82,7 +82,7 @@ class Journal:
         return orjson.loads(os.pread(stream.fileno(), length, offset))
 
     def add(self, record: Record) -> None:
-        """Keep a record that has a `key`; on disk when this returns."""
+        """Store a record that has a `key`; it is on disk when this returns."""
         if self._stream is not None:
             with self._lock:
                 self._stream.write(jsonl.dumps(record))
@@ -90,7 +90,7 @@ class Journal:
                 os.fsync(self._stream.fileno())
 
     def _read(self, stream: BinaryIO, finished: Callable[[Record], bool] = lambda record: True) -> int:
-        """Index a file of records, passing over what is not ours, and return where its last whole line ends."""
+        """Index a file of records, skipping foreign lines; returns where its last whole line ends."""
         offset = end = 0
         for line in stream:
             with contextlib.suppress(orjson.JSONDecodeError):
@@ -107,7 +107,7 @@ class Journal:
 def keep(path: str | None, finished: Callable[[Record], bool] = lambda record: True) -> Iterator[Journal]:
     """The journal of an output file, gone when the block ends well. Raises TryAgain if another run holds it.
 
-    `finished` says which records of an older complete FILE count. For stdout, or a pipe, it keeps nothing.
+    `finished` says which records of an older, complete FILE count. For stdout or a pipe nothing is kept.
     """
     journal = Journal()
     if path is None or path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
@@ -125,14 +125,14 @@ def keep(path: str | None, finished: Callable[[Record], bool] = lambda record: T
         try:
             yield journal
         except BaseException:
-            if os.fstat(stream.fileno()).st_size == 0:  # nothing was asked yet: leave no litter
+            if os.fstat(stream.fileno()).st_size == 0:  # nothing was asked: leave no empty file
                 os.unlink(name)
             raise
         os.unlink(name)
 
 
 def peek(path: str | None, finished: Callable[[Record], bool] = lambda record: True) -> set[str]:
-    """The keys that a run with this output file would not ask for again; changes nothing."""
+    """The keys that a run with this output file would not ask for again; read-only."""
     journal = Journal()
     for name, counts in ((path, finished), (f"{path}.journal", lambda record: True)):
         if path and name and os.path.isfile(name):
@@ -150,9 +150,9 @@ def run(
     write: Callable[[jsonl.Output, Record], None],
     finished: Callable[[Record], bool] = lambda record: True,
 ) -> str | None:
-    """`filtering.run` for work that waits: each task through `ask`, some at a time, what is finished from FILE.
+    """`filtering.run` for work that waits: each task through `ask`, several at a time; finished ones come from FILE.
 
-    One question that fails costs the others nothing; what failed is said in the result, and a rerun asks for it again.
+    A failed question does not affect the others; the returned text reports failures, and a rerun asks for them again.
     """
     counts, out = filtering.Rejects(tool, common.rejects), common.out
     failed = None
@@ -194,7 +194,7 @@ def run(
                     counts.extra[f"tokens {name}"] += usage[name]
     filtering.close(counts, common)
     if failed:
-        again = f" ({out} has the others; the same command again asks only for these)" if out and out != "-" else ""
+        again = f" ({out} has the others; repeat the command to ask only for these)" if out and out != "-" else ""
         return f"{counts.reasons['unanswered']} of {counts.received} failed{again}; the first: {failed}"
     if common.rejects is None and counts.received and counts.reasons["bad_schema"] == counts.received:
         return f"{counts.first} (no record has a shape that vtools {tool} reads)"

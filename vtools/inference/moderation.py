@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible moderation endpoint says of a conversation's texts."""
+"""Moderating a conversation's texts by an OpenAI-compatible endpoint."""
 
 import json
 import os
@@ -11,12 +11,12 @@ from vtools.process import Failure
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
 
-CONNECTS = 3  # retries of a server that cannot be reached
+CONNECTS = 3  # retries for a server that cannot be reached
 TIMEOUT = 60.0  # seconds of silence
 
 
 class Moderator:
-    """One server and model. Each process has connections of its own."""
+    """One server and model. Each process has its own connections."""
 
     def __init__(self, url: str, model: str) -> None:
         self._server, self.model = Server(url), model
@@ -58,7 +58,7 @@ class Moderator:
                 if response.status_code == 200:
                     return self._results(response, len(texts))
                 said = f"HTTP {response.status_code}: {one_line(response.text)}"
-                if response.status_code in (400, 413, 422):  # these texts, not this server
+                if response.status_code in (400, 413, 422):  # refused for these texts, not for every request
                     raise Reject("moderation", f"not judged: {said}")
                 asked = retry.after(response.headers)
                 allowed = retry.RETRIES if retry.is_transient(response.status_code) else 0

@@ -1,19 +1,19 @@
-"""When a server that gave no answer is asked again."""
+"""When to retry a request."""
 
 import email.utils
 import random
 import time
 from typing import Any
 
-RETRIES = 6  # 0.5 + 1 + 2 + 4 + 8 + 16 s: half a minute in all
+RETRIES = 6  # 0.5 + 1 + 2 + 4 + 8 + 16 s: half a minute in total
 LONGEST_WAIT = 120.0  # seconds; a server that asks for more will not answer in this run
 
 
 def wait(attempt: int, allowed: int, asked: float | None = None, first: float = 0.5) -> float | None:
     """Seconds until the next attempt after number `attempt` (from 0), or None to give up.
 
-    `asked` is what the server wants. Each wait is twice the one before and differs a little from the others', so that
-    all who failed together do not come back together.
+    `asked` is the wait that the server requests. Waits double each time, with jitter, so that clients that failed
+    together do not return together.
     """
     if attempt >= allowed or (asked is not None and asked > LONGEST_WAIT):
         return None
@@ -23,12 +23,12 @@ def wait(attempt: int, allowed: int, asked: float | None = None, first: float = 
 
 
 def is_transient(status: int) -> bool:
-    """Whether the same request may well be answered later."""
+    """Whether the same request may succeed later."""
     return status in (408, 409, 425, 429) or status >= 500
 
 
 def after(headers: Any) -> float | None:
-    """The seconds that a server asks to wait: Retry-After, seconds or a date (RFC 9110 10.2.3)."""
+    """The seconds in a Retry-After header, given as seconds or as a date (RFC 9110 10.2.3)."""
     value = headers.get("retry-after")
     if not value:
         return None

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253  imports torch at once: import this module inside a function
-"""Which token comes next: by each request's own temperature, top_p and seed."""
+"""Sampling the next token, with each request's own temperature, top_p and seed."""
 
 import random
 from typing import Any
@@ -10,10 +10,10 @@ from transformers.generation.continuous_batching.cb_logits_processors import Con
 
 
 class Sampler(ContinuousBatchingLogitsProcessorList):
-    """Chooses each request's next token by its own temperature, top_p and seed, and makes it the largest score.
+    """Samples each request's next token with its own temperature, top_p and seed, and gives it the largest score.
 
-    The library's own sampling knows one seed for all requests. A draw here depends on the request's seed and the
-    token's position alone, so an answer does not depend on who else is being served.
+    The library has one seed for all requests. Here a draw depends only on the request's seed and the token's position,
+    so an answer does not depend on other requests.
     """
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class Sampler(ContinuousBatchingLogitsProcessorList):
         for row, state in enumerate(self._rows):
             options = state.logit_processor_kwargs
             if options["temperature"] > 0:
-                # Both lists count: under pressure tokens already generated become part of the prompt.
+                # Count both lists: under memory pressure generated tokens become part of the prompt.
                 position = len(state.initial_tokens) + len(state.generated_tokens)
                 uniform = random.Random(f"{options['seed']}/{position}").random()
                 token = draw(scores[row], options["temperature"], options["top_p"], uniform)
@@ -43,7 +43,7 @@ class Sampler(ContinuousBatchingLogitsProcessorList):
 
 
 def draw(scores: torch.Tensor, temperature: float, top_p: float, uniform: float) -> int:
-    """The token at `uniform` (0 to 1) of the distribution of these logits, cut to its nucleus of mass `top_p`.
+    """The token at quantile `uniform` (0 to 1) of the softmax of these logits, restricted to the nucleus `top_p`.
 
     Nucleus sampling: Holtzman et al. 2020, arXiv 1904.09751.
     """
@@ -52,7 +52,7 @@ def draw(scores: torch.Tensor, temperature: float, top_p: float, uniform: float)
     if top_p < 1:
         probabilities, order = probabilities.sort(descending=True, stable=True)
         before = probabilities.cumsum(0)[:-1]
-        probabilities[1:][before >= top_p] = 0  # the first always stays
+        probabilities[1:][before >= top_p] = 0  # the first token always stays
     cumulative = probabilities.cumsum(0)
     index = int(torch.searchsorted(cumulative, uniform * float(cumulative[-1]), right=True))
     index = min(index, len(cumulative) - 1)

@@ -1,4 +1,4 @@
-"""`vtools judge`: let a model compare the answers of two others."""
+"""`vtools judge`: have one model compare the answers of two others."""
 
 from typing import Annotated
 
@@ -9,21 +9,22 @@ from vtools.process import UsageFailure, say
 
 
 def judge(
-    a: Annotated[str, typer.Argument(metavar="A", help="Answers of one model, the one to compare with; - is stdin.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Answers of the other; - is stdin.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="Answers of the model to compare with; - is stdin.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Answers of the other model; - is stdin.")],
     questions: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The questions, where the answers do not carry them.")
+        str | None, typer.Option(metavar="FILE", help="Read the questions from here if the answers do not carry them.")
     ] = None,
     training_data: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Say which questions this file holds; may be repeated.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Report which questions occur in this training data; may be repeated."),
     ] = None,
     model: options.AskedModel = None,
     base_url: options.BaseUrl = None,
     one_order: Annotated[
-        bool, typer.Option("--one-order", help="Show A's answer first, always; judges favour a place, so not advised.")
+        bool, typer.Option("--one-order", help="Show A's answer first, always (not advised: judges favour a position).")
     ] = False,
     temperature: options.Temperature = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest reply of the judge.")] = 2048,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Limit the judge's replies to this many tokens.")] = 2048,
     seed: options.Seed = 0,
     template: options.TemplateName = None,
     timeout: options.Timeout = 600.0,
@@ -36,21 +37,19 @@ def judge(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Compare the answers of two models, question by question: one judgment a line, for `vtools report`.
+    """Compare the answers of two models, question by question: one judgment per line, for `vtools report`.
 
-    Each pair of answers is judged twice, once in each order, for helpfulness, relevance, accuracy and detail, from 1 to
-    10 (programs and mathematics by their own measure, against the reference where the question has one). The judge
-    never sees the models' names. Identical answers are a tie without a call. A reply without scores is asked for once
-    more; then its verdict is null, and the exit code 1. Answers to a question that the other file lacks are left out
-    and counted.
+    Reads answers of `vtools chat`, FastChat or the Vicuna blog, joined by question id; questions without an answer in
+    both files are rejected and counted. Each pair is judged twice, once in each order, from 1 to 10 for helpfulness,
+    relevance, accuracy and detail. Programs and mathematics have criteria of their own, and the reference answer where
+    there is one. The judge never sees the models' names. Identical answers are a tie without a call. A reply without
+    scores is requested once more; after that the verdict is null and the exit status 1.
 
-    Answers are those of `vtools chat`, FastChat's or the Vicuna blog's, joined by their question's id.
+    Questions that a model was trained on say little about it: --training-data lists the questions found in that data
+    (13 consecutive words), at the start and at the end. `vtools clean --decontaminate` removes such conversations.
 
-    Questions that a model was trained on tell little: --training-data names those whose words stand in the data that
-    it was trained on (13 in a row; `vtools clean --decontaminate` takes such conversations out), at first and at last.
-
-    With -o FILE, what is judged is kept in FILE.journal, and the same command again, after a failure or a kill, asks
-    only for the rest. On plain stdout nothing is kept and all is asked again.
+    With -o FILE, judgments are kept in FILE.journal: after a failure or a kill, the same command asks only for the
+    remaining ones. On plain stdout nothing is kept, and all are asked for again.
 
     \b
     Examples:
@@ -63,7 +62,7 @@ def judge(
     from vtools.judge import judging, matches
 
     if prices and not dry_run:
-        raise UsageFailure("--prices is for --dry-run")
+        raise UsageFailure("--prices needs --dry-run")
     target, sampling = Target(model, base_url, template, timeout=timeout), Sampling(max_tokens, temperature, seed=seed)
     tasks = matches.matches(a, b, questions, ("ab",) if one_order else ("ab", "ba"))
     seen = None

@@ -1,4 +1,4 @@
-"""Ask the judge about every match and write what it said."""
+"""Ask the judge about every match and write its judgments."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from vtools.records.jsonl import Record
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judge:
-    """A model that judges, and how its tokens are chosen."""
+    """A model that judges, with its sampling parameters."""
 
     client: Client
     name: str
     sampling: Sampling
 
     def judge(self, match: Match, key: str) -> Record:
-        """One judgment. A reply that cannot be read is asked for once more; then the verdict is null."""
+        """One judgment. An unreadable reply is requested once more; after that the verdict is null."""
         record: Record = {"key": key, "id": match.question.id}
         if match.question.category:
             record["category"] = match.question.category
@@ -42,7 +42,7 @@ class Judge:
             try:
                 asked = [*messages, said, {"role": "user", "content": prompt.AGAIN}]
                 replies.append(self.client.complete(asked, self.sampling))
-            except Failure as failure:  # the first reply is paid for: keep it, without a verdict
+            except Failure as failure:  # keep the first reply, which was paid for, without a verdict
                 if isinstance(failure, EndpointError) and failure.fatal:
                     raise
             else:
@@ -85,11 +85,11 @@ def judge_all(tasks: Iterator[Task], target: Target, sampling: Sampling, common:
     if complaints:
         raise Failure("; ".join(complaints))
     if not total:
-        raise Failure("nothing to judge: no question has an answer in both files")
+        raise Failure("nothing to judge: no question has an answer in both files; are the question ids the same?")
 
 
 def has_verdict(record: Record) -> bool:
-    """Whether a judgment of an earlier run counts; one without a verdict is asked for again."""
+    """Whether a judgment of an earlier run counts; those without a verdict are requested again."""
     return record.get("verdict") is not None
 
 
@@ -98,7 +98,7 @@ def _keyed(tasks: Iterator[Task], judge: str | None, sampling: Sampling) -> Iter
     for task in tasks:
         if task.question:
             match: Match = task.question
-            # The prompt is among the parts, so a changed rubric, question, category or answer is judged anew.
+            # The key includes the prompt, so a changed rubric, question, category or answer is judged again.
             asked = prompt.messages(match.question, *match.shown())
             task.key = keys.unique(
                 journal.key("judge", match.question.id, match.a, match.b, match.order, judge, asked, sampling.options())
@@ -109,7 +109,7 @@ def _keyed(tasks: Iterator[Task], judge: str | None, sampling: Sampling) -> Iter
 def estimate(
     tasks: Iterator[Task], target: Target, sampling: Sampling, out: str | None, price_list: str | None
 ) -> None:
-    """Say how many calls, tokens and dollars the same command would take."""
+    """Report the calls, tokens and dollars that the same command would take."""
     price = prices.read(price_list).tokens(target.model or "") if price_list else None
     known = journal.peek(out, has_verdict)
     calls = same = done = dropped = characters = 0
@@ -127,8 +127,8 @@ def estimate(
     tokens_in, tokens_out = characters // 4, calls * (sampling.max_tokens or 0)
     parts = [
         f"would ask {target.model or 'the judge'} at {target} {calls} times",
-        f"about {tokens_in:,} tokens in (4 bytes each) and at most {tokens_out:,} out, without what is asked again",
-        f"{same} identical answers need no call, {done} judgments are there already, {dropped} records are left out",
+        f"about {tokens_in:,} tokens in (4 bytes each) and at most {tokens_out:,} out, without retries",
+        f"{same} identical answers need no call, {done} judgments exist already, {dropped} records are left out",
     ]
     if price:
         parts.append(f"at most {(tokens_in * price[0] + tokens_out * price[1]) / 1e6:.2f} USD")

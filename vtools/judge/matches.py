@@ -1,4 +1,4 @@
-"""Two answer files to matches: the answers to the same question, side by side."""
+"""Joining two answer files into matches: two answers to the same question."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,9 +28,9 @@ class Match:
 
 
 def matches(a_file: str, b_file: str, questions_file: str | None, orders: tuple[str, ...]) -> Iterator[Task]:
-    """Tasks in the order of a's answers, whose question is a Match; what has no partner is a reject.
+    """Tasks in the order of a's answers, each with a Match; an answer without a partner becomes a reject.
 
-    b's answers and the questions are held in memory; a's are streamed. Raises Failure without the questions' text.
+    b's answers and the questions are held in memory; a's are streamed. Raises Failure if the questions are missing.
     """
     questions = read_questions(questions_file) if questions_file else {}
     others: dict[str, Task] = {}
@@ -55,7 +55,7 @@ def matches(a_file: str, b_file: str, questions_file: str | None, orders: tuple[
             second: Answered = others.pop(first.id).question
             question = questions.get(first.id) or first.question or second.question
             if question is None and questions_file is None:
-                raise Failure(f"{a_file}: the answers lack their questions; --questions FILE gives them")
+                raise Failure(f"{a_file}: the answers lack their questions; add --questions FILE")
             if question is None:
                 yield _left_out(task, Reject("bad_schema", f"{questions_file} has no question {first.id}"))
             elif not len(question.turns) == len(first.turns) == len(second.turns):

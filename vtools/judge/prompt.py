@@ -1,4 +1,4 @@
-"""The prompts of the judge. A changed prompt gets a new number in `VERSION`, which each judgment carries."""
+"""The prompts of the judge. A changed prompt gets a new `VERSION`, which each judgment records."""
 
 import hashlib
 from typing import Any
@@ -11,7 +11,7 @@ ROLE = (
     "You examine AI assistants, carefully and without favour. Two of them, Assistant 1 and Assistant 2, were given the "
     "same request. You read what each of them wrote and grade both."
 )
-# As in the Vicuna blog: helpfulness, relevance, accuracy, detail; programs and mathematics by their own measure.
+# As in the Vicuna blog: helpfulness, relevance, accuracy, detail; other criteria for programs and mathematics.
 CRITERIA = {
     "general": "Grade how helpful, how relevant, how accurate and how detailed each answer is.",
     "coding": (
@@ -44,13 +44,13 @@ def kind(category: str | None) -> str:
 
 
 def name(category: str | None) -> str:
-    """What a judgment says it was asked with."""
+    """The name of the prompt, recorded in the judgment."""
     return f"pair-{kind(category)}-{VERSION}"
 
 
 def messages(question: Question, first: list[str], second: list[str]) -> list[dict[str, Any]]:
-    """The prompt for one order of two answers. Nothing in it names a model, and no answer can end its own frame."""
-    # Made from both answers, so that the writer of neither could know it.
+    """The prompt for one order of two answers. It names no model, and no answer can close its own frame."""
+    # Derived from both answers, so that the author of neither could know it.
     mark = hashlib.blake2b("\0".join([*first, *second]).encode("utf-8", "replace"), digest_size=4).hexdigest()
     parts = [_framed("request", mark, _request(question))]
     if question.reference:
@@ -66,7 +66,7 @@ def _framed(title: str, mark: str, text: str) -> str:
 
 
 def _without_verdicts(text: str) -> str:
-    """`[[8]]` in an answer must not come back as the judge's own."""
+    """Break up `[[8]]` in an answer, which must not be read as the judge's score."""
     return text.replace("[[", "[ [").replace("]]", "] ]")
 
 

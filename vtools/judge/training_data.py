@@ -1,4 +1,4 @@
-"""Which of the questions stand in the data that a model was trained on."""
+"""Which of the questions occur in a model's training data."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from vtools.records.jsonl import Reject
 
 
 def seen(tasks: Sequence[Task], name: str, files: Sequence[str]) -> str:
-    """Say on stderr which questions the training data holds; returns the line that sums it up. Raises Failure."""
+    """List on stderr the questions found in the training data; returns a summary line. Raises Failure."""
     asked = {task.question.question.id: task.question.question for task in tasks if task.question}
     index = overlap.Index((name, question) for question in asked.values())
     found: dict[str, str] = {}
@@ -18,13 +18,13 @@ def seen(tasks: Sequence[Task], name: str, files: Sequence[str]) -> str:
         try:
             record = jsonl.parse(value)[0]
             messages = [] if isinstance(record, Reject) else conversation.read(record)["messages"]
-        except Reject:  # no conversation, so nothing was learned from it
+        except Reject:  # not a conversation, so nothing was learned from it
             continue
         read += bool(messages)
         for hit in index.hits(message["content"] for message in messages):
             found.setdefault(hit.id, f"question {hit.id} is in {value.file}:{value.number}: {hit.words}")
     if not read:
-        raise Failure(f"--training-data {', '.join(files)}: holds no conversation")
+        raise Failure(f"--training-data {', '.join(files)}: no conversations in it")
     for identity in asked:
         if identity in found:
             say("judge", found[identity])

@@ -1,4 +1,4 @@
-"""A judge's reply to two scores or a verdict: several forms are read, none is guessed at."""
+"""From a judge's reply to two scores or a verdict: several forms are read, nothing is guessed."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 NUMBER = r"(\d+(?:\.\d+)?)"
 OUT_OF_TEN = r"(?:\s*/\s*10)?"
 NAME = r"\b(?:assistant|answer|response|model)\s*#?"
-# `\W` without line ends and brackets: what may stand between a label and its number (a colon, stars, a dash).
+# `\W` without line ends and brackets: what may separate a label and its number (a colon, stars, a dash).
 GAP = r"[^\w\n\[\]()]{0,6}"
 LETTERS = {"A": "a", "B": "b", "C": "tie"}
 LOWEST, HIGHEST = 1.0, 10.0
@@ -19,7 +19,7 @@ LETTER = re.compile(r"\[\[\s*([ABC])\s*\]\]", re.IGNORECASE)
 FIRST_LINE = re.compile(rf"\W*{TWO}\W*")
 TUPLE = re.compile(rf"\bscores?\b[^\n()]{{0,80}}\(\s*{TWO}\s*\)", re.IGNORECASE)
 BRACKETED = [re.compile(rf"{NAME}{side}{GAP}(\[\[[^\n\]]*\]\])", re.IGNORECASE) for side in (1, 2)]
-# A sum that begins with a number is no score: only the end of the line, a full stop or a remark in words may follow.
+# A number that starts a sum is not a score: only the end of the line, a full stop or words may follow it.
 LABELLED = [
     re.compile(
         rf"{NAME}{side}{GAP}(?:score{GAP})?\s?{NUMBER}{OUT_OF_TEN}\**[^\S\n]*(?=$|[.,;](?!\d)|\s\([A-Za-z])",
@@ -31,7 +31,7 @@ LABELLED = [
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What a reply says: scores of Assistant 1 and 2, who is better (`a` is Assistant 1), and the form it was in."""
+    """What a reply says: scores of Assistant 1 and 2, who is better (`a` is Assistant 1), and its form."""
 
     scores: tuple[float, float] | None
     verdict: str | None
@@ -42,9 +42,9 @@ NOTHING = Reading(None, None, "none")
 
 
 def read(reply: str, cut: bool = False) -> Reading:
-    """Read a reply; of several verdicts the last counts, and a score out of range makes the whole reply unread.
+    """Read a reply. The last of several verdicts counts; a score out of range makes the reply unreadable.
 
-    A reply that was `cut` off may have meant to say more, so only scores on its first line count.
+    In a reply that was `cut` off, only scores on the first line count.
     """
     if not cut:
         if all(pattern.search(reply) for pattern in BRACKETED):

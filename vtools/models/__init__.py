@@ -1,1 +1,1 @@
-"""A model by its reference: its folder, configuration, tokenizer, chat template and loaded weights."""
+"""Models by reference: folder, configuration, tokenizer, chat template and loaded weights."""

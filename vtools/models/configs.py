@@ -1,4 +1,4 @@
-"""A model's small JSON files: read, and config.json made to say what the weights are."""
+"""A model's JSON files: reading them, and updating config.json to match the weights."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ from typing import Any
 from vtools.files.atomic import write
 from vtools.process import Failure
 
-# What a user calls a dtype, and config.json and torch do.
+# Names of dtypes: the user's, and those of config.json and torch.
 TORCH_NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is no file. Raises Failure if the file holds anything else."""
+    """A JSON object, empty if there is no file. Raises Failure if the file contains anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def fit_config(folder: Path, dtype: str | None, rows: int | None = None) -> None:
-    """Make a model's config.json say what its weights are: their dtype, the embedding's rows."""
+    """Update a model's config.json to match its weights: dtype, and rows of the embedding."""
     path = folder / "config.json"
     if not path.is_file():
         return

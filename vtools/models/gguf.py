@@ -1,4 +1,4 @@
-"""A GGUF file as an ordinary model folder, converted once."""
+"""Converting a GGUF file to an ordinary model folder, once."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from vtools.process import Failure
 
 
 def converted(source: Path) -> Path:
-    """The Hugging Face folder made of a GGUF file: in bf16, but fp16 and fp32 stay what they are."""
+    """The cached Hugging Face folder of a GGUF file: in bf16, unless its weights are fp16 or fp32."""
 
     def make(target: Path) -> None:
         try:
@@ -36,15 +36,15 @@ def converted(source: Path) -> Path:
         try:
             tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
             loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=dtype)
-        except Exception as error:  # whatever a file lacks that transformers looks for; 5.17 wants a bos token
+        except Exception as error:  # a file may lack anything that transformers expects; 5.17 needs a bos token
             reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
             raise Failure(f"{source}: transformers {transformers.__version__} cannot read it: {reason}") from None
-        for name in ("bos", "eos", "padding"):  # transformers 5.17 takes the wrong end token from the file
+        for name in ("bos", "eos", "padding"):  # transformers 5.17 reads the wrong end token from the file
             field = reader.fields.get(f"tokenizer.ggml.{name}_token_id")
             if field is not None:
                 token = tokenizer.convert_ids_to_tokens(int(field.contents()))
                 setattr(tokenizer, {"padding": "pad_token"}.get(name, f"{name}_token"), token)
-        # The loaded model counts as quantised and will neither train nor save: give its weights to a fresh one.
+        # The loaded model counts as quantised and can neither train nor save: move its weights to a new one.
         config = loaded.config
         if hasattr(config, "quantization_config"):
             del config.quantization_config
@@ -66,13 +66,13 @@ def converted(source: Path) -> Path:
 
 
 def _restore_pretokenizer(path: Path, known_as: str, source: Path) -> None:
-    """Have a byte-level tokenizer cut text as a GGUF file says; transformers follows only some of the names."""
+    """Make a byte-level tokenizer split text as the GGUF file says; transformers knows only some of the names."""
     setup = read_json(path)
     if pretokenizer.restore(setup, known_as):
         path.write_text(json.dumps(setup, ensure_ascii=False), encoding="utf-8")
     else:
         print(
-            f"{source}: it cuts text by llama.cpp's {known_as!r}, which is none that we know: token ids may differ "
-            "from llama.cpp's; the model's own tokenizer.json would settle it",
+            f"{source}: vtools does not know its pre-tokenizer, llama.cpp's {known_as!r}: token ids may differ "
+            "from llama.cpp's; use a model folder with tokenizer.json to be sure",
             file=sys.__stderr__,
         )

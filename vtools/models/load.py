@@ -1,4 +1,4 @@
-"""A model's weights, loaded into the model that transformers has for it."""
+"""Loading a model with transformers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""How a byte-level tokenizer.json cuts text, and the name that a GGUF file has for it.
+"""How a byte-level tokenizer.json splits text, and GGUF's name for it.
 
-llama.cpp has these rules built in under names (src/llama-vocab.cpp); a file can only name one of them. A name is given
-where the tokenizer's own rules are, character by character, the ones which that name stands for.
+llama.cpp has these rules built in, by name (src/llama-vocab.cpp); a file can only name one. A name is used only if the
+tokenizer's own rules are, character by character, those of the name.
 """
 
 from typing import Any
@@ -17,25 +17,25 @@ _TEKKEN = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The steps, the normal form, and whether a word that is a token is taken whole, to the name.
+# From the steps, the normal form, and whether a word that is a token is matched whole, to the name.
 NAMES = {
     (("gpt2",), None, False): "gpt-2",
     (("digits", "gpt2"), None, False): "smollm",
     ((_LLAMA3, "bytes"), None, True): "llama-bpe",
     ((_LLAMA3, "bytes"), None, False): "dbrx",
     ((_QWEN2, "bytes"), None, False): "qwen2",
-    # llama.cpp does not normalise; its own converter passes over that too. Text is nearly always NFC already.
+    # llama.cpp does not normalise; its own converter ignores that too. Text is nearly always NFC already.
     ((_QWEN2, "bytes"), "NFC", False): "qwen2",
     ((_TEKKEN, "bytes"), None, True): "tekken",
 }
 
 
 def restore(setup: dict[str, Any], known_as: str) -> bool:
-    """Make a byte-level tokenizer.json cut text as the name says; False for a name that we do not know."""
+    """Make a byte-level tokenizer.json split text as the name says; False for an unknown name."""
     found = [rules for rules, given in NAMES.items() if given == known_as]
     if not found:
         return False
-    steps, normal, whole = found[-1]  # of two the one that normalises: text reaches the models so in training
+    steps, normal, whole = found[-1]  # of two, the one that normalises, as in training
     setup["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [_parse(step) for step in steps]}
     setup["normalizer"] = {"type": normal} if normal else None
     setup["model"]["ignore_merges"] = whole
@@ -43,15 +43,15 @@ def restore(setup: dict[str, Any], known_as: str) -> bool:
 
 
 def name(setup: dict[str, Any], where: object) -> str:
-    """llama.cpp's name for the pre-tokenizer of a tokenizer.json. Raises Failure if it has none that we know."""
+    """llama.cpp's name for the pre-tokenizer of a tokenizer.json. Raises Failure if there is none we know."""
     before = setup.get("pre_tokenizer") or {}
     steps = tuple(_step(step) for step in before.get("pretokenizers", [before]))
     normal = (setup.get("normalizer") or {}).get("type")
     found = NAMES.get((steps, normal, bool(setup["model"].get("ignore_merges"))))
     if found is None:
         raise Failure(
-            f"{where}: it cuts text in a way ({', '.join(map(str, steps))}, normal form {normal}) that is none of "
-            f"llama.cpp's that we know: {', '.join(sorted(set(NAMES.values())))}"
+            f"{where}: its pre-tokenizer ({', '.join(map(str, steps))}, normal form {normal}) is not a known one of "
+            f"llama.cpp's: {', '.join(sorted(set(NAMES.values())))}"
         )
     return found
 
@@ -68,7 +68,7 @@ def _step(step: dict[str, Any]) -> str:
 
 
 def _parse(step: str) -> dict[str, Any]:
-    """The opposite of `_step`."""
+    """The inverse of `_step`."""
     if step in ("gpt2", "bytes"):
         return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": step == "gpt2"}
     if step == "digits":

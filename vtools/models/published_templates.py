@@ -1,4 +1,4 @@
-"""The published prompt formats, as Jinja chat templates, and the texts that end an answer."""
+"""The published prompt formats as Jinja chat templates, and the texts that end an answer."""
 
 _SYSTEM = "{% if messages and messages[0].role == 'system' %}{{ messages[0].content }}{% else %}SYSTEM{% endif %}"
 _CHECK = (

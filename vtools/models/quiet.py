@@ -1,8 +1,8 @@
-"""The transformers library, kept from talking on stderr."""
+"""Silencing the transformers library."""
 
 
 def quiet_transformers() -> None:
-    """transformers reports loading on stderr, bars and all; our tools say what matters themselves."""
+    """Turn off the messages and progress bars of transformers; our commands report what matters."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()

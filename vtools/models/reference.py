@@ -1,4 +1,4 @@
-"""A model reference (a folder, a hub id, a .gguf file) to the folder behind it."""
+"""From a model reference (a folder, a hub id, a .gguf file) to its local folder."""
 
 import functools
 from pathlib import Path
@@ -7,11 +7,11 @@ from vtools.models import gguf
 from vtools.process import Failure, install
 
 HUB_FILES = ["*.json", "*.jinja", "*.safetensors", "*.model", "*.txt"]
-HUB_PICKLED = ["pytorch_model*.bin"]  # only where there is no safetensors file, or each weight would come twice
+HUB_PICKLED = ["pytorch_model*.bin"]  # only without safetensors files, or each weight would be downloaded twice
 
 
 def model_folder(reference: str, patterns: list[str] | None = None) -> Path:
-    """The local folder behind a reference: the folder itself, a hub snapshot, or a GGUF file converted once.
+    """The local folder of a reference: the folder itself, a hub snapshot, or a GGUF file converted once.
 
     Raises Failure if there is no such model.
     """
@@ -40,13 +40,13 @@ def model_folder(reference: str, patterns: list[str] | None = None) -> Path:
         if patterns is None and not any(place.glob("*.safetensors")):
             place = Path(download(allow_patterns=HUB_FILES + HUB_PICKLED))
         return place
-    except Exception as error:  # the hub library has a dozen error classes; the first line of each says it all
+    except Exception as error:  # the hub library has a dozen error classes; their first line suffices
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise Failure(f"{reference}: no such folder, and the hub has not given it: {reason}") from None
+        raise Failure(f"{reference}: no such folder, and not available on the hub: {reason}") from None
 
 
 def hub_name(reference: str) -> str | None:
-    """The owner/name of a hub reference, without its revision; None for a path, there or not."""
+    """The owner/name of a hub reference, without its revision; None for a path, existing or not."""
     name = reference.removeprefix("hf:").partition("@")[0]
     shaped = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     return name if shaped and not Path(reference).exists() else None

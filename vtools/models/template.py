@@ -1,8 +1,8 @@
 """Prompt templates: a conversation to text, token ids and loss mask, built from pieces.
 
-Every template is a Jinja chat template. It is rendered with a mark in the place of each message's text; cut at the
-marks, the rendering gives the literal pieces between the texts. Control tokens are looked up in the literals alone,
-so what a user typed stays text, and the mask is known by construction: an answer and what ends it.
+Every template is a Jinja chat template. It is rendered with a marker in place of each message's text; splitting the
+result at the markers gives the literal pieces between the texts. Control tokens are recognised only in the literals, so
+what a user typed stays text. The loss mask is known by construction: each answer and the token that ends it.
 """
 
 import itertools
@@ -29,25 +29,25 @@ _LLAMA_VOCABULARY = 32000
 
 
 class Rendered(NamedTuple):
-    """Token ids of a conversation, and for each whether it is trained."""
+    """Token ids of a conversation, and its loss mask: whether each token is trained."""
 
     ids: list[int]
     mask: list[bool]
 
 
 class Run(NamedTuple):
-    """A stretch of a rendering that is encoded in one go: text for one of the encoders, or a control token."""
+    """A part of a rendering that is encoded at once: text for one of the encoders, or a control token."""
 
     encoder: int
     trained: bool
-    place: int  # of its first piece in the skeleton
+    place: int  # index of its first piece in the skeleton
     text: str = ""
     token: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A control token (`token`), or text: a literal, or the place of message number `slot`."""
+    """A control token (`token`), or text: a literal, or the text of message number `slot`."""
 
     trained: bool
     token: int | None = None
@@ -56,11 +56,11 @@ class Piece:
 
 
 def load_template(name: str | None, tokenizer: Tokenizer, system: str | None = None) -> "Template":
-    """The template of that name for that tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
+    """The template `name` for a tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
 
     `system` is the text that it writes where a conversation has no system message; "none" or "" empties its own.
-    Raises Failure if there is no such template, or the tokenizer lacks a token that it needs, or it has no place for a
-    system message.
+    Raises Failure if there is no such template, or the tokenizer lacks a token that it needs, or it cannot hold a system
+    message.
     """
     chosen = _by_name(name, tokenizer)
     return chosen if system is None else chosen.with_system("" if system == "none" else system)
@@ -78,25 +78,23 @@ def _by_name(name: str | None, tokenizer: Tokenizer) -> "Template":
         ):
             name = "vicuna-v1.1"
         else:
-            raise Failure(
-                f"{where}: the tokenizer carries no chat template; choose one: --template {'|'.join(SOURCES)}"
-            )
+            raise Failure(f"{where}: the tokenizer has no chat template; choose one: --template {'|'.join(SOURCES)}")
     source = SOURCES.get(name)
     if source is None:
-        raise Failure(f"--template {name}: no such template; there are {', '.join(NAMES)}")
+        raise Failure(f"--template {name}: no such template; choose one of {', '.join(NAMES)}")
     if "eos_token" in source and not tokenizer.eos:
         raise Failure(
             f"{where}: the tokenizer has no end token, which {name} needs: set eos_token in tokenizer_config.json"
         )
     if name == "chatml" and "<|im_end|>" not in tokenizer.added:
         raise Failure(f"{where}: the tokenizer has no <|im_end|> token, which chatml needs; choose another --template")
-    if not _adds_bos(tokenizer):  # the model never saw one
+    if not _adds_bos(tokenizer):  # the model was trained without it
         source = source.replace("{{ bos_token }}", "")
     return Template(name, source, STOP_STRINGS.get(name, ()), tokenizer)
 
 
 def refuse_empty(messages: list[dict[str, Any]]) -> None:
-    """Raise Reject("template_error") for an empty answer: there is nothing in it to train."""
+    """Raise Reject("template_error") for an empty answer, which has nothing to train on."""
     for index, message in enumerate(messages):
         if message["role"] == "assistant" and not message["content"].strip():
             raise Reject("template_error", f"messages[{index}]: the answer is empty")
@@ -118,7 +116,7 @@ class Template:
         self._names = {number: text for text, number in self._tokens.items()}
         alternatives = "|".join(re.escape(text) for text in sorted(self._tokens, key=len, reverse=True))
         self._control = re.compile(f"({alternatives})" if alternatives else r"(?!)")
-        # What ends an answer: any special token, and the declared end token even where it is not flagged special.
+        # What ends an answer: any special token, and the declared end token even if it is not flagged special.
         self._finals = {number: text for text, number in self._tokens.items() if number in tokenizer.special_ids}
         declared = {*tokenizer.end_ids, self._tokens.get(tokenizer.eos or "")}
         self._finals |= {number: text for text, number in self._tokens.items() if number in declared}
@@ -130,15 +128,15 @@ class Template:
             lambda roles: _MARK.split(self._render_jinja(_marked(roles), True))[-1]
         )
         self.encoders = encoders(tokenizer)
-        # Tokens that text must never become: special ones; and for what people typed, whatever the template writes
-        # itself. An answer may hold such a token (<think> of a reasoning model is one) if it is not special.
+        # Tokens that text must never become: special ones and, for text typed by users, those that the template itself
+        # writes. An answer may contain the latter (such as <think> of a reasoning model).
         self._trimmed = self._trims()
         self.forbidden = {True: self._finals, False: self._finals | self._written()}
         self._ids = lru_cache(maxsize=256)(self._encode)
 
     @property
     def system(self) -> str | None:
-        """What is written as system text where a conversation has none; None if no system message has that place."""
+        """The system text written where a conversation has none; None if the template has no place for one."""
         try:
             without = self._render_jinja(_marked(("user",)), True)
             given = _MARK.split(self._render_jinja(_marked(("system", "user")), True))
@@ -161,7 +159,7 @@ class Template:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end an answer: the template's own end token, and the tokenizer's and the generation config's."""
+        """Ids of tokens that end an answer: the end tokens of template, tokenizer and generation config."""
         probe = self.skeleton(("user", "assistant"), False)
         ends = {piece.token for piece in probe if piece.trained and piece.token is not None}
         eos = self.tokenizer.id_of(self.tokenizer.eos) if self.tokenizer.eos else None
@@ -170,18 +168,18 @@ class Template:
     def render(self, messages: list[dict[str, Any]], context: int = 0) -> Rendered:
         """Ids and mask of a whole conversation: each answer and the token that ends it are trained.
 
-        Of the first `context` messages nothing is.
+        Nothing in the first `context` messages is trained.
 
         Raises Reject("template_error") for an empty answer or a conversation that the template cannot render.
         """
         return self._assemble(messages, False, context)
 
     def prompt(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Ids of a conversation up to the place where the assistant's next answer starts. Raises Reject."""
+        """Ids of a conversation up to the start of the assistant's next answer. Raises Reject."""
         return self._assemble(messages, True).ids
 
     def save(self, folder: Path | str) -> None:
-        """Store the template with a model: chat_template.jinja, and in generation_config.json what ends an answer."""
+        """Store the template with a model: chat_template.jinja, and the end tokens in generation_config.json."""
         folder = Path(folder)
         write(folder / "chat_template.jinja", self.source.encode())
         path = folder / "generation_config.json"
@@ -194,13 +192,13 @@ class Template:
         write(path, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
         path = folder / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if config.pop("chat_template", None) is not None:  # it would rival this one
+        if config.pop("chat_template", None) is not None:  # it would compete with this one
             write(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
     def runs(self, messages: list[dict[str, Any]], generation: bool = False) -> list[Run]:
-        """The stretches of a rendering, in order: the ids of each (see `encode`), end to end, are those of `render`.
+        """The runs of a rendering, in order: their ids (see `encode`), concatenated, are those of `render`.
 
-        Raises Reject as `render` does; with `generation` the rendering is that of `prompt`.
+        With `generation`, those of `prompt`. Raises Reject as `render` does.
         """
         if not generation:
             refuse_empty(messages)
@@ -227,7 +225,7 @@ class Template:
         return runs
 
     def encode(self, run: Run) -> list[int]:
-        """The token ids of one stretch."""
+        """The token ids of one run."""
         return [run.token] if run.token is not None else self._encode(run.encoder, run.text, run.trained)
 
     def _assemble(self, messages: list[dict[str, Any]], generation: bool, context: int = 0) -> Rendered:
@@ -236,7 +234,7 @@ class Template:
         pieces = self.skeleton(tuple(message["role"] for message in messages), generation)
         begin = next((place for place, piece in enumerate(pieces) if piece.slot == context), 0) if context else 0
         for run in self.runs(messages, generation):
-            # Long texts hardly come again, and would hold hundreds of megabytes.
+            # Long texts rarely repeat, and caching them would take hundreds of megabytes.
             short = run.token is None and len(run.text) < 1 << 14
             found = self._ids(run.encoder, run.text, run.trained) if short else self.encode(run)
             ids.extend(found)
@@ -244,12 +242,12 @@ class Template:
         return Rendered(ids, mask)
 
     def _build(self, roles: tuple[str, ...], generation: bool) -> list[Piece]:
-        """The pieces of a conversation with these roles, whatever its texts are."""
+        """The pieces of a conversation with these roles, whatever its texts."""
         parts = _MARK.split(self._render_jinja(_marked(roles), generation))
         literals, slots = parts[0::2], [int(number) for number in parts[1::2]]
         if slots != list(range(len(roles))):
             lost = next((index for index in range(len(roles)) if index not in slots), 0)
-            raise Reject("template_error", f"messages[{lost}]: the template {self.name} has no place for this message")
+            raise Reject("template_error", f"messages[{lost}]: the template {self.name} does not render this message")
         pieces: list[Piece] = []
         for index, literal in enumerate(literals):
             if index and roles[index - 1] == "assistant" and (end := self._has_ends and self._end.match(literal)):
@@ -264,14 +262,14 @@ class Template:
             answer = roles[index] == "assistant"
             prompt, own = self._opening(roles[:index], literal) if answer else (literal, "")
             if answer and not own and prompt.endswith(" "):
-                # Tokenizers join a space to the word after it, so this one is the answer's.
+                # Tokenizers join a space to the next word, so this one belongs to the answer.
                 prompt, own = prompt[:-1], " "
             pieces += self._literal(prompt, False) + self._literal(own, True)
             pieces.append(Piece(answer, slot=index))
         return pieces
 
     def _opening(self, roles: tuple[str, ...], literal: str) -> tuple[str, str]:
-        """Cut what stands before an answer where a prompt would end: the model has to write the rest itself."""
+        """Split the literal before an answer where a prompt would end: the model must generate the rest itself."""
         try:
             prompt = self._prompt_end(roles)
         except Reject:
@@ -282,7 +280,7 @@ class Template:
         return prompt, own
 
     def _trims(self) -> frozenset[str]:
-        """The roles whose texts the template strips of white space at their edges."""
+        """The roles whose texts the template strips."""
         for roles in (("system", "user", "assistant"), ("user", "assistant")):
             marked = _marked(roles, edge="\t")
             try:
@@ -315,14 +313,14 @@ class Template:
         """The control tokens that the template writes between texts, by id."""
         try:
             pieces = self.skeleton(("user", "assistant", "user", "assistant"), False)
-        except Reject:  # it wants other roles than these
+        except Reject:  # it needs other roles than these
             return {}
         written = {piece.token: self._names[piece.token] for piece in pieces if piece.token is not None}
-        # Gemma's line breaks are added tokens too: white space is text, whoever writes it.
+        # White space is always text, although Gemma's line breaks are added tokens.
         return {number: name for number, name in written.items() if len(name) > 1 and name.strip()}
 
     def _encode(self, encoder: int, text: str, answer: bool) -> list[int]:
-        """Text to ids, never to a control token: where one comes out, the text is cut inside the token's name."""
+        """Text to ids, never to a control token: where one results, the text is split inside the token's name."""
         forbidden = self.forbidden[answer]
         ids = self.encoders[encoder].encode(text, add_special_tokens=False).ids
         names = [re.escape(name) for number in dict.fromkeys(ids) if (name := forbidden.get(number))]
@@ -345,7 +343,7 @@ class Template:
                 eos_token=self.tokenizer.eos or "",
                 pad_token=self.tokenizer.pad or "",
             )
-        except Exception as error:  # templates are programs: they fail in every way
+        except Exception as error:  # templates are programs, which can fail in any way
             if "strftime_now" in str(error) and "strftime_now" not in self._jinja.globals:
                 self._jinja.globals["strftime_now"] = date(2024, 1, 1).strftime
                 return self._render_jinja(messages, generation)
@@ -353,15 +351,15 @@ class Template:
 
 
 def _marked(roles: tuple[str, ...], edge: str = "") -> list[dict[str, Any]]:
-    """Messages with these roles, a mark in the place of each text."""
+    """Messages with these roles, and a marker in place of each text."""
     return [{"role": role, "content": f"{edge}\ue000{index}\ue001{edge}"} for index, role in enumerate(roles)]
 
 
 def _compile(source: str, where: str) -> Any:
     """Compile a chat template as transformers does (transformers.utils.chat_template_utils), without importing it.
 
-    There is no clock in it: a template that asks for today's date falls back to its own, or gets a fixed one, so that
-    the same input gives the same tokens on any day.
+    It has no clock: a template that asks for today's date uses its own default or gets a fixed one, so that the same
+    input gives the same tokens on any day.
     """
     import jinja2
     import jinja2.sandbox
@@ -377,7 +375,7 @@ def _compile(source: str, where: str) -> Any:
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    # transformers' own block, which marks answers there; our pieces know them already.
+    # transformers' own block for marking answers; our pieces mark them already.
     source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
     source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
     try:

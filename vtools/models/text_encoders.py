@@ -1,4 +1,4 @@
-"""Encoders of plain text: a tokenizer's own, made not to see control tokens, for each place that a text can have."""
+"""Encoders of plain text: the tokenizer's own, blind to control tokens, one for each position of a text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
     from vtools.models.tokenizer import Tokenizer
 
-# How a text is encoded depends on what stands before it: nothing, a control token, or text.
+# The encoding of a text depends on what precedes it: nothing, a control token, or text.
 FIRST, AFTER_TOKEN, INSIDE = range(3)
 
 _PREFIX_PARTS = ("normalizer", "pre_tokenizer", "normalizers", "pretokenizers")
 
 
 def encoders(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tokenizer, tokenizers.Tokenizer]:
-    """Encoders for text at the start, after a control token, and inside running text; none parses control tokens.
+    """Encoders for text at the start, after a control token, and inside text; none recognises control tokens.
 
     SentencePiece tokenizers put a space before a text: always (LLaMA's, "legacy") or only at the very start.
     """
@@ -25,7 +25,7 @@ def encoders(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tok
 
     original = tokenizer.backend
     setup = json.loads(original.to_str())
-    # The vocabulary is read once and shared: reading it again takes most of the start-up. Added tokens keep their ids.
+    # The vocabulary is read once and shared: reading it takes most of the start-up. Added tokens keep their ids.
     vocabulary = {token["content"]: token["id"] for token in setup["added_tokens"]}
     setup["model"] = {"type": "BPE", "vocab": vocabulary, "merges": []}
     first = tokenizers.Tokenizer.from_str(json.dumps(setup))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAIN_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json")
 FILES = (*MAIN_FILES, "special_tokens_map.json", "vocab.json", "merges.txt")
-# What is fetched from the hub where no weights are wanted.
+# The files to fetch from the hub if no weights are needed.
 HUB_FILES = [*FILES, "*.jinja", "chat_template.json", "config.json", "generation_config.json"]
 
 
@@ -26,7 +26,7 @@ class Tokenizer:
     """The `tokenizers` backend and the names of its special tokens."""
 
     def __init__(self, folder: Path, files: Path) -> None:
-        """`folder` is the model's folder; `files` holds tokenizer.json (the same, or a cached conversion)."""
+        """`folder` is the model's folder; `files` contains tokenizer.json (the same, or a cached conversion)."""
         import tokenizers
 
         self.folder = folder
@@ -34,7 +34,7 @@ class Tokenizer:
             self.backend: tokenizers.Tokenizer = tokenizers.Tokenizer.from_file(str(files / "tokenizer.json"))
         except Exception as error:
             raise Failure(f"{files / 'tokenizer.json'}: not a tokenizer: {error}") from None
-        self.backend.no_padding()  # a training run's settings may be stored with it
+        self.backend.no_padding()  # a training run's padding may be stored with it
         self.backend.no_truncation()
         config = read_json(files / "tokenizer_config.json") | read_json(folder / "tokenizer_config.json")
         special = read_json(folder / "special_tokens_map.json") | config
@@ -51,7 +51,7 @@ class Tokenizer:
 
     @functools.cached_property
     def added(self) -> dict[str, tokenizers.AddedToken]:
-        """The added tokens by their text: special ones and others."""
+        """The added tokens by their text, special or not."""
         return {token.content: token for token in self.backend.get_added_tokens_decoder().values()}
 
     @functools.cached_property
@@ -78,7 +78,7 @@ def load_tokenizer(reference: str) -> Tokenizer:
         return Tokenizer(place, place)
     source = next((place / name for name in ("tokenizer.model", "vocab.json") if (place / name).is_file()), None)
     if source is None:
-        raise Failure(f"{place}: no tokenizer.json, tokenizer.model or vocab.json; put the tokenizer's files there")
+        raise Failure(f"{place}: no tokenizer.json, tokenizer.model or vocab.json; copy the tokenizer's files there")
 
     def make(target: Path) -> None:
         from transformers import AutoTokenizer
@@ -101,7 +101,7 @@ def chat_template(place: Path, config: dict[str, Any]) -> str | None:
         if path.is_file():
             return path.read_text(encoding="utf-8") if name.endswith("jinja") else read_json(path).get("chat_template")
     value = config.get("chat_template")
-    if isinstance(value, list):  # several, by name
+    if isinstance(value, list):  # several templates, by name
         value = next((entry["template"] for entry in value if entry.get("name") == "default"), None)
     return value if isinstance(value, str) else None
 

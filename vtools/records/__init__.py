@@ -1,1 +1,1 @@
-"""What flows: streams of JSON, conversations, questions, filters over them, and what is known of texts and prices."""
+"""The data that flows: JSON streams, conversations, questions, filters over them, text analysis and prices."""

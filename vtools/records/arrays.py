@@ -1,31 +1,31 @@
-"""A JSON array as its elements' bytes, cut without parsing them and in time linear in their length."""
+"""Cutting a JSON array into the bytes of its elements, without parsing them and in linear time."""
 
 import re
 from collections.abc import Generator, Iterator
 
 from vtools.records.unpacking import Torn, prepend
 
-BETWEEN = re.compile(rb"[ \t\r\n\xef\xbb\xbf]*+")  # what may stand before an array and between two
-# All repeats are possessive, so that what does not end costs one pass and not one for each of its characters.
+BETWEEN = re.compile(rb"[ \t\r\n\xef\xbb\xbf]*+")  # what may precede an array, and separate two
+# All repeats are possessive, so that an unterminated string costs one pass, not one per character.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-# The same, ten times as fast; it does not match strings with a quote after two or more backslashes.
+# The same, ten times faster; it does not match strings with a quote after two or more backslashes.
 _SIMPLE = rb'"[^"]*+"(?:(?<=[^\\]\\")[^"]*+")*+(?<!\\")'
 _FLAT = rb'[^"\[\]{}]++|' + _SIMPLE
 _NESTED = rb"[\[{](?:" + _FLAT + rb"|[\[{](?:" + _FLAT + rb")*+[\]}])*+[\]}]"
-# The next comma or bracket of the array itself; the next bracket inside an element; past all that is nested twice only.
-# A quote instead is a string that is no simple one or has not ended yet.
+# The next comma or bracket of the array itself; the next bracket inside an element; past elements nested two deep.
+# A quote instead means a string that is not simple or has not ended yet.
 _TOP = re.compile(rb'(?:[^"\[\]{},]++|' + _SIMPLE + rb"|" + _NESTED + rb')*+([\[\]{},"])')
 _DEEP = re.compile(rb"(?:" + _FLAT + rb"|" + _NESTED + rb')*+([\[\]{}"])')
 
 
 def elements(chunks: Iterator[bytes]) -> Generator[tuple[bytes, str | None], None, Iterator[bytes] | None]:
-    """Cut an array (or several, one after the other) at its top-level commas, without parsing what is between.
+    """Cut an array (or several, one after another) at its top-level commas, without parsing the elements.
 
-    Yields each element, the last one with what is wrong if it breaks off. Returns what follows and is no array.
+    Yields each element with None, or the last one with an error if the array is cut off. Returns what follows it.
     """
     buffer, position, start, depth, dropped = b"", 0, 0, 0, 0
     torn = "the array is not closed"
-    wanted = 1  # bytes to read before the next attempt: more while one string does not end, so that time stays linear
+    wanted = 1  # bytes to read before the next attempt: grows during a long string, so that time stays linear
     while True:
         pieces, got = [], 0
         try:
@@ -71,7 +71,7 @@ def elements(chunks: Iterator[bytes]) -> Generator[tuple[bytes, str | None], Non
                 depth += 1
             elif kind in b"]}":
                 depth -= 1
-        if depth:  # neither searching a long string again nor copying a long element may become quadratic
+        if depth:  # neither rescanning a long string nor copying a long element may become quadratic
             wanted = max(1, len(buffer) - position, (len(buffer) - start) // 2)
     if depth > 0:
         rest, place = buffer[start:].strip(), f"{torn}: it breaks off at byte {dropped + len(buffer)}"

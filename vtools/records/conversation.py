@@ -1,10 +1,10 @@
-"""The record: the shapes that are read, the shape that is written, roles, and content ids."""
+"""The record: the shapes that are read and written, roles, and content ids."""
 
 from typing import Any
 
 from vtools.records.jsonl import Record, Reject
 
-Message = dict[str, Any]  # `role`, `content`, and whatever else it came with
+Message = dict[str, Any]  # `role`, `content`, and any other keys of the input
 
 ROLES = {
     "human": "user", "user": "user", "prompter": "user",
@@ -23,7 +23,7 @@ def read(value: Record) -> Record:
     rest = dict(value)
     for key in ("messages", "conversations", "conversation", "items"):
         turns = rest.get(key)
-        if turns is None:  # tables made of several shapes have a null column for each of the others
+        if turns is None:  # tables of mixed shapes have null columns
             rest.pop(key, None)
             continue
         if isinstance(turns, list):
@@ -58,7 +58,7 @@ def read(value: Record) -> Record:
 
 
 def shape(value: Record) -> str:
-    """Name the shape of an object, for `source.kind`."""
+    """The name of an object's shape, for `source.kind`."""
     kinds = {"messages": "messages", "conversations": "sharegpt", "conversation": "messages", "items": "sharegpt"}
     for key, kind in kinds.items():
         if value.get(key) is not None:
@@ -73,7 +73,7 @@ def _pair(question: str, answer: Any, where: str) -> list[Message]:
 def _messages(turns: list[Any], name: str) -> list[Message]:
     messages = []
     for place, turn in enumerate(turns):
-        if type(turn) is dict and len(turn) == 2:  # by far the most: no other key, a known role, a text
+        if type(turn) is dict and len(turn) == 2:  # the common case: no other key, a known role, a text
             role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
             if type(role) is str and type(content) is str and role in ROLES:
                 messages.append({"role": ROLES[role], "content": content})
@@ -89,7 +89,7 @@ def _message(turn: Any, where: str) -> Message:
     role, other = rest.pop("role", None), rest.pop("from", None)
     role = other if role is None else role
     names = [key for key in ("content", "value", "text") if key in rest]
-    for key in sorted(names, key=lambda name: rest[name] is None):  # a null only where there is no text
+    for key in sorted(names, key=lambda name: rest[name] is None):  # a null only if there is no text
         content = rest.pop(key)
         break
     else:
@@ -108,7 +108,7 @@ def _text(content: Any, where: str) -> str:
         texts = [part for part in parts if isinstance(part, str)]
         if len(texts) == len(parts):
             return "".join(texts)
-        raise Reject("bad_schema", f"{where} holds a part that is not text")
+        raise Reject("bad_schema", f"{where} has a part that is not text")
     raise Reject("bad_schema", f"{where}: the text is {'null' if content is None else type(content).__name__}")
 
 
@@ -123,9 +123,9 @@ def content_id(messages: list[Message]) -> str:
 
 
 def text_key(messages: list[Message], texts: bytes | None = None) -> int:
-    """128 bits that depend on the roles and on the texts as `bare` has them (BLAKE2b): equal for exact duplicates.
+    """128 bits that depend on the roles and on the texts as `bare` returns them (BLAKE2b): equal for exact duplicates.
 
-    `texts` are the texts in UTF-8 with \\xff between each two, where they are at hand.
+    `texts` are the texts in UTF-8 joined by \\xff, if the caller has them.
     """
     import hashlib
 
@@ -142,7 +142,7 @@ _EDGES = " \t\r\n"
 
 
 def bare(text: str) -> bytes:
-    """A text without white space at its edges, its line ends those of Unix, in UTF-8."""
+    """A text in UTF-8, stripped of white space at its ends, with Unix line ends."""
     return text.strip(_EDGES).replace("\r\n", "\n").encode("utf-8", "surrogatepass")
 
 

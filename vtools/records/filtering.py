@@ -1,4 +1,4 @@
-"""Running a filter: records through a pure function to streams, with rejects, counts and ordered worker processes."""
+"""Running a filter: records through a pure function, in ordered worker processes, with rejects and counts."""
 
 import base64
 import functools
@@ -14,7 +14,7 @@ from vtools.process import Failure, UsageFailure, say
 from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
-# Reasons that say the input itself is broken: without --rejects the run stops there.
+# Reasons that mean broken input: without --rejects they end the run.
 BROKEN = frozenset(("bad_json", "not_object", "torn_input"))
 
 
@@ -22,23 +22,23 @@ class Rejects:
     """The rejects file and the counts: `in == out + rejected` at every moment between two records."""
 
     def __init__(self, tool: str, path: str | None, files: Iterable[str] = ()) -> None:
-        """`files` are the inputs: naming one of them as the rejects file is a UsageFailure."""
+        """`files` are the inputs. Raises UsageFailure if the rejects file is one of them."""
         inputs = (file for file in files if os.path.exists(file))
         if path and os.path.exists(path) and any(os.path.samefile(path, file) for file in inputs):
-            raise UsageFailure(f"--rejects {path}: that is an input")
+            raise UsageFailure(f"--rejects {path}: is an input file; choose another")
         self.tool = tool
         self.stream = open(path, "wb") if path else None  # noqa: SIM115  lives as long as the run
         self.received = self.kept = self.repaired = 0
         self.reasons: Counter[str] = Counter()
         self.extra: Counter[str] = Counter()
         self.first: str | None = None
-        self.value: streams.Value | None = None  # whose outcome is being written
+        self.value: streams.Value | None = None  # the value whose outcome is being written
 
     def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
-        """Count a reject and save what was rejected; without a rejects file, broken input ends the run here."""
+        """Count a reject and save it; without a rejects file, broken input raises Failure."""
         place = f"{value.file}:{value.number}"
         if self.stream is None and reject.reason in BROKEN:
-            raise Failure(f"{place}: {reject.detail or reject.reason} (--rejects FILE saves such records and goes on)")
+            raise Failure(f"{place}: {reject.detail or reject.reason} (--rejects FILE saves these and continues)")
         self.reasons[reject.reason] += 1
         self.first = self.first or f"{place}: {reject.reason}: {reject.detail}"
         self.save(reject, value, record)
@@ -87,24 +87,24 @@ class Rejects:
 
 Outcome = Record | list[Record] | Reject
 Work = Callable[[Record], Outcome]
-Done = tuple[Record | Reject | None, Outcome, bool]  # what was read, if it is at hand; whether it was repaired
+Done = tuple[Record | Reject | None, Outcome, bool]  # record as read, if at hand; outcome; whether repaired
 
 
 def run(
     counts: Rejects, values: Iterable[streams.Value], work: Work, common: Common, *,
     write: Callable[[Record], None], finish: Callable[[Any], Record | Reject] | None = None,
 ) -> None:  # fmt: skip
-    """Run a filter: every value through `work` (in `common.jobs` processes), then in input order through `finish`.
+    """Run a filter: each value through `work` (in `common.jobs` processes), then in input order through `finish`.
 
-    `work` is pure: a record in; a record, several, or a Reject out. `finish` may keep state (duplicates).
+    `work` is pure: a record in; a record, several, or a Reject out. `finish` may keep state (such as duplicates).
     Writes the closing line and the stats file.
     """
-    gc.set_threshold(20_000)  # records hold no cycles, and to look for them after every 700 took a tenth of the time
+    gc.set_threshold(20_000)  # records have no cycles; looking for them at the default rate took a tenth of the time
     outcomes: Iterable[tuple[streams.Value, Done]]
     if common.jobs == 1:
         outcomes = ((value, _outcome(work, value)) for value in values)
     else:
-        from vtools.records import parallel  # here: what it imports is a tenth of a filter's start
+        from vtools.records import parallel  # here: its imports are a tenth of a filter's start-up
 
         outcomes = parallel.in_processes(functools.partial(_outcome, work, apart=True), values, common.jobs, _size)
     with jsonl.progress(counts.tool, common.quiet) as tick:
@@ -118,7 +118,7 @@ def run(
                 made = [one if isinstance(one, Reject) else finish(one) for one in made]
             kept = [one for one in made if not isinstance(one, Reject)]
             if made and not kept:
-                given = read or jsonl.parse(value)[0]  # as it came in: `work` changes nothing in place
+                given = read or jsonl.parse(value)[0]  # as read: `work` changes nothing in place
                 counts.add(made[0], value, None if isinstance(given, Reject) else given)  # type: ignore[arg-type]
                 continue
             for record in kept:
@@ -139,12 +139,12 @@ def close(counts: Rejects, common: Common) -> None:
 
 
 def _outcome(work: Work, value: streams.Value, apart: bool = False) -> Done:
-    """What becomes of a raw value; in a process `apart`, to read the few rejects again is cheaper than to send all."""
+    """The outcome of a raw value. A process `apart` does not send records back: rereading rejects is cheaper."""
     read, repaired = jsonl.parse(value)
     at_hand = None if apart else read
     try:
         return at_hand, read if isinstance(read, Reject) else work(read), repaired
-    except Reject as reject:  # kept under no other name: the frame that its traceback holds would hold it
+    except Reject as reject:  # under no other name: its traceback holds this frame, which would hold it
         return at_hand, reject, repaired
 
 

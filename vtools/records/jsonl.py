@@ -1,4 +1,4 @@
-"""Records in and out: parsing and repair, reasons to reject, line-flushed writing, progress."""
+"""Reading and writing records: parsing and repair, reject reasons, line-flushed output, progress."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ REASONS = frozenset((
 
 
 class Reject(Exception):
-    """A record that does not go on: a reason of the fixed list, and what exactly was wrong. Returned or raised."""
+    """A rejected record: a reason from the fixed list, and the details. Returned or raised."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         if reason not in REASONS:
@@ -39,7 +39,7 @@ def loads(raw: bytes) -> tuple[Any, bool]:
 
     Lone surrogates become U+FFFD and NaN or Infinity null; integers are kept up to Python's 4,300 digits.
     """
-    import orjson  # here and below: it takes a fifth of the start-up of a tool that reads nothing
+    import orjson  # here and below: a fifth of start-up for a command that reads nothing
 
     raw = raw.removeprefix(streams.BOM)
     try:
@@ -76,10 +76,10 @@ def loads(raw: bytes) -> tuple[Any, bool]:
 
 
 def _has_huge_number(value: Any) -> bool:
-    """orjson reads an integer beyond 64 bits as a float, and so would lose its digits."""
+    """Whether a value has an integer beyond 64 bits, which orjson reads as a float, losing digits."""
     for item in value.values() if type(value) is dict else value if type(value) is list else (value,):
         kind = type(item)
-        if kind is str:  # by far the most
+        if kind is str:  # the common case
             continue
         if kind is float:
             if abs(item) >= 2**63:
@@ -105,7 +105,7 @@ def _without_surrogates(value: Any) -> tuple[Any, bool]:
 
 
 def dumps(value: Any) -> bytes:
-    """One line of JSON with its newline, UTF-8, keys in their own order."""
+    """One line of JSON in UTF-8 with its newline, keys in their given order."""
     import orjson
 
     try:
@@ -116,7 +116,7 @@ def dumps(value: Any) -> bytes:
 
 
 class Output:
-    """Where lines go: stdout, flushed line by line, or a file that appears whole or not at all."""
+    """Output for JSON lines: stdout, flushed line by line, or a file that appears whole or not at all."""
 
     def __init__(self, stream: IO[bytes], flush: bool) -> None:
         self.stream, self.flush = stream, flush
@@ -144,7 +144,7 @@ def output(path: str | Path | None) -> Iterator[Output]:
 
 
 def records(files: Iterable[str]) -> Generator[Record]:
-    """Every object of every file, for tools that need them all: any broken line is a Failure."""
+    """Every object of every file, for tools that need them all: a broken line raises Failure."""
     for value in values(files):
         record = parse(value)[0]
         if isinstance(record, Reject):
@@ -153,13 +153,13 @@ def records(files: Iterable[str]) -> Generator[Record]:
 
 
 def values(files: Iterable[str]) -> Iterator[streams.Value]:
-    """The raw values of all files, one after the other; no file means stdin."""
+    """The raw values of all files, one after another; no file means stdin."""
     for file in list(files) or ["-"]:
         yield from streams.values(file)
 
 
 def parse(value: streams.Value) -> tuple[Record | Reject, bool]:
-    """A raw value to its object, and whether it was repaired.
+    """Parse a raw value: its object or a Reject, and whether it was repaired.
 
     A last line without its newline counts as torn only if it does not parse.
     """
@@ -178,7 +178,7 @@ def parse(value: streams.Value) -> tuple[Record | Reject, bool]:
 
 @contextlib.contextmanager
 def progress(tool: str, quiet: bool, total: int | None = None, unit: str = " records") -> Iterator[Callable[..., Any]]:
-    """A bar on stderr if it is a terminal that does not also show the data; yields the function that advances it."""
+    """A progress bar if stderr is a terminal that does not show the data too; yields the function that advances it."""
     shared = _stdout_shows_data and sys.stdout.isatty() and os.path.sameopenfile(1, 2)
     if quiet or shared or not sys.stderr.isatty():
         yield lambda n=1: None

@@ -1,4 +1,4 @@
-"""Which language a text is written in, its code aside (pycld2, the detector that FastChat uses through polyglot)."""
+"""The language of a text, ignoring code (by pycld2, the detector that FastChat uses through polyglot)."""
 
 import re
 
@@ -6,7 +6,7 @@ from vtools.process import UsageFailure
 from vtools.records import markdown
 
 UNKNOWN = "un"
-# CLD2 refuses texts that hold one of these: controls and noncharacters.
+# CLD2 refuses texts that contain one of these: controls and noncharacters.
 _REFUSED = re.compile(
     "[\0-\x08\x0b\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
     + "".join(chr(plane + last) for plane in range(0, 0x110000, 0x10000) for last in (0xFFFE, 0xFFFF))
@@ -16,7 +16,7 @@ _OLD_CODES = {"iw": "he", "jw": "jv", "zh-Hant": "zh", "sr-ME": "sr", "xxx": UNK
 
 
 def detect(text: str) -> str:
-    """The ISO 639 code of a text's language; "un" if there is too little text or too much of a mixture to tell.
+    """The ISO 639 code of a text's language; "un" if the text is too short or too mixed to tell.
 
     Fenced code and control characters do not count.
     """
@@ -43,13 +43,13 @@ def codes(option: str, listed: str | None) -> frozenset[str]:
     unknown = sorted(wanted - known)
     if unknown or not wanted:
         raise UsageFailure(
-            f"{option} {listed}: {', '.join(unknown) or 'nothing'} is no language code; such as en,de,zh"
+            f"{option} {listed}: {', '.join(unknown) or 'nothing'} is not a language code; write codes such as en,de,zh"
         )
     return wanted
 
 
 def without_code(text: str) -> str:
-    """The text without its fenced code blocks; one that is never closed ends with the text."""
+    """The text without its fenced code blocks; an unclosed block extends to the end."""
     kept, position = [], 0
     for begin, after in markdown.fences(text):
         kept.append(text[position:begin])

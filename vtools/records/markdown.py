@@ -1,11 +1,11 @@
-"""Where a Markdown text holds fenced code."""
+"""Where a Markdown text has fenced code."""
 
 import re
 from collections.abc import Iterator
 
-Block = tuple[int, int]  # where a fenced code block begins, and where the text after it does
+Block = tuple[int, int]  # start of a fenced code block, and of the text after it
 
-# Before a fence stand indents and marks of quotes and list items: only what they mean tells how far it may be indented.
+# A fence may follow indents, quote marks and list markers, which decide how far it may be indented.
 _BEFORE = r"^(?P<before>(?:[ \t>]++|(?:[-*+]|\d{1,9}[.)])(?=[ \t]))*+)"
 _FENCE = re.compile(_BEFORE + r"(?P<mark>`{3,}+(?=[^`\n]*$)|~{3,}+)(?P<info>.*)\n?", re.MULTILINE)
 
@@ -13,8 +13,8 @@ _FENCE = re.compile(_BEFORE + r"(?P<mark>`{3,}+(?=[^`\n]*$)|~{3,}+)(?P<info>.*)\
 def fences(text: str) -> Iterator[Block]:
     """The fenced code blocks of a text (CommonMark 0.31, 4.5).
 
-    One is closed by a fence of its kind that is at least as long, alone on its line; one that is never closed goes to
-    the end.
+    A block is closed by a fence of the same kind, at least as long, alone on its line; an unclosed one extends to the
+    end.
     """
     if "```" not in text and "~~~" not in text:
         return

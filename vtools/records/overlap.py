@@ -1,9 +1,9 @@
-"""Whether texts hold the questions of a test: runs of words that both have, as decontamination looks for them.
+"""Decontamination: whether texts contain the questions of a test, found by n-grams of words that both share.
 
-A question counts as found where a text shares a run of n of its words. n = 13 is what GPT-3's authors took (Brown et
-al. 2020, appendix C), whose normalisation is used here too: lower case, punctuation is space. A question of fewer than
-n words must be there as a whole, one of fewer than 8 (their smallest n) as the whole text. A run that is common to more
-than ten questions of a file is boilerplate and tells nothing (they ignored n-grams that more than ten documents hold).
+A question counts as found where a text shares n consecutive words with it. n = 13 and the normalisation (lower case,
+punctuation as space) are those of GPT-3 (Brown et al. 2020, appendix C). A question of fewer than n words must occur as
+a whole; one of fewer than 8 words (their smallest n) must be the whole text. An n-gram that occurs in more than ten
+questions of a file is boilerplate and ignored (they ignored n-grams found in more than ten documents).
 """
 
 import re
@@ -17,24 +17,24 @@ from vtools.records.jsonl import Reject
 from vtools.records.question import Question, read_question
 
 N = 13
-SHORTEST = 8  # words; fewer stand in texts by chance
+SHORTEST = 8  # words; shorter questions occur in texts by chance
 COMMON = 10  # questions
 SHOWN = 40  # words
 
 _SPACED = str.maketrans({chr(code): chr(code).lower() if chr(code).isalnum() else " " for code in range(128)})
-# Scripts whose words are not told apart.
+# Scripts without spaces between words.
 _NO_SPACES = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_NO_SPACES}]|[^\W_{_NO_SPACES}]+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; in scripts without spaces each character is one."""
+    """The words of a text in lower case, without punctuation; in scripts without spaces, its characters."""
     return text.translate(_SPACED).split() if text.isascii() else _WORD.findall(text.lower())
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A question that a text holds: its file and id, and the words that they share."""
+    """A question found in a text: its file and id, and the shared words."""
 
     file: str
     id: str
@@ -45,11 +45,11 @@ class Hit:
 
 
 class Index:
-    """Questions, found by their runs of `n` words; about 300 bytes a word."""
+    """An index of questions by their n-grams; about 300 bytes per word."""
 
     def __init__(self, questions: Iterable[tuple[str, Question]], n: int = N) -> None:
         self.questions: list[tuple[str, str, list[str]]] = []  # file, id, words of one turn
-        self.whole: dict[tuple[str, ...], int] = {}  # texts of fewer than SHORTEST words
+        self.whole: dict[tuple[str, ...], int] = {}  # questions of fewer than SHORTEST words
         self.runs: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # number in `questions`, place
         self.anchors: dict[str, list[tuple[int, int]]] = {}  # place in a run, length of the run
         for file, question in questions:
@@ -67,7 +67,7 @@ class Index:
                 self.runs.setdefault(run, []).append((number, place))
         anchored: dict[str, set[tuple[int, int]]] = {}
         for run in self.runs:
-            # A text is searched for the longest word of each run, a rare one, and only there for the run itself.
+            # Texts are searched for the longest (so rarest) word of each n-gram, and only there for all of it.
             longest = max(range(len(run)), key=lambda place: (len(run[place]), run[place]))
             anchored.setdefault(run[longest], set()).add((longest, len(run)))
         self.anchors = {word: sorted(places, reverse=True) for word, places in anchored.items()}
@@ -79,7 +79,7 @@ class Index:
         return {run for (_, run), count in counts.items() if count > COMMON}
 
     def hits(self, texts: Iterable[str]) -> Iterator[Hit]:
-        """Every question that the texts hold, each time it is found in another place."""
+        """Every question found in the texts, once for each place."""
         for text in texts:
             found = words(text)
             number = self.whole.get(tuple(found)) if len(found) < SHORTEST else None
@@ -88,7 +88,7 @@ class Index:
                 yield Hit(file, identity, " ".join(asked))
             if self.anchors.keys().isdisjoint(found):
                 continue
-            past = 0  # what comes before was part of the last hit
+            past = 0  # everything before was part of the last hit
             for place, word in enumerate(found):
                 for before, length in self.anchors.get(word, ()):
                     start = place - before
@@ -117,11 +117,11 @@ def _questions(files: Sequence[str]) -> Iterator[tuple[str, Question]]:
             except Reject as reject:
                 raise Failure(f"{file}: question {number}: {reject.detail}") from None
         if not number:
-            raise Failure(f"{file}: holds no questions")
+            raise Failure(f"{file}: no questions in it")
 
 
 def _shared(first: Sequence[str], start: int, second: Sequence[str], position: int) -> int:
-    """How many words two lists have in common from these places on."""
+    """How many consecutive words two lists share from these positions on."""
     count, most = 0, min(len(first) - start, len(second) - position)
     while count < most and first[start + count] == second[position + count]:
         count += 1

@@ -1,4 +1,4 @@
-"""Many items at work at a time, in threads or in processes, and their results in the items' order."""
+"""Parallel work on items, in threads or processes, with results in the items' order."""
 
 import multiprocessing
 import os
@@ -16,21 +16,21 @@ from vtools.process import Failure
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-BATCH = 1 << 18  # bytes that a worker process is given at once
+BATCH = 1 << 18  # bytes per batch for a worker process
 AHEAD = 4 << 20  # bytes read ahead of the worker processes, whatever the size of an item
-OVERHEAD = 1 << 10  # bytes that an item costs besides its own
-PATIENCE = 0.05  # seconds: neither a slow input nor slow work may make items wait for a full batch
+OVERHEAD = 1 << 10  # bytes that an item costs beyond its size
+PATIENCE = 0.05  # seconds that items wait at most for a full batch, when input or work is slow
 
 
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], jobs: int = 1, ahead: int | None = None,
     pool: Executor | None = None,
 ) -> Iterator[tuple[Item, Result]]:  # fmt: skip
-    """Yield every item with its result, in the order of the items, `jobs` of them at work at a time.
+    """Yield every item with its result, in the order of the items, working on `jobs` at a time.
 
-    Items are read in a thread, no more than `ahead` (4 * jobs) of them before the first is taken, so a finished
-    result never waits for more input. What reading or working raises is raised in its place, after all before it.
-    The threads of a `pool` are used again: each new one takes memory of its own.
+    A thread reads the items, at most `ahead` (4 * jobs) of them in advance, so a finished result never waits for more
+    input. Exceptions of reading or working are raised in their place, after all earlier results. Pass a `pool` to
+    reuse its threads: each new thread takes memory of its own.
     """
     return _in_order(pool or ThreadPoolExecutor(jobs), work, items, ahead or 4 * jobs, lent=pool is not None)
 
@@ -38,17 +38,17 @@ def in_threads(
 def in_processes(
     work: Callable[[Item], Result], items: Iterable[Item], jobs: int, size: Callable[[Item], int]
 ) -> Iterator[tuple[Item, Result]]:
-    """`in_threads` for work that computes: in forked processes, and no more ahead than some bytes of items."""
+    """`in_threads` for CPU-bound work: in forked processes, reading ahead a limited number of bytes."""
     fork = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(jobs, fork, initializer=process.child_of_pool, initargs=(os.getpid(),))
-    with process.signals_held():  # what is raised in the hooks of a fork is lost
-        pool.submit(int).result()  # fork the workers before any thread of ours runs
+    with process.signals_held():  # an exception inside fork hooks is lost
+        pool.submit(int).result()  # fork the workers before starting threads
     try:
         weigh = lambda item: size(item) + OVERHEAD  # noqa: E731
         yield from _in_order(pool, work, items, max(AHEAD, 4 * jobs * BATCH), weigh, BATCH)
     except BrokenProcessPool:
         raise Failure(
-            "a worker process was killed (out of memory?); the output stops at the last whole record"
+            "a worker process was killed (out of memory?); the output ends at the last whole record; lower -j"
         ) from None
 
 
@@ -57,14 +57,14 @@ def _in_order(
     weigh: Callable[[Item], int] = lambda item: 1, batch: int = 1, lent: bool = False,
 ) -> Iterator[tuple[Item, Result]]:  # fmt: skip
     line: queue.SimpleQueue[tuple[list[Item], Future[Done[Result]]] | BaseException | None] = queue.SimpleQueue()
-    room = threading.Condition()
-    held: list[Item] = []  # read, but not at work yet
+    slot_freed = threading.Condition()
+    held: list[Item] = []  # read, but not yet submitted
     held_weight = under_way = 0
     stopped = False
 
     def hand_over() -> None:
         nonlocal held, held_weight
-        with room:
+        with slot_freed:
             if held and not stopped:
                 given, held, held_weight = held, [], 0
                 line.put((given, pool.submit(_each, work, given)))
@@ -74,9 +74,9 @@ def _in_order(
         end = None
         try:
             for item in items:
-                with room:
+                with slot_freed:
                     while under_way >= ahead and not stopped:
-                        room.wait()
+                        slot_freed.wait()
                     if stopped:
                         return
                     held.append(item)
@@ -109,16 +109,16 @@ def _in_order(
             yield from zip(given, results, strict=error is None)
             if error:
                 raise error
-            with room:
+            with slot_freed:
                 under_way -= sum(map(weigh, given))
-                room.notify()
+                slot_freed.notify()
         if entry:
             raise entry
         ended = True
     finally:
-        with room:
+        with slot_freed:
             stopped = True
-            room.notify()
+            slot_freed.notify()
         if not lent:
             pool.shutdown(wait=ended, cancel_futures=True)
 
@@ -127,11 +127,11 @@ Done = tuple[list[Result], Exception | None]
 
 
 def _each(work: Callable[[Item], Result], items: list[Item]) -> Done[Result]:
-    """The results of a batch, and what ended it early."""
+    """The results of a batch, and the exception that ended it early."""
     results: list[Result] = []
     try:
         for item in items:
-            results.append(work(item))  # not by `map`, which takes a StopIteration of the work for its own end
+            results.append(work(item))  # not `map`, which would end at a StopIteration of the work
     except Exception as error:
         if multiprocessing.parent_process():
             error.add_note(traceback.format_exc())  # the traceback itself stays in this process

@@ -1,4 +1,4 @@
-"""What is paid, from a file: dollars for an hour of a GPU or machine, and for a million tokens of a model, by name."""
+"""Prices from a file: dollars per hour of a GPU or machine, and per million tokens of a model, by name."""
 
 import json
 import math
@@ -21,22 +21,22 @@ class Prices:
     models: dict[str, tuple[float, float]]
 
     def gpu_hour(self, name: str) -> float:
-        """Dollars an hour of a GPU, or of a machine; `here` is this one. Raises Failure if the file lacks it."""
+        """Dollars per hour of a GPU or a machine (`here` is this one). Raises Failure if the file lacks it."""
         return self._of("gpu", self.gpus, name)
 
     def tokens(self, model: str) -> tuple[float, float]:
-        """Dollars for a million tokens that a model reads, and that it writes. Raises Failure if the file lacks it."""
+        """Dollars per million tokens that a model reads, and that it writes. Raises Failure if the file lacks it."""
         return self._of("model", self.models, model)
 
     def _of(self, kind: str, known: dict[str, Price], name: str) -> Price:
         found = next((price for listed, price in known.items() if listed.lower() == name.lower()), None)
         if found is None:
-            raise Failure(f"{self.file}: no price of the {kind} {name}; it has {', '.join(known) or 'none'}")
+            raise Failure(f"{self.file}: no price for the {kind} {name}; it has {', '.join(known) or 'none'}")
         return found
 
 
 def read(file: str) -> Prices:
-    """Read a file of prices. Raises Failure that says what is wrong with it, OSError."""
+    """Read a file of prices. Raises Failure if it is malformed, OSError."""
     try:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
         unknown = content.keys() - {"gpu", "model"}
@@ -56,5 +56,5 @@ def read(file: str) -> Prices:
 
 def _dollars(name: str, amount: Any) -> float:
     if type(amount) not in (int, float) or not 0 <= amount < math.inf:
-        raise ValueError(f"{name}: {json.dumps(amount)} is no number of dollars")
+        raise ValueError(f"{name}: {json.dumps(amount)} is not a number of dollars")
     return float(amount)

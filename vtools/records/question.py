@@ -1,4 +1,4 @@
-"""Questions and answers: the shapes that are read, and the shape of an answer that is written."""
+"""Questions and answers: the shapes that are read, and the shape of a written answer."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ CONVERSATIONS = ("messages", "conversations", "conversation", "items")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, turn by turn, after an optional conversation so far (`context`)."""
+    """A question: user turns to ask one by one, after an optional conversation so far (`context`)."""
 
     id: str
     turns: list[str]
@@ -21,7 +21,7 @@ class Question:
     reference: list[str] | None = None
 
     def fields(self) -> Record:
-        """The question as it stands in an answer, between its id and what was answered."""
+        """The fields of the question in an answer record."""
         names = {"category": "category", "context": "context", "turns": "question", "reference": "reference"}
         return {name: value for field, name in names.items() if (value := getattr(self, field))}
 
@@ -40,7 +40,7 @@ def read_question(value: Record) -> Question:
     """Read a question. Raises Reject("bad_schema").
 
     Shapes: `turns` (ours, FastChat) or `question`, `text`, `prompt` with one text or several; an answer that carries
-    its question; any conversation that `conversation.read` knows, of which all up to the last user turn is asked.
+    its question; any conversation that `conversation.read` knows, asked up to its last user turn.
     """
     if "question" in value:
         name = "question"

@@ -14,7 +14,7 @@ BOM = b"\xef\xbb\xbf"
 
 
 class Value(NamedTuple):
-    """One raw JSON value: its bytes, the file it is from, its line (or place in the array), whether it was cut off."""
+    """One raw JSON value: its bytes, its file, its line (or index in the array), and the error if it was cut off."""
 
     raw: bytes
     file: str
@@ -30,7 +30,7 @@ def values(file: str) -> Iterator[Value]:
 
 
 def split(chunks: Iterable[bytes], file: str) -> Iterator[Value]:
-    """Unpack chunks of bytes and cut them into values: elements if the first byte is `[`, lines otherwise."""
+    """Unpack chunks of bytes and cut them into values: array elements if the first byte is `[`, else lines."""
     chunks = unpacked(iter(chunks))
     head = b""
     try:
@@ -79,10 +79,10 @@ def _elements(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
 
 
 def open_file(file: str) -> BinaryIO:
-    """Open a file as it is, compressed or not; `-` is stdin. Raises Failure if stdin is closed."""
+    """Open a file without unpacking it; `-` is stdin. Raises Failure if stdin is closed."""
     if file == "-":
         if sys.stdin is None:
-            raise Failure("stdin is closed")
+            raise Failure("stdin is closed; name a FILE")
         if sys.stdin.isatty():
             print("reading JSONL from the terminal; end with Ctrl-D", file=sys.stderr)
         return io.BufferedReader(io.FileIO(0, closefd=False), CHUNK)

@@ -1,4 +1,4 @@
-"""Bytes as they were before gzip, zstd or parquet, told by their first bytes and not by a file's name."""
+"""Unpacking gzip, zstd and parquet, detected by the first bytes, not by the file name."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ class Torn(Exception):
 
 
 def unpacked(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Chunks of the uncompressed bytes. Only a first byte that may be magic is worth waiting for three more."""
+    """Chunks of the uncompressed bytes. Waits for three more bytes only if the first may be a magic number's."""
     head = b""
     for chunk in chunks:
         head += chunk
@@ -35,7 +35,7 @@ def _decompressed(chunks: Iterator[bytes], new: Callable[[], Any], name: str) ->
         while chunk:
             if stream is None:
                 if chunk.count(0) == len(chunk):
-                    break  # zero padding after the last member, as tapes and some tools write it
+                    break  # zero padding after the last member, as some tools write it
                 stream = new()
             try:
                 data = stream.decompress(chunk)
@@ -51,7 +51,7 @@ def _decompressed(chunks: Iterator[bytes], new: Callable[[], Any], name: str) ->
 
 
 def _parquet(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Parquet keeps its index at the end, so a copy on disk is needed; rows come out as JSON lines."""
+    """Rows as JSON lines. Parquet has its index at the end, so the input is copied to disk first."""
     import tempfile
 
     import orjson
@@ -69,6 +69,6 @@ def _parquet(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def prepend(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """A stream again after its first bytes were looked at."""
+    """Put the first bytes back in front of a stream."""
     yield head
     yield from chunks

@@ -1,4 +1,4 @@
-"""`vtools report`: judgments to a table."""
+"""`vtools report`: summarise judgments in a table."""
 
 import sys
 from typing import Annotated
@@ -16,18 +16,19 @@ from vtools.report import reading, summary, table
 def report(
     files: options.Files = None,
     questions: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Questions, for the categories that the judgments lack.")
+        str | None,
+        typer.Option(metavar="FILE", help="Read the categories from these questions if the judgments lack them."),
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="One JSON object instead of the table.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
     plot: options.Plot = None,
     seed: options.Seed = 0,
     verbose: options.Verbose = False,
 ) -> None:
-    """Print the table of judgments: who is better, by how much, how sure that is, and in which categories.
+    """Summarise judgments in a table: which model is better, by how much, how certainly, and in which categories.
 
-    A question counts as won if it is won in both orders; where the orders disagree it is a tie. The intervals are 95 %
-    bootstrap intervals over questions. The score ratio is B's total score over A's. Judgments are those of
-    `vtools judge`, FastChat's pair judgments, or the Vicuna blog's reviews.
+    Reads judgments of `vtools judge`, FastChat's pair judgments, or the Vicuna blog's reviews. A question counts as won
+    if it is won in both orders; where the orders disagree it is a tie. Intervals are 95 % bootstrap intervals over
+    questions. The score ratio is B's total score divided by A's.
 
     \b
     Examples:
@@ -42,7 +43,7 @@ def report(
     pairs = reading.read(files or ["-"], read_questions(questions) if questions else {})
     tables = [summary.summarise(pair, list(units.values()), seed) for pair, units in pairs.items()]
     if not tables:
-        raise Failure("no judgments")
+        raise Failure("no judgments in the input; vtools judge writes them")
     if json_output:
         sys.stdout.buffer.write(jsonl.dumps({"pairs": tables}))
     else:

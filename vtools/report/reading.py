@@ -15,7 +15,7 @@ Pair = tuple[str, str, str]  # judge, a, b
 
 @dataclass(slots=True)
 class Unit:
-    """What one judge said about the answers to one question (or one turn of it), in the orders it was shown."""
+    """The verdicts of one judge on the answers to one question (or one turn of it), in the orders shown."""
 
     question: str
     category: str | None
@@ -25,7 +25,7 @@ class Unit:
 
     @property
     def outcome(self) -> str | None:
-        """`a`, `b`, `tie`; a tie too where the orders disagree; None where a verdict is missing."""
+        """`a`, `b` or `tie`; also a tie if the orders disagree; None if a verdict is missing."""
         if None in self.verdicts:
             return None
         agreed = set(self.verdicts)
@@ -41,7 +41,7 @@ class Unit:
 
 
 def read(files: Iterable[str], questions: dict[str, Question]) -> dict[Pair, dict[str, Unit]]:
-    """Judgments by pair of models and then by question; `questions` has the categories that they lack.
+    """Judgments by pair of models, then by question; missing categories come from `questions`.
 
     Raises Failure for a record that is no judgment.
     """
@@ -65,7 +65,7 @@ def read(files: Iterable[str], questions: dict[str, Question]) -> dict[Pair, dic
 
 
 def read_judgment(record: Record, file: str) -> Iterator[Record]:
-    """A judgment of ours, a pair judgment of FastChat's (two of ours), or a review of the Vicuna blog's."""
+    """A judgment of `vtools judge`, a pair judgment of FastChat's (two of ours), or a Vicuna blog review."""
     if "verdict" in record and "order" in record:
         yield record
     elif "g1_winner" in record and "g2_winner" in record:
@@ -78,11 +78,11 @@ def read_judgment(record: Record, file: str) -> Iterator[Record]:
         for winner, order in (("g1_winner", "ab"), ("g2_winner", "ba")):
             yield {**shared, "order": order, "verdict": FASTCHAT.get(record[winner])}
     elif "score" in record and "question_id" in record:
-        # The models are named nowhere but in the file's name; -1 is a reply that could not be read.
+        # The models are named only in the file name; -1 means an unreadable reply.
         stem = "review" if file == "-" else Path(file).stem
         scores = [float(score) for score in record["score"]]
         scored = len(scores) == 2 and min(scores) > 0
-        # The reviewer's name ends with the prompt's: gpt-4-0328-generic, -coding, -math are one judge.
+        # The reviewer's name ends with the prompt's: gpt-4-0328-generic, -coding and -math are one judge.
         judge = str(record.get("reviewer_id") or "unknown").removesuffix("-generic").removesuffix("-coding")
         yield {
             "id": str(record["question_id"]), "a": f"{stem}: Assistant 1", "b": f"{stem}: Assistant 2",
@@ -94,5 +94,5 @@ def read_judgment(record: Record, file: str) -> Iterator[Record]:
 
 
 def better(a: float, b: float) -> str:
-    """The verdict that two scores amount to."""
+    """The verdict that follows from two scores."""
     return "tie" if a == b else "a" if a > b else "b"

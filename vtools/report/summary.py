@@ -1,4 +1,4 @@
-"""Who is better, by how much, and how sure that is: counts, measures and their intervals."""
+"""Which model is better, by how much, and how certainly: counts, measures and their intervals."""
 
 import random
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from typing import Any
 from vtools.report.reading import Pair, Unit
 
 RESAMPLES = 2000
-INCONSISTENT = 0.3  # published judges flip 20 to 80 % of their verdicts; above this the table says little
+INCONSISTENT = 0.3  # published judges flip 20 to 80 % of their verdicts; above this share, warn
 MEASURES = ("score_ratio", "win_rate", "as_good")
 
 
 def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
-    """Everything the table says, as one object."""
+    """The contents of the table as one object."""
     judge, a, b = pair
     counted = [unit for unit in units if unit.outcome]
     swapped = [unit for unit in counted if len(unit.verdicts) > 1]
@@ -57,7 +57,7 @@ def counts(units: list[Unit]) -> dict[str, Any]:
 
 
 def intervals(units: list[Unit], seed: int) -> dict[str, Any]:
-    """95 % percentile intervals of the measures: 2,000 resamples of whole questions, since turns of one go together."""
+    """95 % percentile intervals of the measures, from 2,000 bootstrap resamples of whole questions, all turns."""
     questions: dict[str, list[list[float]]] = {}
     for unit in units:
         a, b = unit.score or (0.0, 0.0)
@@ -84,7 +84,7 @@ def interval(values: list[float]) -> list[float] | None:
 
 
 def warnings(table: dict[str, Any]) -> Iterator[str]:
-    """What a reader must know before believing the table."""
+    """Caveats that a reader of the table must know."""
     if table["unparsed"]:
         yield f"{table['unparsed']} of {table['judged']} have no verdict that could be read, and are left out"
     if table["both_orders"] < table["n"]:

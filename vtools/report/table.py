@@ -1,4 +1,4 @@
-"""The summary for people, as a table and as a picture."""
+"""The summary for people, as a table and as a chart."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""`vtools serve`: answer the OpenAI chat API with local models."""
+"""`vtools serve`: serve local models over the OpenAI chat API."""
 
 import os
 from typing import Annotated
@@ -14,26 +14,32 @@ KEY = "VTOOLS_API_KEY"
 def serve(
     models: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]MODEL...", help="A folder, hub id or .gguf file; NAME: its last part."),
+        typer.Argument(
+            metavar="[NAME=]MODEL...",
+            help="A folder, hub id or .gguf file; NAME is what clients call it (default: its last part).",
+        ),
     ],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    host: Annotated[str, typer.Option(help=f"Address to listen on; all but loopback need {KEY}.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Listen on this port; 0 picks a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help=f"Listen on this address; any but loopback needs {KEY}.")] = "127.0.0.1",
     template: options.TemplateName = None,
     system: options.SystemText = None,
-    dtype: Annotated[options.Dtype, typer.Option(help="Data type of the weights; fp32 repeats its answers.")] = "fp32",
+    dtype: Annotated[
+        options.Dtype, typer.Option(help="Which dtype to load the weights in; fp32 gives repeatable answers.")
+    ] = "fp32",
     max_requests: Annotated[
-        int, typer.Option(min=1, help="Requests that a model takes at a time; the rest get 429.")
+        int, typer.Option(min=1, help="Accept this many requests per model at a time; others get HTTP 429.")
     ] = 64,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Answer the OpenAI chat API with one or more local models.
+    """Serve one or more local models over the OpenAI chat API.
 
-    Clients take http://127.0.0.1:8000/v1 as their base URL: `vtools chat`, the openai library, curl. Requests run
-    together, streamed or not; a client that goes away ends its own. SIGTERM lets requests finish for 25 seconds.
+    Clients such as `vtools chat`, the openai library or curl use the base URL http://127.0.0.1:8000/v1. Requests are
+    batched, streamed or not; a request ends when its client disconnects. On SIGTERM, running requests get 25 seconds
+    to finish.
 
-    stdout has one JSON line an event: "ready" with the URL, then "request" for each answer, without its text.
-    With VTOOLS_API_KEY set, clients send it as their API key.
+    stdout: one JSON line per event: "ready" with the URL, then "request" for each answer, without its text. If
+    VTOOLS_API_KEY is set, clients must send it as their API key.
 
     \b
     Examples:
@@ -60,7 +66,7 @@ def serve(
     engines = {}
     for name, reference in named.items():
         engines[name] = Engine(reference, template=template, system=system, dtype=dtype, threads=threads)
-        # One token by the way that requests take: a model that loads may still not run.
+        # Generate one token the way requests do: a model that loads may still not run.
         engines[name].complete([{"role": "user", "content": "Hello"}], Sampling(max_tokens=1, temperature=0))
 
     from vtools.serve.api import Api
@@ -91,8 +97,8 @@ def _names(models: list[str]) -> dict[str, str]:
             path = os.path.abspath(argument.removeprefix("hf:").partition("@")[0])
             name, reference = os.path.basename(path).removesuffix(".gguf"), argument
         if not name or not reference:
-            raise UsageFailure(f"{argument}: give a model as MODEL or NAME=MODEL")
+            raise UsageFailure(f"{argument}: not a model; write MODEL or NAME=MODEL")
         if name in named:
-            raise UsageFailure(f"{argument}: there is a model {name} already; give this one its own name: NAME=MODEL")
+            raise UsageFailure(f"{argument}: another model is named {name} already; name this one with NAME=MODEL")
         named[name] = reference
     return named

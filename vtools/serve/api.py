@@ -25,13 +25,13 @@ from vtools.serve.request import ApiError, Parameters, parse
 
 BODY = 1 << 20  # bytes of a request
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
-CLIENT_GONE = 499  # nginx's number for it; only our own events show it
+CLIENT_GONE = 499  # nginx's status for it; appears only in our events
 
 Event = Callable[[dict[str, Any]], None]
 
 
 class Api:
-    """The routes. At most `most` requests to a model are taken at a time, running and waiting."""
+    """The routes. Each model accepts at most `most` requests at a time, running and waiting."""
 
     def __init__(self, engines: dict[str, Engine], *, key: str | None, most: int, event: Event) -> None:
         self._engines, self._key, self._most, self._event = engines, key, most, event
@@ -46,7 +46,7 @@ class Api:
         self.application = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
 
     def _answer(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-        """A handler that only the right clients reach, and whose errors have the API's shape."""
+        """Wrap a handler: only authorised clients reach it, and its errors have the API's shape."""
 
         async def answer(request: Request) -> Response:
             try:
@@ -64,7 +64,7 @@ class Api:
                 challenge = {"www-authenticate": "Bearer"}
                 raise ApiError(401, "a valid API key is needed", code="invalid_api_key", headers=challenge)
         elif request.headers.get("host", "").rpartition(":")[0] not in LOCAL:
-            # Without a key, a web page that has its name point at this machine must not get in.
+            # Without a key, a web page whose host name resolves to this machine must not get in.
             raise ApiError(403, "this server answers to localhost only", code="forbidden_host")
 
     async def _health(self, request: Request) -> Response:
@@ -112,7 +112,7 @@ class Api:
             say("serve", f"{type(error).__name__}: {error}")
             reply.close(500)
             raise ApiError(500, "the server failed; its log says why", code="internal_error") from None
-        except BaseException:  # the task is cancelled
+        except BaseException:  # the task was cancelled
             reply.close(CLIENT_GONE)
             raise
 
@@ -121,13 +121,13 @@ class Api:
 
 
 class _Reply:
-    """One chat request from its start to its event; closed exactly once, whichever way it ends."""
+    """One chat request from its start to its event; closed exactly once, however it ends."""
 
     def __init__(self, event: Event) -> None:
         self.model: str | None = None
         self.stream: Stream | None = None
         self.release: Callable[[], None] = lambda: None
-        self.status = CLIENT_GONE  # until the last byte is on its way
+        self.status = CLIENT_GONE  # until the last byte is sent
         self._event = event
         self._began = time.monotonic()
         self._closed = False
@@ -158,7 +158,7 @@ class _Reply:
 
 
 class _Events(StreamingResponse):
-    """Server-sent events that close their reply even if the client has gone before the first."""
+    """Server-sent events that close their reply even if the client leaves before the first."""
 
     def __init__(self, chunks: AsyncIterator[bytes], reply: _Reply) -> None:
         super().__init__(chunks, media_type="text/event-stream", headers={"cache-control": "no-store"})
@@ -187,7 +187,7 @@ def _unavailable(error: EngineStopped) -> ApiError:
 
 
 async def _whole(request: Request, reply: _Reply, wanted: Parameters) -> Response:
-    """The whole answer at once; the generation ends when the client goes."""
+    """The whole answer at once; generation stops if the client disconnects."""
     stream = reply.stream
     assert stream is not None
 
@@ -257,7 +257,7 @@ async def _pieces(stream: Stream) -> AsyncIterator[str]:
         except Exception as error:
             put(error)
 
-    threading.Thread(target=pump, name="pump").start()  # ends when its stream is closed, at the latest with the engine
+    threading.Thread(target=pump, name="pump").start()  # ends when the stream is closed, at the latest with the engine
     while (item := await arrived.get()) is not None:
         if isinstance(item, Exception):
             raise item
@@ -266,14 +266,14 @@ async def _pieces(stream: Stream) -> AsyncIterator[str]:
 
 async def _body(request: Request) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # forms are what a web page may send to any server without asking
+    if kind != "application/json":  # a web page may send forms to any server without a preflight request
         raise ApiError(415, "the body must be application/json", code="unsupported_media_type")
     chunks, size = [], 0
     async for chunk in request.stream():
         size += len(chunk)
         if size <= BODY:
             chunks.append(chunk)
-        elif size > 16 * BODY:  # up to there it is read, so that the client reads our answer
+        elif size > 16 * BODY:  # read up to this size, so that the client gets our answer
             break
     if size > BODY:
         raise ApiError(413, f"the body is larger than {BODY} bytes", code="body_too_large")

@@ -1,4 +1,4 @@
-"""The socket, the server around the application, and its end."""
+"""The socket, the server around the application, and its shutdown."""
 
 import errno
 import ipaddress
@@ -12,7 +12,7 @@ from typing import Any
 from vtools.process import Failure, Interrupted, UsageFailure
 from vtools.records import jsonl
 
-GRACE = 25  # seconds that requests in flight are given to finish: spot machines give 30
+GRACE = 25  # seconds for running requests to finish: spot machines give 30
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -49,7 +49,7 @@ def url(listener: socket.socket, host: str) -> str:
 
 
 class Events:
-    """JSON lines on stdout, written by a thread of its own: a reader that pauses must not stop the server."""
+    """JSON lines on stdout, written by a separate thread: a slow reader must not block the server."""
 
     def __init__(self) -> None:
         self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
@@ -61,7 +61,7 @@ class Events:
         self._lines.put(event)
 
     def close(self) -> None:
-        """Write what is left, if the reader takes it within a few seconds."""
+        """Write the remaining events, if the reader takes them within a few seconds."""
         self._lines.put(None)
         self._thread.join(5)
 
@@ -72,12 +72,12 @@ class Events:
 
 
 def run(application: Any, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM, which ends in a return, or SIGINT, which is raised again; both let requests finish."""
+    """Serve until SIGTERM (returns) or SIGINT (raised again); both let requests finish."""
     import uvicorn
 
     try:
         listener.listen(2048)
-    except OSError as error:  # somebody else bound the same port and was faster to listen
+    except OSError as error:  # another process bound the same port and listened first
         raise _taken(error, *listener.getsockname()[:2]) from None
     config = uvicorn.Config(
         application,

@@ -1,4 +1,4 @@
-"""The body of a chat request: what is understood, checked; what is not, refused by name."""
+"""The body of a chat request: known parameters are checked, unknown ones refused by name."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from vtools.inference.client import Sampling
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 TEMPERATURE = 0.7
 STOP_STRINGS = 4
-# Parameters of the API that are not carried out, and the values with which they ask for nothing.
+# Unsupported parameters of the API, with the values that request nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "frequency_penalty": (0, 0.0),
@@ -23,7 +23,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class ApiError(Exception):
-    """An answer that is an error, in the API's shape."""
+    """An error response in the API's shape."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """A chat request that can be carried out."""
+    """A valid chat request."""
 
     model: str
     messages: list[dict[str, str]]
@@ -88,7 +88,7 @@ def parse(raw: bytes) -> Parameters:
         stream=stream,
         include_usage=_include_usage(given.pop("stream_options", {}), stream),
     )
-    given.pop("user", None)  # names the end user; no answer depends on it
+    given.pop("user", None)  # identifies the end user; no answer depends on it
     for name, value in given.items():
         if not any(type(value) is type(neutral) and value == neutral for neutral in NEUTRAL.get(name, ())):
             raise _unsupported(name)

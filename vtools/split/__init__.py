@@ -1,4 +1,4 @@
-"""`vtools split`: long conversations to segments that fit the model's window."""
+"""`vtools split`: cut long conversations into segments that fit the context window."""
 
 import contextlib
 import functools
@@ -14,26 +14,29 @@ from vtools.records import conversation, filtering, jsonl
 
 def split(
     files: options.Files = None,
-    max_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a segment, template and all.")] = 2048,
+    max_tokens: Annotated[
+        int, typer.Option(min=8, help="Limit segments to this many tokens, template included.")
+    ] = 2048,
     tokenizer: Annotated[
-        str | None, typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Whose tokens: a model reference.")
+        str | None,
+        typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Count tokens with this model's tokenizer."),
     ] = None,
     template: options.TemplateName = None,
     system: options.SystemText = None,
     overlong: Annotated[
         Literal["keep", "drop", "truncate", "split-answer"],
-        typer.Option(help="What becomes of a single pair of turns that cannot fit."),
+        typer.Option(help="How to treat a turn pair that is longer than a segment."),
     ] = "keep",
     overlap_turns: Annotated[
         int, typer.Option(min=0, metavar="N", help="Begin each further segment with the last N turn pairs before it.")
     ] = 0,
     preset: Annotated[
-        Literal["vicuna"] | None, typer.Option(help="vicuna: FastChat's cuts, counts and losses.")
+        Literal["vicuna"] | None, typer.Option(help="Reproduce FastChat's cuts, counts and losses.")
     ] = None,
     hold_out: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Share of conversations held out: 1% or 0.01.")
+        str | None, typer.Option(metavar="SHARE", help="Hold out this share of conversations: 1% or 0.01.")
     ] = None,
-    hold_out_file: Annotated[str | None, typer.Option(metavar="FILE", help="Where the held-out segments go.")] = None,
+    hold_out_file: Annotated[str | None, typer.Option(metavar="FILE", help="Write the held-out segments here.")] = None,
     format: options.Format = "messages",
     out: options.Out = None,
     rejects: options.RejectsFile = None,
@@ -44,26 +47,26 @@ def split(
 ) -> None:
     """Cut conversations between turn pairs into segments of at most --max-tokens.
 
-    Tokens are counted as `train` will see them: with the model's own template, to the token. No turn is lost: a turn
-    pair (a question and its answer) goes whole into one segment, and every pair into one. A pair that is too long by
-    itself is counted as overlong and, by --overlong:
+    Tokens are counted exactly as `train` will see them, with the model's own template. No turn is lost: each turn pair
+    (a question and its answer) goes whole into one segment. A pair longer than a segment counts as overlong;
+    --overlong says what to do with it:
 
     \b
-      keep          left as it is (`train` cuts it)
-      drop          put with the rejects
-      truncate      its answer is cut at the end of a word
-      split-answer  its answer is cut into several segments, each with the question: between paragraphs, else lines,
-                    else words, and not inside a code block unless the block is longer than a segment
+      keep          leave it as is (`train` cuts it)
+      drop          reject it
+      truncate      cut its answer at the end of a word
+      split-answer  spread its answer over several segments, each with the question; cut between paragraphs, else lines,
+                    else words, and inside a code block only if the block is longer than a segment
 
-    A question that is too long by itself is dropped by the last three. With --hold-out a share of the conversations,
-    chosen by their id, goes to another file; segments of one conversation never fall on both sides.
+    The last three reject a question that is too long by itself. --hold-out sends a share of the conversations, chosen
+    by id, to another file; segments of one conversation always stay together.
 
-    A segment's id is ID_START, START counting messages, and its `segment` says of which conversation it is, which
-    one of how many, and its tokens. With --overlap-turns, `overlap` in it is the number of messages that were in the
-    segment before (only as many as fit): context, which `train` does not train a second time.
+    A segment's id is ID_START, where START is the index of its first message. Its key `segment` holds the
+    conversation's id, the segment's number, the number of segments and the token count. With --overlap-turns it also
+    holds `overlap`, the number of messages repeated from the segment before (as many as fit): context, which `train`
+    does not train a second time.
 
-    --preset vicuna cuts as FastChat 0.2.36 does and writes what it writes; the turns that it loses are counted as
-    turns_lost and go to --rejects.
+    --preset vicuna reproduces FastChat 0.2.36; the turns that it loses are counted as turns_lost and go to --rejects.
 
     \b
     Examples:
@@ -76,17 +79,17 @@ def split(
     from vtools.split.counts import Tally
 
     if tokenizer is None:
-        raise UsageFailure("whose tokens? give --tokenizer MODEL (a folder, a hub id or a .gguf file)")
+        raise UsageFailure("no tokenizer to count with: give --tokenizer MODEL (a folder, a hub id or a .gguf file)")
     if hold_out_file is not None and hold_out_file == out:
         raise UsageFailure("--out and --hold-out-file are the same file")
     if (hold_out is None) != (hold_out_file is None):
-        raise UsageFailure("--hold-out and --hold-out-file belong together")
+        raise UsageFailure("--hold-out and --hold-out-file go together: give both")
     if preset and (template or system is not None or overlong != "keep" or overlap_turns):
         theirs = "--template, --system, --overlong and --overlap-turns"
-        raise UsageFailure(f"--preset {preset} has its own way: leave out {theirs}")
+        raise UsageFailure(f"--preset {preset} is a fixed set of rules: leave out {theirs}")
     share = _share(hold_out) if hold_out else 0.0
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # -j says how many processors it may use
-    # The first call fails for a wrong reference before any input is read, and loads what -j's processes share.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # -j limits the processors it uses
+    # This first call rejects a wrong reference before any input is read, and loads what worker processes share.
     work: Any
     if preset:
         vicuna.counter(tokenizer)
@@ -125,5 +128,5 @@ def _share(text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share < 1:
-        raise UsageFailure(f"--hold-out {text}: a share such as 1% or 0.01")
+        raise UsageFailure(f"--hold-out {text}: not a share; write 1% or 0.01")
     return share

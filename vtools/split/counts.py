@@ -1,4 +1,4 @@
-"""The counts of `vtools split`: of records and of turns, and parts of a record among the rejects."""
+"""The counts of `vtools split`: records, turns, and rejected parts of records."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class Tally(filtering.Rejects):
     def __init__(
         self, rejects: str | None, files: list[str], size: Callable[[Record], tuple[int, int]], gone: str
     ) -> None:
-        """`size` gives a rejected record's turns and pairs; the turns are `gone` (turns_dropped or turns_lost)."""
+        """`size` returns a rejected record's turns and pairs; `gone` is the count: turns_dropped or turns_lost."""
         super().__init__("split", rejects, files)
         self.extra = Counter(dict.fromkeys(_LINE, 0))
         self.stats: Counter[str] = Counter(turns_in=0, turns_out=0, turns_repeated=0, tokens=0)
@@ -27,17 +27,17 @@ class Tally(filtering.Rejects):
         self._size, self._gone = size, gone
 
     def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
-        """Count a reject and the turns that go with it, and save it."""
+        """Count a reject and its turns, and save it."""
         turns, pairs = self._size(record) if isinstance(record, dict) else (0, 0)
         self.stats["turns_in"] += turns
         self.extra[self._gone] += turns
-        if reject.reason == "overlong":  # each of them was, or something would be left
+        if reject.reason == "overlong":  # all of its pairs were, or some would remain
             self.extra["overlong"] += pairs
             self.extra["overlong_dropped"] += pairs
         super().add(reject, value, record)
 
     def take(self, segment: Segment) -> bool:
-        """Count a segment; a rejected part of a record is saved here, and not to be written elsewhere."""
+        """Count a segment and say whether to write it; a rejected part of a record is saved among the rejects."""
         for name, number in segment.counts.items():
             (self.extra if name in self.extra else self.stats)[name] += number
         if segment.reject is None:

@@ -1,4 +1,4 @@
-"""Cutting an answer that is too long: where a text may be cut, and how much of it fits."""
+"""Cutting an answer that is too long: where a text may be cut, and how much fits."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from vtools.records import markdown
 from vtools.records.markdown import Block
 
-Count = Callable[[str], int]  # the tokens of a segment that holds this text, which is not blank, as its answer
+Count = Callable[[str], int]  # tokens of a segment with this text (not blank) as its answer
 
 
 def truncate(text: str, count: Count, limit: int) -> str:
-    """As much of the beginning as makes a segment of at most `limit` tokens, up to the end of a word; "" if none."""
+    """The longest beginning that fits a segment of `limit` tokens, up to the end of a word; "" if none fits."""
     end = _reach(text, 0, count, limit)
     while end > 0:
         if end < len(text) and not text[end].isspace():
@@ -23,10 +23,10 @@ def truncate(text: str, count: Count, limit: int) -> str:
 
 
 def parts(text: str, count: Count, limit: int) -> list[str]:
-    """The text in parts that each make a segment of at most `limit` tokens; none if that cannot be.
+    """The text in parts that each fit a segment of `limit` tokens; none if that is impossible.
 
-    They are cut between paragraphs, else lines, else words, in the second half of what fits; outside fenced code
-    blocks, unless a block is longer than a part.
+    Cuts are between paragraphs, else lines, else words, in the second half of what fits; inside a fenced code block
+    only if the block is longer than a part.
     """
     blocks = list(markdown.fences(text))
     made = []
@@ -34,7 +34,7 @@ def parts(text: str, count: Count, limit: int) -> list[str]:
     while start < len(text):
         end = _reach(text, start, count, limit)
         if end < len(text):
-            end = min(end, last - 1)  # what remains must not be white space alone
+            end = min(end, last - 1)  # the rest must not be only white space
             cut = _cut(text, start, end, blocks)
             if text[start:cut].strip():
                 end = cut
@@ -48,9 +48,9 @@ def parts(text: str, count: Count, limit: int) -> list[str]:
 
 
 def _reach(text: str, start: int, count: Count, limit: int) -> int:
-    """How far a part from `start` may go: it fits, and hardly anything more does. `start` if nothing fits.
+    """How far a part from `start` may go: it fits, and hardly any more would. `start` if nothing fits.
 
-    By interpolation, looking at a small multiple of what fits, however long the text is.
+    Found by interpolation, which looks at a small multiple of what fits, however long the text is.
     """
     low, below = start, 0
     high, above = len(text) + 1, None
@@ -99,6 +99,6 @@ def _last(text: str, marks: tuple[str, ...], low: int, high: int) -> int:
 
 
 def _around(blocks: list[Block], place: int) -> Block | None:
-    """The code block that a cut at this place would cut in two."""
+    """The code block that a cut at this place would split."""
     index = bisect_left(blocks, (place,)) - 1
     return blocks[index] if index >= 0 and blocks[index][0] < place < blocks[index][1] else None

@@ -1,4 +1,4 @@
-"""Cutting one conversation into segments: greedy over turn pairs, with the template's own token counts."""
+"""Cutting one conversation into segments, greedily by turn pairs, with the template's own token counts."""
 
 import hashlib
 import re
@@ -18,23 +18,23 @@ from vtools.split.token_counts import Rendering
 Messages = list[dict[str, Any]]
 Overlong = Literal["keep", "drop", "truncate", "split-answer"]
 
-_WINDOW = 32  # pairs that are rendered together
+_WINDOW = 32  # pairs rendered together
 
 
 class Segment(dict[str, Any]):
-    """A record to write, or with `reject` to put with the rejects; and, beside it, what is counted of it."""
+    """A record to write, or (with `reject`) a part to reject; attributes carry its counts."""
 
     def __init__(
         self, record: Record, base: str, counts: dict[str, int], tokens: int | None, reject: Reject | None = None
     ) -> None:
-        """`base` decides its side with --hold-out; `tokens` is None where nobody had to count them."""
+        """`base` decides its side of --hold-out; `tokens` is None if they did not have to be counted."""
         super().__init__(record)
         self.base, self.counts, self.tokens, self.reject = base, counts, tokens, reject
 
 
 @lru_cache(maxsize=1)
 def rendering(tokenizer: str, template: str | None, system: str | None) -> Rendering:
-    """The template and tokenizer that count, loaded once a process."""
+    """The template and tokenizer that count, loaded once per process."""
     return Rendering(load_template(template, load_tokenizer(tokenizer), system))
 
 
@@ -49,12 +49,12 @@ def split(
     overlap_turns: int = 0,
     exact: bool = False,
 ) -> list[Segment] | Reject:
-    """Cut a conversation into segments of at most `max_tokens` tokens between its turn pairs, greedily.
+    """Cut a conversation between turn pairs into segments of at most `max_tokens` tokens, greedily.
 
-    Concatenated without the `overlap` that each has noted, their messages are the conversation's; each repeats the
-    system message. `overlong` says what becomes of a pair that cannot fit. Ids are ID_START as FastChat's
-    (split_long_conversation.py), START being the index of the segment's first new message among those after the
-    system message. Without `exact`, nothing is counted of a conversation that fits by its bytes alone.
+    Concatenated without their `overlap`, the segments' messages are the conversation's; each segment repeats the
+    system message. `overlong` says how to treat a pair that cannot fit. Ids are ID_START, as FastChat's
+    (split_long_conversation.py); START is the index of the segment's first new message, not counting the system
+    message. Without `exact`, a conversation that fits by its bytes alone is not counted.
     """
     record = conversation.read(record)
     base = base_id(record)
@@ -77,7 +77,7 @@ def split(
 
 
 def size(record: Record) -> tuple[int, int]:
-    """How many turns and turn pairs an object of any shape holds; none if it cannot be read."""
+    """The numbers of turns and turn pairs in an object of any shape; 0 if it cannot be read."""
     try:
         pairs = _pairs(conversation.read(record)["messages"])[1]
     except Reject:
@@ -87,7 +87,7 @@ def size(record: Record) -> tuple[int, int]:
 
 @dataclass
 class _Piece:
-    """A segment in the making: messages without the system message, the index of its first new one, what is noted."""
+    """A segment being built: messages without the system message, index of the first new one, notes."""
 
     messages: Messages
     start: int
@@ -98,14 +98,14 @@ class _Piece:
 
 
 class _Talk:
-    """The turn pairs of one conversation, and what they count."""
+    """The turn pairs of one conversation, and their token counts."""
 
     def __init__(self, messages: Messages, rendering: Rendering, limit: int) -> None:
         self.system, self.pairs = _pairs(messages)
         self.starts = list(accumulate(map(len, self.pairs), initial=0))
         self.limit = limit
         self._rendering = rendering
-        self._adds: dict[int, int] = {}  # the tokens of a pair that follows another
+        self._adds: dict[int, int] = {}  # tokens of a pair that follows another, by its index
         self._regular = all([turn["role"] for turn in pair] == ["user", "assistant"] for pair in self.pairs)
         rendering.known.clear()
 
@@ -116,7 +116,7 @@ class _Talk:
         return self._rendering.count(self._messages(start, end))
 
     def fits(self, exact: bool) -> tuple[bool, int | None]:
-        """Whether the conversation is short and fits whole, and its tokens if they were counted."""
+        """Whether the whole conversation fits, and its tokens if they were counted."""
         if len(self.pairs) > _WINDOW:
             return False, None
         runs = self._rendering.template.runs(self._messages(0, len(self.pairs)))
@@ -126,7 +126,7 @@ class _Talk:
         return tokens <= self.limit, tokens
 
     def cut(self, overlong: Overlong, overlap: int) -> list[_Piece]:
-        """The conversation's segments. Raises Reject for what the template cannot render."""
+        """The conversation's segments. Raises Reject if the template cannot render it."""
         pieces: list[_Piece] = []
         begin = start = 0
         while start < len(self.pairs):
@@ -156,13 +156,13 @@ class _Talk:
         return pieces
 
     def _longest(self, begin: int, end: int, tokens: int) -> tuple[int, int]:
-        """The end and the tokens of the longest segment from `begin`, which counts `tokens` up to `end`."""
+        """End and tokens of the longest segment from pair `begin`; up to pair `end` it has `tokens` tokens."""
         while self._regular and end < len(self.pairs) and self._joints(end + 1 - begin):
             if tokens + self._add(end) > self.limit:
                 return end, tokens
             tokens += self._add(end)
             end += 1
-        # What pairs count depends on their place: count whole segments, doubling the step, then halving it.
+        # A pair's count depends on its position: count whole segments, doubling the step, then halving it.
         step = 1
         while step:
             longer = self._count(begin, end + step) if end + step <= len(self.pairs) else self.limit + 1
@@ -183,7 +183,7 @@ class _Talk:
         return self._adds[pair]
 
     def _learn(self, runs: list[Run], low: int, pairs: int) -> int:
-        """Note what each pair after `low` counts in a rendering of so many; returns all its tokens."""
+        """Note the tokens of each pair after `low` in a rendering of `pairs` pairs; returns the total."""
         counts = [self._rendering.tokens(run) for run in runs]
         joints = self._joints(pairs) if self._regular else None
         if joints:
@@ -197,14 +197,14 @@ class _Talk:
         return sum(counts)
 
     def _shorten(self, index: int, tokens: int, overlong: Overlong) -> list[_Piece]:
-        """What becomes of a pair that is too long by itself."""
+        """The pieces of a pair that is too long by itself, as --overlong says."""
         pair, start = self.pairs[index], self.starts[index]
         asked = pair[:1] if pair[0]["role"] == "user" else []
         replies = pair[len(asked) :]
         reject = Reject("overlong", f"{tokens} tokens in one pair of turns, --max-tokens is {self.limit}")
         counts = {"overlong": 1, "overlong_dropped": 1, "turns_dropped": len(pair)}
         dropped = _Piece(pair, start, tokens, counts, reject=reject)
-        # A question that is cut in the middle would teach nothing.
+        # A question cut in the middle would teach nothing.
         if overlong == "drop" or not replies or self._counter(asked, replies[0])("x") > self.limit:
             return [dropped]
         if overlong == "truncate":
@@ -228,7 +228,7 @@ class _Talk:
         counts = {"segments": 1, "turns_out": len(kept), "overlong": 1, "truncated": 1}
         tokens = self._rendering.count(self.system + kept, trial=True)
         pieces = [_Piece(kept, start, tokens, counts, {"truncated": lost})]
-        if rest:  # two answers in a row: the second has no place at all
+        if rest:  # two answers in a row: nothing of the second fits
             reject = Reject("overlong", "the answer before it was truncated")
             pieces.append(_Piece(asked + rest, start + len(kept), 0, {"turns_dropped": len(rest)}, reject=reject))
         return pieces
@@ -256,13 +256,13 @@ class _Talk:
         return pieces
 
     def _counter(self, before: Messages, reply: dict[str, Any]) -> cut_answers.Count:
-        """What a segment counts that ends with this reply, if its text is another."""
+        """A function that counts the segment ending with this reply, for other texts of the reply."""
         lead = self.system + before
         return lambda text: self._rendering.count([*lead, reply | {"content": text}], trial=True)
 
 
 def _records(record: Record, base: str, system: Messages, made: list[_Piece]) -> list[Segment]:
-    """The segments of a record that was cut: their ids, and in `segment` where each comes from."""
+    """The segments of a record, with their ids and, in `segment`, their origin."""
     known = record.get("segment")
     of = known.get("of") if isinstance(known, dict) else None
     of = of if isinstance(of, str) else record["id"]
@@ -282,7 +282,7 @@ def _records(record: Record, base: str, system: Messages, made: list[_Piece]) ->
 
 
 def _pairs(messages: Messages) -> tuple[Messages, list[Messages]]:
-    """The leading system message, and the turns grouped so that each group starts with a user's turn."""
+    """The leading system message, and the turns in groups that each start with a user turn."""
     system = messages[:1] if messages and messages[0]["role"] == "system" else []
     pairs: list[Messages] = []
     for message in messages[len(system) :]:
@@ -302,6 +302,6 @@ def base_id(record: Record) -> str:
 
 
 def held_out(base: str, share: float) -> bool:
-    """Whether a conversation is held out: by a hash of its base id, so that a rerun gives the same sides."""
+    """Whether a conversation is held out, by a hash of its base id: the same in every run."""
     digest = hashlib.blake2b(base.encode("utf-8", "backslashreplace"), digest_size=8).digest()
     return int.from_bytes(digest) < share * 2**64

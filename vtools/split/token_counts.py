@@ -1,7 +1,15 @@
-"""How many tokens a text is, exactly as the template's encoders say, from a cache of words where that is provable.
+"""Token counts of texts, exactly those of the template's encoders, summed from cached units where that is provable.
 
-A tokenizer makes the same tokens of two texts end to end as of each by itself, if nothing in it ever joins what stands
-on the two sides of the cut. Where that can be shown, texts are cut into short units, and each unit is encoded once.
+A text's count is the sum over its units if no token can ever span the cut between two units. `unit` derives a pattern
+for such units from tokenizer.json, or returns None: then whole texts are encoded. Two kinds of proof are known:
+- Byte-level BPE: the pre-tokenizer splits a text before BPE runs, and no token spans two splits. Units are cut before
+  white space, where a split always begins (see `_SPLITS`).
+- SentencePiece BPE: only merges make tokens. Units are cut between characters that no merge joins (`_between_merges`).
+An example, "The cat sat. The cat, too.", 9 tokens in both cases, with " cat" of LLaMA encoded once:
+  SmolLM2  The| cat| sat.| The| cat,| too.           1 + 1 + 2 + 1 + 2 + 2
+  LLaMA    The| cat| sat|.| The| cat|,| too|.        1 + 1 + 1 + 1 + 1 + 1 + 1 + 1 + 1
+Some encoders put a space before a text; the first unit is therefore counted by the encoder of its place, all others by
+INSIDE, which adds nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +31,14 @@ if TYPE_CHECKING:
     from vtools.models.template import Piece, Run, Template
     from vtools.models.tokenizer import Tokenizer
 
-CACHED = 1 << 18  # units remembered; then the cache starts again
-_LONGEST = 40  # characters of a unit that is remembered
-_CHUNK = 1 << 16  # characters cut into units at a time: the units of a hundred megabytes would fill the memory
-_UNKNOWN = -(1 << 62)  # the count of a unit that makes a sum worthless
+CACHED = 1 << 18  # units cached; then the cache is cleared
+_LONGEST = 40  # characters; longer units are not cached
+_CHUNK = 1 << 16  # characters cut into units at a time, to bound memory
+_UNKNOWN = -(1 << 62)  # the count of a unit with a forbidden token: makes any sum negative
 
-# Pre-tokenizers that match one pattern after the other from where the last match ended. In both, no alternative goes
-# on from a non-space into white space, save that the second's punctuation takes the line ends behind it; so what
-# follows a cut in front of white space is matched as if the text began there, and what precedes it as if it ended.
+# Units of pre-tokenizers whose matches follow one another without gaps. In both, no alternative continues from a
+# non-space into white space, except that the second's punctuation takes the line ends after it. So a cut before white
+# space is harmless: what follows is matched as if the text began there, what precedes as if it ended there.
 _GPT2 = r"\s*\S+(?:[^\S \t\n\r]\s*\S*)*|\s+"
 _LLAMA3 = r"\s*\S+(?:(?:(?<![A-Za-z0-9])[\n\r]|[^\S \t\n\r])\s*\S*)*|\s+"
 _SPLITS = {
@@ -41,29 +49,29 @@ _SPLITS = {
 
 
 class Counts:
-    """Counts of texts with the three encoders of a tokenizer (see `models.text_encoders`)."""
+    """Counts of texts by the three encoders of a tokenizer (see `models.text_encoders`)."""
 
     def __init__(
         self, tokenizer: Tokenizer, encoders: tuple[tokenizers.Tokenizer, ...], forbidden: frozenset[int] = frozenset()
     ) -> None:
-        """`forbidden` are ids that the caller does not take for text: where one comes out, there is no count."""
+        """`forbidden` are ids that text must not produce: a text that does has no count."""
         setup = json.loads(tokenizer.backend.to_str())
         self.encoders, self.forbidden = encoders, forbidden
         plain = [token for token in tokenizer.added.values() if not token.special]
-        # An added token that is not special is found in any text, wherever it stands.
+        # An added token that is not special is matched anywhere in a text.
         self._tokens = re.compile("|".join(re.escape(token.content) for token in plain)) if plain else None
         self._unit, spaces = unit(setup)
         if setup["normalizer"] and any(token.normalized or " " in token.content for token in plain):
             self._unit = None
-        # Only NFC makes a text longer, and no pre-tokenizer puts in more than one space at the start.
+        # Only NFC can make a text longer, and no pre-tokenizer adds more than one space at the start.
         self.bounded = self._unit is not None and "NFC" not in _types(setup["normalizer"])
         known = {id(encoder): _Known(functools.partial(_encoded, encoder), forbidden) for encoder in encoders}
-        if spaces:  # the model itself answers twice as fast
+        if spaces:  # calling the model directly is twice as fast
             known[id(encoders[INSIDE])] = _Known(functools.partial(_merged, encoders[INSIDE].model), forbidden)
         self._known = [known[id(encoder)] for encoder in encoders]
 
     def count(self, encoder: int, text: str) -> int | None:
-        """The tokens of a text for encoder FIRST, AFTER_TOKEN or INSIDE; None if a forbidden one is among them."""
+        """The number of tokens of a text by encoder FIRST, AFTER_TOKEN or INSIDE; None if one is forbidden."""
         if not text:
             return 0
         if self._unit is None or (self._tokens and self._tokens.search(text)):
@@ -72,22 +80,22 @@ class Counts:
         inside = self._known[INSIDE]
         total = 0
         for units in self._units(text):
-            if encoder != INSIDE:  # only what stands first can get a space in front
+            if encoder != INSIDE:  # only the first unit can get a space in front
                 total += self._known[encoder][units.pop(0)]
                 encoder = INSIDE
             total += sum(map(inside.__getitem__, units))
         return total if total >= 0 else None
 
     def _units(self, text: str) -> Iterator[list[str]]:
-        """The units of a text, in lists of a bounded size."""
+        """The units of a text, in lists of bounded size."""
         assert self._unit is not None
         start, size = 0, _CHUNK
         while start + size < len(text):
             units = self._unit.findall(text, start, start + size)
-            if len(units) == 1:  # none ends here
+            if len(units) == 1:  # no unit ends in this window
                 size *= 2
                 continue
-            start += size - len(units.pop())  # which may go on
+            start += size - len(units.pop())  # the last one may continue
             size = _CHUNK
             yield units
         yield self._unit.findall(text, start)
@@ -102,7 +110,7 @@ def _merged(model: tokenizers.models.Model, text: str) -> list[int]:
 
 
 class _Known(dict[str, int]):
-    """Units and how many tokens each is; one that is missing is encoded."""
+    """Token counts by unit; a missing unit is encoded."""
 
     def __init__(self, encode: Callable[[str], list[int]], forbidden: frozenset[int]) -> None:
         super().__init__()
@@ -119,9 +127,9 @@ class _Known(dict[str, int]):
 
 
 def unit(setup: dict[str, Any]) -> tuple[re.Pattern[str] | None, bool]:
-    """What finds the units of a text one after the other, for a tokenizer's JSON; None if no cut is surely harmless.
+    """The pattern of a text's units, from a tokenizer's JSON; None if no cut is provably safe.
 
-    The second result says whether the model gets the text as it is, but for its spaces.
+    The second result says whether the model gets the text unchanged, except for its spaces.
     """
     if setup["model"]["type"] != "BPE" or setup["model"].get("dropout"):
         return None, False
@@ -131,9 +139,9 @@ def unit(setup: dict[str, Any]) -> tuple[re.Pattern[str] | None, bool]:
         if kinds[1:] or any(step["type"] != "Prepend" and not _is_spaces(step) for step in normalizer):
             return None, False
         return _between_merges(setup["model"]), True
-    if _types(setup["normalizer"]) not in ([], ["NFC"]):  # NFC joins nothing across white space
+    if _types(setup["normalizer"]) not in ([], ["NFC"]):  # NFC composes nothing across white space
         return None, False
-    if kinds[-1:] != ["ByteLevel"] or (kinds[1:] and steps[-1]["add_prefix_space"]):  # one in front of each step's part
+    if kinds[-1:] != ["ByteLevel"] or (kinds[1:] and steps[-1]["add_prefix_space"]):  # a space for each part
         return None, False
     if kinds in (["ByteLevel"], ["Digits", "ByteLevel"]) and steps[-1]["use_regex"]:
         return re.compile(_GPT2), False
@@ -145,7 +153,7 @@ def unit(setup: dict[str, Any]) -> tuple[re.Pattern[str] | None, bool]:
 
 
 def _is_spaces(step: dict[str, Any]) -> bool:
-    """Whether all that a step does is to write ▁ for a space, and one in front."""
+    """Whether a step does nothing but replace spaces with ▁ and add one in front."""
     if step["type"] == "Metaspace":
         return step["replacement"] == "▁" and not step.get("split", True)
     return (step["type"], step.get("pattern"), step.get("content")) == ("Replace", {"String": " "}, "▁")
@@ -162,15 +170,15 @@ def _types(part: dict[str, Any] | None) -> list[str]:
 
 
 def _between_merges(model: dict[str, Any]) -> re.Pattern[str] | None:
-    """Units for a SentencePiece BPE: two characters that no merge ever brings together may be cut apart.
+    """Units for a SentencePiece BPE: a text may be cut between two characters that no merge ever joins.
 
-    A merge across a cut would join a piece that ends with the one character and a piece that starts with the other.
-    The characters fall into groups that no merge connects (in LLaMA's vocabulary: the letters of each script, the
-    punctuation; digits and line ends stand alone); a unit is a run of one group with the spaces before it.
+    A merge across a cut would join a piece ending with the first character and a piece starting with the second. The
+    characters fall into groups that no merge connects (for LLaMA: the letters of each script, the punctuation; digits
+    and line ends are alone). A unit is a run of one group with the spaces before it.
     """
     bytes_ = {f"<0x{number:02X}>" for number in range(256)}
     if not model["byte_fallback"] or not bytes_ <= model["vocab"].keys() or model["ignore_merges"]:
-        return None  # a run of unknown characters may become one token, or a whole text be looked up
+        return None  # unknown characters could fuse into one token, or a whole text be looked up
     if model["continuing_subword_prefix"] or model["end_of_word_suffix"]:
         return None
     group: dict[str, str] = {}
@@ -196,20 +204,20 @@ def _between_merges(model: dict[str, Any]) -> re.Pattern[str] | None:
 
 
 class Rendering:
-    """Counts conversations as a template renders them, to the token."""
+    """Exact token counts of conversations as a template renders them."""
 
     def __init__(self, template: Template) -> None:
         self.template = template
-        self.known: dict[tuple[int, bool, str], int] = {}  # to be cleared between two conversations
+        self.known: dict[tuple[int, bool, str], int] = {}  # cleared between two conversations
         self._counts = Counts(template.tokenizer, template.encoders, frozenset(template.forbidden[False]))
         self._joints: dict[tuple[bool, int], list[int] | None] = {}
 
     def count(self, messages: list[dict[str, Any]], trial: bool = False) -> int:
-        """The tokens of a conversation; those of a `trial` are not remembered. Raises Reject."""
+        """The number of tokens of a conversation; a `trial` is not cached. Raises Reject."""
         return sum(self.tokens(run, trial) for run in self.template.runs(messages))
 
     def tokens(self, run: Run, trial: bool = False) -> int:
-        """The tokens of one stretch of a rendering."""
+        """The number of tokens of one run of a rendering."""
         if run.token is not None:
             return 1
         key = (run.encoder, run.trained, run.text)
@@ -223,14 +231,14 @@ class Rendering:
         return tokens
 
     def fits_surely(self, runs: list[Run], limit: int) -> bool:
-        """Whether the bytes alone say that it fits: a token is at least one, or the space put before a text."""
+        """Whether it fits by its bytes alone: a token is at least one byte, or the space added before a text."""
         return self._counts.bounded and sum(len(run.text.encode()) + 1 for run in runs) <= limit
 
     def joints(self, system: bool, pairs: int) -> list[int] | None:
-        """Where in the skeleton of so many questions and answers each pair ends, if they add up; None if not.
+        """Where each pair ends in the skeleton of a conversation of `pairs`, if the pairs' counts add up; else None.
 
-        They add up if each pair after the first has the same pieces, which begin a new run: then it counts the same
-        tokens in any such conversation in which it is not the first.
+        They add up if every pair after the first has the same pieces and begins a new run: then a pair has the same
+        count in every such conversation, unless it is the first.
         """
         key = system, pairs
         if key not in self._joints:
@@ -249,7 +257,7 @@ class Rendering:
         if two[: len(first)] != first or not again:
             return None
         after_token = first[-1].token is not None
-        if after_token != (again[-1].token is not None):  # what follows would be encoded in two ways
+        if after_token != (again[-1].token is not None):  # what follows would be encoded in different ways
             return None
         if not after_token and again[0].token is None and again[0].trained in (first[-1].trained, again[-1].trained):
             return None

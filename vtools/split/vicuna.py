@@ -1,4 +1,4 @@
-"""FastChat's own cuts (fastchat/data/split_long_conversation.py, 0.2.36), its losses included, which are reported."""
+"""FastChat's own cuts (fastchat/data/split_long_conversation.py, 0.2.36), including its losses, which are reported."""
 
 import itertools
 import re
@@ -18,9 +18,9 @@ _ROLES = ("human", "gpt")
 
 @lru_cache(maxsize=1)
 def counter(name: str) -> Callable[[str], int]:
-    """What counts the tokens of a text by itself, loaded once a process.
+    """A function that counts the tokens of a single text, loaded once per process.
 
-    With the tokenizer's own first token, and names of control tokens as those tokens.
+    It includes the tokenizer's own first token, and reads names of control tokens as those tokens.
     """
     tokenizer = load_tokenizer(name)
     counts = Counts(tokenizer, encoders(tokenizer))
@@ -35,10 +35,10 @@ def counter(name: str) -> Callable[[str], int]:
 
 
 def split(record: Record, *, tokenizer: str, max_tokens: int) -> list[Segment] | Reject:
-    """The samples that FastChat makes of a conversation, and with `reject` the turns that it loses.
+    """The samples that FastChat makes of a conversation, and, with `reject`, the turns that it loses.
 
-    It loses an odd last message, the last rounds when the very last one overflows, and samples whose roles do not
-    alternate human, gpt; a round that is too long by itself it keeps unless it is the last.
+    It loses an odd last message, the last rounds if the very last one overflows, and samples whose roles do not
+    alternate human, gpt. It keeps a round that is too long by itself, unless it is the last.
     """
     turns = _turns(record)
     name = conversation.read(record)["id"] if record.get("id") in (None, "") else str(record["id"])
@@ -82,7 +82,7 @@ def split(record: Record, *, tokenizer: str, max_tokens: int) -> list[Segment] |
 
 
 def size(record: Record) -> tuple[int, int]:
-    """How many messages FastChat finds in an object, and no pairs that are too long: it never says so."""
+    """The number of messages that FastChat finds in an object, and 0 overlong pairs: it never reports any."""
     try:
         return len(_turns(record)), 0
     except Reject:
@@ -90,18 +90,18 @@ def size(record: Record) -> tuple[int, int]:
 
 
 def _turns(record: Record) -> list[Record]:
-    """The messages in FastChat's shape: those of `conversations` as they are, any other shape's by their roles."""
+    """The messages in FastChat's shape: those of `conversations` as they are, other shapes' converted by role."""
     found = record.get("conversations")
     if not isinstance(found, list):
         return conversation.to_sharegpt(conversation.read(record))["conversations"]
     for index, turn in enumerate(found):
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str) or "from" not in turn:
-            raise Reject("bad_schema", f"conversations[{index}] has no from and value")
+            raise Reject("bad_schema", f"conversations[{index}] lacks from or value")
     return found
 
 
 def _wrong_role(turns: list[Record]) -> str:
     for index, turn in enumerate(turns):
         if turn["from"] != _ROLES[index % 2]:
-            return f"{turn['from']!r} where {_ROLES[index % 2]} should be"
+            return f"{turn['from']!r} instead of {_ROLES[index % 2]}"
     return ""

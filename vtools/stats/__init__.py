@@ -1,4 +1,4 @@
-"""`vtools stats`: what is in a file of records, or of training metrics; as numbers, as a table, as a picture."""
+"""`vtools stats`: summarise a file of records or of training metrics as numbers, a table or a chart."""
 
 import functools
 import itertools
@@ -20,11 +20,13 @@ from vtools.stats import compare, counting, metrics
 
 def stats(
     files: options.Files = None,
-    tokenizer: Annotated[str | None, typer.Option(metavar="MODEL", help="Count tokens too: a model reference.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Count tokens too, with this model's tokenizer.")
+    ] = None,
     template: options.TemplateName = None,
     system: options.SystemText = None,
     diff: Annotated[
-        bool, typer.Option("--diff", help="Compare two files: of records, or of counts that a tool wrote.")
+        bool, typer.Option("--diff", help="Compare two files, of records or of counts that a tool wrote.")
     ] = False,
     plot: options.Plot = None,
     out: options.Out = None,
@@ -32,13 +34,12 @@ def stats(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Count records, or sum up the metrics of a training run, or compare two such counts.
+    """Count records, summarise the metrics of a training run, or compare two such summaries.
 
-    Writes one JSON object; on a terminal a table goes to stderr beside it. Conversations, rejects files and the
-    metrics of `vtools train` are told apart by themselves. Tokens are those of the texts; with --template or
-    --system those of the whole rendered conversation, as `split` counts (--template auto: the model's own).
-    Languages are counted if pycld2 is installed. A duplicate is a record whose texts, or whose id, came before. Broken
-    input ends the count: what came before it is written, unless --rejects says to go on.
+    Reads conversations, rejects files or the metrics of `vtools train`, and detects which. Writes one JSON object; on a
+    terminal, also a table to stderr. Tokens are counted in the texts alone; with --template (auto: the model's own) or
+    --system, in whole rendered conversations, as `split` counts. Languages are counted only if pycld2 is installed. A duplicate is a record whose texts, or whose id, occurred before. Broken input ends the count
+    with exit status 1 after the counts so far are written, unless --rejects is given.
 
     \b
     Examples:
@@ -49,7 +50,7 @@ def stats(
     """
     names = files or []
     if diff and (len(names) != 2 or plot):
-        raise UsageFailure("--diff compares two files and draws nothing: vtools stats --diff BEFORE AFTER")
+        raise UsageFailure("--diff compares two files and draws no chart: vtools stats --diff BEFORE AFTER")
     if (template or system is not None) and not tokenizer:
         raise UsageFailure("--template and --system count tokens: they need --tokenizer MODEL")
     if plot:
@@ -77,7 +78,7 @@ def stats(
 
 
 class _Input:
-    """The objects of some files. What ends them early is kept in `failure`, for after the counts are written."""
+    """The objects of some files. An early end is kept in `failure` until the counts are written."""
 
     def __init__(self, files: list[str], counts: filtering.Rejects, quiet: bool) -> None:
         self.files, self.counts, self.quiet = files, counts, quiet
@@ -102,7 +103,7 @@ def _counting_with(model: str, template: str | None, system: str | None) -> Toke
     return load_template(template, tokenizer, system) if template or system is not None else tokenizer
 
 
-Summary = tuple[dict[str, Any], Callable[[str], bytes]]  # and what draws it
+Summary = tuple[dict[str, Any], Callable[[str], bytes]]  # and the function that draws it
 
 
 def _sum_up(source: _Input, counting_with: Tokenizer | Template | None, counted_already: bool) -> Summary:

@@ -1,4 +1,4 @@
-"""Two counts side by side."""
+"""Two summaries compared."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from typing import Any
 def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """The numbers that differ, by their path (`roles.user`): before, after, and the change in percent.
 
-    A number that only one side has is 0 on the other; no percentage of 0 is given.
+    A number that only one side has counts as 0 on the other; a change from 0 has no percentage.
     """
     old, new = dict(_numbers(before)), dict(_numbers(after))
     changed = {}

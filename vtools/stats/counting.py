@@ -1,4 +1,4 @@
-"""Counts over records in one pass, in a few bytes of memory for each."""
+"""Counts over records in one pass, with a few bytes of memory per record."""
 
 import hashlib
 import importlib.util
@@ -17,15 +17,18 @@ TURNS = tuple(2**power for power in range(7))
 CHARACTERS = tuple(2**power for power in range(8, 18))
 TOKENS = tuple(2**power for power in range(6, 16))
 BATCH = 1 << 18  # characters tokenised at a time
-NAMES = 1000  # different sources, licenses and reasons that are told apart
+NAMES = 1000  # distinct sources, licenses and reasons counted by name
 HISTOGRAMS = {"user_turns": "user turns", "record_characters": "characters", "record_tokens": "tokens"}
 
 
 class Counted:
-    """What is in the records so far."""
+    """The counts of the records so far."""
 
     def __init__(self, counts: filtering.Rejects, counting: Tokenizer | Template | None) -> None:
-        """`counts` takes what is no conversation; a tokenizer counts the tokens of texts, a template those of all."""
+        """`counts` receives records that are no conversations.
+
+        Given a tokenizer, tokens of texts are counted; given a template, those of whole rendered conversations.
+        """
         self.counts, self.before = counts, counts.reasons.copy()
         self.template = counting if isinstance(counting, Template) else None
         self.encoder = encoders(counting)[0] if isinstance(counting, Tokenizer) else None
@@ -35,7 +38,7 @@ class Counted:
         self.sources, self.licenses, self.reasons = Counter[str](), Counter[str](), Counter[str]()
         self.turns, self.lengths, self.token_lengths = Histogram(TURNS), Histogram(CHARACTERS), Histogram(TOKENS)
         self.texts, self.ids, self.cut = Distinct(), Distinct(), Distinct()
-        self.waiting: list[list[str]] = []  # texts of the records that are not tokenised yet
+        self.waiting: list[list[str]] = []  # texts of records not tokenised yet
         self.waiting_size = 0
 
     def add(self, value: streams.Value, given: Record) -> None:
@@ -118,7 +121,7 @@ class Counted:
 
 
 class Histogram:
-    """How many numbers fall below each bound."""
+    """Counts of numbers by bins, given their upper bounds."""
 
     def __init__(self, bounds: tuple[int, ...]) -> None:
         self.bounds, self.counts = bounds, [0] * (len(bounds) + 1)
@@ -135,7 +138,7 @@ class Histogram:
 
 
 class Distinct:
-    """How many of the keys came before, from 64 bits of each: at a million keys, one mistake in 37 million files."""
+    """The number of repeated keys, by 64 bits of each: at a million keys, wrong for one file in 37 million."""
 
     def __init__(self) -> None:
         self.parts = [array("Q") for _ in range(256)]
@@ -158,7 +161,7 @@ def _tally(counts: Counter[str], name: str) -> None:
 
 
 def picture(summary: dict[str, Any], path: str) -> bytes:
-    """How many records have how many turns, characters and tokens."""
+    """The distribution of turns, characters and tokens over the records."""
     from vtools import plots
 
     panels = {f"Records by {name}": summary[key] for key, name in HISTOGRAMS.items() if key in summary}

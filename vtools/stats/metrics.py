@@ -20,10 +20,10 @@ def sum_up(steps: list[Record]) -> dict[str, Any]:
 
 
 def picture(steps: list[Record], path: str) -> bytes:
-    """The loss of a run over its steps, and the held-out loss where it was measured."""
+    """The loss of a run by step, and the held-out loss where it was measured."""
     from vtools import plots
 
-    # A resumed run repeats no step, but a killed one may have printed steps after its last checkpoint: the last wins.
+    # A killed run may have printed steps after its last checkpoint, which the resumed run repeats: the last line wins.
     series = {}
     for key, name in (("loss", "training loss"), ("eval_loss", "held-out loss")):
         points = {

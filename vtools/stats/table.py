@@ -12,7 +12,7 @@ WIDTH = 32  # of a bar
 
 
 def show(summary: dict[str, Any]) -> None:
-    """Print what `vtools stats` wrote on stderr: numbers, then counts with their bars; or two counts side by side."""
+    """Print a summary on stderr: numbers, then counts with bars; or two summaries side by side."""
     console = Console(stderr=True, highlight=False)
     if "changed" in summary:
         console.print(_changes(summary["changed"]))
@@ -58,5 +58,5 @@ def _number(value: Any) -> Text:
 
 
 def _words(key: str) -> Text:
-    """A name from the data as text that does nothing to the terminal."""
+    """A name from the data, without characters that could control the terminal."""
     return Text("".join(letter if letter.isprintable() else "�" for letter in key.replace("_", " ")))

@@ -1,4 +1,4 @@
-"""Fine-tune a chat model on conversations."""
+"""`vtools train`: fine-tune a chat model on conversations."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from vtools import options, process
 from vtools.files.lock import lock
 from vtools.records import jsonl
 
-# What made the published models (LMSYS 2023, Stanford 2023); a flag that is given wins.
+# The hyper-parameters of the published models (LMSYS 2023, Stanford 2023); explicit options override them.
 PRESETS: dict[str, dict[str, Any]] = {
     "vicuna-v1.1": {"template": "vicuna-v1.1", "batch": 128, "max_tokens": 2048},
     "vicuna-v0": {"template": "vicuna-v0", "batch": 32, "max_tokens": 2048},
@@ -22,110 +22,135 @@ DEFAULTS: dict[str, Any] = {
     "epochs": 3, "batch": 128, "lr": 2e-5, "warmup": 0.03, "schedule": "cosine", "max_tokens": None, "template": None,
 }  # fmt: skip
 CORES = len(os.sched_getaffinity(0))
-LORA_RATE = 2e-4  # adapters begin at zero, and take steps ten times as long
+LORA_RATE = 2e-4  # ten times that of full fine-tuning: adapters start at zero
 
 
 def train(
-    model: Annotated[str, typer.Option(envvar="VTOOLS_MODEL", help="Base: folder, hub id or .gguf file.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Folder for the tuned model.")] = None,
-    data: Annotated[str, typer.Option(metavar="FILE", help="Conversations of any shape; - is stdin.")] = "-",
+    model: Annotated[
+        str, typer.Option(envvar="VTOOLS_MODEL", help="Fine-tune this base model: folder, hub id or .gguf file.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Save the tuned model in this folder.")
+    ] = None,
+    data: Annotated[
+        str, typer.Option(metavar="FILE", help="Train on these conversations of any shape; - is stdin.")
+    ] = "-",
     preset: Annotated[
         Literal["vicuna-v1.1", "vicuna-v0", "alpaca"] | None,
-        typer.Option(help="The published template and hyper-parameters; other flags change them."),
+        typer.Option(help="Use a published model's template and hyper-parameters; other options override them."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Times each conversation is seen. Default: 3.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Steps in all, whatever --epochs is.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Train on each conversation this often. Default: 3.")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Train for this many steps, whatever --epochs is.")
+    ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Conversations in a step, of all ranks. Default: 128.")
+        int | None, typer.Option(min=1, help="Train on this many conversations per step, over all ranks. Default: 128.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(min=0, help="Peak learning rate. Default: 2e-5; --lora: 2e-4.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Set the peak learning rate. Default: 2e-5; with --lora 2e-4.")
+    ] = None,
     warmup: Annotated[
-        float | None, typer.Option(min=0, help="Warm-up: a share of the steps if below 1, else steps. Default: 0.03.")
+        float | None,
+        typer.Option(min=0, help="Warm up for this share of the steps, or number of steps from 1 on. Default: 0.03."),
     ] = None,
     schedule: Annotated[
         Literal["cosine", "linear", "constant"] | None,
-        typer.Option(help="How the rate goes to 0 after the warm-up, or stays. Default: cosine."),
+        typer.Option(help="Which learning-rate schedule to follow after warm-up. Default: cosine."),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Longest conversation. Default: 2048, or the model's limit if lower.")
+        int | None,
+        typer.Option(
+            min=2, help="Limit conversations to this many tokens. Default: 2048, or the model's limit if lower."
+        ),
     ] = None,
     overlong: Annotated[
         Literal["truncate", "drop", "error"],
-        typer.Option(help="A longer one is cut at the right, dropped, or an error."),
+        typer.Option(help="How to treat longer conversations: cut the end off, drop them, or fail."),
     ] = "truncate",
     rope_scaling: Annotated[
         Literal["linear", "yarn"] | None,
-        typer.Option(help="For --max-tokens beyond the model's limit: stretch its positions."),
+        typer.Option(help="Scale the position embeddings (RoPE) for --max-tokens beyond the model's limit."),
     ] = None,
     template: options.TemplateName = None,
     system: options.SystemText = None,
     lora: Annotated[
         int | None,
-        typer.Option(metavar="RANK", min=1, help="Train adapters of this rank beside frozen weights (PEFT's format)."),
+        typer.Option(metavar="RANK", min=1, help="Train LoRA adapters of this rank on frozen weights (PEFT's format)."),
     ] = None,
     evaluation: Annotated[
-        str | None, typer.Option("--eval", metavar="FILE", help="Held-out conversations: their loss before and after.")
+        str | None,
+        typer.Option(
+            "--eval", metavar="FILE", help="Report the loss on these held-out conversations before and after."
+        ),
     ] = None,
-    eval_every: Annotated[int, typer.Option(min=0, help="Also take the held-out loss every so many steps.")] = 0,
-    samples: Annotated[int, typer.Option(min=0, help="With that loss, answer so many of its first questions.")] = 0,
-    save_every: Annotated[str, typer.Option(metavar="STEPS|TIME", help="Checkpoint: 200 (steps), 10m, 1h.")] = "10m",
+    eval_every: Annotated[int, typer.Option(min=0, help="Report the held-out loss every this many steps, too.")] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="Answer the first so many held-out questions each time.")] = 0,
+    save_every: Annotated[
+        str, typer.Option(metavar="STEPS|TIME", help="Save a checkpoint this often: 200 (steps), 10m, 1h.")
+    ] = "10m",
     keep: Annotated[
         int | None,
-        typer.Option(min=1, help="Checkpoints to keep, after the run too. Default: 2, and none once it has ended."),
+        typer.Option(min=1, help="Keep this many checkpoints, also after the run. Default: 2, and none after it."),
     ] = None,
     resume: Annotated[
-        Literal["auto", "never"], typer.Option(help="Go on from the newest checkpoint in --out, or start over.")
+        Literal["auto", "never"],
+        typer.Option(help="Whether to resume from the newest checkpoint in --out (auto) or start over (never)."),
     ] = "auto",
     nproc: Annotated[
-        int | None, typer.Option(min=1, help="Ranks on this machine. Default: one a GPU, else one.")
+        int | None,
+        typer.Option(min=1, help="Start this many ranks (processes) on this machine. Default: one per GPU, else one."),
     ] = None,
-    nnodes: Annotated[int, typer.Option(min=1, help="Machines; give the same command on each.")] = 1,
+    nnodes: Annotated[int, typer.Option(min=1, help="Train on this many machines; run the same command on each.")] = 1,
     rdzv: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: a free port of one of them.")
+        str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: a free port on one of them.")
     ] = None,
     dtype: Annotated[
         Literal["auto", options.Dtype],
-        typer.Option(help="Compute in this; master weights are fp32. auto: bf16 where fast, fp16 on older GPUs."),
+        typer.Option(
+            help="Which dtype to compute in; weights are kept in fp32. auto: bf16 where fast, fp16 on older GPUs."
+        ),
     ] = "auto",
     attention: Annotated[
         Literal["auto", "flash-attn", "torch"],
-        typer.Option(help="On GPUs: the package flash-attn, or torch's own kernel; auto: the first if it is there."),
+        typer.Option(help="Which attention kernel to use on GPUs; auto: flash-attn if installed."),
     ] = "auto",
     micro_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens at a time on a rank: memory, not result. Default: what fits.")
+        int | None, typer.Option(min=1, help="Set the tokens per micro-batch: memory, not result. Default: what fits.")
     ] = None,
     recompute: Annotated[
         Literal["auto", "none", "selective", "full"],
-        typer.Option(help="Activations made again in the backward pass, to save memory. auto: what fits."),
+        typer.Option(help="Which activations to recompute in the backward pass, to save memory. auto: what fits."),
     ] = "auto",
     compiled: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="torch.compile each layer. Default: on GPUs.")
+        bool | None, typer.Option("--compile/--no-compile", help="Run torch.compile on each layer. Default: on GPUs.")
     ] = None,
-    save_dtype: Annotated[options.Dtype, typer.Option(help="Dtype of the saved weights.")] = "bf16",
+    save_dtype: Annotated[options.Dtype, typer.Option(help="Which dtype to save the weights in.")] = "bf16",
     rejects: options.RejectsFile = None,
     jobs: options.Jobs = CORES,
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
     gpu: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="With --dry-run: plan for this GPU (h200, a100, ...), not for here."),
+        typer.Option(metavar="NAME", help="Plan for this GPU (h200, a100, ...) instead of this machine's (--dry-run)."),
     ] = None,
     prices: options.PricesFile = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Fine-tune a chat model on conversations; metrics go to stdout, one JSON line a step.
+    """Fine-tune a chat model on conversations; metrics go to stdout, one JSON line per step.
 
-    Trains the assistant's answers and the token that ends each, nothing else. Reads all of its input before the first
-    step; a second run on the same data finds it tokenised. --out receives safetensors, tokenizer, template, a model
-    card, and vtools.json, which says where they came from.
+    The loss covers the assistant's answers and the token that ends each, nothing else. All input is read and tokenised
+    before the first step; the tokens are cached for the next run. --out receives safetensors, tokenizer, template, a
+    model card, and vtools.json, which records what they were made from.
 
-    On a machine with GPUs every one gets a rank (FSDP2: fp32 weights cut over the ranks, gathered in bf16); --nnodes
-    and --rdzv join several machines, and torchrun works as well. The same conversations make each step on any number
-    of ranks.
+    Every GPU of the machine gets a rank, a training process of its own. Weights are sharded over the ranks (FSDP2),
+    fp32 at rest and bf16 in use. --nnodes and --rdzv join several machines; torchrun works too. A step trains on the
+    same conversations whatever the number of ranks.
 
-    A killed run goes on when the same command is given again, and ends with the same weights to the last bit on as many
-    ranks. SIGTERM saves and exits 75; SIGUSR1, or `touch DIR/SAVE`, saves and goes on.
+    To resume a killed run, give the same command again: on the same number of ranks the final weights are
+    bit-identical. SIGTERM saves and exits with 75 (try again); SIGUSR1, or `touch DIR/SAVE`, saves and continues.
 
     \b
     Examples:
@@ -135,19 +160,19 @@ def train(
     """
     given = dict(locals())
     if out is None and not dry_run:
-        raise process.UsageFailure("--out DIR is needed (or --dry-run)")
+        raise process.UsageFailure("--out DIR is required (or --dry-run)")
     every = _every(save_every)
     if data == "-" and evaluation == "-":
         raise process.UsageFailure("--data and --eval cannot both be stdin")
     if nnodes > 1 and not rdzv:
         raise process.UsageFailure("--nnodes needs --rdzv HOST:PORT, the same on every machine")
     if samples and not evaluation:
-        raise process.UsageFailure("--samples asks the questions of --eval FILE")
+        raise process.UsageFailure("--samples needs --eval FILE, whose questions it asks")
     if gpu and not dry_run:
-        raise process.UsageFailure("--gpu is for --dry-run; a run takes the GPUs that are there")
+        raise process.UsageFailure("--gpu needs --dry-run; a run uses the GPUs of this machine")
     if prices and not dry_run:
-        raise process.UsageFailure("--prices is for --dry-run")
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means "save": harmless before there is something to save
+        raise process.UsageFailure("--prices needs --dry-run")
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means "save": ignored until there is something to save
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and os.getsid(0) != os.getpid():
         process.die_with_parent(signum=signal.SIGTERM)  # but not under nohup or setsid, which detach on purpose
     from vtools.train import job
@@ -161,7 +186,7 @@ def train(
         with jsonl.output(None) as output:
             output.write(foreseen(request))
         return
-    if nnodes > 1 or "RANK" in os.environ:  # rank 0 locks the folder, which the machines share
+    if nnodes > 1 or "RANK" in os.environ:  # rank 0 locks the shared folder
         job.run(request, out)
         return
     with lock(out):
@@ -172,6 +197,6 @@ def _every(text: str) -> tuple[int, float]:
     """`200` to (200 steps, 0), `10m` to (0, 600 seconds)."""
     found = re.fullmatch(r"(\d+)([smh]?)", text)
     if not found or not int(found[1]):
-        raise process.UsageFailure(f"--save-every {text}: a number of steps (200) or a time (90s, 10m, 1h)")
+        raise process.UsageFailure(f"--save-every {text}: give a number of steps (200) or a time (90s, 10m, 1h)")
     number = int(found[1])
     return (number, 0.0) if not found[2] else (0, number * {"s": 1.0, "m": 60.0, "h": 3600.0}[found[2]])

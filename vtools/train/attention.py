@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""Attention inside each conversation of a packed row, registered with transformers under its own name."""
+"""Attention within each conversation of a packed row, registered with transformers under its own name."""
 
 import functools
 import importlib.util
@@ -26,7 +26,7 @@ def choose(wanted: str, device_type: str) -> str:
 
 
 def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel for documents of any length: in half precision, on GPUs since Ampere."""
+    """Whether a variable-length kernel exists: in 16-bit dtypes, on GPUs since Ampere."""
     new = device.type == "meta" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
     return new and dtype in (torch.bfloat16, torch.float16)
 
@@ -48,15 +48,15 @@ def document_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within documents: q, k, v [1, heads, tokens, size] to [1, tokens, heads, size].
 
-    `cu_seq_lens_q` (int32, documents + 1) holds where each document starts, and the end: transformers' own name for
-    it, so that flash attention takes the same batch.
+    `cu_seq_lens_q` (int32, documents + 1) holds the start of each document, and the end. The name is transformers', so
+    that flash attention takes the same batch.
     """
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
-        raise ValueError("packed rows need cu_seq_lens_q and max_length_q, and come one at a time")
+        raise ValueError("packed rows need cu_seq_lens_q and max_length_q, and a batch size of 1")
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
     if unknown:
         raise Failure(
-            f"{type(module).__name__}: this kind of attention ({', '.join(unknown)}) cannot be trained packed"
+            f"{type(module).__name__}: this kind of attention ({', '.join(unknown)}) cannot be trained with packing"
         )
     if has_kernel(value.device, value.dtype) and (flash or not dropout):
         kernel: Any = _flash if flash else _varlen
@@ -83,7 +83,7 @@ def document_attention(
 
 
 def _varlen(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: Any, window: Any, _: Any) -> Any:
-    """torch's own variable-length flash attention (CUDA, half precision)."""
+    """torch's own variable-length flash attention (CUDA, fp16 or bf16)."""
     from torch.nn.attention.varlen import varlen_attn
 
     options: dict[str, Any] = {"window_size": window}
@@ -95,7 +95,7 @@ def _varlen(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: 
 
 
 def _flash(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: Any, window: Any, dropout: Any) -> Any:
-    """The package flash-attn, whose kernels may be newer than torch's (CUDA, half precision)."""
+    """The flash-attn package, whose kernels may be newer than torch's (CUDA, fp16 or bf16)."""
     from flash_attn import flash_attn_varlen_func
 
     options = {"dropout_p": dropout, "softmax_scale": scale, "causal": True, "window_size": window}
@@ -104,7 +104,7 @@ def _flash(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: A
 
 
 def _repeated(tensor: torch.Tensor, heads: int) -> torch.Tensor:
-    """Key or value heads, dimension 1, repeated to the number of query heads."""
+    """Key or value heads (dimension 1) repeated to the number of query heads."""
     times = heads // tensor.shape[1]
     return tensor if times == 1 else tensor.repeat_interleave(times, dim=1)
 

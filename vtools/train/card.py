@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""What the weights were made from and with: the contents of vtools.json, and the model card."""
+"""Provenance of the weights: the contents of vtools.json, and the model card."""
 
 import platform
 from pathlib import Path
@@ -14,7 +14,7 @@ from vtools.models.reference import hub_name
 from vtools.train.loop import Result
 from vtools.train.request import Inputs, Request
 
-# The options that a reader of the card wants to know.
+# The options shown in the card.
 ARGUMENTS = (
     "epochs", "max_steps", "batch", "lr", "warmup", "schedule", "max_tokens", "overlong", "lora", "dtype", "save_dtype",
     "seed",
@@ -22,7 +22,7 @@ ARGUMENTS = (
 
 
 def describe(request: Request, inputs: Inputs, run: dict[str, Any], result: Result) -> dict[str, Any]:
-    """What the weights were made from and with; the same run gives the same text, on any number of ranks."""
+    """What the weights were made from and how; the same run gives the same text, on any number of ranks."""
     arguments = {**vars(request), "max_tokens": inputs.max_tokens, "dtype": run["--dtype"]}
     held = [loss for _, loss in sorted(result.held_out.items())]
     return {
@@ -53,7 +53,7 @@ def describe(request: Request, inputs: Inputs, run: dict[str, Any], result: Resu
 
 
 def card(about: dict[str, Any]) -> str:
-    """The model card that hubs show, from what `describe` has found; only a hub's name is given as the base."""
+    """The model card for hubs, from the result of `describe`; names the base only if it is on the hub."""
     data, arguments, result = about["data"], about["arguments"], about["result"]
     hub = hub_name(about["base"])
     head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [vtools, chat]"]

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""Checkpoints that are whole or absent: written aside, by all ranks, while training goes on; the newest one wins."""
+"""Checkpoints, whole or absent: written by all ranks in the background while training continues."""
 
 import contextlib
 import json
@@ -35,24 +35,24 @@ class _Pending:
 
 
 class Checkpoints:
-    """The checkpoints folder/step-N of a run: weights and AdamW's moments in fp32, each rank's shards in its own file.
+    """The checkpoints folder/step-N of a run: weights and AdamW's moments in fp32, one file per rank for its shards.
 
-    The format is torch.distributed.checkpoint's, which any number of ranks can read again.
+    The format is torch.distributed.checkpoint's, which any number of ranks can read.
     """
 
     def __init__(self, folder: Path, keep: int, ranks: Ranks) -> None:
         self.folder, self.keep, self.ranks = folder, keep, ranks
         self._pending: _Pending | None = None
-        # The copy that is written beside the training goes to the same pinned memory each time.
+        # The copy to write in the background uses the same pinned memory each time.
         pinned = StagingOptions(use_shared_memory=False, use_async_staging=False)
         self._stager = DefaultStager(pinned) if ranks.device.type == "cuda" else None
 
     def save(
         self, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict[str, Any], wait: bool
     ) -> None:
-        """Write a checkpoint: whole when this returns if `wait`, else beside the training, from a copy.
+        """Write a checkpoint: before returning if `wait`, else in the background, from a copy.
 
-        Raises Failure when it cannot be written; what was saved before stays whole.
+        Raises Failure if it cannot be written; earlier checkpoints stay intact.
         """
         self.finish()
         part = part_of(self._place(step))
@@ -62,7 +62,7 @@ class Checkpoints:
                 part.mkdir(parents=True)
         self.ranks.wait()
         if not part.is_dir():
-            raise Failure(f"{self.folder}: not the folder that rank 0 writes to; all nodes must share --out")
+            raise Failure(f"{self.folder}: not the folder that rank 0 writes to; --out must be shared by all machines")
         state = state_of(model, optimizer)
         self._pending = _Pending(step, note, part, None)
         with self._explained(step), _silent():
@@ -78,18 +78,18 @@ class Checkpoints:
             self.finish()
 
     def poll(self) -> None:
-        """Name the checkpoint that was being written, if that is done."""
+        """Seal the checkpoint being written, if it is done."""
         if self._pending and self._pending.written and self._pending.written.done():
             self._seal()
 
     def finish(self) -> None:
-        """Wait for the checkpoint that is being written."""
+        """Wait for the checkpoint being written."""
         if self._pending:
             self._seal()
         self.ranks.wait()
 
     def _seal(self) -> None:
-        """When all its files are on disk, and only then, a checkpoint gets its name; older ones go."""
+        """Give a checkpoint its name, only once all its files are on disk; then remove older ones."""
         pending, self._pending = self._pending, None
         assert pending is not None
         with self._explained(pending.step), _silent():
@@ -111,21 +111,21 @@ class Checkpoints:
     def _explained(self, step: int) -> Iterator[None]:
         try:
             yield
-        except (OSError, CheckpointException) as error:  # anything else is a rank that has gone
+        except (OSError, CheckpointException) as error:  # anything else means that a rank died
             causes = getattr(error, "failures", None)  # of a CheckpointException, by rank: (exception, traceback)
             cause = next(iter(causes.values()))[0] if causes else error
             shutil.rmtree(part_of(self._place(step)), ignore_errors=True)
             reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise Failure(
-                f"{self._place(step)}: cannot be saved ({reason}); what was saved before is whole: free "
-                f"space and give the same command again"
+                f"{self._place(step)}: cannot be saved ({reason}); earlier checkpoints are intact: free "
+                f"space and repeat the command to resume"
             ) from None
 
 
 def state_of(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What is trained and its moments, by name; the optimiser gets zeros for those that it does not have yet."""
+    """Trained parameters and their moments, by name; missing moments are set to zero in the optimiser."""
     state: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():  # a tied weight has one name here
+    for name, parameter in model.named_parameters():  # a tied weight is listed once
         if parameter.requires_grad:
             state[f"weight/{name}"] = parameter.detach()
             moments = optimizer.state[parameter]
@@ -133,12 +133,12 @@ def state_of(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[s
                 moments["step"] = torch.zeros((), device=parameter.device)
                 moments |= {key: torch.zeros_like(parameter) for key in MOMENTS}
             state |= {f"{key}/{name}": moments[key] for key in MOMENTS}
-    assert len(optimizer.state) == len(optimizer.param_groups[0]["params"]), "a gathered parameter is another one"
+    assert len(optimizer.state) == len(optimizer.param_groups[0]["params"]), "a gathered parameter is unknown to it"
     return state
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint and its note; torn ones are passed over."""
+    """The newest whole checkpoint and its note; torn ones are skipped."""
     for _, path in _steps(folder):
         try:
             note = json.loads((path / NOTE).read_text())
@@ -150,9 +150,9 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def restore(path: Path, updates: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, ranks: Ranks) -> None:
-    """Put a checkpoint's weights and moments into the model and its fresh optimiser, bit by bit.
+    """Load a checkpoint's weights and moments into the model and its new optimiser, bit-identical.
 
-    `updates` is how often Adam has changed the weights.
+    `updates` is the number of Adam updates so far.
     """
     state = state_of(model, optimizer)
     with _silent():
@@ -160,13 +160,13 @@ def restore(path: Path, updates: int, model: PreTrainedModel, optimizer: torch.o
             dcp.load(state, checkpoint_id=path, process_group=ranks.saving)
         except (OSError, CheckpointException) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Failure(f"{path}: cannot be read ({reason}); remove it and give the same command again") from None
+            raise Failure(f"{path}: cannot be read ({reason}); remove it and repeat the command") from None
     for moments in optimizer.state.values():
         moments["step"] = torch.tensor(float(updates), device=moments["exp_avg"].device)
 
 
 def clear(folder: Path, step: int) -> None:
-    """Remove what a killed run left half written, and torn checkpoints after the one to go on from."""
+    """Remove half-written checkpoints of a killed run, and torn ones after the one to resume from."""
     for part in folder.glob(".step-*.part"):
         shutil.rmtree(part)
     for number, path in _steps(folder):
@@ -182,7 +182,7 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """torch.distributed.checkpoint warns of its own internals, on stderr."""
+    """Suppress torch.distributed.checkpoint's warnings about its own internals."""
     logging.getLogger("torch.distributed.checkpoint").setLevel(logging.CRITICAL)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

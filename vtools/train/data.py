@@ -1,4 +1,4 @@
-"""Conversations as token ids and loss masks: what one is made into, and a folder of many, mapped. Without torch."""
+"""Conversations as token ids and loss masks: tokenising one, and memory-mapping a folder of many. Without torch."""
 
 import fcntl
 import json
@@ -15,16 +15,16 @@ from vtools.records.jsonl import Record, Reject
 
 Overlong = Literal["truncate", "drop", "error"]
 
-FORMATS = {"ids": "i", "trained": "B", "starts": "q", "lengths": "i", "trained_counts": "i"}  # file: type of its items
+FORMATS = {"ids": "i", "trained": "B", "starts": "q", "lengths": "i", "trained_counts": "i"}  # item type of each file
 ABOUT = "about.json"
 
 
 class Corpus:
-    """Tokenised conversations in a folder, mapped: however many they are, opening takes neither time nor memory.
+    """Tokenised conversations in a memory-mapped folder: opening takes neither time nor memory, whatever its size.
 
-    `ids` (int32) are all token ids end to end, `trained` (bytes) says by 1 which are trained, `starts` (int64) where
-    each conversation begins and the last ends; `lengths` and `trained_counts` (int32) are of each conversation.
-    Pickles as its path.
+    `ids` (int32) are all token ids end to end; `trained` (bytes) is their loss mask, 1 where trained; `starts` (int64)
+    has the start of each conversation and the end; `lengths` and `trained_counts` (int32) have one entry per
+    conversation. Pickled as its path.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -33,7 +33,7 @@ class Corpus:
         try:
             with open(self.folder / ABOUT, "rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_SH)
-                # The mapping keeps the lock: no other run takes the entry for unused as long as this object lives.
+                # The mapping keeps the lock: no other run deletes the entry as unused while this object lives.
                 self._in_use = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             about = json.loads(self._in_use[:])
             for name, size in about["bytes"].items():
@@ -44,7 +44,7 @@ class Corpus:
             )
             self.tokens = len(self.ids)
             self.trained_tokens: int = about["trained_tokens"]
-            self.largest: int = about["largest"]  # of all token ids
+            self.largest: int = about["largest"]  # largest token id
             self.truncated: int = about["truncated"]
             self.received: int = about["received"]
             self.repaired: int = about["repaired"]
@@ -52,11 +52,11 @@ class Corpus:
             self.licenses: dict[str, int] = about["licenses"]
             self.reasons: dict[str, int] = about["reasons"]
             self.rejected = sum(self.reasons.values())
-            self.digest: str = about["digest"]  # depends on every token, its mask and the order of the conversations
+            self.digest: str = about["digest"]  # hash of all tokens, masks and the order of the conversations
             self.first: str | None = about["first"]
             self.broken: str | None = about["broken"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise Failure(f"{self.folder}: the tokenised data there is not whole; start the run again") from None
+            raise Failure(f"{self.folder}: the tokenised data there is incomplete; start the run again") from None
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return Corpus, (self.folder,)
@@ -65,7 +65,7 @@ class Corpus:
         return len(self.lengths)
 
     def conversation(self, index: int) -> tuple[memoryview, bytes]:
-        """Token ids of a conversation (int32), and for each a byte that is 1 where it is trained (never the first)."""
+        """Token ids of a conversation (int32), and its loss mask: bytes, 1 where trained, never for the first."""
         start, end = self.starts[index], self.starts[index + 1]
         return self.ids[start:end], bytes(self.trained[start:end])
 
@@ -85,13 +85,13 @@ def _mapped(path: Path, kind: str) -> memoryview:
 
 
 def tokenise(value: Record, template: Template, max_tokens: int, overlong: Overlong) -> Record:
-    """One object of any known shape to its ids (int32 bytes) and mask (bytes of 0 and 1). Raises Reject."""
+    """Tokenise an object of any known shape: ids (int32 bytes) and mask (bytes of 0 and 1). Raises Reject."""
     record = conversation.read(value)
     ids, mask = template.render(record["messages"], _repeated(record))
-    mask = [False, *mask[1:]]  # nothing before the first token predicts it
+    mask = [False, *mask[1:]]  # nothing predicts the first token
     end = _last_trained(mask)
     if not end:
-        raise Reject("template_error", "there is no answer to train")
+        raise Reject("template_error", "there is no answer to train on")
     truncated = end > max_tokens
     if truncated:
         if overlong == "drop":
@@ -117,7 +117,7 @@ def tokenise(value: Record, template: Template, max_tokens: int, overlong: Overl
 
 
 def _repeated(record: Record) -> int:
-    """How many messages at the start are there as context: a segment of `split --overlap-turns` repeats some."""
+    """How many leading messages are only context, repeated by `split --overlap-turns`."""
     segment = record.get("segment")
     overlap = segment.get("overlap") if isinstance(segment, dict) else None
     if not isinstance(overlap, int) or overlap < 1:
@@ -126,7 +126,7 @@ def _repeated(record: Record) -> int:
 
 
 def _last_trained(mask: list[bool]) -> int:
-    """The length up to the last trained token: what follows it changes no loss."""
+    """The length up to the last trained token: later tokens do not affect the loss."""
     end = len(mask)
     while end and not mask[end - 1]:
         end -= 1
@@ -134,7 +134,7 @@ def _last_trained(mask: list[bool]) -> int:
 
 
 def marked(corpus: Corpus, index: int, template: Template, on: str, off: str) -> str:
-    """A conversation as text again, with `on` and `off` around what is trained."""
+    """A conversation decoded to text, with `on` and `off` around what is trained."""
     ids, trained = corpus.conversation(index)
     parts = []
     start = 0

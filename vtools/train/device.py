@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""What a device computes in, how it is made to repeat itself, and how much of its memory was used."""
+"""A device's compute dtype, determinism and peak memory."""
 
 import ctypes
 import os
@@ -16,18 +16,18 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def prepare(device: torch.device) -> None:
-    """The same run gives the same bits: kernels that add in a changing order are not used."""
+    """Make runs deterministic: no kernels that add in varying order."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with a fixed workspace
     else:
-        # Large tensors get mappings of their own, which leave no gaps in the heap; for others fresh pages cost more.
+        # Large tensors get their own mmap, which leaves no gaps in the heap; for smaller ones new pages cost more.
         machine.tune_malloc(mapped=8 << 20)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """`auto` is bf16 where the hardware multiplies it, fp16 on older GPUs, fp32 on other CPUs."""
+    """`auto` is bf16 where the hardware supports it, fp16 on older GPUs, fp32 on other CPUs."""
     if name != "auto":
         return DTYPES[name]
     if device.type == "cuda":
@@ -35,7 +35,7 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
             return torch.float16
         fast = True
     else:
-        # Without these instructions oneDNN still takes bf16, and only emulates it.
+        # Without these instructions oneDNN accepts bf16, but emulates it.
         emulated = (
             torch.backends.cpu.get_cpu_capability().startswith("AVX") and not torch.cpu._is_avx512_bf16_supported()
         )
@@ -44,19 +44,19 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def tidy(device: torch.device) -> None:
-    """Give the heap's gaps back: rows of ever other lengths would otherwise make it grow for as long as a run lasts."""
+    """Return free heap memory to the system: with rows of varying length the heap would grow during the whole run."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if device.type == "cpu" and trim is not None:
         trim(0)
 
 
 def uncompiled() -> Any:
-    """A block in which nothing is compiled: what runs once would use up the compiler's patience with a layer."""
+    """A context without compilation, for what runs once: it would count towards the compiler's limit per layer."""
     return torch.compiler.set_stance("force_eager")
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory that this rank has used, in bytes: the device's, or on the CPU the process's."""
+    """Peak memory of this rank in bytes: the device's, or on the CPU the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What a run would do, need and cost: --dry-run says it, and loads no weights. GB are 10^9 bytes."""
+"""--dry-run: what a run would do, need and cost, without loading weights. GB are 10^9 bytes."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from vtools.train.request import Inputs, Request
 
 
 def foreseen(request: Request) -> dict[str, Any]:
-    """The counts, the memory and the cost of a run; on stderr in words, and a conversation with its mask."""
+    """Counts, memory and cost of a run; also prints them on stderr, with one conversation and its loss mask."""
     price = prices.read(request.prices).gpu_hour(request.gpu or "here") if request.prices else None
     inputs = job.read(request, weights=False)
     corpus = inputs.corpus
@@ -42,7 +42,7 @@ def foreseen(request: Request) -> dict[str, Any]:
 
 def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, Any]:
     """What a run needs and costs, on this machine or on the GPU that --gpu names."""
-    import torch  # after the pool that tokenises has been forked
+    import torch  # after the tokenising pool was forked
 
     from vtools import machine
     from vtools.train import attention, device, flops, memory, rank
@@ -85,7 +85,7 @@ def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, A
 def expected(
     operations: float, peak: float | None, assumed: float, devices: int = 1, price: float | None = None
 ) -> dict[str, float | None]:
-    """Seconds and dollars (`price` an hour and device) of so many operations; None where they cannot be known."""
+    """Seconds and dollars (`price` per device-hour) for a number of FLOPs; None if unknown."""
     seconds = operations / (peak * assumed * devices) if peak else None
     usd = None if seconds is None or price is None else round(seconds / 3600 * price * devices, 2)
     return {

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""A model's arithmetic: how many parameters do what, and the operations of training conversations with them."""
+"""Parameter counts of a model, and the FLOPs of training on conversations."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,12 @@ from vtools.train import shard
 
 @dataclass(frozen=True)
 class Shape:
-    """What the arithmetic needs of a dense model: numbers of parameters, a tied matrix counted once."""
+    """Parameter counts of a dense model that FLOPs depend on; a tied matrix counts once."""
 
     parameters: int
     trainable: int
     frozen_bytes: int
-    matmul_parameters: int  # those a token is multiplied with: never the embedding, always the head
+    matmul_parameters: int  # used in matrix products: without the embedding, with the head
     trained_matmul_parameters: int
     layers: int
     attention_width: int  # query heads * head size
@@ -27,7 +27,7 @@ class Shape:
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
-    """The shape of a causal language model, on the meta device, real, or sharded. Raises Failure."""
+    """The shape of a causal language model, on any device, sharded or not. Raises Failure."""
     config: Any = model.config.get_text_config()
     every = list(model.parameters())
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -55,10 +55,10 @@ def _count(parameters: Any) -> int:
 
 
 def operations(shape: Shape, tokens: int, squares: int) -> float:
-    """Operations of one forward and backward pass over conversations: the sum of lengths, and of their squares.
+    """FLOPs of one forward and backward pass, from the sum of the conversations' lengths and of their squares.
 
-    Products are 2 forward, 2 for the gradient of the input and 2 for that of a weight that is trained; attention is
-    causal and inside each conversation. The embedding's look-up, norms and what is computed twice are not counted.
+    A product counts 2 forward, 2 for the gradient of the input and 2 for that of a trained weight; attention is causal
+    and within each conversation. Embedding look-ups, norms and recomputation are not counted.
     """
     products = (4 * shape.matmul_parameters + 2 * shape.trained_matmul_parameters) * tokens
     return float(products + 6 * shape.layers * shape.attention_width * squares)

@@ -1,4 +1,4 @@
-"""A training job from its command line to its ranks: reading, refusing, starting."""
+"""A training job from its command line to its ranks: reading input, checking it, starting."""
 
 import json
 import math
@@ -16,9 +16,9 @@ DEFAULT_MAX_TOKENS = 2048
 
 
 def read(request: Request, weights: bool = True) -> Inputs:
-    """Read and tokenise all of the input. Raises Failure where nothing could be learned from it.
+    """Read and tokenise all input. Raises Failure if nothing could be learned from it.
 
-    Without `weights`, a hub model's are not downloaded.
+    Without `weights`, those of a hub model are not downloaded.
     """
     tokenizer = load_tokenizer(request.model)
     chosen = load_template(request.template, tokenizer, request.system)
@@ -28,15 +28,15 @@ def read(request: Request, weights: bool = True) -> Inputs:
     if limit and max_tokens > limit:
         if not request.rope_scaling:
             raise UsageFailure(
-                f"--max-tokens {max_tokens}: {request.model} was made for {limit} positions; "
-                f"--rope-scaling linear stretches them, as Vicuna 16k did"
+                f"--max-tokens {max_tokens}: {request.model} supports {limit} positions; "
+                f"add --rope-scaling linear to extend them, as Vicuna 16k did"
             )
         rope = {"rope_type": request.rope_scaling, "factor": float(math.ceil(max_tokens / limit))}
-    first = os.environ.get("RANK", "0") == "0"  # under torchrun every rank comes here, and finds the first one's work
+    first = os.environ.get("RANK", "0") == "0"  # under torchrun every rank gets here, and finds the work of the first
     if "RANK" in os.environ:
         for name, file in (("--data", request.data), ("--eval", request.evaluation)):
             if file == "-":
-                raise UsageFailure(f"under torchrun every rank reads the data: give {name} FILE")
+                raise UsageFailure(f"under torchrun every rank reads the data: give {name} FILE, not stdin")
     quiet = request.quiet or not first
     held_out = None
     if request.evaluation:
@@ -53,15 +53,15 @@ def read(request: Request, weights: bool = True) -> Inputs:
     largest = max(corpus.largest, held_out.largest if held_out else 0)
     if vocabulary and largest >= vocabulary:
         raise Failure(
-            f"{request.model}: the tokenizer gives token {largest}, the model has rows for {vocabulary}: "
-            f"they do not belong together; use the model's own tokenizer, or a template without added tokens"
+            f"{request.model}: the tokenizer produces token {largest}, but the model has only {vocabulary} rows; "
+            f"use the model's own tokenizer, or a template without added tokens"
         )
     steps = schedule.number_of_steps(len(corpus), request.batch, request.epochs, request.max_steps)
     warmup = schedule.warmup_steps(request.warmup, steps)
     if steps == 1 and warmup:
         raise Failure(
-            f"the whole run is one step ({len(corpus)} conversations, --batch {request.batch}), and it is warm-up, "
-            f"at rate 0: nothing would be learned; lower --batch, raise --epochs, or give --warmup 0"
+            f"the whole run is one warm-up step at rate 0 ({len(corpus)} conversations, --batch {request.batch}): "
+            f"nothing would be learned; lower --batch, raise --epochs, or give --warmup 0"
         )
     folder = model_folder(request.model) if weights else tokenizer.folder
     return Inputs(
@@ -70,7 +70,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
 
 
 def _ranks_here(request: Request) -> int:
-    """Ranks on this node: as torchrun or --nproc say, else one a GPU, else one."""
+    """Ranks on this node: from torchrun or --nproc, else one per GPU, else one."""
     import torch
 
     there = torch.cuda.device_count()
@@ -83,9 +83,9 @@ def _ranks_here(request: Request) -> int:
 def run(request: Request, out: Path) -> None:
     """Train and save; `out` is locked by the caller. Raises Failure, TryAgain."""
     if out.resolve() == model_folder(request.model).resolve():
-        raise UsageFailure(f"--out {out}: that is the base model; choose another folder")
+        raise UsageFailure(f"--out {out}: is the base model; choose another folder")
     inputs = read(request)
-    from vtools.train import launch  # torch comes after the pool that tokenises has been forked
+    from vtools.train import launch  # torch is imported after the tokenising pool was forked
 
     launch.run(Job(request, inputs, out))
 
@@ -95,6 +95,6 @@ def _sizes(folder: Path) -> tuple[int | None, int | None]:
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
-        raise Failure(f"{folder}: no config.json that can be read") from None
+        raise Failure(f"{folder}: no readable config.json") from None
     config = config.get("text_config") or config
     return config.get("vocab_size"), config.get("max_position_embeddings")

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""Starting a run's ranks through torch elastic, passing signals on to them, and saying how they ended."""
+"""Starting a run's ranks through torch elastic, forwarding signals to them, and reporting how they ended."""
 
 import contextlib
 import logging
@@ -24,7 +24,7 @@ from vtools.train.request import Job
 
 
 class Died(Failure):
-    """A rank ended without a word of its own."""
+    """A rank died without reporting a reason."""
 
 
 FAILURES: dict[str, type[Failure]] = {kind.__name__: kind for kind in (Failure, TryAgain, UsageFailure)}
@@ -45,7 +45,7 @@ def run(job: Job) -> None:
 
 @contextlib.contextmanager
 def _joined() -> Iterator[ranks.Ranks]:
-    """The process group, for the length of the block; after a failure others may never answer, so it is left."""
+    """The process group, for the length of the block; after a failure it is not destroyed: peers may never answer."""
     try:
         yield ranks.join()
     except torch.cuda.OutOfMemoryError as error:
@@ -54,7 +54,7 @@ def _joined() -> Iterator[ranks.Ranks]:
 
 
 def _under_torchrun(job: Job) -> None:
-    """One rank among those that torchrun has started; it passes signals on by itself."""
+    """One of the ranks started by torchrun, which forwards signals itself."""
     with contextlib.ExitStack() as stack:
         here = stack.enter_context(_joined())
         if here.rank == 0:
@@ -64,12 +64,12 @@ def _under_torchrun(job: Job) -> None:
         except Failure as failure:
             if os.environ.get("LOCAL_RANK") == "0":
                 raise
-            time.sleep(1)  # torchrun ends all ranks at the first that goes, and the first of each machine says why
+            time.sleep(1)  # torchrun kills all ranks when one ends; give each machine's first rank time to report
             os._exit(failure.exit_code)
 
 
 def _launch(job: Job) -> None:
-    """Start the ranks and wait for them. SIGTERM, SIGINT and SIGHUP let them save first; a second one ends them."""
+    """Start the ranks and wait for them. SIGTERM, SIGINT or SIGHUP lets them save first; a second one ends them."""
     request = job.request
     for name in ("torch.distributed.elastic", "torch.distributed.launcher", "torch.multiprocessing.spawn"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -94,7 +94,7 @@ def _launch(job: Job) -> None:
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.inputs.nproc)))
     if request.nnodes == 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host whose name nobody resolves trains as well
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # so that a host with an unresolvable name can train
     config = LaunchConfig(
         min_nodes=request.nnodes,
         max_nodes=request.nnodes,
@@ -113,7 +113,7 @@ def _launch(job: Job) -> None:
     except ChildFailedError as error:
         ended = _failure(error, request.verbose)
         if asked and isinstance(ended, Died):
-            ended = TryAgain("ended before it could save once more; the same command goes on from what was saved")
+            ended = TryAgain("ended before it could save again; repeat the command to resume from the last checkpoint")
     else:
         return
     if asked and asked[0] != signal.SIGTERM and isinstance(ended, TryAgain):
@@ -124,7 +124,7 @@ def _launch(job: Job) -> None:
 def _rank(job: Job, launcher: int) -> None:
     """A rank's process."""
     process.die_with_parent(launcher)
-    for signum in (signal.SIGINT, signal.SIGHUP):  # the terminal's go to the launcher as well, which passes them on
+    for signum in (signal.SIGINT, signal.SIGHUP):  # a terminal sends these to the launcher too, which forwards them
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # until there is something to save
     owner = job.request.nnodes > 1 and os.environ["RANK"] == "0"
@@ -134,20 +134,20 @@ def _rank(job: Job, launcher: int) -> None:
     except (Failure, BrokenPipeError):
         raise
     except RuntimeError:
-        # When a rank dies, the others fail at talking to it: the launcher must see first who died.
+        # When a rank dies, the others fail to reach it: the launcher must see the dead rank first.
         time.sleep(LET_THE_DEAD_BE_SEEN)
         raise
 
 
 def _failure(error: ChildFailedError, verbose: bool) -> Failure:
-    """What to tell the user: a rank's own words, or how the first of them died."""
+    """The error for the user: a rank's own message, or how the first one died."""
     number, first = error.get_first_failure()
     if first.exitcode == -signal.SIGPIPE:
         process.die_of(signal.SIGPIPE)
     if first.exitcode < 0:
         name = signal.Signals(-first.exitcode).name
         hint = f" (out of memory? {LESS_MEMORY})" if name == "SIGKILL" else ""
-        return Died(f"rank {number} died of {name}{hint}; what was saved is whole: the same command goes on")
+        return Died(f"rank {number} died of {name}{hint}; checkpoints are intact: repeat the command to resume")
     details: Any = first.message
     if isinstance(details, dict):
         details = details.get("message", "")
@@ -156,4 +156,4 @@ def _failure(error: ChildFailedError, verbose: bool) -> Failure:
         print(first.error_file_data["message"]["extraInfo"]["py_callstack"], file=sys.stderr)
     if kind in FAILURES:
         return FAILURES[kind](text)
-    return Died(f"rank {number}: {kind}: {text.splitlines()[0] if text else ''}; what was saved is whole")
+    return Died(f"rank {number}: {kind}: {text.splitlines()[0] if text else ''}; checkpoints are intact")

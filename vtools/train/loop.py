@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""The training loop: steps, held-out loss, samples, metrics, checkpoints, and what signals ask for."""
+"""The training loop: steps, held-out loss, samples, metrics, checkpoints, signals."""
 
 import dataclasses
 import hashlib
@@ -25,13 +25,13 @@ from vtools.train.ranks import Ranks
 from vtools.train.signals import Asked
 
 CLIP = 1.0
-FIRST_SCALE, SCALE_STEPS = 2.0**16, 2000  # of the loss in fp16; torch.amp.GradScaler's defaults
+FIRST_SCALE, SCALE_STEPS = 2.0**16, 2000  # fp16 loss scaling: the defaults of torch.amp.GradScaler
 WORTH_SAVING = 60.0  # seconds of training
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the weights of a run, beside the model and the data."""
+    """What decides the weights of a run, besides the model and the data."""
 
     steps: int
     batch: int
@@ -46,14 +46,14 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Saving:
-    """Where and how often checkpoints go; `note` is kept in each."""
+    """Where and how often to save checkpoints; `note` is stored in each."""
 
     out: Path
     every: tuple[int, float]  # steps, seconds; 0 is never
     keep: int
     note: dict[str, Any]
-    aside: bool  # whether training goes on while one is written
-    last: bool = False  # whether the last step is saved in any case
+    aside: bool  # whether training continues while one is written
+    last: bool = False  # whether to save the last step in any case
 
     @property
     def folder(self) -> Path:
@@ -62,18 +62,18 @@ class Saving:
 
 @dataclass
 class Result:
-    """Where a run stands: the steps done, the last step's loss, and the held-out losses by step."""
+    """The state of a run: steps done, loss of the last step, held-out losses by step."""
 
     step: int = 0
     loss: float | None = None
     held_out: dict[int, float] = field(default_factory=dict)
-    scale: float = FIRST_SCALE  # the fp16 loss scale, and the good steps since it last changed
+    scale: float = FIRST_SCALE  # the fp16 loss scale, and the successful steps since it changed
     good_steps: int = 0
-    updates: int = 0  # of the weights: in fp16 a step may be skipped
+    updates: int = 0  # of the weights; fp16 may skip a step
 
 
 class Trainer:
-    """A run on this rank: one optimiser step at a time, each a function of the weights and the step's number alone."""
+    """A run on this rank. Each optimiser step is a function of the weights and the step number alone."""
 
     def __init__(
         self,
@@ -85,11 +85,11 @@ class Trainer:
         ranks: Ranks,
         alone: bool = True,
     ) -> None:
-        """`model(work, ...)` runs work(model, ...), as vtools.train.shard makes it."""
+        """`model(work, ...)` runs work(model, ...); see vtools.train.shard."""
         self.model, self.corpus, self.evaluation = model, corpus, evaluation
         self.recipe, self.saving, self.ranks = recipe, saving, ranks
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # Rates are set at each step; fused AdamW updates in one pass over memory, on the CPU too.
+        # The learning rate is set at each step. Fused AdamW updates in one pass over memory, also on the CPU.
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=0.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True
         )
@@ -100,9 +100,9 @@ class Trainer:
         self.epoch, self.steps = -1, [[0]]
 
     def warm_up(self) -> None:
-        """Compile for a row of the full length, always the same: kernels are made for the first row that they see.
+        """Compile for the same row of full length every time: kernels are specialised for the first row they see.
 
-        A run that is resumed would begin with another row, and add in another order.
+        A resumed run would begin with another row, and its kernels would add in another order.
         """
         self.model.train()
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -117,7 +117,7 @@ class Trainer:
             shard.reshard(self.model)
 
     def restore(self, path: Path, note: dict[str, Any]) -> None:
-        """Go on from a checkpoint and its note."""
+        """Resume from a checkpoint and its note."""
         held_out = {int(step): loss for step, loss in note["held_out"].items()}
         self.result = options.fields_from(Result, {**note, "held_out": held_out})
         checkpoint.restore(path, self.result.updates, self.model, self.optimizer, self.ranks)
@@ -132,9 +132,8 @@ class Trainer:
     ) -> Result:
         """Train to the last step; metrics go to `write`.
 
-        `sample` answers questions beside each held-out loss; `work` turns conversation lengths into the share of the
-        device's peak that a second of them would use. Raises TryAgain when preempted and saved, Failure when the loss
-        is no number.
+        `sample` answers questions at each held-out loss. `work` gives the MFU of training on conversations of these
+        lengths in one second. Raises TryAgain if preempted and saved, Failure if the loss is not finite.
         """
         recipe, result = self.recipe, self.result
         tick(result.step)
@@ -153,12 +152,12 @@ class Trainer:
                     write({**row, **answers, "ms": _ms(before)})
                 self._end_if_asked()
                 if step == recipe.steps:
-                    # Saving the model may fail, and can then be repeated.
+                    # Exporting the model may fail, and can then be repeated.
                     self._save(wait=True, only_after=0 if self.saving.last else WORTH_SAVING)
                     return result
                 before = time.monotonic()
                 metrics = self._step(step)
-                if metrics is None:  # asked to end; a step that was finished is told first
+                if metrics is None:  # asked to end; metrics of a finished step are written first
                     continue
                 seconds = time.monotonic() - before
                 lengths = metrics.pop("lengths")
@@ -173,10 +172,10 @@ class Trainer:
                 tick(1)
 
     def _step(self, step: int) -> dict[str, Any] | None:
-        """Train step number `step` (from 0) and return its metrics; None, and nothing changed, if asked to end.
+        """Train step number `step` (from 0) and return its metrics; if asked to end, None with nothing changed.
 
-        The loss of each micro-batch is divided by the trained tokens of the whole step, so that it does not matter
-        how the step was cut. Raises Failure, before the weights change, when loss or gradient is no number.
+        The loss of each micro-batch is divided by the trained tokens of the whole step, so that the division into
+        micro-batches does not matter. Raises Failure, before the weights change, if loss or gradient is not finite.
         """
         recipe, corpus, ranks, result = self.recipe, self.corpus, self.ranks, self.result
         epoch, index = divmod(step, math.ceil(len(corpus) / recipe.batch))
@@ -207,8 +206,8 @@ class Trainer:
         finite = math.isfinite(norm)
         if not math.isfinite(value) or not (finite or (half and scale > 1)):
             raise Failure(
-                f"step {step + 1}: the loss is {value:g} and the gradient's norm {norm:g}: training has diverged; the "
-                f"weights saved before are whole; lower --lr, lengthen --warmup, or try --dtype fp32"
+                f"step {step + 1}: the loss is {value:g} and the gradient norm {norm:g}: training has diverged; "
+                f"earlier checkpoints are intact; lower --lr, lengthen --warmup, or try --dtype fp32"
             )
         if finite:
             for group in self.optimizer.param_groups:
@@ -217,7 +216,7 @@ class Trainer:
             result.updates += 1
         self.optimizer.zero_grad(set_to_none=True)
         device.tidy(ranks.device)
-        if half:  # a gradient beyond fp16 skips the step and halves the scale, as torch.amp.GradScaler does
+        if half:  # a gradient beyond fp16's range skips the step and halves the scale, as in torch.amp.GradScaler
             result.good_steps = result.good_steps + 1 if finite else 0
             if not finite or result.good_steps == SCALE_STEPS:
                 result.scale, result.good_steps = scale * (2 if finite else 0.5), 0
@@ -237,13 +236,13 @@ class Trainer:
         }
 
     def _mine(self, corpus: Corpus, conversations: Sequence[int]) -> list[list[int]]:
-        """This rank's micro-batches of some conversations."""
+        """This rank's micro-batches for these conversations."""
         return schedule.divide(corpus.lengths, conversations, self.ranks.size, self.recipe.micro_tokens)[
             self.ranks.rank
         ]
 
     def _clip(self, scale: float) -> float:
-        """Undo the loss scale and clip the gradient of all ranks together to norm 1; returns its norm before."""
+        """Undo the loss scale and clip the gradient over all ranks to norm 1; returns the norm before clipping."""
         if scale != 1:
             torch._foreach_mul_([p.grad for p in self.parameters if p.grad is not None], 1 / scale)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
@@ -251,7 +250,7 @@ class Trainer:
 
     @torch.no_grad()
     def _held_out_loss(self, corpus: Corpus) -> float:
-        """The mean loss of a trained token over conversations that are not trained; NaN if asked to end."""
+        """The mean loss per trained token over held-out conversations; NaN if asked to end."""
         self.model.eval()
         total = 0.0
         try:
@@ -266,9 +265,9 @@ class Trainer:
         return self.ranks.sums(total)[0] / corpus.trained_tokens
 
     def _asked_to_end(self) -> bool:
-        """Whether any rank was asked to end: all ranks hear the same answer."""
+        """Whether any rank was asked to end; all ranks get the same answer."""
         (end,) = self.ranks.largest(self.asked.end or 0)
-        if end:  # never taken back: a signal may have come while the ranks were talking
+        if end:  # never revoked: a signal may have come during the exchange
             self.asked.end = end
         return bool(end)
 
@@ -280,12 +279,12 @@ class Trainer:
         if self.asked.end != signal.SIGTERM:
             raise process.Interrupted(self.asked.end or signal.SIGTERM)
         if not result.step:
-            raise process.TryAgain("preempted before the first step; give the same command again")
+            raise process.TryAgain("preempted before the first step; repeat the command")
         steps = self.recipe.steps
-        raise process.TryAgain(f"preempted and saved at step {result.step} of {steps}; the same command goes on")
+        raise process.TryAgain(f"preempted and saved at step {result.step} of {steps}; repeat the command to resume")
 
     def _save_if_due(self) -> int:
-        """Save when steps, time, a signal or the file SAVE say so; returns how many ms training stood still."""
+        """Save if steps, time, a signal or the file SAVE require it; returns the ms that training was blocked."""
         step, saving, before = self.result.step, self.saving, time.monotonic()
         steps, seconds = saving.every
         self.checkpoints.poll()
@@ -306,7 +305,7 @@ class Trainer:
         result = self.result
         (old,) = self.ranks.largest(time.monotonic() - self.saved_at >= only_after)
         if self.saved_step != result.step and old:
-            note = self.saving.note | dataclasses.asdict(result)  # a copy: the run goes on while it is written
+            note = self.saving.note | dataclasses.asdict(result)  # a copy: the run continues while it is written
             self.checkpoints.save(result.step, self.model, self.optimizer, note, wait)
         else:
             self.checkpoints.finish()

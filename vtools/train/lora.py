@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""LoRA (Hu et al. 2021, arXiv 2106.09685) by PEFT's layers and in PEFT's files: small matrices beside frozen ones."""
+"""LoRA (Hu et al. 2021, arXiv 2106.09685) with PEFT's layers and file format: low-rank adapters on frozen weights."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ ADAPTER = "default"
 
 
 def inject(model: PreTrainedModel, rank: int) -> None:
-    """Freeze a model (on the meta device) and put adapters of this rank beside each linear layer but the head."""
+    """Freeze a model (on the meta device) and add adapters of this rank to every linear layer except the head."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -24,7 +24,7 @@ def inject(model: PreTrainedModel, rank: int) -> None:
     inject_adapter_in_model(config, model, adapter_name=ADAPTER, low_cpu_mem_usage=True)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name)
-        if "lora_" in name:  # what is trained is kept in fp32
+        if "lora_" in name:  # trained parameters stay in fp32
             parameter.data = parameter.data.float()
 
 
@@ -39,14 +39,14 @@ def _config(model: PreTrainedModel) -> Any:
 
 
 def base_name(name: str) -> str:
-    """A parameter's name in the base's files."""
+    """A parameter's name in the base model's files."""
     return name.replace(".base_layer.", ".")
 
 
 def initial(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor | None:
-    """The first values of an adapter's matrix, the same on any number of ranks; None for a weight of the base.
+    """Initial values of an adapter matrix, the same on any number of ranks; None for a weight of the base.
 
-    Kaiming's uniform for A and zero for B, as PEFT has it: at first, nothing is changed.
+    Kaiming uniform for A and zero for B, as in PEFT: initially the model is unchanged.
     """
     if "lora_B" in name:
         return torch.zeros(shape)
@@ -58,7 +58,7 @@ def initial(name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor | None
 
 
 def merged(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter by its name in files, gathered from all ranks; W + scale · B · A in fp32 where there is LoRA."""
+    """Every parameter by its name in files, gathered from all ranks; with LoRA, W + scale · B · A in fp32."""
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             continue
@@ -72,7 +72,7 @@ def merged(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """The adapters' matrices by the names that PEFT's files have, gathered from all ranks."""
+    """The adapter matrices by their names in PEFT's files, gathered from all ranks."""
     return {
         f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": _gathered(parameter).cpu().contiguous()
         for name, parameter in model.named_parameters()
@@ -81,7 +81,7 @@ def state(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def save(model: PreTrainedModel, folder: Path, base: str) -> None:
-    """Write the adapters as PEFT reads them: adapter_model.safetensors (fp32) and adapter_config.json."""
+    """Write the adapters in PEFT's format: adapter_model.safetensors (fp32) and adapter_config.json."""
     from safetensors.torch import save_file
 
     config = _config(model)
@@ -93,7 +93,7 @@ def save(model: PreTrainedModel, folder: Path, base: str) -> None:
     config.save_pretrained(str(folder))
     path = folder / "adapter_config.json"
     settings = json.loads(path.read_text())
-    settings["target_modules"] = sorted(settings["target_modules"])  # a set has another order in every process
+    settings["target_modules"] = sorted(settings["target_modules"])  # the order of a set varies between processes
     path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""Cross-entropy over the trained tokens, in chunks: the logits of a whole row are never in memory."""
+"""Cross-entropy over the trained tokens, in chunks: the logits of a row are never in memory all at once."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 
 from vtools.train.pack import Packed, hidden_states
 
-# Logits at a time: each chunk adds to the whole gradient of the head, and costs memory. Inside a chunk the CPU makes
-# the softmax of so many logits as its caches hold.
+# Logits per chunk: each chunk adds to the gradient of the head, and takes memory. Within a chunk, the CPU computes the
+# softmax for as many logits as fit its caches.
 CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 28}
 SOFTMAX_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 28}
 
@@ -17,9 +17,9 @@ SOFTMAX_LOGITS = {"cpu": 1 << 21, "cuda": 1 << 28}
 class LinearCrossEntropy(torch.autograd.Function):
     """The summed cross-entropy (float64 scalar) of `hidden @ weight.T` against targets, times `scale`.
 
-    Gradients are made in the forward pass, chunk by chunk, so that logits are computed once and never kept. Matrix
-    products run in the dtype of `hidden` and `weight`, everything else in fp32; the scale comes before rounding, since
-    fp16 needs it.
+    Gradients are computed in the forward pass, chunk by chunk, so that logits are computed once and never kept. Matrix
+    products run in the dtype of `hidden` and `weight`, everything else in fp32; `scale` is applied before rounding, as
+    fp16 needs.
     """
 
     @staticmethod
@@ -35,7 +35,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         rows = max(1, SOFTMAX_LOGITS.get(device, 1 << 21) // weight.shape[0])
         for start in range(0, len(targets), size):
             inputs = hidden[start : start + size]
-            slope = inputs @ weight.T  # the logits, and in their place their gradient
+            slope = inputs @ weight.T  # the logits, overwritten by their gradient
             for logits, goals in zip(slope.split(rows), targets[start : start + size].split(rows), strict=True):
                 logarithms = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
                 total -= logarithms.gather(1, goals.unsqueeze(1)).sum(dtype=torch.float64)
@@ -70,6 +70,6 @@ def summed_loss(model: PreTrainedModel, packed: Packed, scale: float = 1.0) -> t
     """The loss summed over the trained tokens of a micro-batch, times `scale` (float64 scalar)."""
     hidden = hidden_states(model, packed).index_select(0, packed.predicting)
     weight = model.get_output_embeddings().weight
-    if not torch.is_grad_enabled():  # inside the function nothing else tells
+    if not torch.is_grad_enabled():  # inside the function it cannot be detected
         hidden, weight = hidden.detach(), weight.detach()
     return LinearCrossEntropy.apply(hidden, weight, packed.targets, scale)  # type: ignore[no-any-return]

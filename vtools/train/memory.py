@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""The memory that a rank needs, known before it starts, and how micro-batches are made to fit into it."""
+"""Predicting the memory that a rank needs, and choosing micro-batches and recomputation that fit."""
 
 import copy
 import functools
@@ -22,30 +22,30 @@ from vtools.train.loss import CHUNK_LOGITS
 Recompute = Literal["none", "selective", "full"]
 MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}
 SMALLEST_MICRO_TOKENS = 512
-# The time of a step against that of one which keeps everything. Published: selective instead of full is +27 % speed.
+# Step time relative to keeping all activations. Published: selective is 27 % faster than full recomputation.
 SLOWDOWN: dict[Recompute, float] = {"none": 1.0, "selective": 1.04, "full": 1.3}
-# Every micro-batch gathers and casts all weights and reduces all gradients: about the time of so many tokens.
+# Each micro-batch gathers and casts all weights and reduces all gradients: the time of about this many tokens.
 TOKENS_OF_A_PASS = 512
-ADAM_BYTES = 16  # fp32: a weight, its gradient, two moments
-FRAGMENTS = 0.05  # what allocators lose, as a share of everything that comes and goes
-RUNTIME_BYTES = {"cpu": 600_000_000, "cuda": 1_500_000_000}  # the program; or CUDA's context, cuBLAS and NCCL
+ADAM_BYTES = 16  # fp32: weight, gradient, two moments
+FRAGMENTS = 0.05  # allocator fragmentation, as a share of all temporary memory
+RUNTIME_BYTES = {"cpu": 600_000_000, "cuda": 1_500_000_000}  # the process; plus CUDA's context, cuBLAS and NCCL
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes a token. What a layer keeps from its forward to its backward pass, what is outside layers, and the rest."""
+    """Bytes per token: kept per layer from forward to backward pass, kept outside layers, and temporary."""
 
     kept: float
     outside: float
-    passing: float  # at the peak, above what is kept: one layer made again, and the gradients inside it
+    passing: float  # at the peak, beyond what is kept: one recomputed layer and its gradients
 
 
 def activations(
     config: Any, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: int | None = None
 ) -> Activations:
-    """Measure a packed forward and backward pass over tensors without memory: what is alive, storage by storage.
+    """Measure the live storages of a packed forward and backward pass over tensors without memory.
 
-    `adapters` is their rank. Compiled layers keep less than this. Windows and dropout of attention are left out.
+    `adapters` is the LoRA rank. Compiled layers keep less. Sliding windows and attention dropout are ignored.
     """
     two, three = (_alive(config, layers, recompute, dtype, device_type, adapters) for layers in (2, 3))
     kept = three[0] - two[0]
@@ -55,8 +55,8 @@ def activations(
 def _alive(
     config: Any, layers: int, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: int | None
 ) -> tuple[float, float]:
-    """Bytes a token that are alive after the forward pass, and at the worst moment of both passes."""
-    tokens = 1 << 20  # so many that the parameters' gradients do not count; they are not memory
+    """Live bytes per token after the forward pass, and at the peak of both passes."""
+    tokens = 1 << 20  # so many that gradients of parameters are negligible; they are not real memory
     config = copy.deepcopy(config.get_text_config())
     config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
@@ -64,8 +64,8 @@ def _alive(
     if getattr(config, "sliding_window", None):
         config.sliding_window = None
     config.attention_dropout = 0.0
-    # Attention has a kernel of its own for half precision on CUDA, which meta tensors take too. The others are chosen
-    # by device, so the tensors must say that they are on one.
+    # Attention has its own kernel for 16-bit dtypes on CUDA, which accepts meta tensors. Other kernels are chosen by
+    # device, so the tensors must claim to be on one.
     meta = device_type == "cuda" and dtype != torch.float32
     starts = torch.arange(0, tokens + 1, tokens // 4, dtype=torch.int32)
     with torch.device("meta"):
@@ -75,7 +75,7 @@ def _alive(
         shard.recompute_layers(model, recompute)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device("meta" if meta else "cpu"):
         for module in model.modules():
-            for name, old in module.named_parameters(recurse=False):  # sharding gathers all of them in one dtype
+            for name, old in module.named_parameters(recurse=False):  # sharding gathers all parameters in one dtype
                 setattr(module, name, torch.nn.Parameter(torch.empty(old.shape, dtype=dtype), old.requires_grad))
             for name, buffer in module.named_buffers(recurse=False):
                 setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
@@ -97,7 +97,7 @@ def _alive(
 
 
 class _Meter(TorchDispatchMode):
-    """Counts the bytes of storages made under it for as long as they live; those of `known` tensors are not counted."""
+    """Counts the bytes of live storages created under it, except those of `known` tensors."""
 
     def __init__(self, known: list[torch.Tensor]) -> None:
         super().__init__()
@@ -122,10 +122,10 @@ class _Meter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank at the worst moment."""
+    """Peak bytes on one rank, by purpose."""
 
-    state: int  # weights, gradients, Adam's moments: this rank's share
-    gathered: int  # whole weights and gradients of the root and of the layers at work
+    state: int  # this rank's shards of weights, gradients and Adam's moments
+    gathered: int  # gathered weights and gradients of the root and of active layers
     activations: int
     logits: int
     overhead: int
@@ -142,17 +142,17 @@ def needed(
     device_type: str,
     available: int,
 ) -> Memory:
-    """What a rank of `world` needs for micro-batches of `micro_tokens` (at least the longest conversation)."""
+    """The memory of one of `world` ranks for micro-batches of `micro_tokens` (at least the longest conversation)."""
     size = dtype.itemsize
     trained = shape.trainable / shape.parameters
     state = (ADAM_BYTES * shape.trainable + shape.frozen_bytes) / world
-    # The root and two layers (one at work, one fetched ahead); the root's gradient and a layer's, and two in fp32
-    # that are being reduced.
+    # The root and two layers (one active, one prefetched); the gradients of the root and of a layer, and two in fp32
+    # being reduced.
     gathered = 1.0 * (shape.root_parameters + 2 * shape.layer_parameters) * size
     gathered += trained * (shape.root_parameters * size + shape.layer_parameters * (size + 2 * 4))
     active = micro_tokens * (shape.layers * layer.kept + layer.outside + layer.passing)
     # A chunk of logits in fp32 and its exponentials; the trained positions' hidden states, their gradient and its
-    # scattering; the head's gradient in fp32 and what a chunk adds to it.
+    # scatter; the head's gradient in fp32 and a chunk's contribution to it.
     chunk = min(max(1, CHUNK_LOGITS[device_type] // shape.vocabulary), micro_tokens)
     logits = 8.0 * chunk * shape.vocabulary + 3 * micro_tokens * shape.hidden * size
     logits += trained * shape.vocabulary * shape.hidden * (4 + size)
@@ -182,9 +182,9 @@ def choose(
     micro_tokens: int | None = None,
     compiled: bool | None = None,
 ) -> Plan:
-    """The fastest way that fits into `available` bytes a rank; what is given is kept to. Raises Failure.
+    """The fastest plan that fits `available` bytes per rank, respecting given settings. Raises Failure.
 
-    A micro-batch is never smaller than the `longest` conversation, because none is ever cut.
+    A micro-batch is never smaller than the `longest` conversation, because conversations are never cut.
     """
     shape, adapters = shape_of(model), lora.rank_of(model)
     sizes = [micro_tokens or max(MICRO_TOKENS[device_type], longest)]

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""Micro-batches: conversations laid end to end in one row, without padding, and the model run over them."""
+"""Micro-batches: conversations packed end to end into one row without padding, and running the model on them."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 
 from vtools.process import Failure
 
-# A relative difference between packed and unpacked logits that rounding explains; contamination is far above it.
+# The relative difference between packed and unpacked logits that rounding explains; contamination is far larger.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 class Packed(NamedTuple):
-    """One row of tokens: where each conversation starts, and which positions predict a trained token."""
+    """One row of tokens, with the start of each conversation and the positions that predict a trained token."""
 
     input_ids: torch.Tensor  # [1, tokens] int64
     position_ids: torch.Tensor  # [1, tokens] int64, from 0 in each conversation
@@ -27,10 +27,10 @@ class Packed(NamedTuple):
 
 
 def pack(conversations: Iterable[tuple[Any, Any]], device: torch.device) -> Packed:
-    """Lay conversations (int32 ids, mask bytes) end to end. A mask is never 1 at a first token.
+    """Pack conversations (int32 ids, mask bytes) end to end. A mask is never 1 at a first token.
 
-    None at all make a row of two tokens that trains nothing: a rank without work still takes part. (One token would
-    be compiled for by itself.)
+    Without conversations, a row of two tokens that trains nothing: a rank without work still takes part. (A row of one
+    token would be compiled separately.)
     """
     pairs = list(conversations) or [([0, 0], b"\0\0")]
     rows = [np.asarray(ids, dtype=np.int64) for ids, _ in pairs]
@@ -50,7 +50,7 @@ def pack(conversations: Iterable[tuple[Any, Any]], device: torch.device) -> Pack
 
 
 def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """An array as a tensor on the device, without waiting for the copy."""
+    """An array as a tensor on the device, copied asynchronously."""
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -58,7 +58,7 @@ def _on(array: np.ndarray, device: torch.device) -> torch.Tensor:
 def hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """The last hidden states [tokens, width] of a packed row.
 
-    Without use_cache=False, or with a 2-D mask, transformers would let conversations see each other.
+    Without use_cache=False, or with a 2-D mask, conversations would attend to each other in transformers.
     """
     return model.base_model(
         input_ids=packed.input_ids,
@@ -85,10 +85,9 @@ def logits_alone(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 def self_check(
     model: PreTrainedModel, conversations: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
 ) -> float:
-    """Refuse a model whose packed logits are not those of each conversation alone, with eager attention.
+    """Refuse a model whose packed logits differ from those of each conversation alone, with eager attention.
 
-    Returns how far they are, relative to their size (Frobenius norm). `model(work, ...)` runs work(model, ...), as
-    vtools.train.shard makes it.
+    Returns the relative difference (Frobenius norm). `model(work, ...)` runs work(model, ...); see vtools.train.shard.
     """
     model.eval()
     packed = pack([(ids, bytes(len(ids))) for ids in conversations], device)
@@ -103,7 +102,7 @@ def self_check(
     found = ((together - alone).norm() / alone.norm()).item()
     if not found <= TOLERANCE[dtype]:
         raise Failure(
-            f"{type(model).__name__.removeprefix('FSDP')}: packed conversations give other logits than single ones "
-            f"(relative difference {found:.2g}): this architecture cannot be trained here"
+            f"{type(model).__name__.removeprefix('FSDP')}: packed conversations give different logits than single ones "
+            f"(relative difference {found:.2g}): this architecture cannot be trained with packing"
         )
     return found

@@ -35,9 +35,9 @@ from vtools.train.request import Inputs, Job, Request
 
 
 def work(job: Job, ranks: Ranks, alone: bool) -> None:
-    """Train and save. `alone`: no launcher stands between this process and the user's signals.
+    """Train and save. `alone`: there is no launcher between this process and the user's signals.
 
-    Raises Failure, TryAgain, Interrupted: on all ranks, where the reason is not one rank's own.
+    Raises Failure, TryAgain, Interrupted; on all ranks, unless the reason is one rank's own.
     """
     request, inputs, out = job.request, job.inputs, job.out
     first = ranks.rank == 0
@@ -48,7 +48,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     if finished:
         if first:
             if request.keep is None:
-                shutil.rmtree(out / "checkpoints", ignore_errors=True)  # the run was killed just after its last file
+                shutil.rmtree(out / "checkpoints", ignore_errors=True)  # the run was killed right after its last file
             _say(request, f"{out}: this run is finished; nothing to do")
         return
     network, chosen, shape = _built(job, ranks, dtype, found[1] if found else None)
@@ -60,7 +60,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         request.save_every,
         keep=request.keep or 2,
         note={"run": identity, "ranks": ranks.size, "plan": plan},
-        aside=_room_for_a_copy(shape, inputs, ranks),
+        aside=_can_hold_a_copy(shape, inputs, ranks),
         last=request.keep is not None,
     )
     trainer = loop.Trainer(network, inputs.corpus, inputs.held_out, recipe, saving, ranks, alone)
@@ -102,16 +102,16 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
 def _built(
     job: Job, ranks: Ranks, dtype: torch.dtype, note: dict[str, Any] | None
 ) -> tuple[PreTrainedModel, memory.Plan, flops.Shape]:
-    """The model with its weights, cut over the ranks and checked, and how it is computed; `note` is a checkpoint's."""
+    """The model, sharded over the ranks, loaded and checked, and its plan; `note` is that of a checkpoint."""
     request, inputs = job.request, job.inputs
     network = empty(request, inputs, dtype, attention.choose(request.attention, ranks.device.type))
     shape = flops.shape_of(network)
-    available = -ranks.largest(-machine.available_memory(ranks.device, inputs.nproc))[0]  # of the smallest
+    available = -ranks.largest(-machine.available_memory(ranks.device, inputs.nproc))[0]  # the smallest over all ranks
     quick = attention.has_kernel(ranks.device, dtype) and not getattr(network.config, "attention_dropout", 0)
     compiled = request.compiled if quick else request.compiled or False
     where = (ranks.size, inputs.longest, dtype, ranks.device.type, available)
     chosen = memory.choose(network, *where, request.recompute, request.micro_tokens, compiled)
-    if note and note["ranks"] == ranks.size:  # free memory varies, and the same bits need the same cuts
+    if note and note["ranks"] == ranks.size:  # free memory varies, but the same bits need the same micro-batches
         before = {name: note["plan"][name] for name in PLAN if getattr(request, name) in (None, "auto")}
         chosen = dataclasses.replace(chosen, **before)
     shard.shard(network, ranks.mesh, dtype, chosen.recompute, chosen.compiled)
@@ -134,39 +134,39 @@ def _built(
     return network, chosen, shape
 
 
-PLAN = ("recompute", "micro_tokens", "compiled")  # by the same names in Plan and in Request
+PLAN = ("recompute", "micro_tokens", "compiled")  # same names in Plan and in Request
 
 
 def empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
-    """The model that is trained, adapters and all, before it has weights; frozen ones need no fp32."""
+    """The model to train, with adapters, before loading weights; frozen weights need no fp32."""
     network = shard.empty(inputs.folder, inputs.rope, dtype if request.lora else torch.float32, kernel)
     if request.lora:
         lora.inject(network, request.lora)
     return network
 
 
-def _room_for_a_copy(shape: flops.Shape, inputs: Inputs, ranks: Ranks) -> bool:
-    """Whether every host can hold what is trained, 12 bytes a parameter, while it is written beside the training."""
+def _can_hold_a_copy(shape: flops.Shape, inputs: Inputs, ranks: Ranks) -> bool:
+    """Whether every host has memory for a copy to save in the background: 12 bytes per trained parameter."""
     copies = 12 * shape.trainable / ranks.size * inputs.nproc
     (short,) = ranks.largest(2 * copies > machine.available_memory(torch.device("cpu")))
     return not short
 
 
 def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[bool, tuple[Path, dict[str, Any]] | None]:
-    """Whether the run is finished, and the checkpoint to go on from, if any. Rank 0 looks, all go by what it sees.
+    """Whether the run is finished, and the checkpoint to resume from, if any, as seen by rank 0.
 
-    Raises Failure where the folder holds something else, or where the ranks were given different runs.
+    Raises Failure if the folder contains something else, or if the ranks were given different runs.
     """
     out, folder = job.out, job.out / "checkpoints"
     others = [other for other in ranks.gathered(identity) if other != identity]
     if others:
         differ = "; ".join(run_identity.differences(others[0], identity))
-        raise Failure(f"the machines were not given the same run: {differ}")
+        raise Failure(f"the machines were given different runs: {differ}")
     finished, found, failure = False, None, None
     if ranks.rank == 0:
         try:
             if not folder.exists() and (out / "config.json").exists() and not (out / provenance.FILE).exists():
-                raise Failure(f"{out}: holds a model that `vtools train` did not make; choose another --out")
+                raise Failure(f"{out}: contains a model not made by `vtools train`; choose another --out")
             if job.request.resume == "auto":
                 finished = run_identity.finished(out, identity)
                 found = None if finished else checkpoint.latest(folder)
@@ -178,12 +178,12 @@ def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[bool, tu
     if failure:
         raise failure
     if found and not found[0].exists():
-        raise Failure(f"{folder}: not the folder that rank 0 reads; all machines must share --out")
+        raise Failure(f"{folder}: not the folder that rank 0 reads; --out must be shared by all machines")
     return finished, found
 
 
 def _clear(request: Request, out: Path, step: int) -> None:
-    """Make the folder ready: without what a killed run left half written, or without any earlier run."""
+    """Remove what a killed run left half written, or all of an earlier run, from the folder."""
     folder = out / "checkpoints"
     if request.resume == "never":
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""The processes of a run and what they tell each other, beside the weights."""
+"""The processes (ranks) of a run, and their communication apart from weights."""
 
 import os
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ PATIENCE = timedelta(hours=2)  # rank 0 may write a large model while the others
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run."""
+    """This process as one rank of the run."""
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh
     telling: dist.ProcessGroup  # gloo, on the CPU: flags and sums
-    saving: dist.ProcessGroup  # gloo: a checkpoint is written beside the training, and must not mix with it
+    saving: dist.ProcessGroup  # gloo: for checkpoints, written in parallel with training
 
     def sums(self, *values: float) -> list[float]:
         """The sum of each value over all ranks, in float64."""
         return self._reduced(values, torch.float64, dist.ReduceOp.SUM)
 
     def largest(self, *values: int) -> list[int]:
-        """The largest of each value over all ranks: whether anybody has asked for something, say."""
+        """The maximum of each value over all ranks, such as whether any was asked to end."""
         return self._reduced(values, torch.int64, dist.ReduceOp.MAX)
 
     def _reduced(self, values: Any, dtype: torch.dtype, operation: Any) -> list[Any]:
@@ -46,13 +46,13 @@ class Ranks:
         return values
 
     def wait(self) -> None:
-        """Go on when all ranks are here."""
+        """Wait until all ranks are here (a barrier)."""
         if self.size > 1:
             dist.barrier(group=self.telling)
 
 
 def join() -> Ranks:
-    """Join the run that the environment describes (as torch elastic and torchrun set it), or be one alone."""
+    """Join the run described by the environment (set by torch elastic or torchrun), or be a single rank."""
     places = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     rank, size, local = (int(os.environ.get(name, default)) for name, default in places.items())
     device = torch.device("cpu")
@@ -62,7 +62,7 @@ def join() -> Ranks:
     options: dict[str, Any] = {"timeout": PATIENCE}
     if size == 1:
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host whose name nobody resolves trains as well
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # so that a host with an unresolvable name can train
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **options)
     mesh = init_device_mesh(device.type, (size,))
     telling, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))

@@ -1,4 +1,4 @@
-"""What a training run is given: the command line, what was read by it, and where the result goes."""
+"""The input of a training run: the command line, what was read, and where the result goes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +9,14 @@ from vtools.train.data import Corpus
 
 
 class Request(SimpleNamespace):
-    """The options of `train` by their names in its signature; presets and defaults have been filled in."""
+    """The options of `train` by their names in its signature, with presets and defaults filled in."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What was read and decided before any weight is loaded; travels to every rank."""
+    """What was read and decided before loading weights; sent to every rank."""
 
-    folder: Path  # of the base
+    folder: Path  # of the base model
     template_name: str
     template_source: str
     corpus: Corpus
@@ -33,7 +33,7 @@ class Inputs:
         return max(max(corpus.lengths) for corpus in (self.corpus, self.held_out) if corpus is not None)
 
     def summary(self) -> dict[str, Any]:
-        """The counts, for the first line of the metrics and for the dry run."""
+        """The counts for the first line of the metrics and for the dry run."""
         return {
             "steps": self.steps,
             "warmup_steps": self.warmup,
@@ -48,7 +48,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank is told."""
+    """What every rank receives."""
 
     request: Request
     inputs: Inputs

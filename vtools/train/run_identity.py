@@ -1,4 +1,4 @@
-"""Which run a folder holds: all that decides its weights; another run's folder is refused."""
+"""The identity of a run: everything that decides its weights. The folder of a different run is refused."""
 
 import hashlib
 import json
@@ -10,8 +10,8 @@ from vtools.process import Failure
 from vtools.train.request import Inputs, Request
 from vtools.weights.model_files import weight_files
 
-# Options that are not in the identity by their values: what came of the first ones is, and the others change the order
-# of additions at most, for whoever runs out of memory or of GPUs must be able to go on. Any other option decides.
+# Options whose values are not in the identity. For the first ones, their results are; the others only change the order
+# of additions, so that a run short of memory or GPUs can be resumed. Any other option is part of the identity.
 BY_OUTCOME = {
     "data", "dtype", "epochs", "evaluation", "max_steps", "max_tokens", "model", "overlong", "preset", "rope_scaling",
     "template", "warmup",
@@ -23,7 +23,7 @@ UNDECIDING = {
 
 
 def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
-    """All that decides a run's weights, by the name a user knows it by."""
+    """Everything that decides a run's weights, by the user's names."""
     source = hashlib.blake2b(inputs.template_source.encode(), digest_size=8).hexdigest()
     others = BY_OUTCOME | UNDECIDING
     return {
@@ -40,7 +40,7 @@ def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
 
 
 def finished(out: Path, now: dict[str, Any]) -> bool:
-    """Whether `out` holds the finished result of this very run. Raises Failure if it holds that of another."""
+    """Whether `out` has the finished result of this very run. Raises Failure if it has that of another."""
     path = out / provenance.FILE
     if not path.exists():
         return False
@@ -62,13 +62,13 @@ def refuse_differences(out: Path, before: dict[str, Any], now: dict[str, Any]) -
     found = differences(before, now)
     if found:
         raise Failure(
-            f"{out}: holds another run: {'; '.join(found)}. "
-            f"Repeat its command, choose another --out, or --resume never to start over"
+            f"{out}: contains another run: {'; '.join(found)}. "
+            f"Repeat its command, choose another --out, or start over with --resume never"
         )
 
 
 def _base_digest(folder: Path) -> str:
-    """Tell one base model from another without reading it whole: its configuration, and the end of each weight file."""
+    """Identify a base model without reading it whole: its configuration, and the end of each weight file."""
     digest = hashlib.blake2b(digest_size=16)
     for name in ("config.json", "tokenizer.json"):
         if (folder / name).is_file():

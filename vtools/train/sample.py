@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""What the model being trained answers: the likeliest tokens after a question, on all ranks at once."""
+"""Sample answers of the model in training, by greedy decoding on all ranks at once."""
 
 import torch
 from transformers import PreTrainedModel
@@ -16,7 +16,7 @@ LONGEST = 48  # tokens of an answer
 def answers(model: PreTrainedModel, prompts: list[list[int]], template: Template, ranks: Ranks) -> list[dict[str, str]]:
     """Each prompt as text, and the first LONGEST tokens of its answer, greedily.
 
-    Every rank answers every prompt, since a layer's weights are gathered from all of them.
+    Every rank answers every prompt, because a layer's weights are gathered from all ranks.
     """
     model.eval()
     own = model.config._attn_implementation
@@ -43,14 +43,14 @@ def prompts(corpus: Corpus, number: int) -> list[list[int]]:
 
 
 def _continued(model: PreTrainedModel, ids: torch.Tensor, limit: int, ends: frozenset[int], ranks: Ranks) -> list[int]:
-    """The `limit` likeliest tokens after ids [1, tokens], one by one, up to one that ends an answer."""
+    """At most `limit` greedy tokens after ids [1, tokens], up to one that ends an answer."""
     cache = None
     found: list[int] = []
     for _ in range(limit):
         output = type(model).forward(model, ids, past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         likeliest = int(output.logits[0, -1].argmax()) if ranks.rank == 0 else 0
-        (token,) = ranks.largest(likeliest)  # a near tie may fall otherwise on another rank
+        (token,) = ranks.largest(likeliest)  # ranks may resolve a near tie differently
         if token in ends:
             break
         found.append(token)

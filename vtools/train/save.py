@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""The finished model: safetensors, tokenizer, template, configs, and where all of it came from."""
+"""Saving the finished model: safetensors, tokenizer, template, configs and provenance."""
 
 import json
 import os
@@ -24,15 +24,15 @@ from vtools.train.ranks import Ranks
 from vtools.weights.model_files import read, write_index
 from vtools.weights.tensor import Files
 
-SHARD_BYTES = 5_000_000_000  # the largest file, as transformers has it
+SHARD_BYTES = 5_000_000_000  # of the largest file, as in transformers
 
 
 def export(
     model: PreTrainedModel, template: Template, out: Path, dtype: str, about: dict[str, Any], ranks: Ranks
 ) -> None:
-    """Save the model to `out`, gathered a tensor at a time; the file `about` it comes last and says that all is there.
+    """Save the model to `out`, gathered one tensor at a time; the file `about` it comes last and marks it complete.
 
-    Raises Failure if a file cannot be written, or does not read back as the model.
+    Raises Failure if a file cannot be written, or reads back differently.
     """
     part = part_of(out / "export")
     adapters = lora.rank_of(model) is not None
@@ -54,11 +54,11 @@ def export(
         template.save(part)
         (part / "README.md").write_text(card.card(about), encoding="utf-8")
         for path in part.rglob("*.safetensors"):
-            shutil.copymode(part / "README.md", path)  # safetensors writes files that nobody else may read
+            shutil.copymode(part / "README.md", path)  # safetensors creates files that only their owner can read
         sync_all(part)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise Failure(f"{out}: the model cannot be saved ({error}); free space and rerun") from None
+        raise Failure(f"{out}: the model cannot be saved ({error}); free space and repeat the command") from None
     names = {path.name for path in part.iterdir()}
     for old in out.glob("*.safetensors*"):
         if old.name not in names:
@@ -75,7 +75,7 @@ def export(
 def whole(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of the model by its name in files, gathered from all ranks to the CPU; LoRA merged.
 
-    A tied matrix comes once. All ranks must take all of them, for each is gathered by all.
+    A tied matrix comes once. All ranks must iterate over all tensors, because gathering needs every rank.
     """
     shard.reshard(model)
     with torch.no_grad():
@@ -127,7 +127,7 @@ def _verify(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             saved = torch.empty_like(ours)
             files.read(path, found.start, saved.numpy().data)
             if not torch.equal(saved, ours):
-                raise Failure(f"{path}: {found.name} does not read back as it was written: the disk is at fault?")
+                raise Failure(f"{path}: tensor {found.name} reads back differently than written; check the disk")
 
 
 def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:
@@ -138,7 +138,7 @@ def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:
     generation = model.generation_config
     generation.use_cache = True
     sampled = (generation.temperature or 1.0) != 1.0 or (generation.top_p or 1.0) != 1.0
-    if sampled:  # LLaMA's own files leave it out, and transformers refuses to save them so
+    if sampled:  # missing in LLaMA's own files; transformers refuses to save them without
         generation.do_sample = True
     generation.save_pretrained(part)
 

@@ -1,4 +1,4 @@
-"""Which conversations make each optimiser step, and at which learning rate. Pure functions."""
+"""Which conversations form each optimiser step, and its learning rate. Pure functions."""
 
 import math
 import random
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 
 def steps(lengths: Sequence[int], seed: int, epoch: int, batch: int) -> list[list[int]]:
-    """The conversations of each step of an epoch, as indices: every one once, the last step may be short.
+    """The conversations of each step of an epoch, as indices: each one once, the last step may be smaller.
 
-    It does not depend on how a step is then computed, so any number of devices trains the same steps.
+    Independent of how a step is computed, so any number of devices trains the same steps.
     """
     order = list(range(len(lengths)))
     random.Random(f"vtools:{seed}:{epoch}").shuffle(order)
@@ -18,9 +18,9 @@ def steps(lengths: Sequence[int], seed: int, epoch: int, batch: int) -> list[lis
 def divide(lengths: Sequence[int], step: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
     """The micro-batches of each rank, as indices [rank][micro-batch][conversation]: as many on every rank.
 
-    A micro-batch holds at most `budget` tokens, or one longer conversation, or (where conversations are too few) none.
-    Longest first into the cheapest that has room (Graham's LPT rule); then micro-batches of like cost run at the same
-    time, since ranks wait for each other at each.
+    A micro-batch has at most `budget` tokens, or one longer conversation, or none (if there are too few). The longest
+    conversations go first, each into the cheapest micro-batch that it fits (Graham's LPT rule). Micro-batches of like
+    cost run at the same time, because ranks wait for each other at each one.
     """
     order = sorted(step, key=lambda index: -lengths[index])
     rounds = max(1, math.ceil(sum(lengths[index] for index in step) / (budget * ranks)))
@@ -31,12 +31,12 @@ def divide(lengths: Sequence[int], step: Sequence[int], ranks: int, budget: int)
 
 
 def cost(length: int) -> float:
-    """What a conversation costs, in tokens: attention is quadratic, and as much as the rest at 24,000 tokens (7B)."""
+    """The cost of a conversation, in tokens: quadratic attention equals the rest at 24,000 tokens (7B model)."""
     return length + length * length / 24_000
 
 
 def _filled(lengths: Sequence[int], order: Sequence[int], number: int, budget: int) -> list[list[int]] | None:
-    """`order` laid into `number` micro-batches, or None if they do not hold it."""
+    """`order` distributed over `number` micro-batches, or None if they cannot hold it."""
     packs: list[list[int]] = [[] for _ in range(number)]
     tokens, costs = [0] * number, [0.0] * number
     for index in order:
@@ -52,7 +52,7 @@ def _filled(lengths: Sequence[int], order: Sequence[int], number: int, budget: i
 
 
 def number_of_steps(conversations: int, batch: int, epochs: int, max_steps: int | None) -> int:
-    """Optimiser steps of a run; `max_steps`, where given, decides alone."""
+    """Optimiser steps of a run; `max_steps`, if given, decides alone."""
     return max_steps if max_steps is not None else epochs * math.ceil(conversations / batch)
 
 
@@ -62,9 +62,9 @@ def warmup_steps(warmup: float, steps: int) -> int:
 
 
 def learning_rate(step: int, steps: int, warmup: int, peak: float, schedule: str = "cosine") -> float:
-    """Linear warm-up, then half a cosine or a line to zero, or no change; `step` counts from 0, warm-up begins at 0.
+    """Linear warm-up from 0, then half a cosine or a line to zero, or constant; `step` counts from 0.
 
-    The closed forms of transformers.get_scheduler, in the same order of operations.
+    The closed forms of transformers.get_scheduler, with the same order of operations.
     """
     if step < warmup:
         return peak * (step / max(1, warmup))

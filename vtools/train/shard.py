@@ -1,5 +1,5 @@
 # ruff: noqa: TID253
-"""The model of one rank: made without weights, cut over the ranks (FSDP2), and filled with its slices of the base."""
+"""The model of one rank: created without weights, sharded over the ranks (FSDP2), filled with its rows of the base."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from vtools.weights.model_files import tensors
 from vtools.weights.tensor import Files
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
-# What `selective` keeps: products and attention, which are dear; norms, rotations and activations are made again.
+# What `selective` keeps: expensive matrix products and attention; norms, RoPE and activations are recomputed.
 KEPT = {
     "aten::mm", "aten::addmm", "aten::_scaled_dot_product_flash_attention_for_cpu", "torch_attn::_varlen_attn",
     "flash_attn::_flash_attn_varlen_forward",
@@ -33,7 +33,7 @@ def empty(
     dtype: torch.dtype = torch.float32,
     attention_name: str = attention.NAME,
 ) -> PreTrainedModel:
-    """The model of a folder, with its buffers, but with parameters on the meta device. Raises Failure."""
+    """The model of a folder, with its buffers, and parameters on the meta device. Raises Failure."""
     try:
         config = AutoConfig.from_pretrained(folder)
         if rope:
@@ -41,7 +41,7 @@ def empty(
         _refuse_history(config)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-            config.architectures = [type(model).__name__]  # cutting the model changes its class
+            config.architectures = [type(model).__name__]  # sharding the model changes its class
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise Failure(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     model.tie_weights()
@@ -53,7 +53,7 @@ def empty(
 
 
 def _stretch(config: Any, rope: dict[str, Any]) -> None:
-    """Give the configuration rotary embeddings for longer texts: {"rope_type": …, "factor": …}."""
+    """Add RoPE scaling for longer texts to the configuration: {"rope_type": …, "factor": …}."""
     before = dict(getattr(config, "rope_parameters", None) or {})
     if before.get("rope_type", "default") != "default":
         raise ValueError(f"its rotary embeddings are scaled already ({before['rope_type']})")
@@ -61,14 +61,14 @@ def _stretch(config: Any, rope: dict[str, Any]) -> None:
 
 
 def _refuse_history(config: Any) -> None:
-    """Some rotary embeddings depend on the longest conversation seen so far, and so on what is packed beside what."""
+    """Refuse rotary embeddings that depend on the longest row seen so far, and so on packing."""
     kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if kind in ("dynamic", "longrope"):
-        raise ValueError(f"{kind} rotary embeddings change with the length of the row, and cannot be trained packed")
+        raise ValueError(f"{kind} position embeddings depend on the row length and cannot be trained with packing")
 
 
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The decoder's layers. Raises Failure for an architecture that keeps them elsewhere."""
+    """The decoder's layers. Raises Failure for an architecture without a plain list of them."""
     layers = getattr(model.base_model, "layers", None)
     if not isinstance(layers, torch.nn.ModuleList):
         raise Failure(f"{type(model).__name__}: an architecture without a plain list of layers cannot be trained here")
@@ -78,9 +78,9 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
 def shard(
     model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype, recompute: str = "none", compiled: bool = False
 ) -> None:
-    """Cut the model's parameters over the ranks of `mesh`; they are gathered in `dtype` where they are needed.
+    """Shard the model's parameters over the ranks of `mesh`; they are gathered in `dtype` when needed.
 
-    Weights and gradients stay in fp32, and gradients are summed, not averaged. `model(work, …)` then runs
+    Weights and gradients stay in fp32; gradients are summed, not averaged. Afterwards `model(work, …)` runs
     `work(model, …)` with the embeddings, the last norm and the head gathered.
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
@@ -98,18 +98,18 @@ def shard(
 
 
 def reshard(model: PreTrainedModel) -> None:
-    """Cut the model again after a forward pass without a backward pass, which leaves its root gathered."""
+    """Shard the model again after a forward pass without a backward pass, which leaves the root gathered."""
     assert isinstance(model, FSDPModule)
     model.reshard()
 
 
 def recompute_layers(model: PreTrainedModel, recompute: str, compiled: bool = False) -> None:
-    """Give each layer the forward that training uses: compiled or not, its activations kept or made again."""
+    """Set each layer's forward function for training: compiled or not, its activations kept or recomputed."""
     if compiled:
-        torch._dynamo.config.specialize_float = True  # epsilons never change
+        torch._dynamo.config.specialize_float = True  # epsilons are constant
     for layer in layers_of(model):
-        # Compiled first, then recomputed: the other order finds nothing to compile. transformers' own recomputation
-        # is of the layer or of its hooks, by version.
+        # Compile inside recomputation: the other order finds nothing to compile. transformers' own recomputation covers
+        # the layer or its hooks, depending on the version.
         if compiled:
             layer.forward = torch.compile(layer.forward, dynamic=True)
         if recompute == "full" or (recompute == "selective" and not compiled):
@@ -121,7 +121,7 @@ def _with_root(model: PreTrainedModel, work: Callable[..., Any], *arguments: Any
 
 
 def _recomputing(forward: Callable[..., Any], selective: bool) -> Callable[..., Any]:
-    """A layer's forward whose activations are made again in the backward pass."""
+    """A layer's forward function whose activations are recomputed in the backward pass."""
 
     def policy(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
         return CheckpointPolicy.MUST_SAVE if operation.name() in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
@@ -133,11 +133,11 @@ def _recomputing(forward: Callable[..., Any], selective: bool) -> Callable[..., 
 
 
 def fill(model: PreTrainedModel, read: Callable[[str, tuple[int, ...], int, int], torch.Tensor], device: Any) -> None:
-    """Give every parameter its memory and its values: `read(name, shape, start, stop)` has some of its rows.
+    """Allocate and load every parameter: `read(name, shape, start, stop)` returns some of its rows.
 
-    The buffers stay: what is computed at construction, as rotary frequencies are, is in no file.
+    Buffers stay as they are: values computed at construction, such as RoPE frequencies, are in no file.
     """
-    made: dict[int, torch.nn.Parameter] = {}  # by the parameter it takes the place of, so that tied ones stay tied
+    made: dict[int, torch.nn.Parameter] = {}  # by the id of the parameter it replaces, so that tied ones stay tied
     for name, parameter in model.named_parameters():
         start, stop = rows_of(parameter)
         rows = torch.empty((stop - start, *parameter.shape[1:]), dtype=parameter.dtype, device=device)
@@ -157,7 +157,7 @@ def fill(model: PreTrainedModel, read: Callable[[str, tuple[int, ...], int, int]
 
 
 def rows_of(parameter: torch.Tensor) -> tuple[int, int]:
-    """Which rows of a parameter this rank holds: FSDP2 cuts along the first dimension, as torch.chunk does."""
+    """The rows of a parameter on this rank: FSDP2 shards the first dimension, as torch.chunk does."""
     rows = parameter.shape[0]
     if not isinstance(parameter, DTensor):
         return 0, rows
@@ -177,11 +177,11 @@ class Weights:
         """Rows of a tensor that must have this shape. Raises Failure."""
         found = self._tensors.get(name)
         if found is None:
-            raise Failure(f"{self.folder}: holds no tensor {name}, which its config.json asks for")
+            raise Failure(f"{self.folder}: no tensor {name}, which config.json requires")
         if found.shape != shape:
-            raise Failure(f"{self.folder}: {name} is {list(found.shape)}, and config.json makes it {list(shape)}")
+            raise Failure(f"{self.folder}: tensor {name} is {list(found.shape)}, config.json requires {list(shape)}")
         if found.dtype not in FLOATS:
-            raise Failure(f"{found.file}: {name} is {found.dtype}, not floating-point numbers that can be trained")
+            raise Failure(f"{found.file}: tensor {name} is {found.dtype}; only floating-point weights can be trained")
         rows = torch.empty((stop - start, *shape[1:]), dtype=FLOATS[found.dtype])
         self._files.read(found.file, found.start + start * found.bytes // shape[0], bytes_of(rows).numpy().data)
         return rows

@@ -1,4 +1,4 @@
-"""What signals ask of a training run; between two steps it looks."""
+"""Signals to a training run, which checks for them between steps."""
 
 import contextlib
 import signal
@@ -8,10 +8,10 @@ from vtools import process
 
 
 class Asked:
-    """What signals have asked for: SIGTERM, SIGINT and SIGHUP to save and end, SIGUSR1 to save and go on."""
+    """Pending requests: SIGTERM, SIGINT and SIGHUP to save and end, SIGUSR1 to save and continue."""
 
     def __init__(self, alone: bool) -> None:
-        """`alone`: nobody forwards signals to this process, so a second one means: now."""
+        """`alone`: no launcher forwards signals to this process, so a second one means: end now."""
         self.alone = alone
         self.end: int | None = None
         self.save = False
@@ -19,14 +19,14 @@ class Asked:
     def __call__(self, signum: int, frame: object) -> None:
         if signum == signal.SIGUSR1:
             self.save = True
-        elif self.end is not None and self.alone:  # asked twice: do not wait for the save
+        elif self.end is not None and self.alone:  # asked twice: do not wait for the checkpoint
             raise process.Interrupted(signum)
         else:
             self.end = self.end or signum
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for the length of the block."""
+        """Handle the signals for the length of the block."""
         before = {}
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             if signum == signal.SIGUSR1 or signal.getsignal(signum) is not signal.SIG_IGN:

@@ -1,7 +1,7 @@
-"""The token cache of `vtools train`: conversations tokenised once, in parallel, into files that any process maps.
+"""The token cache of `vtools train`: conversations tokenised once, in parallel, into files that any process can map.
 
-One set of input bytes, template, tokenizer and limit makes one folder below `tokens` in the cache; its name is a digest
-of all of them. It is built beside its place, under a lock, and renamed when it is whole.
+Each combination of input bytes, template, tokenizer and limit has one folder below `tokens` in the cache, named by a
+digest of them. It is built under a lock and another name, and renamed when it is complete.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from vtools.train import data
 from vtools.train.data import ABOUT, FORMATS, Corpus, Overlong
 
 REJECTS = "rejects.jsonl"
-UNUSED = 30 * 24 * 3600.0  # seconds after which an entry that no run has used may go
+UNUSED = 30 * 24 * 3600.0  # seconds after which an unused entry may be deleted
 
 
 def read(
@@ -48,13 +48,13 @@ def read(
     jobs: int = 1,
     quiet: bool = False,
 ) -> Corpus:
-    """Every conversation of a file (`-` is stdin), rendered now or by an earlier run; what cannot be is a reject.
+    """Every conversation of a file (`-` is stdin), tokenised now or by an earlier run; the rest are rejects.
 
-    Raises Failure if nothing at all can be trained, if the input is broken and `rejects` is not given, or if the cache
+    Raises Failure if there is nothing to train on, if the input is broken and `rejects` is not given, or if the cache
     cannot be written.
     """
     name = "stdin" if file == "-" else file
-    saved = filtering.Rejects("train", rejects, [file]).stream  # before any work: it may not be writable
+    saved = filtering.Rejects("train", rejects, [file]).stream  # opened before any work, in case it is not writable
     home = cache.home() / "tokens"
     with saved or contextlib.nullcontext(), _input(file, home, quiet) as given:
         key = _key(given.digest, template, max_tokens, overlong)
@@ -62,20 +62,20 @@ def read(
             corpus, found = _whole(home / key), True
             if corpus is None:
                 with _writing(home), _alone(home, key, quiet):
-                    corpus = _whole(home / key)  # another run may have made it in the meantime
+                    corpus = _whole(home / key)  # another run may have built it in the meantime
                     if corpus is None:
                         work = functools.partial(_tokenise, max_tokens=max_tokens, overlong=overlong)
                         _make(home, key, given, template, work, strict=not rejects, jobs=jobs, quiet=quiet)
                         corpus, found = Corpus(home / key), False
             if corpus.broken and not rejects:
                 raise Failure(corpus.broken)
-        except Failure as failure:  # within the cache, the input goes by the name of the key
+        except Failure as failure:  # in the cache the input is named by its key
             raise type(failure)(str(failure).replace(key, name)) from None
         if saved:
             with open(corpus.folder / REJECTS, "rb") as rows:
                 saved.writelines(row.replace(b'"%s"' % key.encode(), jsonl.dumps(name)[:-1]) for row in rows)
     if found:
-        with contextlib.suppress(OSError):  # somebody else's cache may be used as well
+        with contextlib.suppress(OSError):  # the cache may be another user's
             os.utime(corpus.folder / ABOUT)
         if not quiet:
             say("train", corpus.line())
@@ -86,14 +86,14 @@ def read(
     if not len(corpus):
         first = (corpus.first or "").replace(key, name)
         raise Failure(
-            f"{name}: no conversation has a token to train (first: {first}); "
+            f"{name}: no conversation has a token to train on (first: {first}); "
             f"look at one with --dry-run, and see --template and --max-tokens"
         )
     return corpus
 
 
 class _Input(NamedTuple):
-    """An input that can be read again from where its stream stands; a digest of its bytes; its size and time then."""
+    """An input that can be read again from its stream's position; a digest of its bytes; its size and time."""
 
     stream: io.BufferedReader
     digest: str
@@ -107,13 +107,13 @@ def _state(stream: IO[bytes]) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _input(file: str, home: Path, quiet: bool) -> Iterator[_Input]:
-    """Read the input once, to know it. What cannot be read twice is spooled, to a nameless file in the cache."""
+    """Read the input once for its digest. What cannot be read twice is spooled to an unnamed file in the cache."""
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(streams.open_file(file))
         state = _state(stream)
         start, total, spool = 0, None, None
         if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            start = stream.tell()  # stdin may have been read in part by another program
+            start = stream.tell()  # another program may have read part of stdin
             total = (state[0] - start + (1 << 20) - 1) >> 20
         else:
             with _writing(home):
@@ -129,12 +129,12 @@ def _input(file: str, home: Path, quiet: bool) -> Iterator[_Input]:
                 tick()
         source: Any = spool or stream
         with _writing(home):
-            source.seek(start)  # writes what a spool has in memory
+            source.seek(start)  # flushes the spool to its file
         yield _Input(source, digest.hexdigest(), _state(source) if spool else state)
 
 
 def _key(digest: str, template: Template, max_tokens: int, overlong: Overlong) -> str:
-    """32 hexadecimal digits that depend on all that decides about ids, masks and rejects."""
+    """32 hexadecimal digits from everything that decides ids, masks and rejects."""
     import tokenizers
 
     tokenizer = template.tokenizer
@@ -150,7 +150,7 @@ def _key(digest: str, template: Template, max_tokens: int, overlong: Overlong) -
 
 
 def rendering_code() -> list[Path]:
-    """Our modules that decide about tokens: nobody would think of a version number after a change to a mask, say."""
+    """Our modules that decide tokens and masks: hashing them is safer than remembering a version number."""
     floors = [path for floor in (records, models) for path in sorted(Path(floor.__path__[0]).glob("*.py"))]
     return [*floors, Path(data.__file__), Path(__file__)]
 
@@ -164,7 +164,7 @@ def _whole(folder: Path) -> Corpus | None:
 
 @contextlib.contextmanager
 def _writing(home: Path) -> Iterator[None]:
-    """Say what can be done when the cache cannot be written."""
+    """Explain what to do if the cache cannot be written."""
     try:
         yield
     except BrokenPipeError:
@@ -172,18 +172,18 @@ def _writing(home: Path) -> Iterator[None]:
     except OSError as error:
         raise Failure(
             f"{home}: tokenised data cannot be kept there: {error.strerror or error}; "
-            f"make room, or name another folder in VTOOLS_CACHE"
+            f"free space, or set VTOOLS_CACHE to another folder"
         ) from None
 
 
 def _locks(home: Path, key: str) -> Path:
-    # A lock file that is removed can be held twice. These stay, so there are only so many; strangers may share one.
+    # A removed lock file could be held twice. These stay, so their number is fixed, and entries may share one.
     return home / ".locks" / key[:2]
 
 
 @contextlib.contextmanager
 def _alone(home: Path, key: str, quiet: bool) -> Iterator[None]:
-    """Be the only one who builds this entry; the second waits, and then finds it made."""
+    """Be the only process that builds this entry; a second one waits, and then finds it complete."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(lock(_locks(home, key)))
@@ -194,7 +194,7 @@ def _alone(home: Path, key: str, quiet: bool) -> Iterator[None]:
         yield
 
 
-# The pool forks its workers after this is set: a compiled template cannot be sent to them.
+# Set before the pool forks its workers: a compiled template cannot be pickled.
 _template: Template | None = None
 
 
@@ -227,7 +227,7 @@ def _make(
         assert counts.stream is not None
         counts.stream.close()
         if _state(given.stream) != given.state:
-            raise Failure(f"{key}: changed while it was being read; wait until it is written, and run again")
+            raise Failure(f"{key}: changed while it was being read; wait until it is complete, and run again")
         about = {
             **writer.totals,
             "digest": writer.digest.hexdigest(),
@@ -240,7 +240,7 @@ def _make(
 
 
 class _Rejects(filtering.Rejects):
-    """Rejects that go into the entry, whether or not this run wants them; remembers how broken input ends a run."""
+    """Rejects stored in the entry, whether or not this run needs them; notes where broken input ends a run."""
 
     def __init__(self, path: Path, strict: bool) -> None:
         super().__init__("train", str(path))
@@ -260,7 +260,7 @@ class _Rejects(filtering.Rejects):
 
 
 class _Writer:
-    """The files of an entry, growing by what `data.tokenise` makes of each record."""
+    """Writes the files of an entry from the results of `data.tokenise`."""
 
     def __init__(self, streams: dict[str, Any]) -> None:
         self.streams = streams
@@ -291,7 +291,7 @@ class _Writer:
 
 
 def _clear(home: Path) -> None:
-    """Remove what killed runs have left, and entries that no run has used for a month or has open now."""
+    """Remove leftovers of killed runs, and entries unused for a month that no run has open."""
     for path in home.iterdir():
         key = path.name.removeprefix(".").removesuffix(".part")
         part = part_of(home / key)
@@ -302,7 +302,7 @@ def _clear(home: Path) -> None:
                 if path != part:
                     with open(path / ABOUT, "rb") as about:
                         fcntl.flock(about, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        os.replace(path, part)  # at once: half an entry is never seen
+                        os.replace(path, part)  # atomically: half an entry is never visible
                 shutil.rmtree(part, ignore_errors=True)
         except (OSError, process.TryAgain):
             continue  # in use

@@ -1,1 +1,1 @@
-"""Tensors as bytes on disk: where they lie, how they are read, and how they are written."""
+"""Tensors as bytes on disk: where they are, how they are read and written."""

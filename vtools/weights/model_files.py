@@ -1,4 +1,4 @@
-"""Which files are a model's, which of them hold its weights, and the tensors in these."""
+"""The files of a model, those with its weights, and their tensors."""
 
 import os
 from pathlib import Path, PurePosixPath
@@ -18,7 +18,7 @@ PICKLED = (".bin", ".pt", ".pth")
 def read(file: Path) -> list[Tensor]:
     """The tensors of a safetensors or PyTorch (.bin) file, in the order of their bytes. Raises Failure."""
     with open(file, "rb") as stream:
-        # A safetensors file may begin with these letters too: they are the length of its header.
+        # A safetensors file may begin with these bytes too, as the length of its header.
         zipped = stream.read(4) == b"PK\3\4" and file.suffix != ".safetensors"
     if zipped or file.suffix in PICKLED:
         return sorted(pickled.tensors(file), key=lambda tensor: (tensor.start, -tensor.bytes, tensor.name))
@@ -26,9 +26,9 @@ def read(file: Path) -> list[Tensor]:
 
 
 def tensors(place: Path) -> dict[str, Tensor]:
-    """Every tensor of a model (a folder or a single file) by its name, however it is sharded. Raises Failure.
+    """Every tensor of a model (a folder or a single file) by name, however it is sharded. Raises Failure.
 
-    Of one that is in several files the last counts, as it does for transformers.
+    If a tensor is in several files, the last one counts, as in transformers.
     """
     found: dict[str, Tensor] = {}
     for file in weight_files(place):
@@ -40,7 +40,7 @@ def tensors(place: Path) -> dict[str, Tensor]:
 def weight_files(place: Path) -> list[Path]:
     """The files of a model's weights, as transformers looks for them. Raises Failure if there are none.
 
-    Safetensors before .bin; of each a whole file, else those that an index names. Without any of these, all there are.
+    Safetensors before .bin; for each, a single file before those listed in an index; else all files of weights.
     """
     if place.is_file():
         return [place]
@@ -58,7 +58,7 @@ def weight_files(place: Path) -> list[Path]:
             files = [place / name for name in names]
             for file in files:
                 if not file.is_file():
-                    raise Failure(f"{file}: missing, though {index.name} names it")
+                    raise Failure(f"{file}: missing, but listed in {index.name}")
             return files
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         if files := sorted(place.glob(pattern)):
@@ -67,23 +67,23 @@ def weight_files(place: Path) -> list[Path]:
 
 
 def write_index(folder: Path, files: dict[str, str], size: int) -> None:
-    """Write the index of a model in several safetensors files: the file of each tensor, and the bytes of all."""
+    """Write the index of a model in several safetensors files: the file of each tensor, and the total bytes."""
     index = {"metadata": {"total_size": size}, "weight_map": files}
     write(folder / "model.safetensors.index.json", orjson.dumps(index, option=orjson.OPT_INDENT_2) + b"\n")
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor is no weight: computed from the configuration, and stored by old versions of transformers."""
+    """Whether a tensor is a buffer: computed from the configuration, but stored by old versions of transformers."""
     return name.endswith(BUFFERS)
 
 
 def holds_weights(file: Path) -> bool:
-    """Whether a file is to be read for its tensors: safetensors, and .bin files of a model's name or that hold some."""
+    """Whether to read a file's tensors: safetensors, and .bin files named like weights or containing tensors."""
     if looks_like_weights(file.name):
         return True
     try:
         return file.suffix in PICKLED and bool(read(file))
-    except Failure:  # training_args.bin and its like hold other things, which nobody should unpickle
+    except Failure:  # training_args.bin and the like contain other objects, which should not be unpickled
         return False
 
 
@@ -94,12 +94,12 @@ def looks_like_weights(name: str) -> bool:
 
 
 def about_weights(name: str) -> bool:
-    """Whether a file's name says that it holds weights, of any library, or lists such files."""
+    """Whether a file name is that of weights of any library, or of an index of them."""
     return name.endswith((".safetensors", ".index.json", ".h5", ".msgpack", ".gguf", *PICKLED))
 
 
 def inside(path: str) -> bool:
-    """Whether a relative path, given by a file that a stranger may have made, stays in its folder."""
+    """Whether a relative path from an untrusted file stays inside its folder."""
     parts = PurePosixPath(path)
     return bool(parts.parts) and not parts.is_absolute() and ".." not in parts.parts and "\0" not in path
 
@@ -107,7 +107,7 @@ def inside(path: str) -> bool:
 def model_files(folder: Path) -> tuple[list[str], list[str]]:
     """Paths (relative, sorted) of a model's files, and of what is not part of the model.
 
-    Left out are what is hidden (.git, .cache, .env, but not .gitattributes), the checkpoints of a training run and
+    Not part of it are hidden files (.git, .cache, .env, but not .gitattributes), checkpoints of a training run and
     half-written files (.part). Raises Failure for a link that leads nowhere and for a name that is not UTF-8, OSError
     for a folder that cannot be read.
     """
@@ -127,11 +127,11 @@ def model_files(folder: Path) -> tuple[list[str], list[str]]:
         for name in sorted(names):
             path = place / name
             if name.endswith(".part") or (name.startswith(".") and name != ".gitattributes"):
-                if name != ".lock":  # that of train's folder: nobody misses it
+                if name != ".lock":  # train's lock file: not worth reporting
                     left_out.append(str(path.relative_to(folder)))
                 continue
             if not path.exists():
-                raise Failure(f"{path}: a link that leads nowhere")
+                raise Failure(f"{path}: a broken symbolic link; remove it")
             try:
                 str(path.relative_to(folder)).encode()
             except UnicodeEncodeError:

@@ -1,10 +1,10 @@
 """The tensors of a PyTorch file (torch.save, .bin or .pt), found without torch and without running its pickle.
 
-The file is a zip of stored records: NAME/data.pkl, a pickle that says what the tensors are, and NAME/data/KEY, the
+The file is a zip of uncompressed records: NAME/data.pkl, a pickle that describes the tensors, and NAME/data/KEY, the
 bytes of each storage (torch/serialization.py, caffe2/serialize/inline_container.h). A pickle is a program that may
-call anything. Here its instructions are read with `pickletools` and carried out by `read_pickle`, which knows those
-that a state dict is made of and has no way to import or to call: what a file may name is the table `NAMES`.
-Python's own Unpickler, restricted by `find_class`, would still let ten bytes reserve gigabytes or hash without end.
+call anything. Here `pickletools` parses its instructions, and `read_pickle` interprets only those that a state dict
+needs; it cannot import or call. The names that a file may use are the table `NAMES`. Python's own Unpickler, even
+restricted by `find_class`, would let ten bytes allocate gigabytes or hash forever.
 """
 
 import io
@@ -28,7 +28,7 @@ LEGACY = (
     b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number that files before torch 1.6 begin with
 )
 
-# Every name that a pickle may hold, with the dtype where it is one.
+# Every name that a pickle may use, with its dtype if it has one.
 NAMES = {
     "collections OrderedDict": "", "torch Size": "", "torch._utils _rebuild_tensor_v2": "",
     "torch._utils _rebuild_tensor_v3": "", "torch._utils _rebuild_parameter": "", "torch.storage UntypedStorage": "U8",
@@ -48,14 +48,14 @@ LENGTHS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A name of `NAMES`; nothing is behind it."""
+    """A name of `NAMES`, without any object behind it."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """The record that holds the bytes of one or more tensors; `elements` of `dtype`."""
+    """A record with the bytes of one or more tensors: `elements` of `dtype`."""
 
     key: str
     dtype: str
@@ -64,7 +64,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A tensor as the pickle describes it, nothing checked; `offset` and `stride` count elements."""
+    """A tensor as described by the pickle, unchecked; `offset` and `stride` count elements."""
 
     storage: Storage
     dtype: str
@@ -84,7 +84,7 @@ class Record:
 
 
 class Short(io.FileIO):
-    """A file of which nobody reads much at once: a damaged zip may claim a directory of gigabytes."""
+    """A file that refuses large reads: a damaged zip may claim a directory of gigabytes."""
 
     def read(self, size: int | None = -1, /) -> bytes:  # type: ignore[override]
         if size is not None and size > LONGEST:
@@ -93,17 +93,17 @@ class Short(io.FileIO):
 
 
 def tensors(file: Path) -> list[Tensor]:
-    """The tensors of a state dict, also one under the key `state_dict` or `model`, in its order.
+    """The tensors of a state dict (or of one under the key `state_dict` or `model`), in its order.
 
-    Values that are no tensors are left out. Raises Failure, also for a pickle that holds anything else than a state
-    dict does.
+    Values that are not tensors are skipped. Raises Failure, also for a pickle with anything that a state dict does not
+    need.
     """
     with Short(file) as stream:
         begin = stream.read(512)
         if begin.startswith(LEGACY):
-            raise Failure(f"{file}: in the format of PyTorch before 1.6, which is not read; {ADVICE}")
+            raise Failure(f"{file}: in the format of PyTorch before 1.6, which is not supported; {ADVICE}")
         if not begin.startswith(b"PK\x03\x04"):
-            raise Failure(f"{file}: not a file of torch.save, or cut off; if PyTorch reads it, {ADVICE}")
+            raise Failure(f"{file}: not written by torch.save, or cut off; if PyTorch can read it, {ADVICE}")
         try:
             root, records = read_directory(stream)
             content = read_pickle(pickle_of(stream, root, records))
@@ -125,13 +125,13 @@ def tensors(file: Path) -> list[Tensor]:
 
 
 class Refused(Exception):
-    """What is wrong with a file, to be said behind its name."""
+    """What is wrong with a file, to be printed after its name."""
 
 
 def read_directory(stream: Short) -> tuple[str, dict[str, Record]]:
-    """The folder inside the zip that holds data.pkl, and every record by its name.
+    """The folder of data.pkl inside the zip, and every record by name.
 
-    Where a record begins stands only in the header before it; that must agree with the directory at the file's end.
+    The start of a record follows only from the header before it, which must agree with the directory at the end.
     """
     with zipfile.ZipFile(stream) as archive:
         entries, directory = archive.infolist(), archive.start_dir
@@ -153,7 +153,7 @@ def read_directory(stream: Short) -> tuple[str, dict[str, Record]]:
         start = entry.header_offset + 30 + length + extra
         gap = end - start - entry.file_size
         fits = gap == 0
-        if entry.flag_bits & 8:  # checksum and sizes follow once more, in 4 or 8 bytes each
+        if entry.flag_bits & 8:  # checksum and sizes are repeated after the data, in 4 or 8 bytes each
             again = struct.pack("<4sI", b"PK\x07\x08", entry.CRC)
             fits = gap in (16, 24) and os.pread(stream.fileno(), 8, end - gap) == again
         if not fits:
@@ -180,10 +180,10 @@ def pickle_of(stream: Short, root: str, records: dict[str, Record]) -> bytes:
 
 
 def read_pickle(data: bytes) -> Any:
-    """What the pickle of a state dict describes, with `View` for a tensor; attributes set on objects are left out.
+    """The content of a state dict's pickle, with `View` for a tensor; attributes set on objects are skipped.
 
-    Instructions as in `pickletools`. Raises Refused for one that a state dict does not need and for a name that is
-    not in `NAMES`; IndexError, KeyError, TypeError or ValueError where the pickle is damaged.
+    Instructions are named as in `pickletools`. Raises Refused for an instruction that no state dict needs or a name
+    not in `NAMES`; IndexError, KeyError, TypeError or ValueError if the pickle is damaged.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -221,7 +221,7 @@ def read_pickle(data: bytes) -> Any:
         elif name in ("SETITEM", "SETITEMS"):
             values = take(marks.pop() if name == "SETITEMS" else len(stack) - 2)
             for key, value in zip(values[::2], values[1::2], strict=True):
-                if isinstance(key, str):  # no tensor has another name, and others can be made slow to hash
+                if isinstance(key, str):  # tensors have names; other keys could be made slow to hash
                     stack[-1][key] = value
         elif name in ("APPEND", "APPENDS"):
             values = take(marks.pop() if name == "APPENDS" else len(stack) - 1)
@@ -255,7 +255,7 @@ def storage(identity: Any) -> Storage:
 
 
 def build(name: str, values: tuple[Any, ...]) -> Any:
-    """What the call of a name in `NAMES` stands for."""
+    """The result of calling a name in `NAMES`."""
     if name == "collections OrderedDict" and not values:
         return {}
     if name == "torch Size":
@@ -263,16 +263,16 @@ def build(name: str, values: tuple[Any, ...]) -> Any:
     if name == "torch._utils _rebuild_parameter":
         return values[0]
     if name in ("torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_tensor_v3"):
-        own = name.endswith("v3")  # it names the dtype, of an untyped storage
+        own = name.endswith("v3")  # it gives the dtype of an untyped storage
         held, offset, shape, stride, _, _, *rest = values
         dtype = NAMES[rest.pop(0).name] if own else held.dtype
-        # what follows says whether the values are those of the bytes, or conjugate or negative
+        # the rest says whether the values are conjugate or negative views of the bytes
         return View(held, dtype, offset, shape, stride, not any(rest))
-    raise ValueError("a call that no state dict holds")
+    raise ValueError("a call that no state dict needs")
 
 
 def state_dict(content: Any) -> dict[str, View]:
-    """The tensors of a dict, or of the dict under one of the usual keys of a training checkpoint."""
+    """The tensors of a dict, or of the dict under a usual key of a training checkpoint."""
     if not isinstance(content, dict):
         return {}
     found = {name: value for name, value in content.items() if isinstance(value, View)}
@@ -283,7 +283,7 @@ def state_dict(content: Any) -> dict[str, View]:
 
 
 def locate(name: str, view: View, root: str, records: dict[str, Record], file: Path) -> Tensor:
-    """Where the bytes of a tensor lie, checked against the record that holds them."""
+    """Where the bytes of a tensor are, checked against their record."""
     shown = f"tensor {printable(name)}"
     held, shape, stride = view.storage, view.shape, view.stride
     if not isinstance(held, Storage):
@@ -316,5 +316,5 @@ def whole(value: Any) -> bool:
 
 
 def printable(text: str) -> str:
-    """A name out of the file, for a message."""
+    """A name from the file, made printable for a message."""
     return "".join(letter if letter.isprintable() else "?" for letter in text[:100])

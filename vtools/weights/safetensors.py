@@ -1,6 +1,6 @@
-"""Safetensors files: their headers parsed, checked and made.
+"""Safetensors files: parsing, checking and writing headers.
 
-The safetensors library reads headers too, but says neither where in the file a tensor begins nor what is wrong.
+The safetensors library reads headers too, but reports neither a tensor's file offset nor what is wrong.
 """
 
 import math
@@ -35,11 +35,11 @@ def tensors(file: Path) -> list[Tensor]:
 
 
 def header(
-    tensors: Iterable[tuple[str, str, Sequence[int], int]], metadata: dict[str, str], room: int | None = None
+    tensors: Iterable[tuple[str, str, Sequence[int], int]], metadata: dict[str, str], reserved: int | None = None
 ) -> bytes:
     """The first bytes of a safetensors file of these tensors (name, dtype, shape, bytes).
 
-    Filled up with spaces to `room` bytes, or to a multiple of 8. Raises ValueError if they need more than `room`.
+    Padded with spaces to `reserved` bytes, or to a multiple of 8. Raises ValueError if they need more than `reserved`.
     Format: u64 little-endian length, that much JSON, then the tensors without gaps.
     """
     entries: dict[str, Any] = {"__metadata__": metadata}
@@ -48,9 +48,9 @@ def header(
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
     raw = orjson.dumps(entries)
-    if room is not None and 8 + len(raw) > room:
-        raise ValueError(f"the header needs {8 + len(raw)} bytes, not {room}")
-    raw += b" " * (-len(raw) % 8 if room is None else room - 8 - len(raw))
+    if reserved is not None and 8 + len(raw) > reserved:
+        raise ValueError(f"the header needs {8 + len(raw)} bytes, not {reserved}")
+    raw += b" " * (-len(raw) % 8 if reserved is None else reserved - 8 - len(raw))
     return struct.pack("<Q", len(raw)) + raw
 
 
@@ -64,7 +64,7 @@ def _parse_header(header: bytes, file: Path) -> list[Tensor]:
             dtype, shape, (begin, end) = str(entry["dtype"]), tuple(entry["shape"]), entry["data_offsets"]
             width = WIDTHS.get(dtype)
             if not all(type(number) is int for number in (*shape, begin, end)):
-                raise ValueError(f"tensor {name}: a shape and offsets are whole numbers")
+                raise ValueError(f"tensor {name}: its shape or offsets are not whole numbers")
             if min(shape, default=0) < 0 or (width and end - begin != math.prod(shape) * width):
                 raise ValueError(f"tensor {name}: {end - begin} bytes do not make {described(dtype, shape)}")
             tensors.append(Tensor(name, dtype, shape, file, start + begin, end - begin))

@@ -1,4 +1,4 @@
-"""A tensor in a file: where its bytes lie, and how they are read and written in place."""
+"""A tensor in a file: where its bytes are, and reading and writing them in place."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from vtools.process import Failure
 if TYPE_CHECKING:
     from vtools.weights.dtypes import Bytes
 
-# Bytes an element; types packed closer than a byte are not listed and are handled as plain bytes.
+# Bytes per element; types smaller than a byte are not listed and are handled as plain bytes.
 WIDTHS = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F32": 4, "I32": 4, "U32": 4, "F64": 8, "I64": 8, "U64": 8, "C64": 8,
 }  # fmt: skip
-# What users call a dtype of floats, and safetensors does.
+# Float dtypes by the user's names, and by those of safetensors.
 DTYPE_NAMES = {"fp16": "F16", "bf16": "BF16", "fp32": "F32", "fp64": "F64"}
 _SHOWN = {stored: name for name, stored in DTYPE_NAMES.items()}
-STEP = 1 << 20  # bytes read at a time where nothing else decides
+STEP = 1 << 20  # bytes read at a time by default
 MOST_HANDLES = 16
 
 
 def dtype_name(dtype: str) -> str:
-    """What users call a dtype of safetensors."""
+    """The user's name for a dtype of safetensors."""
     return _SHOWN.get(dtype, dtype.lower())
 
 
@@ -52,7 +52,7 @@ class Tensor:
 
 
 class Files:
-    """Open files, the last ones used, read and written at any offset from and to the caller's memory."""
+    """A cache of open files, read and written at any offset from and to the caller's memory."""
 
     def __init__(self) -> None:
         self.handles: dict[tuple[Path, int], int] = {}
@@ -61,7 +61,7 @@ class Files:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in list(self.handles.values()):  # a thread that was reading ahead may still be at it
+        for handle in list(self.handles.values()):  # a thread that reads ahead may still be running
             os.close(handle)
 
     def _handle(self, file: Path, flags: int) -> int:
@@ -70,7 +70,7 @@ class Files:
             if len(self.handles) == MOST_HANDLES:
                 os.close(self.handles.pop(next(iter(self.handles))))
             handle = os.open(file, flags | os.O_CLOEXEC)
-        self.handles[file, flags] = handle  # the last one used stands last
+        self.handles[file, flags] = handle  # most recently used last
         return handle
 
     def read(self, file: Path, start: int, view: memoryview) -> None:
@@ -82,19 +82,19 @@ class Files:
             except OSError as error:
                 raise Failure(f"{file}: {error.strerror}") from None
             if not got:
-                raise Failure(f"{file}: it became shorter while it was read")
+                raise Failure(f"{file}: became shorter while it was read; run the command again")
             view, start = view[got:], start + got
 
     def take(self, file: Path, start: int, size: int) -> Bytes:
-        """`size` bytes of `file` from `start`, in memory of their own. Raises Failure if there are fewer."""
-        from vtools.weights.dtypes import empty  # NumPy: headers are read without it
+        """`size` bytes of `file` from `start`, in new memory. Raises Failure if there are fewer."""
+        from vtools.weights.dtypes import empty  # NumPy is not needed to read headers
 
         raw = empty(size)
         self.read(file, start, raw.data)
         return raw
 
     def chunks(self, file: Path, start: int, size: int, step: int = STEP) -> Iterator[Bytes]:
-        """The same, `step` bytes at a time."""
+        """The same bytes, `step` at a time."""
         for offset in range(0, size, step):
             yield self.take(file, start + offset, min(step, size - offset))
 

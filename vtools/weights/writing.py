@@ -1,4 +1,4 @@
-"""Files of tensors written in place: room taken first, tensors in parallel, each hashed and noted in the journal."""
+"""Writing files of tensors in place: preallocated, tensors in parallel, each hashed and noted in the journal."""
 
 import contextlib
 import errno
@@ -22,26 +22,26 @@ from vtools.weights.dtypes import Bytes
 from vtools.weights.tensor import Files
 
 Chunks = Callable[[Files], Iterator[Bytes]]
-SYNC = 128 << 20  # bytes after which a file is sent to the disk, so that the end has little to wait for
+SYNC = 128 << 20  # bytes after which a file is flushed to disk, so that the final sync is short
 
 
 @dataclass
 class Part:
-    """One tensor to write: where, and what makes its bytes in order."""
+    """One tensor to write: where, and the function that yields its bytes in order."""
 
     name: str
     path: str
     start: int
     bytes: int
     chunks: Chunks
-    check: Callable[[str], None] = lambda digest: None  # raises Failure where the BLAKE3 is wrong
+    check: Callable[[str], None] = lambda digest: None  # raises Failure if the BLAKE3 is wrong
     measure: Callable[[Bytes], float] = lambda data: 0.0
-    about: dict[str, Any] = field(default_factory=dict)  # for its line
+    about: dict[str, Any] = field(default_factory=dict)  # more keys for its line on stdout
 
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """One tensor of a safetensors file that is to be written."""
+    """One tensor of a safetensors file to write."""
 
     name: str
     dtype: str
@@ -52,23 +52,23 @@ class NewTensor:
 
 @dataclass
 class Written:
-    """What became of the parts."""
+    """The outcome for all parts."""
 
     measured: float = 0.0  # the sum over all parts and chunks
-    reused: int = 0  # parts that an earlier run had written
+    reused: int = 0  # parts already written by an earlier run
 
 
 class _Stopped(Exception):
-    """Another tensor has failed."""
+    """Another tensor failed."""
 
 
 def reuse_memory() -> None:
-    """Ask glibc to keep freed chunks: fresh pages for each of them would double the CPU time."""
+    """Make glibc keep freed chunks: fresh pages for each would double the CPU time."""
     machine.tune_malloc(mapped=32 << 20, kept=256 << 20)
 
 
 def allocate(path: Path, size: int) -> None:
-    """Take a file's room on the disk before any of it is written; what it holds already stays."""
+    """Preallocate a file's space on disk; existing content stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
@@ -76,7 +76,7 @@ def allocate(path: Path, size: int) -> None:
         if size:
             os.posix_fallocate(handle, 0, size)
     except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system that cannot
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # a file system without preallocation
             raise
     finally:
         os.close(handle)
@@ -89,7 +89,7 @@ def header(entries: list[NewTensor]) -> bytes:
 
 
 def begin(files: dict[str, list[NewTensor]], work: Work) -> list[Part]:
-    """Begin safetensors files by their room and header, and their index if they are several; the parts to write."""
+    """Preallocate safetensors files, write headers, and an index if there are several; returns the parts to write."""
     parts = []
     for path, entries in files.items():
         first = header(entries)
@@ -106,9 +106,9 @@ def begin(files: dict[str, list[NewTensor]], work: Work) -> list[Part]:
 
 
 def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick: Callable[[int], Any]) -> Written:
-    """Write the parts, in parallel but reported in order, into allocated files, and sync these.
+    """Write the parts into allocated files, in parallel but reported in order, and sync the files.
 
-    The first failure in order is raised.
+    Raises the first failure in that order.
     """
     stop, local, guard = threading.Event(), threading.local(), threading.Lock()
     written, synced, unsynced = Written(), [], 0
@@ -125,7 +125,7 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
         return digest.hexdigest(), measured
 
     def make(part: Part) -> tuple[str, float, int, bool]:
-        if not hasattr(local, "files"):  # each thread has its own, because the kernel reads ahead for each handle
+        if not hasattr(local, "files"):  # one per thread, because the kernel reads ahead per file descriptor
             local.files = stack.enter_context(Files())
         started, place, files = time.monotonic(), work.fresh / part.path, local.files
         noted = work.done.get(f"{part.path}:{part.name}")
@@ -148,7 +148,7 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
                 written.measured += measured
                 written.reused += reused
                 unsynced += part.bytes
-                if path != part.path or unsynced >= SYNC:  # in the background, while the next ones are made
+                if path != part.path or unsynced >= SYNC:  # in the background, while the next ones are computed
                     synced.append(disk.submit(sync, work.fresh / part.path))
                     unsynced = 0
             for future in synced:
@@ -160,7 +160,7 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
 
 
 def _written(part: Part, files: Files, place: Path) -> Iterator[Bytes]:
-    """The chunks of a part, each once it is in its place."""
+    """The chunks of a part, each after it is written."""
     position = part.start
     for data in part.chunks(files):
         files.write(place, position, data.data)

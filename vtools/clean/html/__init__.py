@@ -1,1 +1,1 @@
-"""HTML answers to Markdown: tags read, the document laid out small, an engine's text put together again."""
+"""HTML answers to Markdown: read the tags, build a small document, convert it, put held-back text into the result."""

@@ -1,4 +1,4 @@
-"""Code of an HTML message, byte for byte, with the language that the page names for it."""
+"""Code of an HTML message, byte for byte, with the language named by the page."""
 
 import html
 import re
@@ -15,7 +15,7 @@ _COPY = re.compile(r"\s*(?:Copy code|Copy|Edit)+\s*\Z")
 
 
 def preformatted(element: str) -> tuple[str, str]:
-    """The code of a `<pre>` element, whose closing tag is cut off, and its language; nothing if it is blank."""
+    """Code and language of a `<pre>` element, given without its closing tag; empty if it is blank."""
     opening = _OPEN.search(element)
     if opening is None:
         body, label = inner(element[element.find(">") + 1 :]).removeprefix("\n"), ""
@@ -33,7 +33,7 @@ def preformatted(element: str) -> tuple[str, str]:
 
 
 def inner(source: str) -> str:
-    """The text of an element, its line breaks kept."""
+    """The text of an element, with its line breaks."""
     if "<br" in source or "<BR" in source:
         source = _BREAK.sub("\n", source)
     text, found = _TAG.subn("", source)
@@ -43,10 +43,10 @@ def inner(source: str) -> str:
 
 
 def unescape(text: str) -> str:
-    """Text without its entities, and without control characters that were written as entities."""
+    """Text with entities resolved, without control characters that were written as entities."""
     if "&" not in text:
         return text
-    # None of these four makes an entity with what stands beside it.
+    # None of these four can form a new entity with its neighbours.
     text = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", '"').replace("&#39;", "'")
     if text.count("&") == text.count("&amp;"):
         return text.replace("&amp;", "&")

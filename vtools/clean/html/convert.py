@@ -1,4 +1,4 @@
-"""HTML answers to Markdown, and nothing done to any other text."""
+"""HTML answers to Markdown; any other text stays as is."""
 
 import re
 
@@ -6,9 +6,9 @@ from vtools.records import markdown
 
 _CONTROLS = bytes([*range(9), 11, 12, *range(14, 32)])
 _TO_NUL = bytes(0 if byte in _CONTROLS else byte for byte in range(256))
-# Another site's counter, which it put before the message it copied.
+# A counter that another site put before the message it copied.
 _COUNTER = re.compile(r"(?:\s*+Copy\d++ chars / \d++ words)++")
-# A message is HTML if it begins with a block of it; ChatGPT's pager ("2 / 3") may stand before.
+# A message is HTML if it begins with an HTML block; ChatGPT's pager ("2 / 3") may precede it.
 _HTML = re.compile(
     r"\s*(?:\d+ / \d+\s*)?"
     r"(?=<(?:div|p|ul|ol|pre|h[1-6]|table|blockquote|section|article|figure|hr)(?=[\s/>])[^<>]*+>)",
@@ -17,7 +17,7 @@ _HTML = re.compile(
 
 
 def looks_like_html(text: str) -> bool:
-    """Whether an answer is HTML: it begins with a block, and holds no Markdown fence outside `<pre>`."""
+    """Whether an answer is HTML: it begins with a block, and has no Markdown fence outside `<pre>`."""
     return _start(text) is not None
 
 
@@ -29,20 +29,20 @@ def _start(text: str) -> int | None:
 
 
 def has_counter(text: str) -> bool:
-    """Whether another site's counter stands before the message."""
+    """Whether another site's counter precedes the message."""
     return _COUNTER.match(text) is not None
 
 
 def without_controls(text: str) -> str:
     """Text without control characters; tabs and line ends stay."""
     raw = text.encode("utf-8", "surrogatepass")
-    if b"\0" not in raw.translate(_TO_NUL):  # many times as fast as a search for any of them
+    if b"\0" not in raw.translate(_TO_NUL):  # many times faster than searching for each
         return text
     return raw.translate(None, _CONTROLS).decode("utf-8", "surrogatepass")
 
 
 def to_markdown(text: str, engine: str) -> str:
-    """The Markdown of an answer; one that is not HTML is returned as it is. Raises Reject("html_parse").
+    """The Markdown of an answer; one that is not HTML is returned as is. Raises Reject("html_parse").
 
     The result never looks like HTML, so a second pass changes nothing.
     """
@@ -58,7 +58,7 @@ def converted(texts: list[str], engine: str) -> list[str]:
 
         for place, text in zip(pages, engines.convert(list(pages.values()), engine), strict=True):
             text = _without_counter(text)
-            # A tag that was text in the HTML is escaped, if it would look like HTML again.
+            # Text that looked like a tag in the HTML is escaped if the result would look like HTML again.
             texts[place] = text.replace("<", "\\<", 1) if looks_like_html(text) else text
     return texts
 

@@ -1,4 +1,4 @@
-"""HTML to Markdown by the engines, which lay out a small HTML document; neither is imported before it is needed."""
+"""The engines that convert a small HTML document to Markdown; each is imported only when needed."""
 
 import contextlib
 import functools
@@ -14,7 +14,7 @@ _BESIDE_BLOCKS = re.compile(" ?(</?(?:p|div|[uo]l|li|h[1-6r]|blockquote|t(?:able
 
 
 def convert(texts: list[str], engine: str) -> list[str]:
-    """The Markdown of HTML messages. Raises Reject("html_parse") when no engine takes one of them."""
+    """The Markdown of HTML messages. Raises Reject("html_parse") if no engine can convert one of them."""
     try:
         documents = [fast_path.document(text) or page.document(text) for text in texts]
         engines = chosen(engine)
@@ -25,7 +25,7 @@ def convert(texts: list[str], engine: str) -> list[str]:
 
 
 def _together(documents: list[placeholders.Document], engine: Engine) -> list[str] | None:
-    """All documents laid out as one, which saves the engine's start on each; None if that fails."""
+    """All documents converted as one, which saves the engine's start-up for each; None if that fails."""
     between = f"<p>{placeholders.END}</p>"
     try:
         parts = engine(between.join([document.html for document in documents])).split(placeholders.END)
@@ -55,7 +55,7 @@ def fast(document: str) -> str:
 
 
 def reference(document: str) -> str:
-    """markdownify, which keeps white space beside some blocks."""
+    """markdownify, on a document without the white space around blocks, which it would keep."""
     from vtools.clean.html.markdownify_engine import Converter
 
     return Converter().convert(_BESIDE_BLOCKS.sub(r"\1", document))

@@ -1,12 +1,11 @@
-"""Text, code and addresses written so that a Markdown parser reads them back as they were; nothing more is escaped."""
+"""Escaping of text, code and addresses so that a Markdown parser reads them back unchanged; no more than needed."""
 
 import re
 
 _BACKTICKS = re.compile("`+")
-# What a CommonMark or GFM parser would take for markup inside a line: backslash escapes, code, tags, entities,
-# links, struck text.
+# What CommonMark or GFM reads as markup inside a line: backslash escapes, code, tags, entities, links, strikethrough.
 _MARKUP = re.compile(r"\\(?=[!-/:-@\[-`{-~]|\Z)|`|<(?=[a-zA-Z/!?][^<>]*>)|&(?=#?\w{1,31};)|\](?=[(\[:])|~(?=~)|(?<=~)~")
-_SUSPECT = re.compile(r"[\\`<&\]~]")  # a plain set is much faster to search for
+_SUSPECT = re.compile(r"[\\`<&\]~]")  # a plain character set is much faster to search for
 _LINE_START = re.compile(
     r"(?P<number>\d{1,9})(?=[.)](?:\s|\Z))|(?:\#{1,6}|[-+*])(?=\s|\Z)|>|[=]+\s*\Z|-+\s*\Z|(?:[-*_]\s*){3,}\Z", re.ASCII
 )
@@ -19,14 +18,14 @@ def text(text: str) -> str:
 
 
 def brackets(text: str) -> str:
-    """Escape brackets that do not pair, for text between a link's brackets."""
+    """Escape unpaired brackets, for the text of a link."""
     if text.count("[") == text.count("]"):
         return text
     return re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", text)
 
 
 def line_start(text: str) -> str:
-    """Escape what would begin a list, heading, quote, rule or underline at the start of a line."""
+    """Escape what would start a list, heading, quote, rule or heading underline at the start of a line."""
     match = _LINE_START.match(text)
     if match is None:
         return text
@@ -34,8 +33,8 @@ def line_start(text: str) -> str:
 
 
 def emphasis(texts: list[str], beside_emphasis: bool) -> list[str]:
-    """Escape the * and _ of one block's texts if a parser would pair them, or if real emphasis stands beside them."""
-    whole = _EDGE.join(texts)  # what line_start has escaped stands at a start or behind an edge
+    """Escape the * and _ of one block's texts if a parser would pair them, or if the block has real emphasis."""
+    whole = _EDGE.join(texts)  # what line_start escaped is at the start or after an edge
     for mark, always in (("*", beside_emphasis), ("_", False)):
         runs = [run for run in re.finditer(rf"(?<!\A\\)(?<!{_EDGE}\\)\{mark}+", whole) if any(_roles(run, whole))]
         opened = needed = False
@@ -68,7 +67,7 @@ def _longest(text: str) -> int:
 
 
 def code(body: str) -> str:
-    """A code span; nothing for nothing."""
+    """A code span; empty for an empty body."""
     body = body.replace("\r", "").replace("\n", " ")
     if not body:
         return ""
@@ -84,5 +83,5 @@ def fence(body: str, language: str) -> str:
 
 
 def address(address: str) -> str:
-    """A link's target that a parser reads to its end."""
+    """A link's target, escaped so that a parser reads all of it."""
     return re.sub(r"[\s<>()]", lambda match: f"%{ord(match[0]):02X}" if ord(match[0]) < 128 else "", address.strip())

@@ -1,7 +1,7 @@
-"""The HTML answers that need little care, as most do: an engine gets them nearly as they stand.
+"""The fast path for ordinary HTML answers (most of them): the engine gets them nearly unchanged.
 
-Code is cut out, and only the texts with something in them that Markdown would take for markup are looked at. What is
-unusual leaves a message to `page`, which gives the same Markdown for each message that is settled here, only slower.
+Code is cut out, and only texts with characters that could be Markdown markup are examined. Anything unusual leaves the
+message to `page`, which is slower and gives the same Markdown for every message that is handled here.
 """
 
 import re
@@ -11,14 +11,14 @@ from vtools.clean.html import code, escape, placeholders, tags
 
 _TAG = re.compile("<[^<>]*>")
 _CODE = re.compile("<code(?: [^<>]*)?>([^<>]+)</code>")
-_SUSPECT = re.compile(r"[\\`*_~&\]]")  # a plain set is much faster to search for than a choice of patterns,
-_TO_NUL = bytes(0 if byte in b"\\`*_~&]" else byte for byte in range(256))  # and a table tells faster if there is one
+_SUSPECT = re.compile(r"[\\`*_~&\]]")  # a set is searched much faster than alternatives;
+_TO_NUL = bytes(0 if byte in b"\\`*_~&]" else byte for byte in range(256))  # faster still if none occurs
 _LINE_START = re.compile(r"> ?(?:[-+#=]|\d{1,9}[.)])", re.ASCII)
 _INLINE = ("<strong>", "</strong>", "<em>", "</em>")
 _STARTS = frozenset(("<strong>", "<em>"))
 _MARK = re.compile("</?(?:strong|em)>")
-# Content of a list or table outside of its items or cells, and blocks of nothing; and where two lists meet, which a
-# parser would read as one.
+# Content of a list or table outside its items or cells, and empty blocks; and two adjacent lists, which a parser
+# would read as one.
 _LOOSE = re.compile(
     "<(?:[uo]l[^<>]*>(?! ?<li>)|/li>(?! ?(?:<li>|</[uo]l>))|(?:t(?:able|r)>|/t[rdh]>)(?! ?<)"
     "|(?:p|div|blockquote|h[1-6])(?: [^<>]*)?> ?</|(/[uo]l> ?)(?=<[uo]l))"
@@ -26,7 +26,7 @@ _LOOSE = re.compile(
 _TWO_LISTS = re.compile("(</[uo]l>) ?(?=<[uo]l)")
 _GROUPS = re.compile("</?t(?:head|body)>")
 _FLAT = tuple(f"<{name}" for name in sorted(tags.FLAT))
-# What each element may stand in.
+# The parents that each element may have.
 _OUTSIDE = frozenset(("", "div", "li", "blockquote"))
 _INSIDE = dict.fromkeys((tags.BLOCKS - tags.PARTS) | {"hr"}, _OUTSIDE) | {
     "li": frozenset(("ul", "ol")), "tr": frozenset(("table",)), "td": frozenset(("tr",)), "th": frozenset(("tr",)),
@@ -87,7 +87,7 @@ def _without_blocks(text: str, kept: list[str]) -> str | None:
 
 @lru_cache(4096)
 def _plain(tag: str) -> str:
-    """The name of a tag that an engine may see as it is, with its slash; nothing for any other."""
+    """The name, with its slash, of a tag that an engine may see as is; empty for any other."""
     name, kind = tags.kind(tag)
     if tag in (*_INLINE, "<hr>") or (kind == "on_close" and tag == f"</{name}>" and name not in tags.INLINE):
         return tag[1:-1]
@@ -98,7 +98,7 @@ def _plain(tag: str) -> str:
 
 
 def _nested(found: list[str]) -> bool:
-    """Whether the tags are known, and open and close as HTML has them."""
+    """Whether the tags are known and properly nested."""
     names = [""]  # of the open elements
     for tag in found:
         name = _plain(tag)
@@ -123,7 +123,7 @@ def _even(body: str) -> bool:
 
 
 def _marks_are_read(body: str) -> bool:
-    """Whether a parser takes every mark of emphasis for one, and none stands beside another (CommonMark 0.31, 6.2)."""
+    """Whether a parser recognises every emphasis mark, and no two are adjacent (CommonMark 0.31, 6.2)."""
     for mark in _MARK.finditer(body):
         before, after = body[mark.start() - 1 : mark.start()] or ">", body[mark.end() : mark.end() + 1] or "<"
         outer, inner = (after, before) if mark[0][1] == "/" else (before, after)
@@ -135,7 +135,7 @@ def _marks_are_read(body: str) -> bool:
 
 
 def _escaped(body: str) -> str | None:
-    """Escape the texts that hold what Markdown would take for markup."""
+    """Escape the texts that contain what Markdown would read as markup."""
     suspect = b"\0" in body.encode("utf-8", "surrogatepass").translate(_TO_NUL)
     places = [match.start() for match in _SUSPECT.finditer(body)] if suspect else []
     places += [match.end() - 1 for match in _LINE_START.finditer(body)]
@@ -167,7 +167,7 @@ def _text(text: str, beside_mark: bool, begins: bool) -> str | None:
         if placeholders.UNUSUAL.search(text) or "  " in text:
             return None
     lead = " " if text[:1] == " " else ""
-    texts = placeholders.TOKEN.split(text[len(lead) :])  # texts and tokens by turns
+    texts = placeholders.TOKEN.split(text[len(lead) :])  # alternating texts and tokens
     texts[::2] = map(escape.text, texts[::2])
     if texts[0] and begins:
         texts[0] = escape.line_start(texts[0])

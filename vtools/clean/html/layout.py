@@ -1,7 +1,15 @@
-"""The small, well-formed document that an engine gets: elements open and close, text is escaped for Markdown already.
+r"""The small, well-formed HTML document that an engine gets, built from the text and tags of a message.
 
-Whatever must survive byte for byte (code, math) stands in it as a placeholder, and `<`, `&` and `"` of the text are
-control characters, which no message holds; so both engines give the same text.
+Its elements are balanced and its text is already escaped for Markdown. What must survive byte for byte (code, math) is
+a placeholder, and `<`, `&` and `"` of the text are control characters, which no message contains. So every engine
+gives the same Markdown. An example, with {0} for the placeholder and « for the control character of `<`:
+
+    message   <p>Add <b>2*3</b> if a &lt; b:<ul><li>Run <code>x*y</code><li>stop</ul>
+    document  <p>Add **2\*3** if a « b:</p><ul><li>Run {0}</li><li>stop</li></ul>      kept ["`x*y`"]
+    Markdown  Add **2\*3** if a < b:
+
+              - Run `x*y`
+              - stop
 """
 
 import html
@@ -12,36 +20,41 @@ from vtools.clean.html.tags import BLOCKS, CELLS, FLAT, HEADINGS, INLINE, PARTS,
 
 _SPACES = re.compile("[ \t\n\r\f\xa0]{2,}|[\t\n\r\f\xa0]")
 _MARKS = {"strong": "**", "em": "*", "del": "~~"}
-_DEEPEST = 100  # levels kept; text below is kept on the last of them
+_DEEPEST = 100  # levels of nesting; text nested deeper stays on the last one
 
 
 class Layout:
-    """A document that grows by what a page says, in its order: text, and the tags that open, close or stand alone."""
+    """Builds the document from calls in the order of the page: text, opening tags, closing tags, single tags.
+
+    `out` is the document in pieces, joined at the end; other fields refer to its pieces by their index. A piece may
+    be filled in later: an emphasis mark is an empty piece until its block ends, when it is known whether a Markdown
+    parser would take `**` there for a mark (else it becomes a tag). `open` is the stack of open elements.
+    """
 
     def __init__(self) -> None:
-        self.out: list[str] = []  # the document's HTML in pieces
-        self.kept: list[str] = []  # what its placeholders stand for
-        self.open: list[str] = []  # names of the open elements; "-name" has no tag in `out`
-        self.flat = self.cells = 0  # how many of them are FLAT, and how many table cells
-        self.fresh = True  # at the start of a block or line
-        self.spaced = True  # after white space
-        self.rows: list[tuple[int, int]] = []  # of the open table: place of </tr> in `out`, number of cells
+        self.out: list[str] = []  # pieces of the document
+        self.kept: list[str] = []  # finished Markdown, by placeholder number
+        self.open: list[str] = []  # names of the open elements, innermost last; "-name" has no tag in `out`
+        self.flat = self.cells = 0  # how many open elements are FLAT, and how many are table cells
+        self.fresh = True  # whether we are at the start of a block or line
+        self.spaced = True  # whether `out` ends with white space
+        self.rows: list[tuple[int, int]] = []  # for each row of the open table: index of its </tr>, number of cells
         self.columns = 0  # cells in the open row
         self.text: list[str] = []  # text not yet in `out`
-        self.marked: list[int] = []  # places in `out` of this block's texts with * or _
-        self.begun: list[int] = []  # places in `out` kept for the opening marks of open emphasis
-        self.marks: list[tuple[int, int, str]] = []  # this block's emphasis: places of its marks, name
-        self.address, self.link = "", 0  # of the open link: where it leads, its place in `out`
-        self.last = ""  # last tag in `out`, if nothing came after
+        self.marked: list[int] = []  # indices of this block's texts with * or _
+        self.begun: list[int] = []  # for each open emphasis, index of the empty piece for its opening mark
+        self.marks: list[tuple[int, int, str]] = []  # this block's closed emphasis: indices of both marks, name
+        self.address, self.link = "", 0  # the open link's target, and the index of its "["
+        self.last = ""  # the last tag in `out`, if nothing follows it
 
     def write(self, text: str) -> None:
-        """Add text of the page."""
+        """Add text of the page, as raw HTML text; it reaches `out` at the next tag."""
         self.text.append(text)
 
     def open_block(self, name: str, tag: str, empty_cells: int = 0) -> None:
-        """Begin a block or a part of a list or table, empty cells before it."""
+        """Open a block, or a part of a list or table, after `empty_cells` empty cells (a wide cell takes several)."""
         self.end_text()
-        self._make_room(name)
+        self._close_implied(name)
         if name in TABLE_PARTS and not self._within(("table",)):
             return
         if name not in TABLE_PARTS:
@@ -64,13 +77,13 @@ class Layout:
         self._push(name, tag)
 
     def open_inline(self, name: str) -> None:
-        """Begin emphasis."""
+        """Open emphasis: `strong`, `em` or `del`."""
         self.end_text()
         self._enter()
         if name in self.open:
             self._push("-" + name, "")
         elif self.marks and self.marks[-1][1:] == (len(self.out) - 1, name) and not self.out[-1]:
-            self.begun.append(self.marks.pop()[0])  # two beside each other are one
+            self.begun.append(self.marks.pop()[0])  # two adjacent ones become one
             self.out.pop()
             self.open.append(name)
         else:
@@ -80,7 +93,7 @@ class Layout:
         self.fresh = False
 
     def open_link(self, address: str) -> None:
-        """Begin a link; one that leads nowhere is its text."""
+        """Open a link; without an address only its text remains."""
         self.end_text()
         self._enter()
         if "a" in self.open:
@@ -89,14 +102,14 @@ class Layout:
         if not address:
             self._push("-a", "")
             return
-        if self.out and self.out[-1].endswith("!"):  # `![` would be a picture
+        if self.out and self.out[-1].endswith("!"):  # `![` would be an image
             self.out[-1] = self.out[-1][:-1] + "\\!"
         self.link = len(self.out)
         self._push("a", "[")
         self.fresh = False
 
     def close(self, name: str) -> None:
-        """End the innermost open element of this name and all in it, if the tag can reach it."""
+        """Close the innermost open element of this name and all inside it, if its closing tag can apply."""
         self.end_text()
         for depth in range(len(self.open) - 1, -1, -1):
             other = self.open[depth].lstrip("-")
@@ -113,7 +126,7 @@ class Layout:
                 return
 
     def break_line(self) -> None:
-        """End a line; twice, the paragraph."""
+        """Break the line; twice in a row, end the paragraph."""
         self.end_text()
         if self.cells:
             self.hold("<br>")
@@ -121,7 +134,7 @@ class Layout:
             self._space()
         elif self.out and self.out[-1] == "<br>":
             self.out.pop()
-            self._make_room("p")
+            self._close_implied("p")
             self._push("p", "<p>")
         else:
             if self.out and self.out[-1][-1:] == " ":
@@ -133,16 +146,16 @@ class Layout:
             self.fresh, self.spaced, self.last = True, True, "<br>"
 
     def rule(self) -> None:
-        """Draw a line across, where a block can stand."""
+        """Add a horizontal rule, where a block is allowed."""
         self.end_text()
         if not self.flat:
-            self._make_room("p")
+            self._close_implied("p")
             self._enter()
             self.out.append("<hr>")
             self._begin("<hr>")
 
     def hold(self, markdown: str) -> None:
-        """Put in finished Markdown, which stays as it is."""
+        """Add finished inline Markdown through a placeholder; it stays as is."""
         self.end_text()
         token = self._token(markdown)
         if markdown[:1] == "`" and self.out and self.out[-1].endswith("\x03)") and self.kept[-2][-1:] == "`":
@@ -151,17 +164,17 @@ class Layout:
         self.fresh, self.spaced, self.last = False, False, ""
 
     def hold_block(self, markdown: str, in_line: str) -> None:
-        """The same for a block of its own; where no block can stand, what is to be there instead."""
+        """Add finished Markdown as a block of its own; where no block is allowed, `in_line` instead."""
         self.end_text()
         if self.flat:
             self.hold(in_line)
             return
-        self._make_room("p")
+        self._close_implied("p")
         self.out.append(f"<p>{self._token(markdown)}</p>")
         self._begin("</p>")
 
     def end_text(self) -> None:
-        """Move the text written so far into the document: what comes next is no part of it."""
+        """Move the text written so far to `out`: entities resolved, white space collapsed, Markdown escaped."""
         if not self.text:
             return
         text = "".join(self.text)
@@ -194,7 +207,7 @@ class Layout:
         self.fresh, self.last = False, ""
 
     def finish(self) -> placeholders.Document:
-        """Close what is open: the whole document."""
+        """Close all open elements and return the document."""
         self.end_text()
         while self.open:
             self._pop()
@@ -202,6 +215,7 @@ class Layout:
         return placeholders.Document("".join(self.out), self.kept)
 
     def _within(self, wanted: tuple[str, ...], limit: str = "") -> bool:
+        """Whether one of these elements is open, looking no further out than `limit`."""
         for other in reversed(self.open):
             if other.lstrip("-") in wanted:
                 return True
@@ -210,12 +224,12 @@ class Layout:
         return False
 
     def _enter(self, parents: tuple[str, ...] = ("ul", "ol", "table", "tr")) -> None:
-        """Open the item or cell that content of a list or table must stand in."""
+        """Open the missing list item or table cell if content comes directly inside one of `parents`."""
         parent = self.open[-1] if self.open else ""
         if parent not in parents:
             return
         if parent in ("ul", "ol"):
-            if self.out[-1] == "</li>":  # as browsers show it: below the item before
+            if self.out[-1] == "</li>":  # as browsers show it: inside the previous item
                 self.out.pop()
                 self.open.append("li")
             else:
@@ -225,8 +239,8 @@ class Layout:
                 self._push("tr", "<tr>")
             self._push("td", "<td>")
 
-    def _make_room(self, name: str) -> None:
-        """Close what a new block of this name ends, as a browser does for tags that nobody closed."""
+    def _close_implied(self, name: str) -> None:
+        """Close what a new block of this name ends, as a browser does where closing tags are missing."""
         stack = self.open
         while stack and stack[-1].lstrip("-") in INLINE:
             self._pop()
@@ -247,6 +261,7 @@ class Layout:
                 break
 
     def _push(self, name: str, tag: str) -> None:
+        """Open an element, with its tag in `out` if it has one."""
         if len(self.open) >= _DEEPEST and name not in PARTS:
             return
         self.open.append(name)
@@ -265,6 +280,7 @@ class Layout:
             self._begin(tag)
 
     def _pop(self) -> None:
+        """Close the innermost element; an empty one leaves nothing. Closing a table fills up its short rows."""
         name = self.open.pop()
         if name in FLAT:
             self.flat -= 1
@@ -292,6 +308,7 @@ class Layout:
             self._begin(self.out[-1] if self.out else "")
 
     def _close_inline(self, name: str) -> None:
+        """Close a link or emphasis: write the link's end, or leave an empty piece for the closing mark."""
         if name == "a":
             text = "".join(self.out[self.link + 1 :])
             shown = escape.text(self.address).translate(placeholders.TO_CONTROLS)
@@ -310,22 +327,24 @@ class Layout:
                 self.out.pop()
             return
         spaced = last[-1:] == " "
-        if spaced:  # white space stands outside of marks
+        if spaced:  # white space belongs outside the marks
             self.out[-1] = last[:-1]
         self.marks.append((start, len(self.out), name))
         self.out.append(" " if spaced else "")
 
     def _begin(self, last: str) -> None:
-        """Stand at the start of a line, after a tag."""
+        """Settle the block or line before, and be at the start of a new one, after the tag `last`."""
         self._settle()
         self.fresh, self.spaced, self.last = True, True, last
 
     def _space(self) -> None:
+        """Add a space unless `out` ends with white space."""
         if not self.spaced:
             self.out.append(" ")
             self.spaced = True
 
     def _token(self, markdown: str) -> str:
+        """The placeholder for finished Markdown, made to fit on one line and into a table cell where necessary."""
         if self.flat:
             markdown = markdown.replace("\n", " ")
             if self.cells:
@@ -334,7 +353,7 @@ class Layout:
         return placeholders.token(self.kept, markdown)
 
     def _settle(self) -> None:
-        """At the end of a block or line: write its marks, and escape its * and _ if they would be read as marks."""
+        """At the end of a block or line: fill in its emphasis marks, and escape * and _ that would be read as marks."""
         if self.marked:
             texts = escape.emphasis([self.out[place] for place in self.marked], bool(self.marks or self.begun))
             for place, text in zip(self.marked, texts, strict=True):
@@ -346,7 +365,7 @@ class Layout:
         slots = ends.union(start for start, _, _ in self.marks)
         written = {}
         for start, end, name in self.marks:
-            # Marks where a parser takes them for marks (CommonMark 0.31, 6.2), tags elsewhere.
+            # Marks where a parser recognises them (CommonMark 0.31, 6.2), tags elsewhere.
             before = self.out[start] or self._beside(start, -1, slots, ends)
             after = self.out[end] or self._beside(end, 1, slots, ends)
             opens = self._beside(start, 1, slots, ends).isalnum() or not before.isalnum()
@@ -359,7 +378,7 @@ class Layout:
         self.marks.clear()
 
     def _beside(self, place: int, step: int, slots: set[int], ends: set[int]) -> str:
-        """The character that will stand beside a mark."""
+        """The character next to a mark: before it for step -1, after it for step 1."""
         place += step
         while 0 <= place < len(self.out) and not self.out[place] and place not in slots:
             place += step

@@ -8,14 +8,14 @@ from markdownify import ATX, MarkdownConverter
 
 
 class _Tag(Tag):
-    """markdownify asks every tag for a <pre> above it; our documents have none."""
+    """markdownify asks every tag for a <pre> ancestor; our documents have none."""
 
     def find_parent(self, *args: Any, **kwargs: Any) -> None:
         return None
 
 
 class Converter(MarkdownConverter):
-    """One document's converter: the items of a numbered list are counted as they come."""
+    """The converter of one document; numbers list items as they come."""
 
     # Not DefaultOptions: options set there are silently ignored.
     class Options:
@@ -28,7 +28,7 @@ class Converter(MarkdownConverter):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lists: dict[int, tuple[int, bool]] = {}  # of an open list: its next number, whether its items stand apart
+        self.lists: dict[int, tuple[int, bool]] = {}  # for each open list: its next number, whether it is loose
 
     def convert_li(self, el: Any, text: str, parent_tags: set[str]) -> str:
         text = text.strip()

@@ -1,4 +1,4 @@
-"""Any HTML message, tag by tag, to the small document for an engine: code, math and noise are settled here."""
+"""Any HTML message, tag by tag, to the small document for an engine; handles code, math and page furniture."""
 
 import html
 from bisect import bisect
@@ -16,13 +16,13 @@ class Page:
     """One message, cut into its text and tags."""
 
     def __init__(self, text: str) -> None:
-        self.parts = tags.CUT.split(text)  # text and tags by turns; tags are at odd places
+        self.parts = tags.CUT.split(text)  # alternating text and tags; tags have odd indices
         self.pairs: dict[str, dict[int, int]] = {}
         self.annotations: list[int] | None = None
         self.layout = Layout()
 
     def document(self) -> placeholders.Document:
-        """Read it all, once."""
+        """Read the message in one pass."""
         parts, count, place = self.parts, len(self.parts), 0
         while place < count:
             if parts[place]:
@@ -37,7 +37,7 @@ class Page:
                 place = (getattr(self, kind)(place, name) or place) + 1
         return self.layout.finish()
 
-    # Every on_... handles the tag at a place; one that uses up more than it returns the place of the last.
+    # Every on_... handles the tag at index `place`; if it consumes more parts, it returns the index of the last.
 
     def on_block(self, place: int, name: str) -> None:
         attributes = tags.attributes(self.parts[place]) if name in ("ol", "td", "th") else {}
@@ -117,7 +117,7 @@ class Page:
         self.layout.hold(("</" if self.parts[place][1] == "/" else "<") + name + ">")
 
     def matching(self, name: str) -> dict[int, int]:
-        """The place of the closing tag for each opening tag of a name: all of them in one pass."""
+        """The index of the closing tag for each opening tag of a name, found in one pass."""
         if name not in self.pairs:
             pairs = self.pairs[name] = {}
             opened: list[int] = []

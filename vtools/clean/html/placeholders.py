@@ -1,29 +1,29 @@
-"""What an engine must not touch is held back: placeholders stand for finished Markdown, control characters for `<`, `&`
-and `"` of the text, which no message holds."""
+"""Holding back what an engine must not touch: placeholders for finished Markdown, control characters (which no message
+contains) for `<`, `&` and `"` of the text."""
 
 import re
 from typing import NamedTuple
 
 UNUSUAL = re.compile("[\t\n\r\f\xa0]")  # white space that becomes a space
-# A placeholder is in brackets because engines look at the character beside emphasis, and what is held is punctuation.
+# In brackets, because engines look at the character next to emphasis, and held text begins and ends with punctuation.
 TOKEN = re.compile("(\\(\x02\\d+\x03\\))")
 _HELD = re.compile("\\(\x02(\\d+)\x03\\)")
 _SEPARATOR = re.compile("^[ >]*\x02\x03(?:\n(?:[ >]*\n)?|\\Z)", re.MULTILINE)
-END = "\x02\x03\x02"  # of one document among several
-SEPARATOR = "<p>\x02\x03</p>"  # between two lists, which would become one
+END = "\x02\x03\x02"  # end of one document among several
+SEPARATOR = "<p>\x02\x03</p>"  # between two lists, which would otherwise merge
 TO_CONTROLS = {ord("<"): "\x04", ord("&"): "\x05", ord('"'): "\x06"}
 _FROM_CONTROLS = {4: "<", 5: "&", 6: '"'}
 
 
 class Document(NamedTuple):
-    """A small well-formed HTML document for an engine, and what its placeholders stand for."""
+    """A small well-formed HTML document for an engine, and the Markdown behind its placeholders."""
 
     html: str
     kept: list[str]
 
 
 def token(kept: list[str], markdown: str) -> str:
-    """Keep finished Markdown and give its placeholder."""
+    """Store finished Markdown in `kept` and return its placeholder."""
     kept.append(markdown)
     return f"(\x02{len(kept) - 1}\x03)"
 
@@ -34,7 +34,7 @@ def hidden(text: str) -> str:
 
 
 def restored(markdown: str, kept: list[str]) -> str:
-    """Put what was held back into an engine's result; blocks are indented as their first line is."""
+    """Put what was held back into an engine's result; blocks are indented like their first line."""
     if "\x02\x03" in markdown:
         markdown = _SEPARATOR.sub("", markdown)
     if "\x04" in markdown or "\x05" in markdown or "\x06" in markdown:
@@ -45,7 +45,7 @@ def restored(markdown: str, kept: list[str]) -> str:
 
 
 def _indented(text: str, match: re.Match[str]) -> str:
-    """What was held, each line of a block after what stands before the first: a list's indent, a quote's marks."""
+    """Held text; each line of a block gets the prefix of its first: a list's indent, a quote's marks."""
     if "\n" not in text:
         return text
     before = match.string[match.string.rfind("\n", 0, match.start()) + 1 : match.start()]

@@ -1,11 +1,11 @@
-"""What a tag of an HTML message is, and what becomes of it."""
+"""The tags of an HTML message, and how each is handled."""
 
 import functools
 import html
 import re
 
-# Cuts a message into text and tags by turns. A quote counts only after `=`, and `<` outside quotes begins anew; every
-# repeat is possessive, so that time stays linear.
+# Splits a message into alternating text and tags. A quote counts only after `=`, and `<` outside quotes starts a new
+# tag; every repeat is possessive, so that time stays linear.
 CUT = re.compile(
     r"""(<!--.*?(?:-->|\Z)"""
     r"""|</?[a-zA-Z][^<>=]*+(?:=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>][^\s<>]*+|)[^<>=]*+)*+>"""
@@ -43,7 +43,7 @@ _KINDS = {
 
 @functools.lru_cache(4096)
 def kind(tag: str) -> tuple[str, str]:
-    """A tag's name and what becomes of it: the name of a method of Page, or `unwrap`."""
+    """A tag's name and its handler: the name of a method of Page, or `unwrap`."""
     match = _NAME.match(tag)
     if match is None:
         return "", "unwrap"
