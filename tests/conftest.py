@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import running
@@ -150,3 +151,32 @@ def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import exporting
 
     return exporting.sentencepiece_model(tmp_path_factory.mktemp("sentencepiece"))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model to be trained."""
+    import tiny
+
+    return tiny.make(tmp_path_factory.mktemp("train") / "base")
+
+
+@pytest.fixture(scope="session")
+def alone() -> Any:
+    """The one process group that this process can have, of itself."""
+    from vtools.train import ranks
+
+    return ranks.join()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the entries of tokenised data are, of a cache of this test's own."""
+    monkeypatch.setenv("VTOOLS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+@pytest.fixture(params=["fetch", "clean", "split"])
+def tool(request: pytest.FixtureRequest, eot: str) -> list[str]:
+    """The command line of each filter."""
+    return [request.param, *(["--tokenizer", eot] if request.param == "split" else [])]

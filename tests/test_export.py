@@ -16,7 +16,6 @@ from running import bad, command, execute, good, on_a_disk_of, peak, run, start,
 np = pytest.importorskip("numpy")
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 from vtools.export import blocks, gguf_file, tensor_names  # noqa: E402
 

@@ -11,7 +11,6 @@ from running import bad, good, run
 np = pytest.importorskip("numpy")
 gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 from vtools.models.published_templates import SOURCES  # noqa: E402
 

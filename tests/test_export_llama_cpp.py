@@ -13,7 +13,6 @@ from running import good
 
 np = pytest.importorskip("numpy")
 gguf = pytest.importorskip("gguf")
-torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from vtools.export import blocks, gguf_file  # noqa: E402

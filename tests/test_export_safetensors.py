@@ -9,8 +9,6 @@ from checkpoints import halted
 from exporting import model
 from running import bad, good
 
-np = pytest.importorskip("numpy")
-gguf = pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

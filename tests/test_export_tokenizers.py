@@ -10,9 +10,7 @@ from exporting import CHATS, TEXTS, change, metadata, model
 from llama_cpp import needs_llama_cpp
 from running import ROOT, bad, good, run
 
-np = pytest.importorskip("numpy")
 gguf = pytest.importorskip("gguf")
-torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from vtools.models import pretokenizer  # noqa: E402
