@@ -1,44 +1,23 @@
-"""Small models as folders of safetensors files, made with NumPy alone, and vtools run on them."""
+"""Small models as folders of safetensors files, made with NumPy alone."""
 
+import contextlib
 import json
 import struct
-import subprocess
-import sys
 
 import pytest
+from running import start
 
 np = pytest.importorskip("numpy")
 
-VTOOLS = [sys.executable, "-m", "vtools"]
 
-
-def vtools(*arguments, **options):
-    command = [*VTOOLS, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
-
-
-def good(*arguments):
-    done = vtools(*arguments)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def bad(*arguments, code=1):
-    done = vtools(*arguments)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    return done.stderr
-
-
+@contextlib.contextmanager
 def halted(*arguments, lines=1):
     """A run, that many lines of it read: its pipe holds one page, so with more to say it cannot end before they are."""
-    command = [*VTOOLS, *map(str, arguments)]
     # Unbuffered, or reading one line would take many out of the pipe.
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, pipesize=4096)
-    for _ in range(lines):
-        assert running.stdout.readline().startswith(b'{"tensor"')
-    return running
+    with start(*arguments, bufsize=0, pipesize=4096) as running:
+        for _ in range(lines):
+            assert running.stdout.readline().startswith(b'{"tensor"')
+        yield running
 
 
 def write(path, tensors, padding=0):
@@ -93,3 +72,9 @@ def contents(folder):
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def first_tensor(file):
+    """Where the first tensor of a safetensors file begins."""
+    with open(file, "rb") as stream:
+        return 8 + struct.unpack("<Q", stream.read(8))[0]

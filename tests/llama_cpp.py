@@ -14,6 +14,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 TOP = 8
 THREADS = 2
 
@@ -35,6 +37,9 @@ def library() -> ctypes.CDLL | None:
     spec = importlib.util.find_spec("xllamacpp")
     found = sorted(Path(spec.submodule_search_locations[0]).glob("*.so")) if spec else []
     return ctypes.CDLL(str(found[0])) if found else None
+
+
+needs_llama_cpp = pytest.mark.skipif(library() is None, reason="the package xllamacpp is not installed")
 
 
 def main() -> None:

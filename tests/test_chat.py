@@ -14,14 +14,8 @@ import time
 
 import pytest
 import tiny
-from conftest import ROOT, VTOOLS
-from test_endpoint import Break, Server, Status
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "VTOOLS_MODEL"):
-        monkeypatch.delenv(name, raising=False)
+from loopback import Break, Chat, Status
+from running import command, environment, wait_until
 
 
 def echo(messages, body):
@@ -34,17 +28,6 @@ def questions(number: int) -> str:
 
 def without_ms(data: bytes) -> bytes:
     return re.sub(rb'"ms":\d+', b'"ms":0', data)
-
-
-def start(*args: str, cwd, **pipes) -> subprocess.Popen:
-    return subprocess.Popen([*VTOOLS, *map(str, args)], cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
 
 
 def lines(path) -> int:
@@ -64,7 +47,7 @@ def test_every_shape_of_a_question_is_asked(vtools):
         {"instruction": "eight", "input": "with this", "output": "old"},
         {"id": "again", "model": "other", "question": ["nine"], "turns": ["an old answer"]},
     ]  # fmt: skip
-    with Server(echo) as server:
+    with Chat(echo) as server:
         done = vtools("chat", "--base-url", server.url, stdin="\n".join(map(json.dumps, shapes)))
     assert done.returncode == 0, done.errors
     asked = ["one", "two", "three", "four", "five", "six", "seven", "eight\n\nwith this", "nine"]
@@ -79,7 +62,7 @@ def test_every_shape_of_a_question_is_asked(vtools):
 
 
 def test_a_question_of_several_turns_is_asked_turn_by_turn(vtools):
-    with Server(lambda messages, body: f"answer {len(messages)}") as server:
+    with Chat(lambda messages, body: f"answer {len(messages)}") as server:
         done = vtools("chat", "--base-url", server.url, stdin='{"id":"q","turns":["first","second"]}')
     (record,) = done.records
     assert record["turns"] == ["answer 1", "answer 3"]
@@ -89,21 +72,25 @@ def test_a_question_of_several_turns_is_asked_turn_by_turn(vtools):
 
 
 def test_answers_keep_the_order_of_the_questions_however_many_are_asked_at_a_time(vtools):
+    together, before = 1, 0
+
     def reply(messages, body):
         number = int(messages[-1]["content"].split()[-1])
-        time.sleep(0.05 * (number % 4 == 0))
+        if number % 8 == 0:  # seven others are asked before it is answered
+            wait_until(lambda: len(server.bodies) - before >= number + together)
         return f"answer {number}"
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         one = vtools("chat", "--base-url", server.url, "-j", 1, stdin=questions(24))
+        together, before = 8, 24
         many = vtools("chat", "--base-url", server.url, "-j", 8, stdin=questions(24))
     assert [record["id"] for record in many.records] == [f"q{n}" for n in range(24)]
     assert without_ms(one.stdout) == without_ms(many.stdout)
 
 
-def test_an_answer_is_written_before_the_next_question_is_there(tmp_path):
-    with Server(echo) as server:
-        chat = start("chat", "--base-url", server.url, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+def test_an_answer_is_written_before_the_next_question_is_there(start):
+    with Chat(echo) as server:
+        chat = start("chat", "--base-url", server.url)
         for number in range(3):
             chat.stdin.write(json.dumps({"id": str(number), "prompt": "x"}).encode() + b"\n")
             chat.stdin.flush()
@@ -118,7 +105,7 @@ def test_one_failed_question_costs_the_others_nothing(vtools, tmp_path):
             raise Status(400, {"error": {"message": "too long for me"}})
         return "fine"
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         done = vtools("chat", "--base-url", server.url, "--rejects", "no.jsonl", "-o", "a.jsonl", stdin=questions(6))
         assert done.returncode == 1
         assert "1 of 6 failed" in done.errors and "too long for me" in done.errors and "Traceback" not in done.errors
@@ -127,7 +114,7 @@ def test_one_failed_question_costs_the_others_nothing(vtools, tmp_path):
         (reject,) = map(json.loads, (tmp_path / "no.jsonl").read_bytes().splitlines())
         assert (reject["reason"], reject["id"], reject["line"]) == ("unanswered", "q3", 4)
         # The same command again asks for the one that failed alone.
-        server.reply, before = echo, len(server.bodies)
+        server.answer, before = echo, len(server.bodies)
         done = vtools("chat", "--base-url", server.url, "-o", "a.jsonl", stdin=questions(6))
         assert done.returncode == 0
         assert [body["messages"][-1]["content"] for body in server.bodies[before:]] == ["question 3"]
@@ -136,7 +123,7 @@ def test_one_failed_question_costs_the_others_nothing(vtools, tmp_path):
 
 def test_a_bad_line_ends_the_run_unless_rejects_are_saved(vtools, tmp_path):
     text = '{"id":"a","prompt":"x"}\n{broken\n{"id":"b","other":1}\n{"id":"c","prompt":"y"}\n'
-    with Server(echo) as server:
+    with Chat(echo) as server:
         stopped = vtools("chat", "--base-url", server.url, stdin=text)
         saved = vtools("chat", "--base-url", server.url, "--rejects", "no.jsonl", "--stats", "s.json", stdin=text)
     assert stopped.returncode == 1 and "stdin:2: " in stopped.errors
@@ -149,7 +136,7 @@ def test_a_bad_line_ends_the_run_unless_rejects_are_saved(vtools, tmp_path):
     assert (stats["in"], stats["out"], stats["rejected"]) == (4, 2, 2)
 
 
-def test_a_run_killed_twice_asks_only_for_the_rest_and_ends_with_the_same_bytes(vtools, tmp_path):
+def test_a_run_killed_twice_asks_only_for_the_rest_and_ends_with_the_same_bytes(vtools, start, tmp_path):
     (tmp_path / "q.jsonl").write_text(questions(12))
     journal = tmp_path / "a.jsonl.journal"
     release = threading.Event()
@@ -163,13 +150,13 @@ def test_a_run_killed_twice_asks_only_for_the_rest_and_ends_with_the_same_bytes(
             release.wait(60)
         return echo(messages, body)
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         ask = ("chat", "q.jsonl", "--base-url", server.url, "--model", "m", "-o")
         assert vtools(*ask, "whole.jsonl").returncode == 0
 
         def kill_after(records: int, asked: int) -> None:
             asked += len(server.bodies)
-            chat = start(*ask, "a.jsonl", "-j", 4, cwd=tmp_path, stderr=subprocess.DEVNULL)
+            chat = start(*ask, "a.jsonl", "-j", 4)
             # With all four of its requests there: none may arrive later, as if the next run had made it.
             wait_until(lambda: lines(journal) == records and len(server.bodies) == asked)
             chat.kill()
@@ -193,7 +180,7 @@ def test_a_run_killed_twice_asks_only_for_the_rest_and_ends_with_the_same_bytes(
 
 
 def test_a_finished_run_asks_nothing_and_a_changed_one_asks_anew(vtools, tmp_path):
-    with Server(echo) as server:
+    with Chat(echo) as server:
         ask = ("chat", "--base-url", server.url, "-o", "a.jsonl")
         assert vtools(*ask, stdin=questions(3)).returncode == 0
         first = (tmp_path / "a.jsonl").read_bytes()
@@ -206,7 +193,7 @@ def test_a_finished_run_asks_nothing_and_a_changed_one_asks_anew(vtools, tmp_pat
 
 def test_the_same_question_twice_has_two_answers(vtools, tmp_path):
     count = iter(range(9))
-    with Server(lambda messages, body: f"answer {next(count)}") as server:
+    with Chat(lambda messages, body: f"answer {next(count)}") as server:
         ask = ("chat", "--base-url", server.url, "-o", "a.jsonl", "-j", 1)
         assert vtools(*ask, stdin=questions(1) * 3).returncode == 0
         first = (tmp_path / "a.jsonl").read_bytes()
@@ -216,17 +203,17 @@ def test_the_same_question_twice_has_two_answers(vtools, tmp_path):
     assert len(server.bodies) == 3
 
 
-def test_two_runs_on_one_file_do_not_meet(vtools, tmp_path):
+def test_two_runs_on_one_file_do_not_meet(vtools, start, tmp_path):
     release = threading.Event()
 
     def reply(messages, body):
         release.wait(60)
         return "late"
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         ask = ("chat", "--base-url", server.url, "-o", "a.jsonl")
         (tmp_path / "q.jsonl").write_text(questions(2))
-        first = start(*ask, "q.jsonl", cwd=tmp_path, stderr=subprocess.DEVNULL)
+        first = start(*ask, "q.jsonl")
         wait_until(lambda: server.bodies)
         second = vtools(*ask, "q.jsonl")
         assert second.returncode == 75
@@ -237,7 +224,7 @@ def test_two_runs_on_one_file_do_not_meet(vtools, tmp_path):
 
 
 @pytest.mark.parametrize("out", [(), ("-o", "a.jsonl")])
-def test_ctrl_c_ends_by_the_signal_without_a_word_and_keeps_what_is_paid_for(tmp_path, out):
+def test_ctrl_c_ends_by_the_signal_without_a_word_and_keeps_what_is_paid_for(start, tmp_path, out):
     release = threading.Event()
 
     def reply(messages, body):
@@ -246,9 +233,8 @@ def test_ctrl_c_ends_by_the_signal_without_a_word_and_keeps_what_is_paid_for(tmp
         return "late"
 
     (tmp_path / "q.jsonl").write_text(questions(9))
-    with Server(reply) as server:
-        chat = start("chat", "q.jsonl", "--base-url", server.url, *out, cwd=tmp_path,
-                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    with Chat(reply) as server:
+        chat = start("chat", "q.jsonl", "--base-url", server.url, *out)
         wait_until(lambda: len(server.bodies) >= 5)
         chat.send_signal(signal.SIGINT)
         assert chat.wait(30) == -signal.SIGINT
@@ -263,7 +249,7 @@ def test_an_error_that_all_would_meet_stops_at_once(vtools, tmp_path):
     def reply(messages, body):
         raise Status(401, {"error": {"message": "bad key"}})
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         done = vtools("chat", "--base-url", server.url, "-o", "a.jsonl", stdin=questions(50))
     assert done.returncode == 1
     assert done.errors.count("\n") == 1 and "HTTP 401: bad key; check OPENAI_API_KEY" in done.errors
@@ -272,14 +258,14 @@ def test_an_error_that_all_would_meet_stops_at_once(vtools, tmp_path):
 
 
 def test_lines_of_text_are_questions_and_only_the_answers_are_printed(vtools):
-    with Server(echo) as server:
+    with Chat(echo) as server:
         done = vtools("chat", "--text", "--base-url", server.url, stdin="[one]\n\ntwo, 二\n")
     assert done.stdout.decode() == "echo [one]\necho two, 二\n"
 
 
 def test_the_system_message_stands_where_there_is_none(vtools):
     own = {"messages": [{"role": "system", "content": "mine"}, {"role": "user", "content": "b"}]}
-    with Server(echo) as server:
+    with Chat(echo) as server:
         vtools("chat", "--base-url", server.url, "-j", 1, "--system", "yours", "--temperature", 0, "--max-tokens", 9,
                "--top-p", 0.5, "--seed", 4, stdin='{"prompt":"a"}\n' + json.dumps(own))  # fmt: skip
     assert [body["messages"][0]["content"] for body in server.bodies] == ["yours", "mine"]
@@ -288,7 +274,7 @@ def test_the_system_message_stands_where_there_is_none(vtools):
 
 
 def test_a_dry_run_counts_and_asks_nothing(vtools):
-    with Server(echo) as server:
+    with Chat(echo) as server:
         done = vtools("chat", "-n", "--base-url", server.url, stdin=questions(3) + '{"id":1,"turns":["a","b"]}')
     assert done.returncode == 0 and done.stdout == b"" and server.bodies == []
     assert "4 questions (5 turns)" in done.errors
@@ -308,9 +294,9 @@ def test_a_model_in_a_folder_answers_without_a_server(vtools, tmp_path):
 class Terminal:
     """`vtools chat` in a pseudo terminal."""
 
-    def __init__(self, server: Server, cwd, *args: str) -> None:
+    def __init__(self, server: Chat, cwd, *args: str) -> None:
         self.master, slave = pty.openpty()
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"}
+        env = environment(TERM="xterm", PROMPT_TOOLKIT_NO_CPR="1")
 
         def own_terminal() -> None:
             import fcntl
@@ -319,7 +305,7 @@ class Terminal:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
         self.process = subprocess.Popen(
-            [*VTOOLS, "chat", "--base-url", server.url, *args], cwd=cwd, env=env, stdin=slave, stdout=slave, stderr=slave,
+            command("chat", "--base-url", server.url, *args), cwd=cwd, env=env, stdin=slave, stdout=slave, stderr=slave,
             start_new_session=True, preexec_fn=own_terminal,
         )  # fmt: skip
         os.close(slave)
@@ -357,7 +343,7 @@ def test_a_conversation_in_a_terminal(tmp_path):
     def contents() -> list[str]:
         return [message["content"] for message in server.bodies[-1]["messages"]]
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         terminal = Terminal(server, tmp_path, "--system", "be kind")
         terminal.type("hello\r")
         terminal.see("[2 messages]")
@@ -395,7 +381,7 @@ def test_every_character_is_shown_when_it_comes(tmp_path):
         assert shown.wait(60)  # without a space or a newline after it
         yield "好\x1b]52;c;AAAA\x07"
 
-    with Server(lambda messages, body: pieces()) as server:
+    with Chat(lambda messages, body: pieces()) as server:
         terminal = Terminal(server, tmp_path)
         terminal.type("hi\r")
         terminal.see("你")
@@ -415,7 +401,7 @@ def test_ctrl_c_stops_the_answer_and_drops_its_question(tmp_path):
 
         return endless() if messages[-1]["content"] == "tell" else ["done"]
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         terminal = Terminal(server, tmp_path)
         terminal.type("tell\r")
         terminal.see("once upon")
@@ -436,7 +422,7 @@ def test_an_error_in_a_conversation_does_not_end_it(tmp_path):
             raise Status(400, {"error": {"message": "not that"}})
         return ["good"]
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         terminal = Terminal(server, tmp_path)
         terminal.type("bad\r")
         terminal.see("not that")

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from running import ROOT, python
 
 from vtools import cli, completions, process
 
@@ -37,17 +37,14 @@ def test_every_tool_has_help_with_examples(vtools, command, flag):
 
 
 @pytest.mark.parametrize("args", [["--help"], *([command, "--help"] for command in COMMANDS), ["fetch"], ["clean"]])
-def test_start_up_imports_nothing_heavy(tmp_path, args):
+def test_start_up_imports_nothing_heavy(args):
     code = (
         "import sys; from vtools.cli import main\n"
         f"sys.argv = ['vtools', *{args!r}]\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print('loaded:', *sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=ROOT
-    )
-    loaded = set(done.stderr.rpartition("loaded: ")[2].split())
+    loaded = set(python(code).errors.rpartition("loaded: ")[2].split())
     assert "vtools" in loaded
     assert not loaded & {*HEAVY, "pydantic"}
 
@@ -189,9 +186,8 @@ def test_no_committed_file_names_a_place_outside_the_project():
         assert not re.search(rb"/(work|opt|root)/[a-z]", text) or name == "tests/test_cli.py", name
 
 
-def test_verbose_shows_where_an_error_came_from(tmp_path):
+def test_verbose_shows_where_an_error_came_from(vtools, tmp_path):
     (tmp_path / "raw.jsonl").write_text("not json\n")
-    command = [sys.executable, "-m", "vtools", "clean", str(tmp_path / "raw.jsonl")]
     for extra, shown in (([], False), (["-v"], True)):
-        done = subprocess.run([*command, *extra], capture_output=True, text=True)
-        assert done.returncode == 1 and ("Traceback" in done.stderr) is shown and "NoneType: None" not in done.stderr
+        done = vtools("clean", "raw.jsonl", *extra)
+        assert done.returncode == 1 and ("Traceback" in done.errors) is shown and "NoneType: None" not in done.errors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import chat
+from chats import chat
 
 from vtools.records import conversation
 from vtools.records.jsonl import Reject

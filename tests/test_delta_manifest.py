@@ -3,9 +3,10 @@
 import copy
 
 import pytest
-from checkpoints import bad, good, pair
+from checkpoints import pair
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import bad, good
 
 orjson = pytest.importorskip("orjson")
 pytest.importorskip("blake3")

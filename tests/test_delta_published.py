@@ -3,17 +3,16 @@
 import json
 import os
 import random
-import subprocess
-import sys
 
 import pytest
 
 np = pytest.importorskip("numpy")
 blake3 = pytest.importorskip("blake3").blake3
 
-import hub  # noqa: E402
 import tiny  # noqa: E402
-from checkpoints import VTOOLS, bad, contents, good, names, pair, vtools, weights, write  # noqa: E402
+from checkpoints import contents, names, pair, weights, write  # noqa: E402
+from hub import Hub  # noqa: E402
+from running import bad, good, python, run  # noqa: E402
 
 HIDDEN, WIDE, ROWS, LAYERS = 64, 128, 320, 2
 
@@ -103,8 +102,8 @@ FASTCHAT = "114274f488ea0b097c322322e341d57c1fc6e03a611a4874242580e276cd3e89"
 
 def test_a_published_delta_gives_the_bits_that_fastchat_gave(tmp_path):
     base, delta = save(tmp_path / "base", halves(1, 11)), save(tmp_path / "delta", halves(2, 6))
-    done = vtools("apply-delta", base, delta, tmp_path / "out")
-    assert done.returncode == 0 and "neither base nor result could be checked" in done.stderr
+    done = run("apply-delta", base, delta, tmp_path / "out")
+    assert done.returncode == 0 and "neither base nor result could be checked" in done.errors
     assert digest(load(tmp_path / "out")) == FASTCHAT
 
 
@@ -114,8 +113,8 @@ def test_a_published_delta_gives_the_bits_that_fastchat_gives(tmp_path):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (delta / name).write_bytes((tiny_tokenizer(tmp_path) / name).read_bytes())
     script = "import sys; from fastchat.model.apply_delta import apply_delta; apply_delta(*sys.argv[1:])"
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", script, base, tmp_path / "theirs", delta], check=True, capture_output=True, env=environment, timeout=200)  # fmt: skip
+    done = python(script, base, tmp_path / "theirs", delta)
+    assert done.returncode == 0, done.errors
     good("apply-delta", base, delta, tmp_path / "ours")
     ours, theirs = load(tmp_path / "ours"), load(tmp_path / "theirs")
     assert ours.keys() == theirs.keys()
@@ -262,10 +261,10 @@ def test_the_template_that_the_weights_never_carried_is_stored_with_them(tmp_pat
     about = json.loads((source / "tokenizer_config.json").read_text())
     assert about.pop("chat_template")
     (delta / "tokenizer_config.json").write_text(json.dumps(about))
-    done = vtools("apply-delta", base, delta, tmp_path / "plain")
-    assert f"{tmp_path / 'plain'}: no chat template of its own; --template NAME stores one" in done.stderr
-    done = vtools("apply-delta", base, delta, tmp_path / "out", "--template", template)
-    assert done.returncode == 0 and "no chat template" not in done.stderr
+    done = run("apply-delta", base, delta, tmp_path / "plain")
+    assert f"{tmp_path / 'plain'}: no chat template of its own; --template NAME stores one" in done.errors
+    done = run("apply-delta", base, delta, tmp_path / "out", "--template", template)
+    assert done.returncode == 0 and "no chat template" not in done.errors
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     messages = [{"role": "user", "content": "cat"}, {"role": "assistant", "content": "mat"}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
@@ -359,14 +358,12 @@ def test_hub_ids_are_fetched_and_pickled_weights_only_where_there_are_no_others(
     (base / "pytorch_model.bin").write_bytes(b"the same weights again")
     save_pickled(root / "lmsys/vicuna-7b-delta-v1.1", halves(2, 6), buffers=True)
     save_pickled(root / "lmsys/old-base", halves(1, 11))
-    with hub.serving(root) as (url, fetched):
-        environment = {**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-        environment.pop("HF_HUB_OFFLINE", None)
+    with Hub(root) as hub:
+        env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}  # fmt: skip
         for name in ("huggyllama/llama-7b", "lmsys/old-base"):
-            command = [*VTOOLS, "apply-delta", f"hf:{name}", "hf:lmsys/vicuna-7b-delta-v1.1", tmp_path / name.partition("/")[2]]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-            assert done.returncode == 0, done.stderr
-            assert digest(load(tmp_path / name.partition("/")[2])) == FASTCHAT
-    assert "huggyllama/llama-7b/model.safetensors" in fetched
-    assert "huggyllama/llama-7b/pytorch_model.bin" not in fetched
-    assert "lmsys/old-base/pytorch_model-00002-of-00002.bin" in fetched
+            out = tmp_path / name.partition("/")[2]
+            good("apply-delta", f"hf:{name}", "hf:lmsys/vicuna-7b-delta-v1.1", out, env=env)
+            assert digest(load(out)) == FASTCHAT
+    assert "huggyllama/llama-7b/model.safetensors" in hub.fetched
+    assert "huggyllama/llama-7b/pytorch_model.bin" not in hub.fetched
+    assert "lmsys/old-base/pytorch_model-00002-of-00002.bin" in hub.fetched

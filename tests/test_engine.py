@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import queue
 import random
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import python, wait_until
 
 from vtools.inference.client import Sampling
 
@@ -54,13 +52,6 @@ def greedy(folder: Path | str, prompt: list[int], most: int, end: int = 2) -> li
 
 def idle(engine) -> bool:
     return not engine._mailboxes and not engine._manager.batch_processor.has_pending_requests()
-
-
-def eventually(condition, seconds: float = 60) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +106,7 @@ def test_threads_that_share_a_full_cache_and_cancel_lose_nothing(folder, monkeyp
     for thread in threads:
         thread.join(120)
         assert not thread.is_alive()
-    assert eventually(lambda: idle(engine))
+    wait_until(lambda: idle(engine))
     assert answers.qsize() > 40
     for _ in range(8):
         content, most, text = answers.get()
@@ -168,7 +159,7 @@ def test_a_stop_string_ends_the_answer_before_it_and_ends_the_generation(narrow)
     assert "".join(stream) == whole[: whole.find(stop)]
     assert stream.finish == "stop"
     assert stream.usage["completion_tokens"] < 50
-    assert eventually(lambda: idle(narrow))
+    wait_until(lambda: idle(narrow))
 
 
 def test_the_stop_string_of_a_template_ends_the_answer(folder):
@@ -256,12 +247,12 @@ def test_closing_a_stream_ends_its_generation_and_whoever_waits_for_it(tmp_path)
     assert not reader.is_alive()
     assert stream.finish is None
     assert stream.usage["completion_tokens"] < 16000
-    assert eventually(lambda: idle(engine))
+    wait_until(lambda: idle(engine))
 
     dropped = engine.stream(ask("the cat"), Sampling(max_tokens=16000))
     next(dropped)
     del dropped  # as a generator would
-    assert eventually(lambda: idle(engine))
+    wait_until(lambda: idle(engine))
 
     left = engine.stream(ask("the cat"), Sampling(max_tokens=16000))
     engine.close()
@@ -295,10 +286,8 @@ def test_a_program_that_does_not_close_its_engine_still_ends(folder):
         "stream = engine.stream([{'role': 'user', 'content': 'the cat'}], Sampling(max_tokens=400, temperature=0))\n"
         "next(stream)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, timeout=120, env=tiny.environment(), text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = python(script)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 @pytest.mark.slow

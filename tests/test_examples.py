@@ -7,19 +7,20 @@ import json
 import os
 import select
 import shutil
-import signal
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import tiny
 import typer.main
-from conftest import DATA, ROOT
+from chats import jsonl
+from conftest import DATA
+from loopback import Reply, Request, Server
+from running import ROOT, begun, execute, good
 
 from vtools import cli
+from vtools.files.lock import lock
 
 TORCH = ("train", "serve", "--model vicuna", "--model ./vicuna")
 
@@ -35,42 +36,23 @@ def examples() -> list:
     return found
 
 
-class Anywhere(BaseHTTPRequestHandler):
+def reply(request: Request) -> Reply:
     """What the examples call example.org and api.openai.com."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *args):
-        pass
-
-    def answer(self, body: bytes):
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_GET(self):
-        if self.path.endswith("/models"):
-            self.answer(json.dumps({"object": "list", "data": [{"id": "gpt-4.1", "object": "model"}]}).encode())
-        else:
-            self.answer(b"".join(json.dumps(record).encode() + b"\n" for record in tiny.conversations(3)))
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+    if request.method == "POST":
         message = {"role": "assistant", "content": "8 7\nThe first answer is a little better."}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         usage = {"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14}
-        self.answer(json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "gpt-4.1", "choices": [choice], "usage": usage}).encode())  # fmt: skip
+        about = {"id": "x", "object": "chat.completion", "created": 0, "model": "gpt-4.1"}
+        return Reply.json({**about, "choices": [choice], "usage": usage})
+    if request.path.endswith("/models"):
+        return Reply.json({"object": "list", "data": [{"id": "gpt-4.1", "object": "model"}]})
+    return Reply(jsonl(*tiny.conversations(3)))
 
 
 @pytest.fixture(scope="module")
 def anywhere():
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Anywhere)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{httpd.server_address[1]}"
-    httpd.shutdown()
-    httpd.server_close()
+    with Server(reply) as server:
+        yield server.url
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +82,7 @@ def world(tmp_path_factory):
     (folder / "base" / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2048}))
     for name, seed in (("llama", 1), ("vicuna", 2)):
         tiny.make(folder / name, seed=seed)
-    run = subprocess.run([*tiny.command()[:3], "make-delta", "llama", "vicuna", "vicuna-delta", "-q"], cwd=folder, env=tiny.environment(), capture_output=True)  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    good("make-delta", "llama", "vicuna", "vicuna-delta", "-q", cwd=folder)
     return folder
 
 
@@ -133,25 +114,22 @@ def test_an_example_of_the_help_runs(world, anywhere, tmp_path, example):
     (tools / "vtools").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vtools "$@"\n')
     (tools / "vtools").chmod(0o755)
     path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = tiny.environment(PATH=path, OPENAI_API_KEY="none", VTOOLS_CACHE=str(tmp_path / "cache"))
+    env = {"PATH": path, "OPENAI_API_KEY": "none"}
     env |= {"OPENAI_BASE_URL": f"{anywhere}/v1"} if "serve" not in example else {}
     command = ["bash", "-o", "pipefail", "-c", example]
     if "vtools serve" in example:
-        process = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
-        try:
+        with (
+            lock(Path(os.environ["VTOOLS_CACHE"]) / "ports", wait=True),  # the examples name their ports
+            begun(command, cwd=folder, env=env, stdin=subprocess.DEVNULL) as process,
+        ):
             assert select.select([process.stdout], [], [], 120)[0]
             assert b"http://127.0.0.1:" in process.stdout.readline()
             if "chat" in example:
                 assert process.wait(120) == 0, process.stderr.read()
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
-            process.stdout.close()
-            process.stderr.close()
         return
-    done = subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=200)
-    assert done.returncode == 0, done.stderr.decode()
-    assert b"Traceback" not in done.stderr
+    done = execute(command, cwd=folder, env=env)
+    assert done.returncode == 0, done.errors
+    assert "Traceback" not in done.errors
 
 
 def test_the_readme_shows_every_tool():

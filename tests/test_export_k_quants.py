@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-import llama_cpp
 import pytest
+from llama_cpp import needs_llama_cpp
 
 np = pytest.importorskip("numpy")
 gguf = pytest.importorskip("gguf")
@@ -16,7 +16,6 @@ from vtools.export.tensor_names import mixed  # noqa: E402
 from vtools.process import Failure  # noqa: E402
 
 KINDS = ("q4_k", "q5_k", "q6_k")
-needs_llama_cpp = pytest.mark.skipif(llama_cpp.library() is None, reason="the package xllamacpp is not installed")
 
 
 def noise(shape, seed=0, size=0.02):

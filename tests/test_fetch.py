@@ -4,95 +4,48 @@ from __future__ import annotations
 
 import gzip
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from conftest import chat
+from chats import chat
+from loopback import Reply, Request, Server, closed_port
 
 RECORDS = [{"id": f"c{n}", "messages": chat(f"Question {n}", "word " * 200)} for n in range(300)]
 BODY = json.dumps(RECORDS).encode()
 PACKED = gzip.compress(BODY)
 
 
-class Server(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    seen: list
-
-    def log_message(self, *args):
-        pass
-
-    def do_GET(self):
-        self.seen.append((self.path, dict(self.headers)))
-        body, tag = BODY, '"v1"'
-        visit = sum(path == self.path for path, _ in self.seen)
-        if self.path == "/redirect":
-            self.send_response(302)
-            self.send_header("Location", "/all")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if self.path == "/busy" and visit < 3:
-            self.send_response(429)
-            self.send_header("Retry-After", "0")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if self.path == "/exact" and self.headers.get("Range"):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(BODY)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if self.path == "/exact":
-            self.send_response(200)
-            self.send_header("Transfer-Encoding", "chunked")
-            self.end_headers()
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(BODY), BODY))  # and never the last chunk
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(2)
-            return
-        if self.path == "/missing":
-            self.send_response(404)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if self.path == "/packed":
-            body = PACKED
-        if self.path == "/changing":
-            tag = f'"v{visit}"'
-        asked = self.headers.get("Range")
-        start = (
-            int(asked.removeprefix("bytes=").rstrip("-"))
-            if asked and self.path != "/norange" and self.headers.get("If-Range") == tag
-            else 0
-        )
-        self.send_response(206 if start else 200)
-        self.send_header("ETag", tag)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        part = body[start:]
-        if (self.path in ("/breaking", "/norange", "/changing") and visit < 4) or (self.path == "/hopeless"):
-            self.wfile.write(part[: len(body) // 3 if self.path != "/hopeless" or visit == 1 else 0])
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(2)
-            return
-        self.wfile.write(part)
-
-
 @pytest.fixture
 def server():
-    handler = type("Handler", (Server,), {"seen": []})
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=httpd.serve_forever, daemon=True).start()
-    handler.url = f"http://127.0.0.1:{httpd.server_address[1]}"
-    yield handler
-    httpd.shutdown()
-    httpd.server_close()
+    """One that breaks off, moves, is busy, forgets ranges or changes its file, by the path that it is asked for."""
+
+    def reply(request: Request) -> Reply:
+        visit = sum(other.path == request.path for other in server.requests)
+        path, asked = request.path, request.headers.get("Range")
+        if path == "/redirect":
+            return Reply(status=302, headers={"Location": "/all"})
+        if path == "/busy" and visit < 3:
+            return Reply(status=429, headers={"Retry-After": "0"})
+        if path == "/missing":
+            return Reply(status=404)
+        if path == "/exact" and asked:
+            return Reply(status=416, headers={"Content-Range": f"bytes */{len(BODY)}"})
+        if path == "/exact":  # and never the last chunk
+            return Reply([b"%x\r\n%s\r\n" % (len(BODY), BODY)], headers={"Transfer-Encoding": "chunked"})
+        body = PACKED if path == "/packed" else BODY
+        tag = f'"v{visit}"' if path == "/changing" else '"v1"'
+        start = 0
+        if asked and path != "/norange" and request.headers.get("If-Range") == tag:
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        answer = Reply(body[start:], 206 if start else 200, {"ETag": tag})
+        if start:
+            answer.headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        if path == "/hopeless" or (path in ("/breaking", "/norange", "/changing") and visit < 4):
+            answer.headers["Content-Length"] = str(len(answer.body))
+            answer.body = answer.body[: len(body) // 3 if path != "/hopeless" or visit == 1 else 0]
+        return answer
+
+    with Server(reply) as server:
+        yield server
 
 
 @pytest.mark.parametrize("path", ["/all", "/packed", "/redirect", "/busy", "/breaking", "/norange", "/exact"])
@@ -107,10 +60,10 @@ def test_a_url_gives_all_its_records_whatever_happens_on_the_way(vtools, server,
 
 def test_a_broken_download_asks_for_the_rest_only(vtools, server):
     vtools("fetch", server.url + "/breaking")
-    ranges = [headers.get("Range") for _, headers in server.seen]
+    ranges = [request.headers.get("Range") for request in server.requests]
     assert ranges[0] is None
     assert all(asked for asked in ranges[1:])
-    assert all(headers["User-Agent"].startswith("vtools/") for _, headers in server.seen)
+    assert all(request.headers["User-Agent"].startswith("vtools/") for request in server.requests)
 
 
 @pytest.mark.parametrize("path", ["/changing", "/hopeless"])
@@ -131,8 +84,9 @@ def test_a_download_that_cannot_be_finished_gives_its_whole_records_and_says_whe
 
 @pytest.mark.parametrize(("path", "why"), [("/missing", "HTTP 404"), ("", "Connection refused")])
 def test_a_url_that_gives_nothing_is_one_line_and_exit_1(vtools, server, path, why):
-    url = server.url + path if path else "http://127.0.0.1:9/x"
-    done = vtools("fetch", url)
+    with closed_port() as port:
+        url = server.url + path if path else f"http://127.0.0.1:{port}/x"
+        done = vtools("fetch", url)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.errors.startswith(f"vtools fetch: {url}: ")
     assert why in done.errors

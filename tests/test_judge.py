@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import threading
 
 import pytest
 from conftest import DATA
-from test_chat import lines, start, wait_until, without_ms
-from test_endpoint import Server, Status
+from loopback import Chat, Status
+from running import wait_until
+from test_chat import lines, without_ms
 
 from vtools.judge import verdicts
 
 BLOG = DATA / "vicuna-blog"
-
-
-@pytest.fixture(autouse=True)
-def _no_settings(monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "VTOOLS_MODEL"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def blog(name: str):
@@ -116,7 +110,7 @@ def test_all_of_gpt4s_reviews_are_read_and_give_the_published_scores(name):
 
 
 def test_both_orders_are_judged_and_scores_and_verdict_are_those_of_a_and_b(vtools, files):
-    with Server(lambda messages, body: grades(9, 7)) as server:  # a judge that loves the first
+    with Chat(lambda messages, body: grades(9, 7)) as server:  # a judge that loves the first
         done = vtools("judge", *files, "--base-url", server.url, "--model", "judge-1")
     assert done.returncode == 0, done.errors
     rows = [(row["id"], row["order"], row["scores"], row["verdict"]) for row in done.records]
@@ -144,7 +138,7 @@ def test_an_answer_cannot_give_itself_a_verdict(vtools, tmp_path):
     (tmp_path / "b.jsonl").write_text(
         json.dumps({"id": "q0", "model": "b", "question": ["question 0"], "turns": [trick]}) + "\n"
     )
-    with Server(lambda messages, body: messages[-1]["content"].partition("\n\nExplain")[0]) as server:
+    with Chat(lambda messages, body: messages[-1]["content"].partition("\n\nExplain")[0]) as server:
         done = vtools("judge", "a.jsonl", "b.jsonl", "--base-url", server.url)  # the judge repeats what it was shown
     prompt = server.bodies[0]["messages"][-1]["content"]
     shown, form = prompt.split("Explain your judgment")
@@ -157,7 +151,7 @@ def test_an_answer_cannot_give_itself_a_verdict(vtools, tmp_path):
 def test_identical_answers_are_a_tie_without_a_call(vtools, tmp_path):
     (tmp_path / "a.jsonl").write_text(answers("a", 2, turns=["the same"]))
     (tmp_path / "b.jsonl").write_text(answers("b", 2, turns=["the same"]))
-    with Server(lambda messages, body: grades(1, 1)) as server:
+    with Chat(lambda messages, body: grades(1, 1)) as server:
         done = vtools("judge", "a.jsonl", "b.jsonl", "--base-url", server.url)
     assert done.returncode == 0 and server.bodies == []
     assert [(row["verdict"], row["parse"]) for row in done.records] == [("tie", "identical")] * 4
@@ -170,7 +164,7 @@ def test_a_reply_without_scores_is_asked_for_once_more_and_then_has_no_verdict(v
             return grades(4, 5) if again else "Hard to tell."
         return "Really hard to tell." if "question 2" in messages[1]["content"] else grades(5, 4)
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         done = vtools("judge", *files, "--base-url", server.url)
     assert done.returncode == 1
     assert "2 of 6 judgments have no verdict" in done.errors and "Traceback" not in done.errors
@@ -186,7 +180,7 @@ def test_programs_and_mathematics_have_their_own_measure_and_their_reference(vto
     for model in "ab":
         text = "".join(json.dumps({**row, "question": ["?"], "turns": [model]}) + "\n" for row in rows)
         (tmp_path / f"{model}.jsonl").write_text(text)
-    with Server(lambda messages, body: grades(5, 4)) as server:
+    with Chat(lambda messages, body: grades(5, 4)) as server:
         done = vtools("judge", "a.jsonl", "b.jsonl", "--base-url", server.url, "--one-order", "-j", 1)
     assert [row["prompt"] for row in done.records] == ["pair-coding-1", "pair-math-1", "pair-general-1"]
     assert [row["a"] for row in done.records] == ["a"] * 3  # without a model, the file's name
@@ -198,7 +192,7 @@ def test_programs_and_mathematics_have_their_own_measure_and_their_reference(vto
 def test_answers_without_a_partner_are_left_out_and_counted(vtools, tmp_path):
     (tmp_path / "a.jsonl").write_text(answers("a", 3) + '{"id":"only a","turns":["x"]}\n')
     (tmp_path / "b.jsonl").write_text(answers("b", 2) + answers("b", 1))
-    with Server(lambda messages, body: grades(5, 4)) as server:
+    with Chat(lambda messages, body: grades(5, 4)) as server:
         done = vtools("judge", "a.jsonl", "b.jsonl", "--base-url", server.url, "--rejects", "no.jsonl")
     assert len(done.records) == 4
     rejects = [json.loads(line) for line in (tmp_path / "no.jsonl").read_bytes().splitlines()]
@@ -215,7 +209,7 @@ def test_the_blogs_answers_are_judged_with_its_questions_and_fastchats_too(vtool
         for n in range(1, 81)
     ]
     (tmp_path / "fast.jsonl").write_text("".join(json.dumps(row) + "\n" for row in fastchat))
-    with Server(lambda messages, body: grades(5, 4)) as server:
+    with Chat(lambda messages, body: grades(5, 4)) as server:
         ask = ("judge", blog("answer/answer_vicuna-13b.jsonl"), "fast.jsonl", "--base-url", server.url)
         without = vtools(*ask)
         done = vtools(*ask, "--questions", blog("question.jsonl"), "-j", 8)
@@ -232,14 +226,14 @@ def test_a_conversation_of_several_turns_is_shown_whole(vtools, tmp_path):
     for model in "ab":
         row = {"id": "q", "model": model, "question": ["first?", "second?"], "turns": [f"{model}1", f"{model}2"]}
         (tmp_path / f"{model}.jsonl").write_text(json.dumps(row) + "\n")
-    with Server(lambda messages, body: grades(5, 4)) as server:
+    with Chat(lambda messages, body: grades(5, 4)) as server:
         assert vtools("judge", "a.jsonl", "b.jsonl", "--base-url", server.url).returncode == 0
     prompt = server.bodies[0]["messages"][1]["content"]
     assert all(text in prompt for text in ("first?", "second?", "a1", "a2", "b1", "b2"))
 
 
 def test_a_dry_run_says_how_many_calls_and_what_they_cost_and_makes_none(vtools, tmp_path, files):
-    with Server(lambda messages, body: grades(5, 4)) as server:
+    with Chat(lambda messages, body: grades(5, 4)) as server:
         (tmp_path / "prices.json").write_text('{"model": {"m": {"in": 2, "out": 8}}}')
         ask = ("judge", *files, "--base-url", server.url, "--model", "m", "-o", "j.jsonl")
         before = vtools(*ask, "-n", "--prices", "prices.json", "--max-tokens", 1000)
@@ -251,7 +245,7 @@ def test_a_dry_run_says_how_many_calls_and_what_they_cost_and_makes_none(vtools,
     assert " 0 times" in after.errors and "6 judgments exist already" in after.errors
 
 
-def test_a_killed_run_asks_only_for_the_rest_and_ends_with_the_same_bytes(vtools, tmp_path, files):
+def test_a_killed_run_asks_only_for_the_rest_and_ends_with_the_same_bytes(vtools, start, tmp_path, files):
     (tmp_path / "a.jsonl").write_text(answers("alpha", 6))
     (tmp_path / "b.jsonl").write_text(answers("beta", 6))
     release, holding = threading.Event(), False
@@ -261,11 +255,11 @@ def test_a_killed_run_asks_only_for_the_rest_and_ends_with_the_same_bytes(vtools
             release.wait(60)
         return grades(5, 4)
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         ask = ("judge", "a.jsonl", "b.jsonl", "--base-url", server.url, "--model", "m", "-o")
         assert vtools(*ask, "whole.jsonl").returncode == 0
         holding = True
-        judge = start(*ask, "j.jsonl", cwd=tmp_path, stderr=subprocess.DEVNULL)
+        judge = start(*ask, "j.jsonl")
         wait_until(lambda: lines(tmp_path / "j.jsonl.journal") == 10)
         judge.kill()
         judge.wait()
@@ -286,7 +280,7 @@ def test_a_rerun_asks_again_for_what_has_no_verdict_and_nothing_else(vtools, tmp
             return "Who knows?"
         return grades(5, 4)
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         ask = ("judge", *files, "--base-url", server.url, "-o", "j.jsonl")
         assert vtools(*ask).returncode == 1
         assert lines(tmp_path / "j.jsonl") == 6
@@ -302,7 +296,7 @@ def test_a_failed_call_is_no_judgment(vtools, files):
             raise Status(400, {"error": {"message": "too long"}})
         return grades(5, 4)
 
-    with Server(reply) as server:
+    with Chat(reply) as server:
         done = vtools("judge", *files, "--base-url", server.url)
     assert done.returncode == 1 and "2 of 6 failed" in done.errors and "too long" in done.errors
     assert len(done.records) == 4
@@ -311,7 +305,7 @@ def test_a_failed_call_is_no_judgment(vtools, files):
 def test_files_with_no_question_in_common_are_an_error(vtools, tmp_path):
     (tmp_path / "a.jsonl").write_text(answers("a", 1))
     (tmp_path / "b.jsonl").write_text(answers("b", 1).replace("q0", "other"))
-    with Server(lambda messages, body: grades(5, 4)) as server:
+    with Chat(lambda messages, body: grades(5, 4)) as server:
         done = vtools("judge", "a.jsonl", "b.jsonl", "--base-url", server.url)
     assert done.returncode == 1 and "nothing to judge" in done.errors
 
@@ -327,7 +321,7 @@ def test_questions_that_stand_in_the_training_data_are_named_at_first_and_at_las
     ]
     (tmp_path / "train.jsonl").write_text("{}\nno json\n" + "".join(json.dumps(row) + "\n" for row in data))
     (tmp_path / "other.jsonl").write_text(json.dumps(data[2]) + "\n")
-    with Server(lambda messages, body: grades(9, 7)) as server:
+    with Chat(lambda messages, body: grades(9, 7)) as server:
         asked = ["a.jsonl", "b.jsonl", "--base-url", server.url, "--model", "j"]
         done = vtools("judge", *asked, "--training-data", "train.jsonl")
         clear = vtools("judge", *asked, "--training-data", "other.jsonl")

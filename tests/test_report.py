@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
+from chats import jsonl
 from conftest import DATA
 
 BLOG = DATA / "vicuna-blog"
@@ -27,12 +26,8 @@ def pair(id: str, ab: list[float], ba: list[float], **fields) -> list[dict]:
     return [row(id, "ab", ab, **fields), row(id, "ba", ba, **fields)]
 
 
-def jsonl(rows: list[dict]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
 def table(vtools, rows: list[dict], *args: str) -> dict:
-    done = vtools("report", "--json", *args, stdin=jsonl(rows))
+    done = vtools("report", "--json", *args, stdin=jsonl(*rows))
     assert done.returncode == 0, done.errors
     (only,) = done.records[0]["pairs"]
     return only
@@ -82,7 +77,7 @@ def test_a_judge_that_follows_the_order_or_cannot_be_read_is_named_and_warned_of
         row("x", "ab", None),
         row("x", "ba", [5, 6]),
     ]
-    text = vtools("report", stdin=jsonl(rows)).stdout.decode()
+    text = vtools("report", stdin=jsonl(*rows)).stdout.decode()
     assert "judge: J" in text
     assert "warning: 1 of 5 have no verdict" in text
     assert "warning: the judge changed its mind with the order in 100%" in text
@@ -131,7 +126,7 @@ def test_fastchats_judgments_are_read(vtools):
 def test_the_picture_is_drawn(vtools, tmp_path):
     pytest.importorskip("matplotlib")
     rows = [row for name in "12" for row in pair(name, [5, 9], [5, 9], category="math")]
-    done = vtools("report", "--plot", "wins.svg", stdin=jsonl(rows))
+    done = vtools("report", "--plot", "wins.svg", stdin=jsonl(*rows))
     assert done.returncode == 0, done.errors
     drawn = (tmp_path / "wins.svg").read_text()
     assert all(text in drawn for text in ("B: B", "A: A (2)", "math (2)", "B wins", "the better B"))
@@ -139,7 +134,7 @@ def test_the_picture_is_drawn(vtools, tmp_path):
 
 def test_one_question_is_no_picture(vtools, tmp_path):
     pytest.importorskip("matplotlib")
-    done = vtools("report", "--plot", "wins.svg", stdin=jsonl(pair("1", [5, 9], [5, 9], category="math")))
+    done = vtools("report", "--plot", "wins.svg", stdin=jsonl(*pair("1", [5, 9], [5, 9], category="math")))
     assert done.returncode == 1 and "no picture: 1 value," in done.errors and b"B wins" in done.stdout
     assert not (tmp_path / "wins.svg").exists()
 

@@ -7,16 +7,15 @@ import json
 import queue
 import signal
 import socket
-import subprocess
-import sys
 import threading
-import time
 
 import httpx2
 import openai
 import pytest
+import running
 import tiny
-from test_engine import ask, eventually, greedy, made
+from running import bad, run, wait_until
+from test_engine import ask, greedy, made
 
 KEY = "a key for tests"
 
@@ -25,10 +24,8 @@ class Server:
     """`vtools serve` as a process; its events are collected as they are written."""
 
     def __init__(self, *arguments: object, **environment: str) -> None:
-        command = [sys.executable, "-m", "vtools", "serve", *map(str, arguments), "--port", "0"]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny.environment(**environment)
-        )
+        self._running = running.start("serve", *arguments, "--port", 0, env=environment)
+        self.process = self._running.__enter__()
         self.lines: list[bytes] = []
         self.errors: list[bytes] = []
         self._events: queue.Queue = queue.Queue()
@@ -55,7 +52,7 @@ class Server:
 
     def forget(self) -> None:
         """Leave out the events of earlier tests, also those that are still on their way."""
-        assert eventually(lambda: self.health()["in_flight"] == 0)
+        wait_until(lambda: self.health()["in_flight"] == 0)
         self.post(body(model="talker", max_tokens=1 << 20))  # refused, as no test is with this model
         while (event := self.event())["model"] != "talker" or event["status"] != 400:
             pass
@@ -75,12 +72,8 @@ class Server:
         code = self.process.wait(60)
         for thread in self._threads:
             thread.join(60)
+        self._running.__exit__(None, None, None)
         return code
-
-
-def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "vtools", "serve", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=tiny.environment(**environment))
 
 
 @pytest.fixture(scope="module")
@@ -262,11 +255,11 @@ def test_a_client_that_goes_away_ends_its_generation(server, streamed):
         if streamed:
             assert raw.recv(10)
         else:
-            assert eventually(lambda: server.health()["in_flight"] == 1)
+            wait_until(lambda: server.health()["in_flight"] == 1)
     event = server.event()
     assert (event["status"], event["finish"]) == (499, None)
     assert event["completion_tokens"] < 16000
-    assert eventually(lambda: server.health()["in_flight"] == 0)
+    wait_until(lambda: server.health()["in_flight"] == 0)
     assert server.post(body()).status_code == 200
 
 
@@ -298,7 +291,7 @@ def test_a_full_queue_answers_429_and_every_other_address_needs_the_key(long):
         client.chat.completions.create(**options, max_tokens=1)
     assert refused.value.response.headers["retry-after"] == "1"
     stream.close()
-    assert eventually(lambda: server.health()["in_flight"] == 0)
+    wait_until(lambda: server.health()["in_flight"] == 0)
     assert client.chat.completions.create(**options, max_tokens=1).usage.completion_tokens == 1
     assert server.end() == 0
     assert server.errors == []
@@ -319,7 +312,7 @@ def test_a_signal_lets_requests_finish_and_takes_no_new_ones(long, signum, code)
             return True
         return False
 
-    assert eventually(closed)
+    wait_until(closed)
     chunks += list(stream)
     assert chunks[-1].choices[0].finish_reason == "length"
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
@@ -331,22 +324,16 @@ def test_a_signal_lets_requests_finish_and_takes_no_new_ones(long, signum, code)
 def test_a_busy_port_is_one_clear_line(short):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = run(short, "--port", port)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert (
-        done.stderr
-        == f"vtools serve: port {port} on 127.0.0.1 is busy; choose another with --port (0 takes a free one)\n"
-    )
+        error = bad("serve", short, "--port", port)
+    assert error == f"vtools serve: port {port} on 127.0.0.1 is busy; choose another with --port (0 takes a free one)\n"
 
 
 def test_a_model_that_is_not_there_fails_before_the_port_opens(short, tmp_path):
-    missing = run(short, f"tuned={tmp_path}/missing", "--port", 0)
-    assert (missing.returncode, missing.stdout) == (1, "")
-    assert missing.stderr.startswith(f"vtools serve: {tmp_path}/missing: no such folder")
     (tmp_path / "empty").mkdir()
-    empty = run(tmp_path / "empty", "--port", 0)
-    assert (empty.returncode, empty.stdout) == (1, "")
-    assert empty.stderr.count("\n") == 1
+    missing, empty = (run("serve", short, f"tuned={tmp_path}/{name}", "--port", 0) for name in ("missing", "empty"))
+    assert missing.errors.startswith(f"vtools serve: {tmp_path}/missing: no such folder")
+    for done in (missing, empty):
+        assert (done.returncode, done.stdout, done.errors.count("\n")) == (1, b"", 1)
 
 
 @pytest.mark.parametrize(
@@ -360,23 +347,15 @@ def test_a_model_that_is_not_there_fails_before_the_port_opens(short, tmp_path):
 )
 def test_a_command_line_that_cannot_be_carried_out_exits_2(short, arguments, said):
     arguments = [argument.format(model=short) for argument in arguments]
-    done = run(short, *arguments, "--port", 0, VTOOLS_API_KEY="")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr and done.stderr.count("\n") == 1
+    assert said in bad("serve", short, *arguments, "--port", 0, code=2, env={"VTOOLS_API_KEY": ""})
 
 
 def test_a_server_whose_events_nobody_reads_goes_on_serving(short):
-    command = [sys.executable, "-m", "vtools", "serve", str(short), "--port", "0", "-q"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=tiny.environment()) as process:
-        import fcntl
-
-        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    with running.start("serve", short, "--port", 0, "-q", pipesize=4096) as process:
         url = json.loads(process.stdout.readline())["url"]
         with httpx2.Client(base_url=url, timeout=60) as client:
             for _ in range(60):  # their events are more than the pipe holds
                 assert client.post("/chat/completions", json=body(model="vicuna" * 20)).status_code == 404
         process.send_signal(signal.SIGTERM)
-        started = time.monotonic()
         assert process.wait(60) == 0
-        assert time.monotonic() - started < 60
         assert len(process.stdout.read().splitlines()) <= 60

@@ -2,11 +2,10 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
-from checkpoints import bad, contents, good, model, names, pair, vtools
+from checkpoints import contents, model, names, pair
+from running import bad, good, python, run
 
 pytest.importorskip("numpy")
 
@@ -31,8 +30,7 @@ cli.main()
 
 
 def kill(when, out, *arguments):
-    done = subprocess.run([sys.executable, "-c", KILLED, when, str(out), *map(str, arguments)], capture_output=True)
-    assert done.returncode == -signal.SIGKILL
+    assert python(KILLED, when, out, *arguments).returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -84,9 +82,9 @@ def test_a_link_that_leads_to_itself_beside_the_base_is_nobodys_business(tmp_pat
 
 
 def test_a_name_that_moves_the_cursor_is_shown_and_not_obeyed(tmp_path):
-    done = vtools("apply-delta", tmp_path, tmp_path / "\x1b[2Jdelta", tmp_path / "out")
-    assert done.returncode == 1 and "\x1b" not in done.stderr
-    assert "\\x1b[2Jdelta" in done.stderr
+    done = run("apply-delta", tmp_path, tmp_path / "\x1b[2Jdelta", tmp_path / "out")
+    assert done.returncode == 1 and "\x1b" not in done.errors
+    assert "\\x1b[2Jdelta" in done.errors
 
 
 def test_a_folder_whose_name_is_not_utf_8_is_named_before_any_work(tmp_path):

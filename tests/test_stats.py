@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from xml.etree import ElementTree
 
 import pytest
-import tiny
-from conftest import ROOT, VTOOLS, chat
+from chats import chat, jsonl
+from running import PEAK, command, on_a_terminal, python
 
 from vtools.records import language
 
@@ -24,12 +22,8 @@ RECORDS = [
 METRICS = [{"step": 0, "eval_loss": 2.5}, *({"step": n, "loss": 2 - n / 10, "tokens": 10, "trained_tokens": 4} for n in range(1, 9)), {"step": 8, "eval_loss": 1.5}]  # fmt: skip
 
 
-def jsonl(rows):
-    return "\n".join(map(json.dumps, rows))
-
-
 def test_conversations_are_counted(vtools):
-    (found,) = vtools("stats", stdin=jsonl(RECORDS)).records
+    (found,) = vtools("stats", stdin=jsonl(*RECORDS)).records
     assert (found["records"], found["messages"], found["characters"]) == (3, 7, 22)
     assert found["roles"] == {"user": 3, "assistant": 3, "system": 1}
     assert found["user_turns"] == {"<=1": 1, "<=2": 1}
@@ -43,12 +37,12 @@ def test_a_rejects_file_is_counted_by_stage_and_reason(vtools):
         {"stage": "clean", "reason": "empty"},
         {"stage": "split", "reason": "overlong"},
     ]
-    (found,) = vtools("stats", stdin=jsonl(rows)).records
+    (found,) = vtools("stats", stdin=jsonl(*rows)).records
     assert found["reasons"] == {"clean: empty": 2, "split: overlong": 1}
 
 
 def test_metrics_are_summed_up(vtools):
-    (found,) = vtools("stats", stdin=jsonl(METRICS)).records
+    (found,) = vtools("stats", stdin=jsonl(*METRICS)).records
     assert found == {"steps": 8, "first_loss": 1.9, "last_loss": 1.2, "tokens": 80, "trained_tokens": 32, "first_eval_loss": 2.5, "last_eval_loss": 1.5}  # fmt: skip
 
 
@@ -65,17 +59,17 @@ def test_an_empty_input_counts_nothing(vtools):
     ],
 )
 def test_a_plot_is_a_picture_with_its_words_as_text(vtools, tmp_path, rows, shown):
-    assert vtools("stats", "--plot", "p.svg", stdin=jsonl(rows)).returncode == 0
+    assert vtools("stats", "--plot", "p.svg", stdin=jsonl(*rows)).returncode == 0
     ElementTree.parse(tmp_path / "p.svg")
     drawn = (tmp_path / "p.svg").read_text()
     assert all(text in drawn for text in shown)
-    assert vtools("stats", "--plot", "p.png", stdin=jsonl(rows)).returncode == 0
+    assert vtools("stats", "--plot", "p.png", stdin=jsonl(*rows)).returncode == 0
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_same_metrics_give_the_same_picture(vtools, tmp_path):
     for name in ("one.svg", "two.svg"):
-        vtools("stats", "--plot", name, stdin=jsonl(METRICS))
+        vtools("stats", "--plot", name, stdin=jsonl(*METRICS))
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
@@ -93,7 +87,7 @@ def test_another_format_is_refused_before_any_work(vtools, tmp_path, tool):
     [(METRICS[1:2], "1 value"), ([{"step": 1}], "no values"), (RECORDS[:1], "1 value"), ([], "no values")],
 )
 def test_fewer_than_two_values_are_counted_but_not_drawn(vtools, tmp_path, rows, why):
-    done = vtools("stats", "--plot", "p.svg", "-o", "counts.json", stdin=jsonl(rows))
+    done = vtools("stats", "--plot", "p.svg", "-o", "counts.json", stdin=jsonl(*rows))
     assert (done.returncode, done.errors) == (1, f"vtools stats: no chart: {why}, and a chart needs at least two\n")
     assert (tmp_path / "counts.json").exists() and not (tmp_path / "p.svg").exists()
 
@@ -135,19 +129,19 @@ def test_exact_duplicates_and_duplicate_ids_are_counted_apart(vtools):
         record("Hi", "Another"),
         record("HiAnother"),
     ]
-    (found,) = vtools("stats", stdin=jsonl(rows)).records
+    (found,) = vtools("stats", stdin=jsonl(*rows)).records
     assert (found["duplicate_texts"], found["duplicate_ids"]) == (3, 1)
 
 
 def test_segments_and_the_conversations_they_were_cut_from_are_counted(vtools):
     rows = [record("Hi", f"{of} {index}", segment={"of": of, "index": index, "count": 2}) for of in "ab" for index in range(2)]  # fmt: skip
-    (found,) = vtools("stats", stdin=jsonl([*rows, record("Hi", "whole")])).records
+    (found,) = vtools("stats", stdin=jsonl(*[*rows, record("Hi", "whole")])).records
     assert (found["records"], found["segments"], found["conversations_cut"]) == (5, 4, 2)
 
 
 def test_histograms_show_every_bin_between_the_first_and_the_last(vtools):
     rows = [record("x" * length) for length in (1, 256, 257, 512, 5000, 10**6)]
-    (found,) = vtools("stats", stdin=jsonl(rows)).records
+    (found,) = vtools("stats", stdin=jsonl(*rows)).records
     assert found["record_characters"] == {"<=256": 2, "<=512": 2, "<=1024": 0, "<=2048": 0, "<=4096": 0, "<=8192": 1, "<=16384": 0, "<=32768": 0, "<=65536": 0, "<=131072": 0, ">131072": 1}  # fmt: skip
 
 
@@ -159,11 +153,11 @@ def test_tokens_are_those_of_the_texts_with_names_of_control_tokens_as_text(vtoo
     texts = [f"How are you? I am number {number}.\n\n<|eot|>" * (number + 1) for number in range(40)]
     counts = [len(backend.encode(text, add_special_tokens=False)) for text in texts]
     assert counts[0] > len(Tokenizer.from_file(f"{eot}/tokenizer.json").encode(texts[0], add_special_tokens=False))
-    (found,) = vtools("stats", "--tokenizer", eot, stdin=jsonl(map(record, texts))).records
+    (found,) = vtools("stats", "--tokenizer", eot, stdin=jsonl(*map(record, texts))).records
     assert found["tokens"] == sum(counts)
     assert found["record_tokens"]["<=64"] == sum(count <= 64 for count in counts)
     assert sum(found["record_tokens"].values()) == 40
-    assert "tokens" not in vtools("stats", stdin=jsonl(map(record, texts))).records[0]
+    assert "tokens" not in vtools("stats", stdin=jsonl(*map(record, texts))).records[0]
 
 
 TEXTS = {
@@ -179,7 +173,7 @@ ENGLISH_CODE = "\n".join(["def walk(along_the_river): return 'the weather is nic
 def test_languages_are_counted_and_fenced_code_is_in_none(vtools):
     pytest.importorskip("pycld2")
     rows = [record(text, f"```python\n{ENGLISH_CODE}\n```\n{text}") for text in TEXTS.values()]
-    (found,) = vtools("stats", stdin=jsonl([*rows, record("1 + 1", f"```\n{ENGLISH_CODE}\n```")])).records
+    (found,) = vtools("stats", stdin=jsonl(*[*rows, record("1 + 1", f"```\n{ENGLISH_CODE}\n```")])).records
     assert found["languages"] == {**dict.fromkeys(TEXTS, 1), "un": 1}
 
 
@@ -213,8 +207,8 @@ def test_fences_end_as_commonmark_ends_them(text, left):
 
 def test_two_files_of_records_or_of_counts_are_compared(vtools, tmp_path):
     before, after = [record("Hi", "A word"), record("Hi", "Another")], [record("Hi", "A word", "And?", "So.")]
-    (tmp_path / "before.jsonl").write_text(jsonl(before))
-    (tmp_path / "after.jsonl").write_text(jsonl(after))
+    (tmp_path / "before.jsonl").write_bytes(jsonl(*before))
+    (tmp_path / "after.jsonl").write_bytes(jsonl(*after))
     for name in ("before", "after"):
         assert vtools("stats", f"{name}.jsonl", "-o", f"{name}.json").returncode == 0
     (found,) = vtools("stats", "--diff", "before.jsonl", "after.jsonl").records
@@ -230,7 +224,7 @@ def test_two_files_of_records_or_of_counts_are_compared(vtools, tmp_path):
 
 def test_the_counts_of_two_rejects_files_are_not_added_up(vtools, tmp_path):
     for name, bad in (("a", 3), ("b", 1)):
-        (tmp_path / name).write_text(jsonl([{"messages": bad}] * bad + [record("Hi", "A word")]))
+        (tmp_path / name).write_bytes(jsonl(*[{"messages": bad}] * bad + [record("Hi", "A word")]))
     (found,) = vtools("stats", "--diff", "a", "b").records
     assert found["changed"]["reasons.stats: bad_schema"] == {"before": 3, "after": 1, "percent": -66.67}
 
@@ -241,7 +235,7 @@ def test_a_comparison_takes_two_files(vtools, operands):
 
 
 def test_broken_input_ends_the_count_after_what_came_before_it_is_written(vtools, tmp_path):
-    data = jsonl(RECORDS[:2]) + "\nnot json\n" + jsonl(RECORDS[:1])
+    data = jsonl(*RECORDS[:2]) + b"not json\n" + jsonl(*RECORDS[:1])
     done = vtools("stats", stdin=data)
     assert (done.returncode, done.records[0]["records"]) == (1, 2)
     assert done.errors.startswith("vtools stats: stdin:3: ")
@@ -256,28 +250,28 @@ def test_broken_input_ends_the_count_after_what_came_before_it_is_written(vtools
 
 def test_a_terminal_shows_a_table_with_bars_that_no_name_in_the_data_can_disturb(tmp_path):
     rows = [*RECORDS, record("Hi", "x", source={"kind": "[red]\x1b[2J", "license": "l"})]
-    seen = tiny.on_a_terminal([*VTOOLS, "stats"], tmp_path, jsonl(rows).encode())
+    seen = on_a_terminal(command("stats"), tmp_path, jsonl(*rows))
     assert re.search(r"assistant +4 +44\.4% +\x1b\[36m█+", seen)
     assert "[red]" in seen and "\x1b[2J" not in seen
-    plain = tiny.on_a_terminal([*VTOOLS, "stats"], tmp_path, jsonl(rows).encode(), NO_COLOR="1")
+    plain = on_a_terminal(command("stats"), tmp_path, jsonl(*rows), NO_COLOR="1")
     assert "\x1b[36m" not in plain and "█" in plain
-    assert tiny.on_a_terminal([*VTOOLS, "stats", "-q"], tmp_path, jsonl(rows).encode()) == ""
+    assert on_a_terminal(command("stats", "-q"), tmp_path, jsonl(*rows)) == ""
 
 
 def test_a_comparison_on_a_terminal_shows_the_change_in_percent(tmp_path):
     for name, count in (("a", 4), ("b", 1)):
-        (tmp_path / name).write_text(jsonl([record("Hi", f"{number}") for number in range(count)]))
-    seen = tiny.on_a_terminal([*VTOOLS, "stats", "--diff", "a", "b"], tmp_path)
+        (tmp_path / name).write_bytes(jsonl(*[record("Hi", f"{number}") for number in range(count)]))
+    seen = on_a_terminal(command("stats", "--diff", "a", "b"), tmp_path)
     assert re.search(r"records +4 +1 +-75\.0 %", seen)
 
 
 def test_the_same_counts_for_any_hash_seed(vtools):
-    rows = jsonl([record("Hi", f"{number % 7}", id=f"{number % 5}") for number in range(50)])
+    rows = jsonl(*[record("Hi", f"{number % 7}", id=f"{number % 5}") for number in range(50)])
     assert vtools("stats", stdin=rows, env={"PYTHONHASHSEED": "1"}).stdout == vtools("stats", stdin=rows, env={"PYTHONHASHSEED": "2"}).stdout  # fmt: skip
 
 
 def test_a_picture_of_records_has_a_panel_for_turns_characters_and_tokens(vtools, tmp_path, eot):
-    assert vtools("stats", "--tokenizer", eot, "--plot", "p.svg", stdin=jsonl(RECORDS)).returncode == 0
+    assert vtools("stats", "--tokenizer", eot, "--plot", "p.svg", stdin=jsonl(*RECORDS)).returncode == 0
     text = (tmp_path / "p.svg").read_text()
     assert [name in text for name in ("by user turns", "by characters", "by tokens")] == [True] * 3
 
@@ -286,10 +280,10 @@ def test_a_key_costs_a_dozen_bytes_at_most():
     """Measured in a process of its own, as peak memory does not fall."""
     code = (
         "from vtools.stats.counting import Distinct\n"
-        f"keys, peak = Distinct(), lambda: {tiny.PEAK}\n"
+        f"keys, peak = Distinct(), lambda: {PEAK}\n"
         "start = peak()\n"
         "for n in range(2_000_000): keys.add(n * 0x9E3779B97F4A7C15 >> 3)\n"
         "assert keys.repeated() == 0; keys.add(0); assert keys.repeated() == 1\n"
         "print((peak() - start) / 2_000_000)\n"
     )
-    assert float(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT)) < 12
+    assert float(python(code).stdout) < 12

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
 
 import pytest
+from counting import assert_linear
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from vtools.records import arrays as cutter
 from vtools.records import streams
 
 thorough = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -109,30 +110,51 @@ def test_chunks_never_matter_whatever_the_bytes(junk, sizes):
     assert cut(data, sizes) == cut(data, [len(data)])
 
 
-LONG = {  # and megabytes of it
-    "a string": (32, lambda n: b'[{"a":"' + b"x" * n + b'"}]'),
-    "an open string": (32, lambda n: b'[{"a":"' + b"x" * n),
-    "escaped quotes": (8, lambda n: b'["' + b'\\"' * (n // 2) + b'"]'),
-    "escaped backslashes": (8, lambda n: b'[["' + b'\\\\\\"' * (n // 4) + b'"]]'),
-    "an element of short strings": (32, lambda n: b"[[" + b'"abcdefgh",' * (n // 11) + b"1]]"),
-    "an element of objects": (8, lambda n: b"[[[[" + b'{"a":[{}]},' * (n // 11) + b"1]]]]"),
-    "open brackets": (1, lambda n: b"[" * n),
-    "deep": (1, lambda n: b"[" * (n // 2) + b"]" * (n // 2)),
-    "open objects": (4, lambda n: b'[{"a":' * (n // 6)),
-    "commas": (1, lambda n: b"[" + b"," * n),
-    "open quotes": (1, lambda n: b'["' + b'","' * (n // 3)),
+LONG = {
+    "a string": lambda n: b'[{"a":"' + b"x" * n + b'"}]',
+    "an open string": lambda n: b'[{"a":"' + b"x" * n,
+    "escaped quotes": lambda n: b'["' + b'\\"' * (n // 2) + b'"]',
+    "escaped backslashes": lambda n: b'[["' + b'\\\\\\"' * (n // 4) + b'"]]',
+    "an element of short strings": lambda n: b"[[" + b'"abcdefgh",' * (n // 11) + b"1]]",
+    "an element of objects": lambda n: b"[[[[" + b'{"a":[{}]},' * (n // 11) + b"1]]]]",
+    "open brackets": lambda n: b"[" * n,
+    "deep": lambda n: b"[" * (n // 2) + b"]" * (n // 2),
+    "open objects": lambda n: b'[{"a":' * (n // 6),
+    "commas": lambda n: b"[" + b"," * n,
+    "open quotes": lambda n: b'["' + b'","' * (n // 3),
 }
 
 
+class Counted:
+    """A pattern of the cutter that counts the bytes it goes over, and those of every buffer that it has not seen."""
+
+    seen = None
+    bytes = 0
+
+    def __init__(self, pattern):
+        self.pattern = pattern
+
+    def match(self, buffer, position):
+        if buffer is not Counted.seen:  # copied together from what was left and what has come
+            Counted.seen, Counted.bytes = buffer, Counted.bytes + len(buffer)
+        found = self.pattern.match(buffer, position)
+        Counted.bytes += (found.end() if found else len(buffer)) - position
+        return found
+
+
+def read_through(data: bytes, chunk: int = 512) -> None:
+    for _ in streams.split((data[place : place + chunk] for place in range(0, len(data), chunk)), "file"):
+        pass
+
+
 @pytest.mark.parametrize("name", LONG)
-def test_time_grows_with_the_length_and_not_with_its_square(name):
-    """Twice the input must not take four times as long; the floor keeps a busy machine from failing it."""
-    seconds, (megabytes, made) = [], LONG[name]
-    for size in (megabytes << 19, megabytes << 20):
-        data = made(size)
-        chunks = [data[place : place + 4096] for place in range(0, len(data), 4096)]
-        start = time.process_time()
-        for _ in streams.split(iter(chunks), "file"):
-            pass
-        seconds.append(time.process_time() - start)
-    assert seconds[1] < 3.2 * seconds[0] + 0.5, seconds
+def test_the_work_grows_with_the_length_and_not_with_its_square(name, monkeypatch):
+    """In small chunks: to go over all that came before for each of them would be a thousand times as much."""
+    made = LONG[name]
+    assert_linear(lambda size: read_through(made(size)), 50_000)
+    for pattern in ("_STRING", "_TOP", "_DEEP"):
+        monkeypatch.setattr(cutter, pattern, Counted(getattr(cutter, pattern)))
+    data = made(1_000_000)
+    Counted.bytes = 0
+    read_through(data)
+    assert Counted.bytes < 8 * len(data)

@@ -6,7 +6,7 @@ import hashlib
 import re
 
 import pytest
-from conftest import chat
+from chats import chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -6,12 +6,12 @@ import json
 import math
 import os
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from running import good, start
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -35,22 +35,15 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Token caches and compiled kernels of tests stay out of the user's; the GPU is the first one, not hidden."""
+    """Compiled kernels of tests stay out of the user's cache; the GPU is the first one, not hidden."""
     folder = tmp_path_factory.mktemp("cache")
     device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-    return {
-        "VTOOLS_CACHE": str(folder / "tokens"),
-        "TORCHINDUCTOR_CACHE_DIR": str(folder / "kernels"),
-        "CUDA_VISIBLE_DEVICES": device,
-    }
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "kernels"), "CUDA_VISIBLE_DEVICES": device}
 
 
 def train(out: Path, given: list[Any], cache: dict[str, str], *options: Any) -> list[dict[str, Any]]:
     """The metrics of a whole run's steps."""
-    command = tiny.command(*given, "--out", out, *options)
-    done = subprocess.run(command, capture_output=True, env=tiny.environment(**cache), timeout=280)
-    assert done.returncode == 0, done.stderr.decode()
-    return [row for row in map(json.loads, done.stdout.splitlines()) if "loss" in row]
+    return [row for row in good("train", *given, "--out", out, *options, env=cache) if "loss" in row]
 
 
 @pytest.mark.parametrize("window", [None, 100])
@@ -117,8 +110,7 @@ def test_a_run_that_is_killed_ends_with_the_bits_of_one_that_was_not(
     whole = train(tmp_path / "whole", given, cache, *chosen)
     out = tmp_path / "killed"
     seen = []
-    command = tiny.command(*given, "--out", out, *chosen)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=tiny.environment(**cache)) as child:
+    with start("train", *given, "--out", out, *chosen, env=cache) as child:
         assert child.stdout is not None
         for line in child.stdout:
             seen.append(json.loads(line))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from running import PEAK, python
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -197,13 +195,8 @@ os._exit(0)
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "recompute"), [("float32", "none"), ("bfloat16", "selective"), ("float32", "full")])
 def test_training_takes_the_memory_that_was_foreseen_and_no_more(dtype: str, recompute: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", STEPS.replace("PEAK", tiny.PEAK), dtype, recompute],
-        capture_output=True,
-        env=tiny.environment(),
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr.decode()
+    done = python(STEPS.replace("PEAK", PEAK), dtype, recompute)
+    assert done.returncode == 0, done.errors
     peak, foreseen = json.loads(done.stdout)
     assert 0.65 * foreseen < peak < foreseen
 

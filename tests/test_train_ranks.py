@@ -5,20 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tiny
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-from safetensors.torch import load_file  # noqa: E402
+from loopback import closed_port
+from running import begun, command, execute, good, processes_of, ranks_of, start, wait_until
+from training import read_to
 
 
 class Runs:
@@ -30,40 +27,18 @@ class Runs:
         self.data = tiny.write(folder / "data.jsonl", tiny.conversations(40))
         self.held = tiny.write(folder / "held.jsonl", tiny.conversations(5, seed=5))
 
-    def command(self, out: str, *more: object) -> list[str]:
-        return tiny.command(
-            "--model", self.base, "--data", self.data, "--eval", self.held, "--out", self.folder / out, "--batch", 8,
+    def arguments(self, out: str, *more: object) -> list[object]:
+        return [
+            "train", "--model", self.base, "--data", self.data, "--eval", self.held, "--out", self.folder / out, "--batch", 8,
             "--lr", 1e-3, "--micro-tokens", 200, "--save-dtype", "fp32", *more,
-        )  # fmt: skip
-
-    def environment(self) -> dict[str, str]:
-        return tiny.environment(VTOOLS_CACHE=str(self.folder / "cache"))
-
-    def finish(self, out: str, *more: object) -> list[dict[str, Any]]:
-        """Run to the end; the metrics."""
-        done = subprocess.run(self.command(out, *more), capture_output=True, env=self.environment(), timeout=280)
-        assert done.returncode == 0, done.stderr.decode()
-        return [json.loads(line) for line in done.stdout.splitlines()]
+        ]  # fmt: skip
 
     @contextlib.contextmanager
-    def started(self, out: str, *more: object) -> Iterator[subprocess.Popen[bytes]]:
-        """A run under way in a session of its own, past its first step."""
-        child = subprocess.Popen(
-            self.command(out, *more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self.environment(),
-            start_new_session=True,
-        )
-        try:
-            assert child.stdout is not None
-            while b'"loss"' not in (line := child.stdout.readline()):
-                assert line, child.communicate()[1].decode()
+    def started(self, out: str, *more: object) -> Iterator[subprocess.Popen]:
+        """A run under way, past its first step."""
+        with start(*self.arguments(out, *more)) as child:
+            read_to(child, 1)
             yield child
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +49,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-6), ("bf16", 1e-3)])
 def test_two_ranks_have_the_losses_and_the_weights_of_one(dtype: str, tolerance: float, runs: Runs) -> None:
     one, two = (
-        runs.finish(f"{dtype}-{count}", "--dtype", dtype, "--max-steps", 6, "--nproc", count) for count in (1, 2)
+        good(*runs.arguments(f"{dtype}-{count}", "--dtype", dtype, "--max-steps", 6, "--nproc", count))
+        for count in (1, 2)
     )
     assert len(one) == len(two) == 9
     for row, other in zip(one, two, strict=True):
@@ -83,6 +59,8 @@ def test_two_ranks_have_the_losses_and_the_weights_of_one(dtype: str, tolerance:
                 assert other[key] == pytest.approx(row[key], rel=tolerance), (row["step"], key)
         for key in ("step", "epoch", "lr", "tokens", "trained_tokens"):
             assert other.get(key) == row.get(key)
+    from safetensors.torch import load_file
+
     first, second = (load_file(runs.folder / f"{dtype}-{count}" / "model.safetensors") for count in (1, 2))
     assert first.keys() == second.keys()
     for name, weight in first.items():
@@ -92,31 +70,26 @@ def test_two_ranks_have_the_losses_and_the_weights_of_one(dtype: str, tolerance:
 
 
 def test_torchrun_starts_the_same_run(runs: Runs) -> None:
-    command = runs.command("torchrun", "--dtype", "fp32", "--max-steps", 3)[3:]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vtools"]
-    done = subprocess.run(
-        [*launcher, *command], capture_output=True, env=runs.environment() | {"GLOO_SOCKET_IFNAME": "lo"}, timeout=280
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
+    python, *rest = command(*runs.arguments("torchrun", "--dtype", "fp32", "--max-steps", 3))
+    launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = execute([*launcher, *rest], env={"GLOO_SOCKET_IFNAME": "lo"})
+    assert done.returncode == 0, done.errors
+    assert [row["step"] for row in done.records if "loss" in row] == [1, 2, 3]
     assert (runs.folder / "torchrun" / "vtools.json").exists()
 
 
 def test_two_machines_that_meet_train_one_run_and_refuse_to_train_two(runs: Runs, tmp_path: Path) -> None:
     other = tiny.write(tmp_path / "other.jsonl", tiny.conversations(40, seed=3))
     for out, data in (("nodes", runs.data), ("unlike", other)):
-        arguments = ["--nnodes", 2, "--nproc", 1, "--rdzv", f"localhost:{29500 + os.getpid() % 500}"]
-        first, second = (
-            subprocess.Popen(
-                runs.command(out, *arguments, "--max-steps", 2, "--data", file),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env=runs.environment() | {"GLOO_SOCKET_IFNAME": "lo"},
+        with closed_port() as port, contextlib.ExitStack() as stack:
+            arguments = ["--nnodes", 2, "--nproc", 1, "--rdzv", f"localhost:{port}", "--max-steps", 2]
+            first, second = (
+                stack.enter_context(
+                    start(*runs.arguments(out, *arguments, "--data", file), env={"GLOO_SOCKET_IFNAME": "lo"})
+                )
+                for file in (runs.data, data)
             )
-            for file in (runs.data, data)
-        )
-        outputs = [child.communicate(timeout=280) for child in (first, second)]
+            outputs = [child.communicate(timeout=280) for child in (first, second)]
         messages = b"".join(stderr for _, stderr in outputs).decode()
         if out == "nodes":
             assert first.returncode == second.returncode == 0, messages
@@ -128,20 +101,20 @@ def test_two_machines_that_meet_train_one_run_and_refuse_to_train_two(runs: Runs
 
 def test_a_rank_that_dies_ends_the_run_with_a_word_about_it_and_no_process_left(runs: Runs) -> None:
     with runs.started("died", "--max-steps", 5000, "--nproc", 2) as child:
-        os.kill(tiny.ranks_of(child.pid)[1], signal.SIGKILL)
+        os.kill(ranks_of(child.pid)[1], signal.SIGKILL)
         _, stderr = child.communicate(timeout=120)
         assert child.returncode == 1
         message = stderr.decode()
         assert "died of SIGKILL" in message and "repeat the command to resume" in message and "Traceback" not in message
-        assert tiny.all_gone(child.pid)
+        wait_until(lambda: not processes_of(child.pid))
 
 
 def test_ranks_die_with_their_launcher(runs: Runs) -> None:
     with runs.started("orphans", "--max-steps", 5000, "--nproc", 2) as child:
-        assert len(tiny.ranks_of(child.pid)) == 2
+        assert len(ranks_of(child.pid)) == 2
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait(timeout=60) == -signal.SIGKILL
-        assert tiny.all_gone(child.pid)
+        wait_until(lambda: not processes_of(child.pid))
 
 
 @pytest.mark.parametrize(("signum", "ends"), [(signal.SIGTERM, 75), (signal.SIGINT, -signal.SIGINT)])
@@ -152,40 +125,36 @@ def test_a_signal_lets_all_ranks_save_first(signum: signal.Signals, ends: int, r
         _, stderr = child.communicate(timeout=120)
         assert child.returncode == ends, stderr.decode()
         assert (b"preempted and saved at step" in stderr) == (signum == signal.SIGTERM)
-        assert tiny.all_gone(child.pid)
+        wait_until(lambda: not processes_of(child.pid))
     (saved,) = (runs.folder / out / "checkpoints").iterdir()
     assert json.loads((saved / "note.json").read_text())["step"] >= 1
 
 
+def pending(pid: int, signum: int) -> bool:
+    """Whether a signal has been sent to a process that is stopped."""
+    pattern = r"^ShdPnd:\s*(\w+)"
+    found = re.search(pattern, Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return bool(int(found[1], 16) >> signum - 1 & 1)
+
+
 def test_a_second_signal_does_not_wait_for_the_save(runs: Runs) -> None:
     with runs.started("impatient", "--max-steps", 5000, "--nproc", 2) as child:
-        for rank in tiny.ranks_of(child.pid):
+        for rank in ranks_of(child.pid):
             os.kill(rank, signal.SIGSTOP)  # a save that takes its time
         child.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        wait_until(lambda: all(pending(rank, signal.SIGTERM) for rank in ranks_of(child.pid)))
         child.send_signal(signal.SIGTERM)
         _, stderr = child.communicate(timeout=120)
         assert child.returncode == 75 and b"Traceback" not in stderr
-        assert tiny.all_gone(child.pid)
+        wait_until(lambda: not processes_of(child.pid))
 
 
 def test_a_run_whose_parent_dies_saves_and_ends(runs: Runs) -> None:
-    command = runs.command("orphan", "--max-steps", 100_000)
-    metrics = runs.folder / "orphan.jsonl"
-    with open(metrics, "wb") as stdout:
-        shell = subprocess.Popen(
-            ["sh", "-c", '"$@" & echo $! >&2; wait', "sh", *command],
-            stdout=stdout, stderr=subprocess.PIPE, env=runs.environment(),
-        )  # fmt: skip
-    assert shell.stderr is not None
-    launcher = int(shell.stderr.readline())
-    try:
-        while b'"loss"' not in metrics.read_bytes():
-            assert Path(f"/proc/{launcher}").exists()
-            time.sleep(0.1)
+    metrics, script = runs.folder / "orphan.jsonl", '"$@" & echo $! >&2; wait'
+    orphan = command(*runs.arguments("orphan", "--max-steps", 100_000))
+    with open(metrics, "wb") as stdout, begun(["sh", "-c", script, "sh", *orphan], stdout=stdout) as shell:
+        launcher = Path(f"/proc/{int(shell.stderr.readline())}")
+        wait_until(lambda: b'"loss"' in metrics.read_bytes() or not launcher.exists())
         shell.kill()
         assert b"preempted and saved at step" in shell.stderr.read()  # to the end: the launcher has gone
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(launcher, signal.SIGKILL)
     assert list((runs.folder / "orphan" / "checkpoints").glob("step-*/note.json"))

@@ -1,16 +1,11 @@
-"""The data of `vtools train`: conversations are tokenised once, whole or not at all, and mapped from then on."""
+"""The data of `vtools train`: conversations are tokenised once, as the template renders them, and mapped from then on."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-import random
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
 import tracemalloc
 from array import array
@@ -21,7 +16,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import ROOT, conversations, write
+from running import ROOT
+from tiny import conversations, write
+from token_caches import contents, entries, mixed
 
 from vtools.files.lock import lock
 from vtools.models.template import Template, load_template
@@ -30,58 +27,6 @@ from vtools.process import Failure
 from vtools.records.jsonl import Reject
 from vtools.train import data, token_cache
 from vtools.train.data import Corpus
-
-# `token_cache.read` as a process of its own: with a template as slow as asked, a note of every rendering, and a place to die.
-PROGRAM = """
-import json, os, signal, sys, time
-from vtools import process
-from vtools.files import atomic
-from vtools.models import template
-from vtools.models.template import load_template
-from vtools.models.tokenizer import load_tokenizer
-from vtools.train import token_cache
-
-folder, file, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-slow, log, die_at = options.pop("slow", 0), options.pop("log", os.devnull), options.pop("die_at", None)
-render = template.Template.render
-
-def noted(self, messages, context=0):
-    with open(log, "a") as notes:
-        notes.write("x")
-    time.sleep(slow)
-    return render(self, messages, context)
-
-template.Template.render = noted
-steps = 0
-
-def deadly(function):
-    def wrapped(*arguments, **more):
-        global steps
-        steps += 1
-        if steps == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **more)
-    return wrapped
-
-if die_at:
-    atomic.sync, os.replace = deadly(atomic.sync), deadly(os.replace)
-
-def main():
-    chosen = load_template(None, load_tokenizer(folder))
-    options.setdefault("max_tokens", 512)
-    options.setdefault("overlong", "truncate")
-    corpus = token_cache.read(file, chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
-    print(json.dumps({"digest": corpus.digest, "conversations": len(corpus), "folder": str(corpus.folder)}))
-
-process.command("train", main)()
-"""
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the entries are, of a cache of this test's own."""
-    monkeypatch.setenv("VTOOLS_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "tokens"
 
 
 @pytest.fixture(scope="module")
@@ -97,48 +42,6 @@ def no_rendering(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise AssertionError("a conversation is rendered")
 
     return lambda: monkeypatch.setattr(Template, "render", refuse)
-
-
-def start(eot: str, file: str | Path, *, stdin: Any = subprocess.DEVNULL, **options: Any) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, eot, str(file), json.dumps(options)],
-        stdin=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-
-
-def ended(running: subprocess.Popen[bytes], given: bytes | None = None) -> tuple[int, Any, str]:
-    """The exit code, the line on stdout and the text on stderr."""
-    stdout, stderr = running.communicate(given, timeout=120)
-    return running.returncode, json.loads(stdout) if stdout else None, stderr.decode()
-
-
-def building(running: subprocess.Popen[bytes], cache: Path) -> subprocess.Popen[bytes]:
-    """Wait until it has begun to build its entry."""
-    while not list(cache.glob(".*.part/ids")):
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.01)
-    return running
-
-
-def entries(cache: Path) -> list[Path]:
-    return sorted(path for path in cache.iterdir() if not path.name.startswith("."))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def mixed(folder: Path, number: int = 30) -> Path:
-    """Good records and bad ones: not JSON, no object, no answer, an unknown shape, a huge number, a torn end."""
-    rows = [json.dumps(record) for record in conversations(number)]
-    rows[3:3] = ['{"torn": ', "[1, 2]", '{"id": "none", "messages": [{"role": "user", "content": "anyone?"}]}']
-    rows[9:9] = ['{"some": "thing", "source": "stdin", "number": 123456789012345678901234567890, "large": 1e300}']
-    path = folder / "mixed.jsonl"
-    path.write_text("\n".join(rows) + '\n{"prompt": "a", "compl')
-    return path
 
 
 # What is kept is what the template gives
@@ -229,18 +132,6 @@ def test_the_second_run_on_the_same_data_tokenises_nothing(
         token_cache.read(str(moved), template, 511, "truncate")
 
 
-def test_two_runs_at_a_time_on_the_same_data_tokenise_it_once(eot: str, tmp_path: Path, cache: Path) -> None:
-    path, log = write(tmp_path / "chats.jsonl", conversations(60)), tmp_path / "log"
-    first = building(start(eot, path, slow=0.01, log=str(log)), cache)
-    first.send_signal(signal.SIGSTOP)
-    second = start(eot, path, log=str(log))
-    assert second.stderr is not None and b"waiting for another run" in second.stderr.readline()
-    first.send_signal(signal.SIGCONT)
-    (code, row, _), (other_code, other_row, _) = ended(first), ended(second)
-    assert code == other_code == 0 and row == other_row
-    assert len(log.read_text()) == 60
-
-
 @pytest.mark.parametrize("what", ["a byte", "max_tokens", "overlong", "template", "name", "tokenizer", "end"])
 def test_whatever_decides_about_tokens_makes_another_entry(
     what: str, eot: str, template: Template, tmp_path: Path, cache: Path
@@ -294,32 +185,6 @@ def test_a_change_of_any_module_that_rendering_imports_makes_another_entry(
             patch.setattr(Path, "read_bytes", lambda path, one=changed: read(path) + b"#" * (path == one))
             assert token_cache._key("", template, 512, "truncate") != before, changed
     assert token_cache._key("", template, 512, "truncate") == before
-
-
-def test_standard_input_and_a_file_are_the_same_data_in_any_number_of_processes(
-    eot: str, template: Template, tmp_path: Path, cache: Path
-) -> None:
-    path = mixed(tmp_path, 300)
-    options = {"rejects": str(tmp_path / "rejects.jsonl")}
-    seen = []
-    with open(path, "rb") as stream:
-        stream.readline()
-        offset = stream.tell()
-    for jobs in (1, 2):
-        for way in ("file", "pipe", "redirected"):
-            shutil.rmtree(cache, ignore_errors=True)
-            with open(path, "rb") as stream:
-                stdin = {"file": subprocess.DEVNULL, "pipe": subprocess.PIPE, "redirected": stream}[way]
-                running = start(eot, path if way == "file" else "-", stdin=stdin, jobs=jobs, **options)
-                code, row, said = ended(running, path.read_bytes() if way == "pipe" else None)
-            assert code == 0 and "305 in, 300 out, 5 rejected" in said, said
-            assert os.listdir(cache / row["folder"]) and not [p for p in cache.iterdir() if p.name.endswith(".part")]
-            seen.append((row["digest"], contents(Path(row["folder"]))))
-    assert all(one == seen[0] for one in seen)
-    with open(path, "rb") as stream:  # the rest of an input that another program has begun
-        os.lseek(stream.fileno(), offset, os.SEEK_SET)
-        code, row, _ = ended(start(eot, "-", stdin=stream, **options))
-    assert code == 0 and row["conversations"] == 299
 
 
 def test_the_digest_depends_on_order_text_and_mask(template: Template, tmp_path: Path, cache: Path) -> None:
@@ -406,56 +271,6 @@ def test_input_that_teaches_nothing_is_refused_with_its_rejects_saved(
             token_cache.read(str(path), template, 512, "truncate", quiet=True)
 
 
-# Whole or not at all
-
-
-def test_a_run_killed_while_it_tokenises_leaves_nothing_that_counts_and_a_rerun_gives_the_same_bytes(
-    eot: str, tmp_path: Path, cache: Path
-) -> None:
-    path = write(tmp_path / "chats.jsonl", conversations(400))
-    code, row, _ = ended(start(eot, path))
-    whole = contents(Path(row["folder"]))
-    shutil.rmtree(cache)
-    source = random.Random(1)
-    for jobs in (1, 2, 1):
-        running = building(start(eot, path, slow=0.01, jobs=jobs), cache)
-        time.sleep(source.uniform(0, 1))
-        running.kill()
-        assert ended(running)[0] == -signal.SIGKILL
-        assert entries(cache) == [] and list(cache.glob(".*.part"))
-    code, again, _ = ended(start(eot, path))
-    assert code == 0 and again == row and contents(Path(row["folder"])) == whole
-    assert not list(cache.glob(".*.part"))
-
-
-def test_a_run_killed_at_any_step_of_its_finish_leaves_an_entry_or_none(eot: str, tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "chats.jsonl", conversations(10))
-    code, row, _ = ended(start(eot, path))
-    folder = Path(row["folder"])
-    whole = contents(folder)
-    for step in range(1, 20):
-        shutil.rmtree(folder)
-        code, _, _ = ended(start(eot, path, die_at=step))
-        assert code in (0, -signal.SIGKILL)
-        assert not folder.exists() or contents(folder) == whole
-        if code == 0:
-            break
-        log = tmp_path / f"log{step}"
-        complete = folder.exists()
-        assert ended(start(eot, path, log=str(log)))[:2] == (0, row) and contents(folder) == whole
-        assert log.exists() != complete
-    assert step > 8 and code == 0
-
-
-def test_a_run_ended_by_a_signal_cleans_up(eot: str, tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "chats.jsonl", conversations(400))
-    for jobs in (1, 2):
-        running = building(start(eot, path, slow=0.01, jobs=jobs), cache)
-        running.terminate()
-        assert ended(running)[0] == -signal.SIGTERM
-        assert [path.name for path in cache.iterdir()] == [".locks"]
-
-
 @pytest.mark.parametrize("name", [*data.FORMATS, token_cache.REJECTS, data.ABOUT])
 @pytest.mark.parametrize("damage", ["truncated", "grown", "missing"])
 def test_a_damaged_entry_is_made_again(name: str, damage: str, template: Template, tmp_path: Path, cache: Path) -> None:
@@ -472,42 +287,6 @@ def test_a_damaged_entry_is_made_again(name: str, damage: str, template: Templat
         Corpus(folder)
     again = token_cache.read(str(path), template, 512, "truncate", quiet=True)
     assert again.folder == folder and contents(folder) == whole
-
-
-def test_an_input_that_grows_while_it_is_read_is_refused(eot: str, tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "chats.jsonl", conversations(200))
-    running = building(start(eot, path, slow=0.01), cache)
-    with open(path, "a") as stream:
-        stream.write(json.dumps(conversations(1)[0]) + "\n")
-    code, _, said = ended(running)
-    assert code == 1 and "chats.jsonl: changed while it was being read" in said and entries(cache) == []
-
-
-@pytest.mark.parametrize("way", ["file", "pipe"])
-def test_a_full_disk_ends_in_one_line_that_says_what_to_do(way: str, eot: str, tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "chats.jsonl", conversations(4000))
-    running = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, eot, str(path) if way == "file" else "-", "{}"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
-    )
-    stdout, stderr = running.communicate(path.read_bytes() if way == "pipe" else b"", timeout=120)
-    said = stderr.decode()
-    assert running.returncode == 1 and not stdout and "Traceback" not in said
-    assert said.splitlines()[-1].startswith(f"vtools train: {cache}: ") and "VTOOLS_CACHE" in said
-    assert [path.name for path in cache.iterdir()] == ([".locks"] if way == "file" else [])
-
-
-@pytest.mark.parametrize("way", ["file", "pipe"])
-def test_a_cache_folder_that_cannot_be_made_is_named(way: str, eot: str, tmp_path: Path, cache: Path) -> None:
-    path = write(tmp_path / "chats.jsonl", conversations(4))
-    cache.parent.write_text("a file stands there")
-    running = start(eot, path if way == "file" else "-", stdin=subprocess.PIPE)
-    code, _, said = ended(running, path.read_bytes() if way == "pipe" else None)
-    assert code == 1 and str(cache) in said and "VTOOLS_CACHE" in said and "Traceback" not in said
 
 
 # The cache in the long run

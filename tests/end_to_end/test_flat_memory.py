@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import tiny
-from conftest import VTOOLS
+from running import command, environment, launched, used
 
 STAGES = [["fetch", "-"], ["clean"], ["split", "--max-tokens", "2048", "--tokenizer"]]
 
@@ -20,15 +19,15 @@ def pipeline(data: Path, tokenizer: str, out: Path) -> list[int]:
     running, reports, source = [], [], data.open("rb")
     for stage in STAGES:
         last = stage[0] == "split"
-        args = [*VTOOLS, *stage, *([tokenizer] if last else []), "-q", "--rejects", f"{out}.{stage[0]}"]
+        args = command(*stage, *([tokenizer] if last else []), "-q", "--rejects", f"{out}.{stage[0]}")
         sink = out.open("wb") if last else subprocess.PIPE
         reports.append(Path(f"{out}.{stage[0]}.used"))
-        process = subprocess.Popen(tiny.launched(reports[-1], args), stdin=source, stdout=sink, env=tiny.environment())
+        process = subprocess.Popen(launched(reports[-1], args), stdin=source, stdout=sink, env=environment())
         source.close()
         source = process.stdout
         running.append(process)
     assert [process.wait() for process in running] == [0, 0, 0]
-    return [tiny.used(report)[1] for report in reports]
+    return [used(report)[1] for report in reports]
 
 
 @pytest.mark.slow
@@ -70,15 +69,15 @@ def clean_generated(folder: Path, records: int, *options: str, **env: str) -> tu
     """A hash of what `vtools clean` makes of generated records, how many lines it is, and its peak RSS in bytes."""
     source = subprocess.Popen([sys.executable, "-c", GENERATOR, str(records)], stdout=subprocess.PIPE)
     report = folder / "report"
-    command = tiny.launched(report, [*VTOOLS, "clean", "-q", *options])
-    process = subprocess.Popen(command, stdin=source.stdout, stdout=subprocess.PIPE, env=tiny.environment(**env))
+    cleaning = launched(report, command("clean", "-q", *options))
+    process = subprocess.Popen(cleaning, stdin=source.stdout, stdout=subprocess.PIPE, env=environment(**env))
     source.stdout.close()
     digest, lines = hashlib.blake2b(), 0
     while chunk := process.stdout.read1(1 << 20):
         digest.update(chunk)
         lines += chunk.count(b"\n")
     assert (process.wait(), source.wait()) == (0, 0)
-    return digest.hexdigest(), lines, tiny.used(report)[1]
+    return digest.hexdigest(), lines, used(report)[1]
 
 
 @pytest.mark.slow

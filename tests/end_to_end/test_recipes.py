@@ -7,13 +7,24 @@ import os
 import re
 import resource
 import subprocess
-import sys
 from pathlib import Path
 
-import hub
 import pytest
 import tiny
-from conftest import ROOT
+from hub import Hub
+from running import ROOT, VTOOLS, Result, execute
+
+
+def bash(*arguments: object, cwd: Path, **env: str) -> Result:
+    """A script that must end well, and finds `vtools` on its path."""
+    tools = cwd / "bin"
+    tools.mkdir(exist_ok=True)
+    (tools / "vtools").write_text(f'#!/bin/sh\nexec {" ".join(VTOOLS)} "$@"\n')
+    (tools / "vtools").chmod(0o755)
+    env["PATH"] = f"{tools}:{os.environ['PATH']}"
+    done = execute(["bash", *map(str, arguments)], cwd=cwd, env=env, timeout=600)
+    assert done.returncode == 0, done.errors
+    return done
 
 
 def test_the_readme_pipeline_works_when_pasted(tmp_path):
@@ -21,17 +32,9 @@ def test_the_readme_pipeline_works_when_pasted(tmp_path):
     assert len(block.splitlines()) <= 6
     tiny.make(tmp_path / "model")
     tiny.write(tmp_path / "raw.jsonl", tiny.conversations(40))
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "vtools").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vtools "$@"\n')
-    (tmp_path / "bin" / "vtools").chmod(0o755)
-    env = tiny.environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", VTOOLS_MODEL="model")
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", block], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = bash("-euo", "pipefail", "-c", block, cwd=tmp_path, VTOOLS_MODEL="model")
     assert (tmp_path / "tuned" / "model.safetensors").exists()
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary["steps"] == 3
+    assert json.loads(done.stdout.splitlines()[-1])["steps"] == 3
 
 
 @pytest.mark.slow
@@ -42,19 +45,11 @@ def test_the_vicuna_recipe_shows_its_plan_and_trains_only_when_told_to(tmp_path)
         for row in tiny.conversations(200)
     ]
     (tmp_path / "shared.json").write_text(json.dumps(shared))
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "vtools").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vtools "$@"\n')
-    (tmp_path / "bin" / "vtools").chmod(0o755)
-    env = tiny.environment(
-        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", VTOOLS_CACHE=str(tmp_path / "cache"), WINDOW="512"
-    )
-    command = ["bash", str(ROOT / "recipes" / "vicuna-7b.sh"), "model", "shared.json", "run"]
-    plan = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert plan.returncode == 0, plan.stderr
+    recipe = [ROOT / "recipes" / "vicuna-7b.sh", "model", "shared.json", "run"]
+    bash(*recipe, cwd=tmp_path, WINDOW="512")
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["usd"] is not None
     assert not (tmp_path / "run" / "tuned").exists()
-    done = subprocess.run(command, cwd=tmp_path, env=env | {"TRAIN": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    bash(*recipe, cwd=tmp_path, WINDOW="512", TRAIN="1")
     assert (tmp_path / "run" / "delta" / "delta.json").exists() and (tmp_path / "run" / "loss.svg").exists()
 
 
@@ -74,20 +69,10 @@ def test_the_recipe_of_the_published_vicuna_ends_in_a_file_for_llama_cpp(tmp_pat
     torch.save(change, delta / "pytorch_model.bin")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (delta / name).write_bytes((base / name).read_bytes())
-    (tmp_path / "bin").mkdir()
-    (tmp_path / "bin" / "vtools").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vtools "$@"\n')
-    (tmp_path / "bin" / "vtools").chmod(0o755)
-    with hub.serving(root) as (url, _):
-        env = tiny.environment(
-            PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
-            HF_ENDPOINT=url,
-            HF_HOME=str(tmp_path / "cache"),
-            TYPE="q8_0",
-        )
-        env.pop("HF_HUB_OFFLINE", None)
-        command = ["bash", str(ROOT / "recipes" / "published-vicuna.sh")]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    with Hub(root) as hub:
+        home = str(tmp_path / "cache")
+        recipe = ROOT / "recipes" / "published-vicuna.sh"
+        bash(recipe, cwd=tmp_path, HF_ENDPOINT=hub.url, HF_HOME=home, HF_HUB_OFFLINE="0", TYPE="q8_0")
     tuned = load_file(tmp_path / "vicuna-7b" / "model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     assert torch.equal(tuned[name], weights[name].half() + change[name])

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
@@ -12,7 +11,8 @@ import pytest
 np = pytest.importorskip("numpy")
 pytest.importorskip("blake3")
 
-from checkpoints import VTOOLS, contents, weights, write  # noqa: E402
+from checkpoints import contents, weights, write  # noqa: E402
+from running import good, start  # noqa: E402
 
 TENSORS = 40
 
@@ -44,14 +44,14 @@ def models(tmp_path_factory):
         "add": ["apply-delta", folder / "base", folder / "published"],
     }
     for name, command in commands.items():
-        subprocess.run([*VTOOLS, *command, "-o", folder / name], check=True, capture_output=True, timeout=100)
+        good(*command, "-o", folder / name)
     assert contents(folder / "apply zstd") == contents(folder / "apply raw") == contents(folder / "target")
     return folder, commands
 
 
 def killed(command, chance):
     """Kill a run some time after a random tensor; whether that stopped it before its end."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+    with start(*command) as running:
         for _ in range(chance.randrange(TENSORS)):
             running.stdout.readline()
         time.sleep(chance.random() * 0.03)
@@ -76,7 +76,7 @@ def damage(folder, chance):
 def test_killed_at_random_moments_every_rerun_goes_on_and_the_end_is_right(tmp_path, models, name):
     folder, commands = models
     wanted, out = contents(folder / name), tmp_path / "out"
-    command = [*VTOOLS, *commands[name], "-o", out]
+    command = [*commands[name], "-o", out]
     chance = random.Random(name)
     kills = reused = 0
     while kills < 30:
@@ -87,10 +87,9 @@ def test_killed_at_random_moments_every_rerun_goes_on_and_the_end_is_right(tmp_p
         elif chance.random() < 0.5 and (tmp_path / "out.partial/fresh").exists():
             damage(tmp_path / "out.partial", chance)
         if kills % 5 == 0 and stopped:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-            assert done.returncode == 0, done.stderr
+            *_, totals = good(*command)
             assert contents(out) == wanted
             assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
-            reused += json.loads(done.stdout.splitlines()[-1])["reused"]
+            reused += totals["reused"]
             shutil.rmtree(out)
     assert reused > 10

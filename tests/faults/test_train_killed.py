@@ -11,78 +11,55 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import tiny
-
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
+from running import Result, begun, good, processes_of, ranks_of, run, start, wait_until
+from training import finish, read_to
 
 
 class Job:
     """One training command, and the model that it makes when nothing disturbs it."""
 
     def __init__(self, folder: Path, *more: object) -> None:
-        os.environ["VTOOLS_CACHE"] = str(folder / "cache")  # token caches of tests stay out of the user's
         base = tiny.make(folder / "base", dropout=0.1)  # so that the random numbers of each step count
         self.data = tiny.write(folder / "data.jsonl", tiny.conversations(40))
         held = tiny.write(folder / "held.jsonl", tiny.conversations(4, seed=5))
-        self.arguments: list[object] = ["--model", base, "--data", self.data, "--eval", held, "--eval-every", 10]
+        self.arguments: list[object] = [
+            "train",
+            "--model",
+            base,
+            "--data",
+            self.data,
+            "--eval",
+            held,
+            "--eval-every",
+            10,
+        ]
         self.arguments += ["--batch", 8, "--max-steps", 60, "--lr", 5e-3, "--micro-tokens", 200]
         self.arguments += ["--save-every", 10, *more]
         done = self.finish(folder / "alone")
-        self.metrics = exact(done.stdout)
+        self.metrics = exact(done.records)
         self.model = tiny.tree(folder / "alone")
 
-    def finish(self, out: Path, *more: object) -> subprocess.CompletedProcess[bytes]:
-        done = subprocess.run(
-            tiny.command(*self.arguments, "--out", out, *more), capture_output=True, env=tiny.environment(), timeout=240
-        )
-        assert done.returncode == 0, done.stderr.decode()
-        return done
+    def finish(self, out: Path, *more: object) -> Result:
+        return finish(*self.arguments[1:], "--out", out, *more)
 
-    @contextlib.contextmanager
-    def started(self, out: Path, *more: object) -> Iterator[subprocess.Popen[bytes]]:
-        """The command under way, in a session of its own, its metrics read through a pipe."""
-        child = subprocess.Popen(
-            tiny.command(*self.arguments, "--out", out, *more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=tiny.environment(),
-            start_new_session=True,
-        )
-        try:
-            yield child
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.communicate()
+    def started(self, out: Path) -> contextlib.AbstractContextManager[subprocess.Popen]:
+        """The command under way."""
+        return start(*self.arguments, "--out", out)
 
 
-def exact(stdout: bytes) -> dict[tuple[int, str], Any]:
+def exact(rows: list[dict[str, Any]]) -> dict[tuple[int, str], Any]:
     """The part of the metrics that has no clock in it, by step and kind."""
     found = {}
-    for line in stdout.splitlines():
-        row = json.loads(line)
+    for row in rows:
         for key in ("loss", "grad_norm", "lr", "eval_loss"):
             if key in row:
                 found[row["step"], key] = row[key]
     return found
-
-
-def read_to(child: subprocess.Popen[bytes], step: int) -> None:
-    """Read metrics up to that of a step."""
-    assert child.stdout is not None
-    for line in child.stdout:
-        row = json.loads(line)
-        if row["step"] >= step and "loss" in row:
-            return
-    raise AssertionError(f"the run ended before step {step}")
 
 
 def saved(out: Path) -> list[int]:
@@ -102,13 +79,13 @@ def test_a_run_killed_between_two_checkpoints_leaves_no_process_and_resumes_to_t
         read_to(child, 23)
         os.kill(child.pid, signal.SIGKILL)
         assert child.wait(timeout=60) == -signal.SIGKILL
-        assert tiny.processes_of(child.pid) == []
+        assert processes_of(child.pid) == []
     assert saved(out) and max(saved(out)) >= 20 and len(saved(out)) <= 2
     assert not (out / "vtools.json").exists()
     done = job.finish(out)
     assert b"resumed at" in done.stderr
     assert tiny.tree(out) == job.model
-    resumed = exact(done.stdout)
+    resumed = exact(done.records)
     assert resumed and resumed == {key: job.metrics[key] for key in resumed}
 
 
@@ -125,7 +102,7 @@ def test_sigterm_saves_and_exits_75_and_the_rerun_ends_with_the_same_bytes(job: 
         assert max(saved(out)) >= step
     done = job.finish(out)
     assert tiny.tree(out) == job.model
-    assert min(step for step, key in exact(done.stdout) if key == "loss") > 37
+    assert min(step for step, key in exact(done.records) if key == "loss") > 37
 
 
 @pytest.mark.slow
@@ -177,11 +154,9 @@ def test_a_run_resumed_with_other_data_or_settings_is_refused_and_names_the_diff
     kept = saved(out)
 
     def refused(*more: object) -> str:
-        done = subprocess.run(
-            tiny.command(*job.arguments, "--out", out, *more), capture_output=True, env=tiny.environment(), timeout=240
-        )
-        assert done.returncode == 1 and b"Traceback" not in done.stderr and not done.stdout
-        return done.stderr.decode()
+        done = run(*job.arguments, "--out", out, *more)
+        assert done.returncode == 1 and "Traceback" not in done.errors and not done.stdout
+        return done.errors
 
     other = tiny.write(tmp_path / "other.jsonl", tiny.conversations(40, seed=1))
     assert "data was" in refused("--data", other)
@@ -214,17 +189,17 @@ def test_ten_ends_at_random_moments_change_nothing(victim: str, pair: Job, tmp_p
             if victim == "launcher":
                 child.kill()
             elif victim == "rank":
-                os.kill(moments.choice(tiny.ranks_of(child.pid)), signal.SIGKILL)
+                os.kill(moments.choice(ranks_of(child.pid)), signal.SIGKILL)
             else:
                 child.terminate()
             _, stderr = child.communicate(timeout=120)
             assert child.returncode == {"launcher": -signal.SIGKILL, "rank": 1, "asked": 75}[victim], stderr.decode()
             assert b"Traceback" not in stderr
-            assert tiny.all_gone(child.pid)
+            wait_until(lambda: not processes_of(child.pid))
         assert not (out / "vtools.json").exists(), "the run ended before it could be disturbed: make it longer"
     done = pair.finish(out)
     assert tiny.tree(out) == pair.model
-    resumed = exact(done.stdout)
+    resumed = exact(done.records)
     assert resumed and resumed == {key: pair.metrics[key] for key in resumed}
 
 
@@ -237,13 +212,13 @@ def test_ends_during_a_save_change_nothing(pair: Job, tmp_path: Path) -> None:
         with pair.started(out) as child:
             read_to(child, 1)
             parts = out / "checkpoints"
-            for _ in range(100_000):
+            for _ in range(100_000):  # a save takes less than `wait_until` sleeps
                 if any(parts.glob(".step-*.part")):
                     break
                 time.sleep(0.0005)
-            os.kill(child.pid if victim == "launcher" else tiny.ranks_of(child.pid)[-1], signal.SIGKILL)
+            os.kill(child.pid if victim == "launcher" else ranks_of(child.pid)[-1], signal.SIGKILL)
             child.communicate(timeout=120)
-            assert tiny.all_gone(child.pid)
+            wait_until(lambda: not processes_of(child.pid))
         caught += any(parts.glob(".step-*.part"))
     assert caught, "no save was cut off"
     pair.finish(out)
@@ -254,29 +229,33 @@ def test_ends_during_a_save_change_nothing(pair: Job, tmp_path: Path) -> None:
 def test_a_run_goes_on_with_the_same_losses_on_more_and_on_fewer_ranks(tmp_path: Path) -> None:
     base = tiny.make(tmp_path / "base")  # without dropout, whose random numbers are each rank's own
     data = tiny.write(tmp_path / "data.jsonl", tiny.conversations(40))
-    os.environ["VTOOLS_CACHE"] = str(tmp_path / "cache")
-    arguments = ["--model", base, "--data", data, "--batch", 8, "--max-steps", 24, "--lr", 1e-3, "--dtype", "fp32"]
+    arguments = [
+        "train",
+        "--model",
+        base,
+        "--data",
+        data,
+        "--batch",
+        8,
+        "--max-steps",
+        24,
+        "--lr",
+        1e-3,
+        "--dtype",
+        "fp32",
+    ]
 
-    def losses(out: str, *more: object, code: int = 0) -> dict[int, float]:
-        done = subprocess.run(
-            tiny.command(*arguments, "--out", tmp_path / out, *more),
-            capture_output=True, env=tiny.environment(), timeout=240,
-        )  # fmt: skip
-        assert done.returncode == code, done.stderr.decode()
-        rows = [json.loads(line) for line in done.stdout.splitlines()]
+    def losses(out: str, *more: object) -> dict[int, float]:
+        rows = good(*arguments, "--out", tmp_path / out, *more)
         return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
     alone = losses("alone")
     for first, second in ((1, 2), (2, 1)):
         out = f"{first}-{second}"
-        full = tmp_path / out
-        child = subprocess.Popen(
-            tiny.command(*arguments, "--out", full, "--nproc", first, "--save-every", 10),
-            stdout=subprocess.PIPE, env=tiny.environment(),
-        )  # fmt: skip
-        read_to(child, 12)
-        child.terminate()
-        child.communicate(timeout=120)
+        with start(*arguments, "--out", tmp_path / out, "--nproc", first, "--save-every", 10) as child:
+            read_to(child, 12)
+            child.terminate()
+            child.communicate(timeout=120)
         assert child.returncode == 75
         rest = losses(out, "--nproc", second)
         assert rest and min(rest) > 12 and max(rest) == 24
@@ -292,21 +271,33 @@ def test_a_preempted_small_model_is_saved_and_says_how_soon(smollm2: str, tmp_pa
         for index, word in enumerate(words * 4)
     ]
     data = tiny.write(tmp_path / "data.jsonl", records)
-    child = subprocess.Popen(
-        tiny.command("--model", smollm2, "--data", data, "--out", tmp_path / "out", "--batch", 4, "--epochs", 500),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=tiny.environment(OMP_NUM_THREADS="2"),
-    )  # fmt: skip
-    try:
+    arguments = ["--model", smollm2, "--data", data, "--out", tmp_path / "out", "--batch", 4, "--epochs", 500]
+    with start("train", *arguments, env={"OMP_NUM_THREADS": "2"}) as child:
         read_to(child, 1)
         child.terminate()
         before = time.monotonic()
         _, stderr = child.communicate(timeout=120)
         seconds = time.monotonic() - before
-    finally:
-        child.kill()
     assert child.returncode == 75, stderr.decode()
     assert saved(tmp_path / "out")
     print(f"SIGTERM to saved: {seconds:.1f} s")
+
+
+# `vtools`, which says when it begins an evaluation.
+EVALUATING = """
+import sys
+from vtools import cli
+from vtools.train import loop
+
+held_out_loss = loop.Trainer._held_out_loss
+
+def told(self, corpus):
+    print("evaluating at", self.result.step, file=sys.stderr, flush=True)
+    return held_out_loss(self, corpus)
+
+loop.Trainer._held_out_loss = told
+cli.main()
+"""
 
 
 @pytest.mark.slow
@@ -314,12 +305,13 @@ def test_a_run_asked_to_end_during_an_evaluation_saves_what_it_had_trained(tmp_p
     held = tiny.write(tmp_path / "held.jsonl", tiny.conversations(1500, seed=6))
     job = Job(tmp_path / "job", "--eval", held, "--max-steps", 20)
     out = tmp_path / "out"
-    with job.started(out) as child:
-        read_to(child, 10)  # the evaluation of step 10 comes next
-        time.sleep(0.2)
+    evaluating = [sys.executable, "-c", EVALUATING, *map(str, job.arguments), "--out", str(out)]
+    with begun(evaluating) as child:
+        assert b"evaluating at 10\n" in iter(child.stderr.readline, b"")
         child.terminate()
         stdout, stderr = child.communicate(timeout=120)
     assert child.returncode == 75, stderr.decode()
-    assert b'"eval_loss"' not in stdout and saved(out) == [10]
+    rows = map(json.loads, stdout.splitlines())
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0] and saved(out) == [10]
     job.finish(out)
     assert tiny.tree(out) == job.model

@@ -41,8 +41,8 @@ def export(
     GGUF takes models of type llama, mistral, qwen2 and qwen3 with a SentencePiece or byte-level BPE tokenizer. The file
     includes the tokenizer, special tokens and chat template (--template replaces it). The q types quantise blocks of 32
     weights to 8, 5 or 4 bits; the output matrix stays at 8 (q8_0), vectors at 32. The K-quants (q4_k_m, q5_k_m, q6_k)
-    are computed by llama.cpp: by its llama-quantize if installed, else by the library of the extra `llama-cpp`. Memory use
-    does not grow with the model.
+    are computed by llama.cpp: by its llama-quantize if installed, else by the library of the extra `llama-cpp`. Memory
+    use does not grow with the model.
 
     stdout: one JSON line per tensor {"tensor", "type", "shape", "bytes"} ("ms" too if encoded here, "blake3" for
     safetensors), then one with the totals.

@@ -59,8 +59,8 @@ def load_template(name: str | None, tokenizer: Tokenizer, system: str | None = N
     """The template `name` for a tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
 
     `system` is the text that it writes where a conversation has no system message; "none" or "" empties its own.
-    Raises Failure if there is no such template, or the tokenizer lacks a token that it needs, or it cannot hold a system
-    message.
+    Raises Failure if there is no such template, the tokenizer lacks a token that it needs, or it has no place for a
+    system message.
     """
     chosen = _by_name(name, tokenizer)
     return chosen if system is None else chosen.with_system("" if system == "none" else system)

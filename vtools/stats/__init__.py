@@ -38,8 +38,9 @@ def stats(
 
     Reads conversations, rejects files or the metrics of `vtools train`, and detects which. Writes one JSON object; on a
     terminal, also a table to stderr. Tokens are counted in the texts alone; with --template (auto: the model's own) or
-    --system, in whole rendered conversations, as `split` counts. Languages are counted only if pycld2 is installed. A duplicate is a record whose texts, or whose id, occurred before. Broken input ends the count
-    with exit status 1 after the counts so far are written, unless --rejects is given.
+    --system, in whole rendered conversations, as `split` counts. Languages are counted only if pycld2 is installed.
+    A duplicate is a record whose texts, or whose id, occurred before. Broken input ends the count with exit status 1
+    after the counts so far are written, unless --rejects is given.
 
     \b
     Examples:
