@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
-from conftest import ROOT
+from running import ROOT
 
 README = (ROOT / "README.md").read_text()
 # What only the folder of a finished quickstart has.

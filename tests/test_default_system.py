@@ -7,7 +7,7 @@ import re
 
 import pytest
 import tiny
-from conftest import chat
+from chats import chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

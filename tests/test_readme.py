@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import readme
-from conftest import DATA, ROOT
+from conftest import DATA
+from running import ROOT
 
 from vtools import cli
 
