@@ -7,6 +7,43 @@ _vtools() {
         COMPREPLY=($(compgen -W "$words" -- "$word"))
         return
     fi
+    case "${COMP_WORDS[1]} ${COMP_WORDS[COMP_CWORD-1]}" in
+        "clean --format") COMPREPLY=($(compgen -W "messages sharegpt" -- "$word")); return ;;
+        "clean --engine") COMPREPLY=($(compgen -W "auto fast reference" -- "$word")); return ;;
+        "clean --preset") COMPREPLY=($(compgen -W "vicuna" -- "$word")); return ;;
+        "clean --keep") COMPREPLY=($(compgen -W "html plugin blocked_response rep_digits wrong_list too_short dup_exact" -- "$word")); return ;;
+        "clean --pii") COMPREPLY=($(compgen -W "redact drop tag" -- "$word")); return ;;
+        "clean --special-tokens") COMPREPLY=($(compgen -W "keep drop break" -- "$word")); return ;;
+        "clean --dedupe") COMPREPLY=($(compgen -W "first longest" -- "$word")); return ;;
+        "split --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "split --overlong") COMPREPLY=($(compgen -W "keep drop truncate split-answer" -- "$word")); return ;;
+        "split --preset") COMPREPLY=($(compgen -W "vicuna" -- "$word")); return ;;
+        "split --format") COMPREPLY=($(compgen -W "messages sharegpt" -- "$word")); return ;;
+        "stats --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "train --preset") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca" -- "$word")); return ;;
+        "train --schedule") COMPREPLY=($(compgen -W "cosine linear constant" -- "$word")); return ;;
+        "train --overlong") COMPREPLY=($(compgen -W "truncate drop error" -- "$word")); return ;;
+        "train --rope-scaling") COMPREPLY=($(compgen -W "linear yarn" -- "$word")); return ;;
+        "train --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "train --resume") COMPREPLY=($(compgen -W "auto never" -- "$word")); return ;;
+        "train --dtype") COMPREPLY=($(compgen -W "auto fp32 bf16 fp16" -- "$word")); return ;;
+        "train --attention") COMPREPLY=($(compgen -W "auto flash-attn torch" -- "$word")); return ;;
+        "train --recompute") COMPREPLY=($(compgen -W "auto none selective full" -- "$word")); return ;;
+        "train --save-dtype") COMPREPLY=($(compgen -W "fp32 bf16 fp16" -- "$word")); return ;;
+        "train --gpu") COMPREPLY=($(compgen -W "b200 h200 gh200 h100-pcie h100-nvl h100 h20 a100 a100-80g a40 a10g a10 l40s l40 l4 rtx-5090 rtx-4090 rtx-3090 rtx-a6000 rtx-6000-ada v100 v100-32g t4 mi300x mi250x" -- "$word")); return ;;
+        "make-delta --codec") COMPREPLY=($(compgen -W "zstd raw" -- "$word")); return ;;
+        "apply-delta --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "apply-delta --add-dtype") COMPREPLY=($(compgen -W "fp32 bf16 fp16" -- "$word")); return ;;
+        "apply-delta --extra-rows") COMPREPLY=($(compgen -W "zero mean" -- "$word")); return ;;
+        "export --to") COMPREPLY=($(compgen -W "gguf safetensors" -- "$word")); return ;;
+        "export --type") COMPREPLY=($(compgen -W "f32 f16 bf16 q8_0 q4_0 q4_1 q5_0 q5_1 q4_k_m q5_k_m q6_k" -- "$word")); return ;;
+        "export --dtype") COMPREPLY=($(compgen -W "fp32 bf16 fp16" -- "$word")); return ;;
+        "export --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "serve --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "serve --dtype") COMPREPLY=($(compgen -W "fp32 bf16 fp16" -- "$word")); return ;;
+        "chat --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "judge --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+    esac
     case "${COMP_WORDS[1]}" in
         fetch) words="--license --limit -o --out --rejects --stats -q --quiet -v --verbose --help" ;;
         clean) words="--format --engine --merge-same-role --preset --keep --blocked-words --drop-refusals --refusals --keep-lang --skip-lang --pii --special-tokens --dedupe --near-duplicates --decontaminate --decontaminate-ngram --moderation --moderation-model --explain -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;

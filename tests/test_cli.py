@@ -10,11 +10,12 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from running import ROOT, python
 
-from vtools import cli, completions, process
+from vtools import cli, completions, machine, process
 
 COMMANDS = list(cli.COMMANDS)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -159,10 +160,21 @@ def test_bash_completes_commands_and_options_without_python():
         f"source {ROOT / 'completions' / 'vtools.bash'}; PATH=/nowhere\n"
         "COMP_WORDS=(vtools cl); COMP_CWORD=1; _vtools; echo ${COMPREPLY[@]}\n"
         "COMP_WORDS=(vtools clean --rej); COMP_CWORD=2; _vtools; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(vtools clean --preset ''); COMP_CWORD=3; _vtools; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(vtools train --preset v); COMP_CWORD=3; _vtools; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(vtools split -q --template ll); COMP_CWORD=4; _vtools; echo ${COMPREPLY[@]}\n"
+        "COMP_WORDS=(vtools clean --out ''); COMP_CWORD=3; _vtools; echo ${COMPREPLY[@]}\n"
     )
     done = subprocess.run([shutil.which("bash"), "-c", script], capture_output=True, text=True)
-    assert done.stdout.split() == ["clean", "--rejects"]
+    assert done.stdout.splitlines() == ["clean", "--rejects", "vicuna", "vicuna-v1.1 vicuna-v0", "llama-2", ""]
     assert done.stderr == ""
+
+
+def test_every_value_that_an_option_offers_is_one_that_it_takes():
+    for name in completions._values(SimpleNamespace(type=None, opts=["--gpu"])):
+        assert machine.gpu(name)
+    offered = {option.opts[0] for _, options in completions.commands().values() for option in options if completions._values(option)}  # fmt: skip
+    assert offered >= {"--template", "--gpu", "--preset", "--dtype", "--format", "--type", "--overlong", "--codec"}
 
 
 @pytest.mark.parametrize(("shell", "file"), [("zsh", "_vtools"), ("fish", "vtools.fish")])

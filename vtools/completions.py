@@ -22,8 +22,15 @@ def commands() -> dict[str, tuple[str, list[Any]]]:
 
 
 def bash() -> str:
-    """Options and commands by prefix; file names everywhere else."""
+    """Commands, options and fixed values by prefix; file names everywhere else."""
     table = commands()
+    values = "\n".join(
+        f'        "{name} {opt}") COMPREPLY=($(compgen -W "{" ".join(_values(option))}" -- "$word")); return ;;'
+        for name, (_, options) in table.items()
+        for option in options
+        for opt in _names(option)
+        if _values(option)
+    )
     cases = "\n".join(
         f'        {name}) words="{" ".join(opt for option in options for opt in _names(option))} --help" ;;'
         for name, (_, options) in table.items()
@@ -37,6 +44,9 @@ _vtools() {{
         COMPREPLY=($(compgen -W "$words" -- "$word"))
         return
     fi
+    case "${{COMP_WORDS[1]}} ${{COMP_WORDS[COMP_CWORD-1]}}" in
+{values}
+    esac
     case "${{COMP_WORDS[1]}}" in
 {cases}
     esac
@@ -98,7 +108,8 @@ def fish() -> str:
             short = [f" -s {opt[1:]}" for opt in _names(option) if not opt.startswith("--")]
             where = f"complete -c vtools -n '__fish_seen_subcommand_from {name}'"
             needs = "" if option.is_flag else " -r"
-            rows.append(f"{where}{''.join(long + short)}{needs} -d {_quoted(_plain(option.help))}")
+            values = f" -f -a {_quoted(' '.join(_values(option)))}" if _values(option) else ""
+            rows.append(f"{where}{''.join(long + short)}{needs}{values} -d {_quoted(_plain(option.help))}")
     return "\n".join(rows) + "\n"
 
 
@@ -106,8 +117,18 @@ def _names(option: Any) -> list[str]:
     return [*option.opts, *option.secondary_opts]
 
 
+def _values(option: Any) -> list[str]:
+    """The values of an option that has a fixed set of them."""
+    from vtools import machine
+    from vtools.models import template
+
+    known = {"--template": template.NAMES, "--gpu": [name.lower().replace(" ", "-") for name in machine.GPUS]}
+    return [*getattr(option.type, "choices", known.get(option.opts[0], ()))]
+
+
 def _value(option: Any) -> str:
-    return "" if option.is_flag else ":value:_files"
+    values = " ".join(_values(option))
+    return "" if option.is_flag else f":value:({values})" if values else ":value:_files"
 
 
 def _plain(text: str | None) -> str:
