@@ -240,7 +240,7 @@ def test_a_hostile_delta_cannot_exhaust_memory(tmp_path, name, size, said):
 def test_a_newer_format_is_refused_as_such(tmp_path):
     base, target = pair(tmp_path)
     good("make-delta", base, target, tmp_path / "delta")
-    edited(tmp_path / "delta", lambda value: value.update(version=2))
+    edited(tmp_path / "delta", lambda value: value.update(version=3))
     assert "newer vtools" in bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
 
 

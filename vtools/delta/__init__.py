@@ -57,8 +57,8 @@ def make_delta(
 
     known_as = Path(base).resolve().name if Path(base).exists() else base  # do not publish a local path
     make.make(
-        _place(base), _place(target), Path(out), name=known_as, codec=codec, jobs=jobs, force=force, quiet=quiet,
-        dry_run=dry_run,
+        _place(base), _place(target), Path(out), name=known_as, codec="planes" if codec == "zstd" else codec, jobs=jobs,
+        force=force, quiet=quiet, dry_run=dry_run,
     )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def make(
         ThreadPoolExecutor(jobs) as pool,
         jsonl.progress("make-delta", quiet, size, "B") as tick,
     ):
-        made = manifest.Manifest(name, other_files.hashes(base), codec, difference.CHUNKS[codec], [])
+        made = manifest.Manifest(name, other_files.hashes(base), codec, difference.CHUNK, [])
         writer = _Writer(models, work, files, places, pool, jobs, made, lines, tick)
         for number, path in enumerate(models.weights, 1):
             made.files.append(writer.shard(path, f"delta-{number:05}-of-{len(models.weights):05}.safetensors"))

@@ -7,10 +7,11 @@ A delta folder contains
   files/...                         every other file of the target as it is, under its own relative path
 A file of weights is its tensors, each `start` bytes into the file, and the bytes between them (a safetensors header, a
 .bin file's pickle and zip directory), which `__gaps__` holds end to end as one zstd frame, so that the result is the
-same file byte for byte. `chunks` are the stored lengths of a tensor's chunks; each stands for `chunk_bytes` bytes of
-the target, the last for the rest. `base` is the base tensor subtracted (converted to the target's dtype, its missing
-rows zero), or null where the target tensor is stored whole, as a difference to zero. `base_files` are the SHA-256 of
-the base's configuration and tokenizer. The last key, `blake3`, is the hash of all the others as compact JSON.
+same file byte for byte. `codec` names the layout of the chunks. `chunks` are the stored lengths of a tensor's chunks;
+each stands for `chunk_bytes` bytes of the target, the last for the rest. `base` is the base tensor subtracted
+(converted to the target's dtype, its missing rows zero), or null where the target tensor is stored whole, as a
+difference to zero. `base_files` are the SHA-256 of the base's configuration and tokenizer. The last key, `blake3`, is
+the hash of all the others as compact JSON.
 """
 
 import dataclasses
@@ -27,7 +28,8 @@ from vtools.process import Failure
 from vtools.weights.model_files import inside
 
 NAME = "delta.json"
-FORMAT, VERSION = "vtools-delta", 1
+FORMAT = "vtools-delta"
+VERSIONS = {"raw": 1, "zstd": 1, "planes": 2}  # codec: the version of the format that brought it (see difference.py)
 CARRIED = "files"
 GAPS = "__gaps__"
 LONGEST_CHUNK = 64 << 20
@@ -125,7 +127,7 @@ class Manifest:
 
 def dump(manifest: Manifest) -> bytes:
     """The manifest as JSON; the same delta gives the same bytes."""
-    head = {"format": FORMAT, "version": VERSION, "method": "bits", "made_by": f"vtools {__version__}"}
+    head = {"format": FORMAT, "version": VERSIONS[manifest.codec], "method": "bits", "made_by": f"vtools {__version__}"}
     return seal(head | dataclasses.asdict(manifest))
 
 
@@ -142,22 +144,24 @@ def load(folder: Path) -> tuple[Manifest, str]:
         value = orjson.loads(path.read_bytes())
         if value["format"] != FORMAT:
             raise ValueError(f"its format is {value['format']!r}, not {FORMAT!r}")
-        if value["version"] != VERSION or value["method"] != "bits":
-            raise Failure(f"{path}: version {value['version']!r}, method {value['method']!r}: made by a newer vtools")
+        version = value["version"]
+        if version not in VERSIONS.values() or value["method"] != "bits":
+            raise Failure(f"{path}: version {version!r}, method {value['method']!r}: made by a newer vtools")
         claimed = value.pop("blake3")
         if blake3(orjson.dumps(value)).hexdigest() != claimed:
             raise ValueError("its contents do not match its hash")
+        codec = value["codec"]
+        if VERSIONS.get(codec) != version:
+            raise ValueError(f"version {version!r} has no codec {codec!r}")
         files = [File.parse(entry) for entry in value["files"]]
         for names in ([PurePosixPath(file.path) for file in files], [file.delta for file in files if file.delta]):
             if len(set(names)) < len(names):
                 raise ValueError("a file is named twice")
         if not files:
             raise ValueError("no files")
-        manifest = Manifest(
-            str(value["base"]), dict(value["base_files"]), str(value["codec"]), int(value["chunk_bytes"]), files
-        )
-        if manifest.codec not in ("zstd", "raw") or not (0 < manifest.chunk_bytes <= LONGEST_CHUNK):
-            raise ValueError(f"codec {manifest.codec}, chunks of {manifest.chunk_bytes} bytes")
+        manifest = Manifest(str(value["base"]), dict(value["base_files"]), codec, int(value["chunk_bytes"]), files)
+        if not 0 < manifest.chunk_bytes <= LONGEST_CHUNK:
+            raise ValueError(f"chunks of {manifest.chunk_bytes} bytes")
         if manifest.chunk_bytes % 8:
             raise ValueError("the chunk size is no multiple of 8")
     except (FileNotFoundError, NotADirectoryError):
