@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole of vtools on a laptop: real shared conversations to a tuned, served and judged chat model.
+# All of vtools on a laptop: from real shared conversations to a tuned, served and judged chat model.
 #   bash recipes/quickstart.sh [RUN_FOLDER]
 # 2 CPU cores, 6 GiB of memory, 5 GB of disk, 15 minutes after the installation, no GPU, no money. Each command is
-# printed before it runs; what is already there is skipped, so a run that was stopped goes on.
+# printed before it runs; finished steps are skipped, so a stopped run resumes.
 # With OPENAI_API_KEY (or OPENAI_BASE_URL and VTOOLS_JUDGE) a real judge is asked; otherwise the small model judges
-# itself, which shows that the plumbing holds and nothing else.
+# itself, which proves only that the pipeline works.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash recipes/setup.sh
@@ -19,7 +19,7 @@ mkdir -p "$RUN" && cd "$RUN"
 export BASE SHAREGPT DATA
 
 bold() { if [ -t 1 ]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n%s\n' "$*"; fi; }
-# step FILE COMMAND: print the command and run it, unless FILE is there.
+# step FILE COMMAND: print the command and run it, unless FILE exists.
 step() {
     if [ -e "$1" ]; then echo "# $1 is there"; return; fi
     printf '$ %s\n' "$2"
@@ -62,7 +62,7 @@ if [ ! -e report.txt ]; then
         step answers-$name.jsonl "vtools chat \$DATA/questions.jsonl --base-url $URL --model $name --temperature 0 --max-tokens 96 -o answers-$name.jsonl"
     done
     bold "5. A judge compares the answers."
-    # A verdict that cannot be read makes judge exit with 1, though all the others are there.
+    # An unreadable verdict makes judge exit with 1, although all others are written.
     OPENAI=${OPENAI_API_KEY:+yes}${OPENAI_BASE_URL:+yes}
     if [ -n "$OPENAI" ]; then
         export VTOOLS_JUDGE=${VTOOLS_JUDGE:-gpt-4.1}
@@ -75,7 +75,7 @@ if [ ! -e report.txt ]; then
     trap - EXIT
     : > report.part
     [ -n "$OPENAI" ] || echo "Judged by SmolLM2-135M itself: a plumbing check, not a result." > report.part
-    # The small model gives few verdicts that can be read, and of fewer than two there is no picture.
+    # The small model gives few readable verdicts, and a chart needs at least two.
     step judged.png 'vtools report judgments.jsonl --plot judged.png > /dev/null || echo "(see above)"'
     step report.txt 'vtools report judgments.jsonl >> report.part && mv report.part report.txt'
 fi

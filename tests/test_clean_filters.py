@@ -734,7 +734,7 @@ VECTORS = {
     "blocked word in a link": (chat(GOOD[0], '<p>see <a href="https://chat.openai.com/">here</a></p>'), 3),
     "blocked word in an attribute": (chat(GOOD[0], '<p class="openai">see here, it is long enough</p>'), 3),
     "blocked after the end": (chat(*GOOD, "", "ChatGPT"), 0),
-    "short but for a dropped question": (chat("a", "b", "a question of some length", ""), 0),
+    "short without a dropped question": (chat("a", "b", "a question of some length", ""), 0),
     "empty": ({"conversations": []}, 1),
     "one": (chat("alone and long enough"), 1),
 }  # fmt: skip

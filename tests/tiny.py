@@ -179,7 +179,7 @@ def ranks_of(session: int) -> list[int]:
 
 
 def all_gone(session: int) -> bool:
-    """Whether no process of a session is left, at once or after the moment that the kernel takes to bury them."""
+    """Whether no process of a session is left, at once or after the moment that the kernel takes to reap them."""
     for _ in range(200):
         if not processes_of(session):
             return True

@@ -108,7 +108,7 @@ class Engine:
                 )
                 if taken is not None:
                     break
-                # The thread has just died of another request; the next request restarts it.
+                # The thread died of another request; the next request restarts it.
                 del self._mailboxes[name]
                 patience = time.monotonic() + 5
                 while self._manager.is_running() and time.monotonic() < patience:
