@@ -34,7 +34,7 @@ BATCH_REQUESTS = 32
 
 
 class PromptTooLong(Failure):
-    """The prompt and the answer asked for do not fit into the context."""
+    """The prompt and the requested answer do not fit into the context."""
 
 
 class EngineStopped(TryAgain):
