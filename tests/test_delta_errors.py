@@ -210,7 +210,7 @@ def test_a_hostile_delta_cannot_write_or_read_elsewhere(tmp_path, path):
         ("model.layers.0.w", None, "model.layers.0.w: wrong length: the delta is damaged"),
         ("__gaps__", None, "__gaps__: too long: the delta is damaged"),
         ("__gaps__", 100_000_000, "__gaps__: wrong length: the delta is damaged"),
-        ("__gaps__", 1 << 30, "more than 134,217,728 bytes of it are no tensor"),
+        ("__gaps__", 1 << 30, "more than 134,217,728 bytes of it are not tensors"),
     ],
 )
 def test_a_hostile_delta_cannot_exhaust_memory(tmp_path, name, size, said):

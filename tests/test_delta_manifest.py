@@ -75,7 +75,7 @@ def test_any_value_in_any_place_is_a_manifest_or_one_clear_line(delta, tmp_path_
         (("files", 1, "tensors", 0, "start"), 96.0, "not a whole number"),
         (("files", 1, "tensors", 0, "shape"), 5, "not a manifest"),
         (("files", 1, "tensors", 0, "name"), ["a"], "not a text"),
-        (("files", 1, "bytes"), 1 << 40, "of it are no tensor"),
+        (("files", 1, "bytes"), 1 << 40, "of it are not tensors"),
         (("files", 1, "path"), "./config.json", "named twice"),
         (("files", 0, "bytes"), -5, "not a whole number"),
         (("files", 0, "bytes"), 5, "config.json: size or SHA-256 differs"),

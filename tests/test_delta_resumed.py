@@ -29,7 +29,7 @@ def many(folder, seed, near=None, scale=1.0):
     return tensors
 
 
-# All that goes on where it stopped: a delta made, one applied, and one without a manifest added.
+# All that resumes where it stopped: a delta made, one applied, and one without a manifest added.
 TOOLS = ["make", "apply", "add"]
 
 

@@ -212,7 +212,7 @@ def test_llama_quantize_makes_the_k_quants_where_it_is_installed(byte_level, tmp
 
 
 def sparse(folder, layers):
-    """A model of zeros that takes no room on the disk: 50 MB a layer."""
+    """A model of zeros that takes no space on disk: 50 MB per layer."""
     hidden, inner = 1024, 7168
     shapes = {
         "model.embed_tokens.weight": [400, hidden],

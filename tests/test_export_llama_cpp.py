@@ -110,7 +110,7 @@ def test_llama_cpp_continues_the_real_model_as_transformers_does(real, tmp_path)
 
 
 def requantised(ours, whole, out):
-    """Our file with every quantised tensor made again by llama.cpp's own quantiser."""
+    """Our file with every quantised tensor recomputed by llama.cpp's own quantiser."""
     llama = llama_cpp.library()
     llama.ggml_quantize_chunk.restype = ctypes.c_size_t
     llama.ggml_quantize_chunk.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]

@@ -133,7 +133,7 @@ def test_a_layer_on_a_gpu_keeps_what_its_dimensions_say() -> None:
     # Its input, four projections, the output of attention and its fp32 log-sum, two wide products, one back.
     assert selective.kept == pytest.approx(2 * (7 * hidden + 2 * inner) + 4 * heads)
     assert none.kept > 1.5 * selective.kept
-    assert full.kept + full.passing > none.kept  # one layer at a time is made again
+    assert full.kept + full.passing > none.kept  # one layer at a time is recomputed
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])

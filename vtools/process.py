@@ -19,7 +19,7 @@ class Failure(Exception):
 
 
 class UsageFailure(Failure):
-    """The command line cannot be carried out as typed: exit 2."""
+    """The command line is wrong: exit 2."""
 
     exit_code = 2
 

@@ -556,14 +556,14 @@ def write_weights(place: Path, shapes: dict[str, Any], device: str) -> int:
     from safetensors.torch import save_file
 
     shards: list[list[str]] = [[]]
-    room = 0
+    filled = 0
     for key, shape in shapes.items():
         size = 2 * shape.numel()
-        if shards[-1] and room + size > 1 << 30:
+        if shards[-1] and filled + size > 1 << 30:
             shards.append([])
-            room = 0
+            filled = 0
         shards[-1].append(key)
-        room += size
+        filled += size
     names = [f"model-{index + 1:05}-of-{len(shards):05}.safetensors" for index in range(len(shards))]
     torch.manual_seed(0)
 

@@ -71,7 +71,7 @@ def main() -> None:
                 losses.setdefault(model, set()).add(loss)
     for model in settings.models:
         idle = best["unset", model, 0][1]
-        print(f"{model}: steps a second, and against `unset` idle ({idle:.2f}); losses {sorted(losses[model])}")
+        print(f"{model}: steps per second, and against `unset` idle ({idle:.2f}); losses {sorted(losses[model])}")
         for name in known:
             speeds = [best[name, model, neighbours][1] for neighbours in NEIGHBOURS]
             shown = "  ".join(
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def child(models: list[str], seconds: float, tries: int) -> None:
-    """Steps a second of each model beside each number of neighbours."""
+    """Steps per second of each model beside each number of neighbours."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -303,7 +303,7 @@ def sample(root: int, ended: threading.Event, peak: list[int]) -> None:
 
 
 def peer_child(folder: Path, job: dict[str, Any]) -> None:
-    """TRL's or transformers' trainer over the prepared tokens; a line a step, of the tokens that are no padding."""
+    """TRL's or transformers' trainer over the prepared tokens; one line per step, without padding tokens."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, Trainer, TrainerCallback
     from transformers import TrainingArguments as Arguments
@@ -402,13 +402,13 @@ def about(settings: argparse.Namespace, folder: Path) -> None:
 
 
 def speed(results: list[dict[str, Any]]) -> float:
-    """Tokens a second by the clock: the median step's."""
+    """Tokens per second by the clock: the median step's."""
     steps = [step for result in results for step in result["steps"]]
     return statistics.median(step["tokens"] / step["seconds"] for step in steps)
 
 
 def per_core(results: list[dict[str, Any]]) -> float:
-    """Tokens a second of CPU time: the median step's."""
+    """Tokens per second of CPU time: the median step's."""
     return statistics.median(step["tokens"] / max(step["cpu"], 0.01) for one in results for step in one["steps"])
 
 

@@ -31,7 +31,7 @@ def plugin(record: Record) -> str | None:
 
 
 def too_short(record: Record) -> str | None:
-    """Too few characters to learn from."""
+    """The conversation has too few characters to learn from."""
     if len(joined(record["messages"])) >= 4 * SHORTEST + len(record["messages"]):  # at most 4 bytes each
         return None
     count = sum([len(message["content"]) for message in record["messages"]])
@@ -49,7 +49,7 @@ def blocked_response(record: Record) -> str | None:
 
 def rep_digits(record: Record) -> str | None:
     """One digit occurs nine times in a row."""
-    if b"0" * 9 not in shape(record["messages"]):  # any nine digits at all
+    if b"0" * 9 not in shape(record["messages"]):  # no nine digits in a row at all
         return None
     for place, message in enumerate(record["messages"]):
         for digit in "0123456789":
@@ -64,7 +64,7 @@ def wrong_list(record: Record) -> str | None:
         return None
     for place, message in enumerate(record["messages"]):
         if message["role"] == "assistant" and any("2" not in gap for gap in message["content"].split("\n1. ")[1:-1]):
-            return f"messages[{place}]: a list goes from 1 to 1"
+            return f"messages[{place}]: a list restarts at 1"
     return None
 
 

@@ -18,7 +18,7 @@ _EMAIL = re.compile(
 # Names that RFC 2606 and RFC 6761 reserve for examples belong to nobody, and image@2x.png is a file.
 _NOBODYS = re.compile(r"(?:.*\.)?(?:example\.(?:com|net|org)|example|test|invalid|local|localhost)", re.IGNORECASE)
 _FILES = frozenset(("png", "jpg", "jpeg", "gif", "svg", "webp", "css", "js", "json", "html", "txt"))
-# By the prefixes that their issuers publish.
+# Recognised by the prefixes that their issuers publish.
 _KEY = re.compile(
     r"(?<![\w-])(?:"
     r"sk-(?:proj|svcacct|admin|ant)-[\w-]{20,200}|sk-[A-Za-z0-9]{20,64}|[sr]k_live_[A-Za-z0-9]{16,128}"

@@ -1,4 +1,4 @@
-"""Input that is read twice."""
+"""Input that can be read twice."""
 
 import functools
 import os

@@ -30,7 +30,7 @@ def apply(
     for file in wanted.files:
         if file.delta is None:
             if not (delta / manifest.CARRIED / file.path).is_file():
-                raise Failure(f"{delta / manifest.CARRIED / file.path}: missing from the delta")
+                raise Failure(f"{delta / manifest.CARRIED / file.path}: missing from the delta; download it again")
             continue
         places = _places(delta, wanted, file)
         gaps[file.path] = _gaps(places[manifest.GAPS], file)
@@ -88,7 +88,7 @@ def _places(delta: Path, wanted: manifest.Manifest, file: manifest.File) -> dict
     assert file.delta is not None
     path = delta / file.delta
     if not path.is_file():
-        raise Failure(f"{path}: missing from the delta")
+        raise Failure(f"{path}: missing from the delta; download it again")
     places = {place.name: place for place in model_files.read(path)}
     if manifest.GAPS not in places:
         raise manifest.damaged(path, manifest.GAPS, "missing")

@@ -163,7 +163,7 @@ def _name(delta: Path, file: Path) -> str:
 def _check_names(
     base: Path, delta: Path, tensors: dict[str, Tensor], changes: dict[str, Tensor], extra_rows: str | None
 ) -> None:
-    """Raise Failure unless base and delta hold the same tensors, in shapes that can be added."""
+    """Raise Failure unless base and delta have the same tensors, in shapes that can be added."""
     for change in changes.values():
         found = tensors.get(change.name) or tensors.get(TIED.get(change.name, ""))
         if found is None:
@@ -174,7 +174,7 @@ def _check_names(
             raise Failure(f"tensor {change.name}: {found} in {base}, {change} in {delta}: the base has more rows")
         if change.shape[:1] > found.shape[:1] and extra_rows is None:
             raise Failure(
-                f"tensor {change.name}: {found} in {base}, {change} in {delta}: the delta adds rows, and does not say "
+                f"tensor {change.name}: {found} in {base}, {change} in {delta}: the delta adds rows, without saying "
                 "to what: --extra-rows zero (Vicuna v0) or --extra-rows mean (Alpaca)"
             )
 

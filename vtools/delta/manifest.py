@@ -96,7 +96,7 @@ class File:
                 raise ValueError(f"{file.path}: tensor {change.name} is outside the file, or overlaps another")
             end = change.start + change.bytes
         if file.delta is not None and sum(length for _, length in file.gaps()) > LARGEST_GAPS:
-            raise ValueError(f"{file.path}: more than {LARGEST_GAPS:,} bytes of it are no tensor")
+            raise ValueError(f"{file.path}: more than {LARGEST_GAPS:,} bytes of it are not tensors")
         return file
 
     def gaps(self) -> list[tuple[int, int]]:

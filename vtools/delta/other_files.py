@@ -33,5 +33,5 @@ def check_vocabulary(place: Path, rows: int) -> None:
 
 
 def template_for(place: Path, name: str) -> Template:
-    """A chat template for the tokenizer in a folder. Raises Failure if they do not go together."""
+    """A chat template for the tokenizer in a folder. Raises Failure if they do not match."""
     return load_template(name, load_tokenizer(str(place)))

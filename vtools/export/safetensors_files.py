@@ -105,7 +105,9 @@ def _shards(entries: list[NewTensor], largest: int) -> dict[str, list[NewTensor]
     for entry in entries:
         needed = entry.bytes + len(writing.header([entry]))  # more than its share in a larger file
         if needed > largest:
-            raise Failure(f"tensor {entry.name}: {entry.bytes:,} bytes, more than --max-shard {largest:,} can hold")
+            raise Failure(
+                f"tensor {entry.name}: {entry.bytes:,} bytes, more than --max-shard {largest:,} can hold; raise it"
+            )
         if filled + needed > largest:
             shards.append([])
             filled = 64  # spare bytes: offsets get longer in a larger file

@@ -53,7 +53,7 @@ class GgufTensor:
 
 
 def ggml_type(name: str) -> gguf.GGMLQuantizationType:
-    """The number by which GGUF knows a type."""
+    """GGUF's number of a type."""
     return gguf.GGMLQuantizationType[name.upper()]
 
 

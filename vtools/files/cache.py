@@ -21,7 +21,7 @@ def home() -> Path:
 
 
 def made_once(source: Path, kind: str, make: Callable[[Path], Any]) -> Path:
-    """A cached folder that `make(folder)` fills from a file; made again only if the file or `kind` changes."""
+    """A cached folder that `make(folder)` fills from a file; rebuilt only if the file or `kind` changes."""
     status = source.stat()
     key = f"{source.resolve()}:{status.st_size}:{status.st_mtime_ns}:{kind}"
     target = home() / f"{source.stem}-{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}"

@@ -34,7 +34,7 @@ def lock(folder: Path | str, wait: bool = False) -> Iterator[None]:
     folder = Path(folder)
     while True:
         folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # removed by its owner, who has just finished
+        with contextlib.suppress(FileNotFoundError):  # removed by its owner, which finished meanwhile
             busy = f"{folder}: another vtools process is writing here; try again when it has finished"
             handle = own(folder / ".lock", busy, wait)
             break

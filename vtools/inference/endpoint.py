@@ -34,7 +34,7 @@ class Endpoint:
         self._server = Server(url)
         self.url, key = self._server.url, address.key()
         if not key and self._server.is_openai:
-            raise Failure(f"{self.url}: OPENAI_API_KEY is not set; --base-url or OPENAI_BASE_URL names another server")
+            raise Failure(f"{self.url}: OPENAI_API_KEY is not set; set it, or name another server with --base-url")
         import httpx2
         import openai
 

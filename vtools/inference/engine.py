@@ -34,7 +34,7 @@ BATCH_REQUESTS = 32
 
 
 class PromptTooLong(Failure):
-    """The prompt and the answer asked for do not fit into the context."""
+    """The prompt and the requested answer do not fit into the context."""
 
 
 class EngineStopped(TryAgain):
@@ -114,7 +114,7 @@ class Engine:
                 )
                 if taken is not None:
                     break
-                # The thread has just died of another request; the next request restarts it.
+                # The thread died of another request; the next request restarts it.
                 del self._mailboxes[name]
                 patience = time.monotonic() + 5
                 while self._manager.is_running() and time.monotonic() < patience:

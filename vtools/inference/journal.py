@@ -105,7 +105,7 @@ class Journal:
 
 @contextlib.contextmanager
 def keep(path: str | None, finished: Callable[[Record], bool] = lambda record: True) -> Iterator[Journal]:
-    """The journal of an output file, gone when the block ends well. Raises TryAgain if another run holds it.
+    """The journal of an output file, removed when the block succeeds. Raises TryAgain if another run holds it.
 
     `finished` says which records of an older, complete FILE count. For stdout or a pipe nothing is kept.
     """

@@ -43,7 +43,7 @@ def encoders(tokenizer: Tokenizer) -> tuple[tokenizers.Tokenizer, tokenizers.Tok
 
 
 def _without_prefix(value: Any) -> Any:
-    """A tokenizer's JSON without the part that puts a space before a text."""
+    """A tokenizer's JSON without the step that adds a space before a text."""
     if isinstance(value, list):
         return [
             _without_prefix(item) for item in value if not (isinstance(item, dict) and item.get("type") == "Prepend")

@@ -95,7 +95,7 @@ def load_tokenizer(reference: str) -> Tokenizer:
 
 
 def chat_template(place: Path, config: dict[str, Any]) -> str | None:
-    """The stored chat template: its own file since transformers 4.52, a key of the config before."""
+    """The stored chat template: a file since transformers 4.52, before that a key of the config."""
     for name in ("chat_template.jinja", "chat_template.json"):
         path = place / name
         if path.is_file():

@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 BATCH = 1 << 18  # bytes per batch for a worker process
 AHEAD = 4 << 20  # bytes read ahead of the worker processes, whatever the size of an item
 OVERHEAD = 1 << 10  # bytes that an item costs beyond its size
-PATIENCE = 0.05  # seconds that items wait at most for a full batch, when input or work is slow
+BATCH_WAIT = 0.05  # seconds that items wait at most for a full batch, when input or work is slow
 
 
 def in_threads(
@@ -96,14 +96,14 @@ def _in_order(
     try:
         while True:
             try:
-                entry = line.get(timeout=PATIENCE)
+                entry = line.get(timeout=BATCH_WAIT)
             except queue.Empty:
                 hand_over()
                 continue
             if not isinstance(entry, tuple):
                 break
             given, future = entry
-            while not wait([future], PATIENCE).done:
+            while not wait([future], BATCH_WAIT).done:
                 hand_over()
             results, error = future.result()
             yield from zip(given, results, strict=error is None)

@@ -1,4 +1,4 @@
-"""Judgments of every format: those of `vtools judge`, FastChat's, the Vicuna blog's."""
+"""Reading judgments in every format: of `vtools judge`, FastChat and the Vicuna blog."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field

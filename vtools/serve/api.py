@@ -85,7 +85,7 @@ class Api:
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:
             known = ", ".join(self._engines)
-            raise ApiError(404, f"no model {name!r}; there are {known}", code="model_not_found", param="model")
+            raise ApiError(404, f"no model {name!r}; choose one of {known}", code="model_not_found", param="model")
         return self._engines[name]
 
     async def _chat(self, request: Request) -> Response:

@@ -44,7 +44,7 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 def url(listener: socket.socket, host: str) -> str:
-    """What clients take as their base URL."""
+    """The base URL for clients."""
     return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
 
 

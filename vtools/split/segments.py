@@ -293,7 +293,7 @@ def _pairs(messages: Messages) -> tuple[Messages, list[Messages]]:
 
 
 def base_id(record: Record) -> str:
-    """The id of the conversation that a segment was cut from; ShareGPT V3's ids are segments already (QWJhYvA_12)."""
+    """The id of a segment's conversation; ShareGPT V3's ids are those of segments already (QWJhYvA_12)."""
     segment = record.get("segment")
     base = segment.get("of") if isinstance(segment, dict) else None
     identity = base if isinstance(base, str) else record["id"]

@@ -28,7 +28,7 @@ class Corpus:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises Failure if the folder does not hold what its about.json says."""
+        """Raises Failure if the folder does not match its about.json."""
         self.folder = Path(folder)
         try:
             with open(self.folder / ABOUT, "rb") as stream:
@@ -99,11 +99,11 @@ def tokenise(value: Record, template: Template, max_tokens: int, overlong: Overl
         if overlong == "error":
             raise Failure(
                 f"conversation {record['id']}: {end} tokens, --max-tokens is {max_tokens}; "
-                f"cut it with `vtools split`, or --overlong truncate|drop"
+                f"cut it with `vtools split`, or use --overlong truncate or drop"
             )
         end = _last_trained(mask[:max_tokens])
         if not end:
-            raise Reject("overlong", f"no token to train within the first {max_tokens}")
+            raise Reject("overlong", f"no token to train on within the first {max_tokens}")
     source: Any = record.get("source")
     source = source if isinstance(source, dict) else {}
     return {

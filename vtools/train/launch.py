@@ -29,11 +29,11 @@ class Died(Failure):
 
 FAILURES: dict[str, type[Failure]] = {kind.__name__: kind for kind in (Failure, TryAgain, UsageFailure)}
 LESS_MEMORY = "use more ranks, --recompute full, a lower --micro-tokens, or --lora"
-LET_THE_DEAD_BE_SEEN = 3.0  # seconds
+DEATH_REPORT_WAIT = 3.0  # seconds
 
 
 def run(job: Job) -> None:
-    """Run the job on as many ranks as it asks for, here or with other nodes. Raises Failure, TryAgain, Interrupted."""
+    """Run the job on all its ranks, here or with other machines. Raises Failure, TryAgain, Interrupted."""
     if "RANK" in os.environ:
         _under_torchrun(job)
     elif job.inputs.nproc > 1 or job.request.nnodes > 1:
@@ -135,7 +135,7 @@ def _rank(job: Job, launcher: int) -> None:
         raise
     except RuntimeError:
         # When a rank dies, the others fail to reach it: the launcher must see the dead rank first.
-        time.sleep(LET_THE_DEAD_BE_SEEN)
+        time.sleep(DEATH_REPORT_WAIT)
         raise
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-PATIENCE = timedelta(hours=2)  # rank 0 may write a large model while the others wait
+GROUP_TIMEOUT = timedelta(hours=2)  # rank 0 may write a large model while the others wait
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Ranks:
     size: int
     device: torch.device
     mesh: DeviceMesh
-    telling: dist.ProcessGroup  # gloo, on the CPU: flags and sums
+    control: dist.ProcessGroup  # gloo, on the CPU: flags and sums
     saving: dist.ProcessGroup  # gloo: for checkpoints, written in parallel with training
 
     def sums(self, *values: float) -> list[float]:
@@ -36,19 +36,19 @@ class Ranks:
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=dtype)
-        dist.all_reduce(tensor, operation, group=self.telling)
+        dist.all_reduce(tensor, operation, group=self.control)
         return tensor.tolist()
 
     def gathered(self, value: Any) -> list[Any]:
         """Every rank's value, in the order of the ranks."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.telling)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
     def wait(self) -> None:
         """Wait until all ranks are here (a barrier)."""
         if self.size > 1:
-            dist.barrier(group=self.telling)
+            dist.barrier(group=self.control)
 
 
 def join() -> Ranks:
@@ -59,11 +59,11 @@ def join() -> Ranks:
     if torch.cuda.is_available():
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    options: dict[str, Any] = {"timeout": PATIENCE}
+    options: dict[str, Any] = {"timeout": GROUP_TIMEOUT}
     if size == 1:
         options |= {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # so that a host with an unresolvable name can train
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **options)
     mesh = init_device_mesh(device.type, (size,))
-    telling, saving = (dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2))
-    return Ranks(rank, size, device, mesh, telling, saving)
+    control, saving = (dist.new_group(backend="gloo", timeout=GROUP_TIMEOUT) for _ in range(2))
+    return Ranks(rank, size, device, mesh, control, saving)

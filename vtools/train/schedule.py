@@ -16,7 +16,7 @@ def steps(lengths: Sequence[int], seed: int, epoch: int, batch: int) -> list[lis
 
 
 def divide(lengths: Sequence[int], step: Sequence[int], ranks: int, budget: int) -> list[list[list[int]]]:
-    """The micro-batches of each rank, as indices [rank][micro-batch][conversation]: as many on every rank.
+    """The micro-batches of each rank, as indices [rank][micro-batch][conversation]: the same number for every rank.
 
     A micro-batch has at most `budget` tokens, or one longer conversation, or none (if there are too few). The longest
     conversations go first, each into the cheapest micro-batch that it fits (Graham's LPT rule). Micro-batches of like

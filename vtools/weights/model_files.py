@@ -38,7 +38,7 @@ def tensors(place: Path) -> dict[str, Tensor]:
 
 
 def weight_files(place: Path) -> list[Path]:
-    """The files of a model's weights, as transformers looks for them. Raises Failure if there are none.
+    """The files of a model's weights, found as transformers does. Raises Failure if there are none.
 
     Safetensors before .bin; for each, a single file before those listed in an index; else all files of weights.
     """

@@ -1,4 +1,4 @@
-"""The tensors of a PyTorch file (torch.save, .bin or .pt), found without torch and without running its pickle.
+"""The tensors of a PyTorch file (torch.save, .bin or .pt), found without torch and without executing its pickle.
 
 The file is a zip of uncompressed records: NAME/data.pkl, a pickle that describes the tensors, and NAME/data/KEY, the
 bytes of each storage (torch/serialization.py, caffe2/serialize/inline_container.h). A pickle is a program that may
@@ -144,7 +144,7 @@ def read_directory(stream: Short) -> tuple[str, dict[str, Record]]:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 or entry.compress_size != entry.file_size:
             raise Refused(f"record {shown} is compressed or encrypted, which torch.save never does; {ADVICE}")
         if not 0 <= entry.header_offset <= directory - 30:
-            raise Refused(f"record {shown} lies outside of the file: damaged")
+            raise Refused(f"record {shown} is outside the file: damaged")
         name = entry.orig_filename.encode("utf-8" if entry.flag_bits & 0x800 else "cp437")
         header = os.pread(stream.fileno(), 30 + len(name), entry.header_offset)
         *about, length, extra = struct.unpack("<4s2xHH16xHH", header[:30])

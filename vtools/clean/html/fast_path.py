@@ -43,7 +43,7 @@ def document(text: str) -> placeholders.Document | None:
     if not text.startswith("<") or body is None:
         return None
     body = _CODE.sub(lambda match: placeholders.token(kept, escape.code(code.unescape(match[1]))), body)
-    if "\x03)(\x02" in body:  # two code spans beside each other
+    if "\x03)(\x02" in body:  # two adjacent code spans
         return None
     body = body.replace("\n", " ").replace("\xa0", " ").replace("&nbsp;", " ")
     if "</table>" in body:

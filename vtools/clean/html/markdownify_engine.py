@@ -1,4 +1,4 @@
-"""The reference engine: markdownify with our style, and without its steps that are quadratic."""
+"""The reference engine: markdownify in our style, without its quadratic steps."""
 
 # ruff: noqa: TID253
 from typing import Any, ClassVar
