@@ -23,6 +23,8 @@ from vtools import machine
 DATA = Path(os.environ.get("VTOOLS_TEST_DATA", ROOT.parent / "shared" / "data"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the other workers need the other cores
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "VTOOLS_MODEL"):
     os.environ.pop(name, None)  # what a person at work has set is no part of a test
 machine.spin_shortly()  # here, and in the processes that tests start

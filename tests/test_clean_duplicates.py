@@ -151,6 +151,9 @@ def test_texts_shorter_than_a_shingle_are_near_duplicates_only_of_themselves():
     assert [seen.before(sketch, "") is None for sketch in sketches] == [True, False, True, True]
 
 
+# Questions of a test
+
+
 def test_a_conversation_that_holds_a_question_is_dropped_and_the_question_named(tmp_path):
     (tmp_path / "mt.jsonl").write_bytes(
         jsonl({"question_id": 81, "turns": [QUESTION, "Rewrite your previous response."]})

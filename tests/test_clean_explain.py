@@ -8,8 +8,6 @@ import random
 from chats import jsonl, shared
 from cleaning import GOOD, run
 
-# --explain
-
 
 def explained(*arguments: object, stdin: bytes) -> list[dict]:
     done = run(*arguments, stdin=stdin)

@@ -9,8 +9,6 @@ from chats import jsonl, shared
 from cleaning import GOOD, ids, run
 from loopback import Reply, Request, Server, closed_port
 
-# Moderation
-
 
 def moderation(failures=(), answer=None) -> Server:
     """One that flags the word `bad`; the failures are given first, as (status, headers)."""

@@ -10,8 +10,6 @@ from cleaning import GOOD, rejected
 
 from vtools.clean import clean_record, pii
 
-# Personal data
-
 KEYS = {
     "OpenAI": "sk-" + "aB3dE5gH7jK9mN1pQ3sT5vW7" + "yZ9bC1dE3fG5hJ7kL9nP",
     "OpenAI project": "sk-proj-" + "aB3dE5gH7_jK9mN1pQ3-sT5vW7",

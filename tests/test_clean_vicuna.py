@@ -14,8 +14,6 @@ from vtools.clean import steps
 from vtools.clean.choices import Choices
 from vtools.records.jsonl import Reject
 
-# --preset vicuna
-
 CODES = {1: {"too_short"}, 2: {"role_order"}, 3: {"blocked_word", "blocked_response"}, 4: {"html_parse"}}
 VECTORS = {
     "15 characters": (shared("123456789", "012345"), 1),

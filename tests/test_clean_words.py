@@ -110,6 +110,9 @@ def test_a_refusal_is_something_that_an_answer_says(words):
     )
 
 
+# Languages
+
+
 def test_languages_are_kept_or_skipped_and_written_to_the_record(tmp_path):
     data = jsonl(*(shared(text, text, id=code) for code, text in LANGUAGES.items()))
     done = run("--keep-lang", "en,DE", "--rejects", tmp_path / "r", stdin=data)

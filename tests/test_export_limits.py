@@ -14,8 +14,6 @@ torch = pytest.importorskip("torch")
 
 from vtools.models.published_templates import SOURCES  # noqa: E402
 
-# What is refused
-
 
 def test_what_cannot_be_exported_is_one_line_that_says_why(byte_level, tmp_path):
     def broken(name, **config):

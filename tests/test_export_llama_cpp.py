@@ -25,9 +25,6 @@ def real(smollm2):
     return model_folder(smollm2)
 
 
-# What llama.cpp makes of it
-
-
 @needs_llama_cpp
 def test_llama_cpp_continues_a_sentencepiece_model_as_transformers_does(sentencepiece_model, tmp_path):
     tokenizer = transformers.AutoTokenizer.from_pretrained(sentencepiece_model)

@@ -12,8 +12,6 @@ from running import bad, good
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-# Safetensors
-
 
 def tensors_of(folder):
     from safetensors.torch import load_file

@@ -29,9 +29,6 @@ METRICS = [
 ]  # fmt: skip
 
 
-# The command
-
-
 @pytest.fixture(scope="module")
 def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One whole run from stdin, of data that holds a bad line, an unanswered and an overlong conversation."""

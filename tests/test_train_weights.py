@@ -20,8 +20,6 @@ from vtools.models.tokenizer import load_tokenizer  # noqa: E402
 from vtools.process import Failure  # noqa: E402
 from vtools.train import pack, save, shard  # noqa: E402
 
-# The saved model
-
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shard_bytes", [save.SHARD_BYTES, 100_000])
