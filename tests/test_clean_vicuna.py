@@ -31,7 +31,7 @@ VECTORS = {
     "blocked word in a link": (shared(GOOD[0], '<p>see <a href="https://chat.openai.com/">here</a></p>'), 3),
     "blocked word in an attribute": (shared(GOOD[0], '<p class="openai">see here, it is long enough</p>'), 3),
     "blocked after the end": (shared(*GOOD, "", "ChatGPT"), 0),
-    "short but for a dropped question": (shared("a", "b", "a question of some length", ""), 0),
+    "short except for a dropped question": (shared("a", "b", "a question of some length", ""), 0),
     "empty": ({"conversations": []}, 1),
     "one": (shared("alone and long enough"), 1),
 }  # fmt: skip

@@ -28,7 +28,7 @@ def test_results_keep_the_order_of_the_items():
 
 
 def reader_waits() -> bool:
-    """Whether every thread that reads items waits for room."""
+    """Whether every thread that reads items waits for space."""
     frames = sys._current_frames()
     readers = [frames[thread.ident] for thread in threading.enumerate() if thread.name == "reader"]
     return bool(readers) and all(frame.f_code.co_name == "wait" for frame in readers)
