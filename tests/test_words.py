@@ -1,10 +1,12 @@
-"""The words of the tree: spelling, phrases with a plainer form, and help that begins with a verb."""
+"""The words of the tree: spelling, phrases with a plainer form, help that begins with a verb, worked examples."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,10 @@ import typer.main
 from conftest import ROOT
 
 from vtools import cli
+from vtools.clean.html import convert, layout, page
+from vtools.models.text_encoders import INSIDE, encoders
+from vtools.models.tokenizer import load_tokenizer
+from vtools.split import token_counts
 
 SPELLED = ["vtools", "tests", "recipes", "README.md", "AGENTS.md", "CHANGELOG.md"]
 READ = ["vtools", "tests", "recipes", "AGENTS.md"]  # README.md and CHANGELOG.md join once they are rewritten
@@ -97,3 +103,26 @@ def test_an_odd_phrase_is_found_with_its_line_and_what_to_say(line, odd):
 def test_help_that_begins_otherwise_is_found():
     assert odd_start("A new folder.") and odd_start("write it.") and odd_start("")
     assert not odd_start("Write it.") and not odd_start("Which one to keep.")
+
+
+def test_the_worked_example_of_the_markdown_layout_is_true():
+    message = re.search(r"    message +(.+)", layout.__doc__)[1]
+    document, kept = re.search(r"    document +(.+?) +kept (.+)", layout.__doc__).groups()
+    markdown = textwrap.dedent(" " * 14 + layout.__doc__.partition("    Markdown  ")[2]).strip()
+    made = page.document(message)
+    assert made.html.replace("(\x020\x03)", "{0}").replace("\x04", "«") == document
+    assert made.kept == json.loads(kept)
+    assert convert.to_markdown(message, "reference") == markdown
+
+
+def test_the_worked_example_of_token_counting_is_true(smollm2, llama):
+    text, total = re.search(r'"(The cat.+?)", (\d+) tokens', token_counts.__doc__).groups()
+    for name, model in (("SmolLM2", smollm2), ("LLaMA", llama)):
+        units, counts = re.search(rf"  {name} +(The\|.+?) {{3,}}(.+)", token_counts.__doc__).groups()
+        tokenizer = load_tokenizer(model)
+        pattern, _ = token_counts.unit(json.loads(tokenizer.backend.to_str()))
+        encoder = encoders(tokenizer)[INSIDE]
+        lengths = [len(encoder.encode(unit, add_special_tokens=False).ids) for unit in units.split("|")]
+        assert pattern.findall(text) == units.split("|")
+        assert lengths == [int(count) for count in counts.split(" + ")]
+        assert sum(lengths) == len(encoder.encode(text, add_special_tokens=False).ids) == int(total)
