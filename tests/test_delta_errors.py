@@ -68,7 +68,7 @@ def test_a_flipped_bit_anywhere_in_a_delta_never_gives_a_wrong_model(tmp_path, c
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << chance.randrange(8)]) + whole[place + 1 :])
         done = run("apply-delta", base, tmp_path / "delta", tmp_path / "out")
         path.write_bytes(whole)
-        assert "Traceback" not in done.errors and "unexpected" not in done.errors
+        assert "Traceback" not in done.errors and "please report" not in done.errors
         if done.returncode == 0:  # a bit that says nothing about the result
             assert contents(tmp_path / "out") == contents(target)
             shutil.rmtree(tmp_path / "out")

@@ -131,7 +131,7 @@ def test_the_exported_file_itself_a_pipe_and_a_single_file_of_weights_are_refuse
     out = tmp_path / "new" / "out.gguf"
     good("export", byte_level, "-o", out)  # makes the folder
     before = out.read_bytes()
-    assert "it is the model" in bad("export", out, "--type", "q8_0", "--force", "-o", out, code=2)
+    assert "is the model to be exported" in bad("export", out, "--type", "q8_0", "--force", "-o", out, code=2)
     assert out.read_bytes() == before
     assert "pipe" in bad("export", byte_level, "-o", "-", code=2, cwd=tmp_path)
     assert "pipe" in bad("export", byte_level, "--to", "safetensors", "-o", "-", code=2, cwd=tmp_path)

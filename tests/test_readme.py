@@ -57,3 +57,8 @@ def test_what_it_shows_of_the_data_tools_and_the_report_is_what_they_print(folde
         if "$BLOG" in command.text and not Path(environment["BLOG"], "question.jsonl").exists():
             pytest.skip("the Vicuna blog's reviews are not here (set VTOOLS_TEST_DATA)")
         readme.run(command, folder, environment)
+
+
+def test_the_table_of_contents_of_the_results_names_every_entry():
+    text = (ROOT / "tests/bench/RESULTS.md").read_text()
+    assert re.findall(r"^- \[(.*)\]\(#", text, re.MULTILINE) == re.findall(r"^## (.*)$", text, re.MULTILINE)
