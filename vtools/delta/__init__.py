@@ -90,7 +90,7 @@ def apply_delta(
 
     Each is a folder, a hub id (hf:owner/name) or a single file of weights, .safetensors or .bin; pickled weights are
     read without running what is in them. A delta made by make-delta gives the tuned model's files byte for byte: every
-    tensor of the result is checked, and of BASE as it is read. A delta without delta.json, as FastChat and Alpaca
+    tensor of the result is checked, and BASE where one is wrong. A delta without delta.json, as FastChat and Alpaca
     published them, is added in its own dtype, which gives FastChat's bits, as safetensors; no hash can check that base.
     --template stores a prompt template with OUT, which those never carried (and writes it into the tokenizer's files).
     OUT appears when it is whole. Memory does not grow with the model. Killed at any moment, the same command continues.
