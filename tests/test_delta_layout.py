@@ -23,16 +23,29 @@ def bytes_of(raw):
     return np.frombuffer(bytearray(raw), "u1")
 
 
-def folded(target, base, bits):
-    """Zig-zag coded difference of two words, in Python's integers."""
+def zigzag(target, base, bits):
+    """The difference of two words as an older version coded it, in Python's integers."""
     change = (target - base) % (1 << bits)
     change -= (change >> (bits - 1)) << bits
     return 2 * change if change >= 0 else -2 * change - 1
 
 
-def unfolded(code, base, bits):
-    change = -(code + 1) // 2 if code % 2 else code // 2
-    return (base + change) % (1 << bits)
+def digits(change, width, apart):
+    """A difference in bytes that count from -128 to 127, the highest from 0 to 255; `apart` low bits come before them."""
+    low, rest = change % (1 << apart), change >> apart
+    found = []
+    for _ in range(width - 1):
+        digit = (rest + 128) % 256 - 128
+        found.append(digit % 256)
+        rest = (rest - digit) >> 8
+    return low, [*found, rest % (1 << (8 - apart))]
+
+
+def undone(low, found, apart):
+    """The difference of these digits."""
+    *others, highest = found
+    signed = [(digit + 128) % 256 - 128 for digit in others]
+    return (sum(digit << 8 * place for place, digit in enumerate([*signed, highest])) << apart) + low
 
 
 def by_the_book(chunk, base, width):
@@ -60,11 +73,12 @@ def by_the_book(chunk, base, width):
     assert len(low) == (half if apart else 0)
     words = []
     for number in range(count):
-        code = sum(plane[number] << 8 * place for place, plane in enumerate(planes)) << apart
+        bits = 0
         if apart:
-            code |= low[number] & 15 if number < half else low[number - half] >> 4
+            bits = low[number] & 15 if number < half else low[number - half] >> 4
+        change = undone(bits, [plane[number] for plane in planes], apart)
         beneath = int.from_bytes(base[number * width : (number + 1) * width], "little")
-        words.append(unfolded(code, beneath, 8 * width).to_bytes(width, "little"))
+        words.append(((beneath + change) % (1 << 8 * width)).to_bytes(width, "little"))
     return b"".join(words)
 
 
@@ -97,23 +111,36 @@ def test_a_chunk_stands_for_what_its_description_says(change, codec):
         assert chunk == (target.view(f"<u{width}") - base.view(f"<u{width}")).tobytes()
 
 
+def test_the_bytes_of_small_chunks_are_these():
+    """Three words of 16 bits that change by 1, -1 and 300, which is 256 + 44, and one byte that changes by -1."""
+    base, target = np.array([7, 7, 65500], "<u2"), np.array([8, 6, 264], "<u2")
+    wanted = bytes.fromhex("00  00 03000000  00 03000000  01ff2c  000001")
+    assert difference.encode(target.view("u1"), base.view("u1"), 2, "planes") == wanted
+    wanted = bytes.fromhex("00  00 01000000  ff")
+    assert difference.encode(bytes_of(b"\4"), bytes_of(b"\5"), 1, "planes") == wanted
+    assert digits(300, 2, 0) == (0, [44, 1]) and digits(200, 2, 0) == (0, [200, 1])  # 256 - 56
+    assert digits(-1, 4, 0) == (0, [255, 0, 0, 0]) and digits(-1, 2, 4) == (15, [255, 0])
+
+
 def test_a_chunk_written_by_hand_is_read():
     """513 words of 16 bits, in each way that a plane can be stored, and with four bits set apart."""
     base = np.arange(513, dtype="<u2") * 99
-    codes = [number % 7 for number in range(513)]
-    codes[3], codes[500] = 0x1203, 0xFF04
-    target = np.array([unfolded(c, b, 16) for c, b in zip(codes, base.tolist(), strict=True)], "<u2")
-    low, high = bytes(code & 255 for code in codes), bytes(code >> 8 for code in codes)
-    # Words 3, 255, 500 and 511: the two that are not zero, and each 256th.
+    changes = [number % 7 - 3 for number in range(513)]
+    changes[3], changes[500] = 0x1203, -0xFC
+    target = np.array([(b + c) % (1 << 16) for b, c in zip(base.tolist(), changes, strict=True)], "<u2")
+    low, high = (bytes(digits(change, 2, 0)[1][place] for change in changes) for place in (0, 1))
+    assert (high[3], high[500], 513 - high.count(0)) == (0x12, 0xFF, 2)
+    # Words 3, 255, 500 and 511: the two that are not zero, and every 256th.
     few = struct.pack("<I", 4) + zstandard.compress(bytes([3, 251, 244, 10]) + bytes([0x12, 0, 0xFF, 0]))
     for stored in ((AS_IS, high), (PACKED, zstandard.compress(high)), (FEW, few)):
         planes = (AS_IS, low), stored
         heads = [struct.pack("<BI", kind, len(part)) for kind, part in planes]
         chunk = b"\0" + b"".join(heads) + low + stored[1]
         assert difference.decode(bytes_of(chunk), base.view("u1"), 2, "planes").tobytes() == target.tobytes()
-    # The same with the low halves of the low bytes at the end: 257 words in the low halves, 256 in the high ones.
-    pairs = bytes((codes[n] & 15) | ((codes[n + 257] & 15) << 4 if n < 256 else 0) for n in range(257))
-    middle, top = bytes(code >> 4 & 255 for code in codes), bytes(code >> 12 for code in codes)
+    # With four bits set apart: 257 words in the low halves of the last bytes, 256 in the high ones.
+    bits = [change % 16 for change in changes]
+    pairs = bytes(bits[n] | (bits[n + 257] << 4 if n < 256 else 0) for n in range(257))
+    middle, top = (bytes(digits(change, 2, 4)[1][place] for change in changes) for place in (0, 1))
     chunk = b"\4" + struct.pack("<BIBI", AS_IS, 513, AS_IS, 513) + middle + top + pairs
     assert difference.decode(bytes_of(chunk), base.view("u1"), 2, "planes").tobytes() == target.tobytes()
     assert by_the_book(chunk, base.tobytes(), 2) == target.tobytes()
@@ -179,7 +206,7 @@ def old_frame(target, base, width):
     """A chunk as make-delta wrote it before it packed planes one by one."""
     bits = 8 * width
     words = zip(target.view(f"<u{width}").tolist(), base.view(f"<u{width}").tolist(), strict=True)
-    codes = [folded(ours, theirs, bits) for ours, theirs in words]
+    codes = [zigzag(ours, theirs, bits) for ours, theirs in words]
     return zstandard.compress(b"".join(bytes(code >> 8 * plane & 255 for code in codes) for plane in range(width)), 1)
 
 

@@ -1,9 +1,10 @@
-"""apply-delta beside `cp` and FastChat's apply_delta, on a generated 1.3 B model (2.7 GB in fp16, three shards).
+"""apply-delta beside `cp` + `sync` and FastChat's apply_delta, on a generated 1.3 B model (2.7 GB fp16, three shards).
 
     python tests/bench/delta_peers.py [--folder DIR] [--rounds 5] [--fastchat-rounds 2] [--only NAME ...]
 
-Prints a table of wall and CPU seconds and peak memory, and the ratios. Needs 25 GB of disk in DIR; FastChat's rows need
-fschat, torch and transformers. Runs of one round follow each other, so that a slow minute of the machine meets them all.
+Prints a table of wall and CPU seconds and peak memory, and the ratios of the medians. Every run ends when its files are
+on the disk: ours sync them, after `cp` and FastChat `sync` does. Needs 25 GB of disk in DIR; FastChat's rows need fschat,
+torch and transformers. Runs of one round follow each other, so that a slow minute of the machine meets them all.
 """
 
 import argparse
@@ -103,18 +104,28 @@ apply_delta.apply_delta(*sys.argv[1:])
 """
 
 
+# Runs a command, then waits until the files of the folder $0 are on the disk.
+SYNCED = ["sh", "-c", '"$@" && sync "$0"/* "$0"']
+
+
 def commands(folder, out):
     vtools = [sys.executable, "-m", "vtools", "apply-delta", "-q", str(folder / "base")]
+    make = [sys.executable, "-m", "vtools", "make-delta", "-q", str(folder / "base"), str(folder / "target"), out]
     return {
-        "cp": ["cp", "-r", str(folder / "target"), out],
+        "make raw": [*make, "--codec", "raw"],
+        "make zstd": [*make, "--codec", "zstd"],
+        "cp": [*SYNCED, out, "cp", "-r", str(folder / "target"), out],
         "raw": [*vtools, str(folder / "raw"), out],
         "zstd": [*vtools, str(folder / "zstd"), out],
         "fp": [*vtools, str(folder / "fp"), out],
-        "fastchat": [sys.executable, "-c", FASTCHAT, str(folder / "base"), out, str(folder / "fp")],
+        "fastchat": [*SYNCED, out, sys.executable, "-c", FASTCHAT, str(folder / "base"), out, str(folder / "fp")],
     }
 
 
-INPUTS = {"cp": ["target"], "raw": ["base", "raw"], "zstd": ["base", "zstd"], "fp": ["base", "fp"], "fastchat": ["base", "fp"]}  # fmt: skip
+INPUTS = {
+    "make raw": ["base", "target"], "make zstd": ["base", "target"], "cp": ["target"],
+    "raw": ["base", "raw"], "zstd": ["base", "zstd"], "fp": ["base", "fp"], "fastchat": ["base", "fp"],
+}  # fmt: skip
 
 
 def prepare(folder, names, cold):
@@ -139,7 +150,8 @@ def measure(name, folder, cold=False):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     started = time.monotonic()
     with open(folder / "log", "wb") as log:
-        child = subprocess.Popen(commands(folder, str(out))[name], stdout=log, stderr=log, env=environment)
+        command = commands(folder, str(out))[name]
+        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
         _, status, usage = os.wait4(child.pid, 0)
     wall = time.monotonic() - started
     if status:
@@ -158,6 +170,7 @@ def main():
     options = parser.parse_args()
     if options.generate:
         return generate(Path(options.generate[0]), int(options.generate[1]), options.generate[2])
+    options.folder = options.folder.resolve()
     options.folder.mkdir(parents=True, exist_ok=True)
     if not any(options.folder.glob("*/done")) and shutil.disk_usage(options.folder).free < 25e9:
         return print(f"{options.folder}: less than 25 GB free, nothing was compared; --folder names another place")
@@ -179,18 +192,12 @@ def compare(options):
             shutil.rmtree(folder, ignore_errors=True)
             arguments = ["--generate", str(folder), str(SIZES[size]), dtype]
             subprocess.run([sys.executable, __file__, *arguments], check=True)
-            for codec in ("raw", "zstd"):
-                command = [
-                    "make-delta",
-                    "-q",
-                    "--codec",
-                    codec,
-                    *(str(folder / name) for name in ("base", "target", codec)),
-                ]
-                subprocess.run(
-                    [sys.executable, "-m", "vtools", *command], check=True, stdout=subprocess.DEVNULL, cwd=ROOT
-                )
             (folder / "done").touch()
+        for codec in ("raw", "zstd"):
+            wall, cpu, peak = measure(f"make {codec}", folder)
+            print(f"make-delta {codec}, {folder.name}: wall {wall:.2f} s, CPU {cpu:.2f} s, peak {peak:.1f} MB")
+            shutil.rmtree(folder / codec, ignore_errors=True)
+            (folder / "out").rename(folder / codec)
     large, small, halves = (options.folder / name for name in ("large-F16", "small-F16", "small-BF16"))
 
     rows, cold = {name: [] for name in options.only}, {"cp": [], "raw": [], "zstd": []}

@@ -102,7 +102,7 @@ def apply_delta(
 
     Each is a folder, a hub id (hf:owner/name) or a single file of weights, .safetensors or .bin; pickled weights are
     read without executing the pickle. A delta from make-delta restores the tuned model's files byte for byte: every
-    tensor of BASE and of the result is checked against its hash. Deltas without delta.json, as FastChat and Alpaca
+    tensor of the result is checked against its hash, and BASE where one is wrong. Deltas without delta.json, as FastChat and Alpaca
     published them, are added in their own dtype, with the same bits as FastChat, and written as safetensors; nothing
     can verify their base. They carry no prompt template: --template stores one with OUT and its tokenizer. OUT appears
     only when it is complete. Memory use does not grow with the model. After a kill, the same command resumes.

@@ -160,21 +160,32 @@ def _part(
                 yield difference.decode(payload, beneath, width, wanted.codec)
             except difference.Damaged as error:
                 raise manifest.damaged(place.file, change.name, str(error)) from None
-        of_base = base.finish()
-        if source is None or change.base is None or of_base == change.base.blake3:
-            return
-        if of_base == change.blake3:
-            raise Failure(f"{source.file}: tensor {source.name} is the result's already: this delta was applied to it")
-        raise Failure(
-            f"{source.file}: tensor {source.name} is not the one that the delta was made from "
-            f"(BLAKE3 {of_base}, expected {change.base.blake3}): wrong or damaged base"
-        )
 
     def check(digest: str) -> None:
-        if digest != change.blake3:
-            raise manifest.damaged(place.file, change.name, "its BLAKE3 is wrong")
+        if digest == change.blake3:
+            return
+        if source is not None and change.base is not None:
+            _check_base(source, change, change.base)
+        raise manifest.damaged(place.file, change.name, "its BLAKE3 is wrong")
 
     return writing.Part(change.name, file.path, change.start, change.bytes, chunks, check)
+
+
+def _check_base(source: Tensor, change: manifest.Change, expected: manifest.Base) -> None:
+    """Raise Failure if a base tensor is not the one that a change was made from."""
+    digest = blake3()
+    with Files() as files:
+        for raw in files.chunks_of(source):
+            digest.update(raw.data)
+    found = digest.hexdigest()
+    if found == expected.blake3:
+        return
+    if found == change.blake3:
+        raise Failure(f"{source.file}: tensor {source.name} is the result's already: this delta was applied to it")
+    raise Failure(
+        f"{source.file}: tensor {source.name} is not the one that the delta was made from "
+        f"(BLAKE3 {found}, expected {expected.blake3}): wrong or damaged base"
+    )
 
 
 def _compare_files(base: Path, wanted: manifest.Manifest) -> None:

@@ -31,23 +31,26 @@ def comparable(base: Tensor, dtype: str, shape: tuple[int, ...]) -> bool:
 
 
 class BaseStream:
-    """A base tensor as a stream of bytes in another dtype, hashed on the way.
+    """A base tensor as a stream of bytes in another dtype; if `hashed`, its own bytes are hashed on the way.
 
     Rows beyond the base's are `extra` (one row in that dtype), or zero without it. A target with fewer rows gets the
     first ones.
     """
 
-    def __init__(self, files: Files, tensor: Tensor | None, dtype: str, extra: Bytes | None = None) -> None:
+    def __init__(
+        self, files: Files, tensor: Tensor | None, dtype: str, extra: Bytes | None = None, hashed: bool = False
+    ) -> None:
         self.files, self.tensor, self.dtype, self.extra = files, tensor, dtype, extra
         self.position = 0  # bytes of the base tensor read so far
         self.beyond = 0  # bytes given after its end
-        self.hash = blake3()
+        self.hash = blake3() if hashed else None
 
     def _read(self, size: int) -> Bytes:
         assert self.tensor is not None
         raw = self.files.take(self.tensor.file, self.tensor.start + self.position, size)
         self.position += size
-        self.hash.update(raw.data)
+        if self.hash:
+            self.hash.update(raw.data)
         return raw
 
     def next(self, size: int) -> Bytes:
@@ -69,7 +72,7 @@ class BaseStream:
 
     def finish(self) -> str | None:
         """The BLAKE3 of the whole base tensor, after reading the rows that the target did not need."""
-        if self.tensor is None:
+        if self.tensor is None or self.hash is None:
             return None
         while self.position < self.tensor.bytes:
             self._read(min(STEP, self.tensor.bytes - self.position))

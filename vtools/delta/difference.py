@@ -4,10 +4,11 @@
 A chunk of a `bits` delta is made from the little-endian words of base and target, `width` bytes each (1, 2, 4 or 8):
 difference = (target - base) mod 2**(8 * width). All of it is integer arithmetic, so nothing is rounded.
 
-Codec `raw` stores the differences as they are. Codec `planes` is what make-delta calls `--codec zstd`. It first zig-zag
-codes the differences, so that small ones of either sign become small numbers (0, -1, 1, -2 become 0, 1, 2, 3). Where
-the lowest four bits of the words are random, they are set apart. The rest is cut into byte planes: all lowest bytes,
-then all second bytes, and so on. A chunk of n words is
+Codec `raw` stores the differences as they are. Codec `planes` is what make-delta calls `--codec zstd`. Where the lowest
+four bits of the differences are random, they are set apart. The rest is cut into byte planes: all lowest bytes, then
+all second bytes, and so on. Before that, each difference becomes (difference + c) xor c, mod 2**(8 * width), where c
+has the highest bit of every plane but the highest plane: each byte then counts from -128 to 127, and small differences
+of either sign leave zeros in all higher planes. A chunk of n words is
 
   1 byte           how many low bits are set apart: 0 or 4
   width * 5 bytes  for each plane, the lowest first: the way it is stored (1 byte), and its stored length (4 bytes,
@@ -24,7 +25,8 @@ A plane is stored in one of three ways:
      and the k bytes. A distance is the number of bytes of the plane skipped before this one. It fits in a byte,
      because every 256th byte of the plane is one of the k, even where it is zero.
 
-Codec `zstd`, of older deltas, is only read: one zstd frame of all planes of a chunk, with nothing set apart.
+Codec `zstd`, of older deltas, is only read. Its differences are zig-zag coded (0, -1, 1, -2 as 0, 1, 2, 3), and a chunk
+is one zstd frame of all planes, with nothing set apart.
 """
 
 import struct
@@ -57,9 +59,6 @@ def encode(target: Bytes, base: Bytes, width: int, codec: str) -> bytes:
     difference = target.view(word) - base.view(word)
     if codec == "raw":
         return difference.tobytes()
-    sign = (difference.view(f"<i{width}") >> (8 * width - 1)).view(word)
-    difference <<= 1
-    difference ^= sign
     apart = 0
     if width > 1:
         apart = min(0, 4, key=lambda bits: len(_packed(difference[:SAMPLE], bits)))
@@ -78,23 +77,31 @@ def decode(payload: Bytes, base: Bytes, width: int, codec: str) -> Bytes:
     if codec == "zstd":
         planes = np.frombuffer(unpack(payload, len(base)), np.uint8).reshape(width, -1)
         difference = _joined([(AS_IS, plane) for plane in planes], len(base) // width, word)
+        sign = difference & 1
+        np.negative(sign, out=sign)
+        difference >>= 1
+        difference ^= sign
     else:
         difference = _unpacked(payload, len(base) // width, word)
-    sign = difference & 1
-    np.negative(sign, out=sign)
-    difference >>= 1
-    difference ^= sign
     difference += base.view(word)
     return difference.view(np.uint8)
 
 
-def _packed(words: Words, apart: int) -> bytes:
+def _signs(width: int, apart: int) -> int:
+    """The highest bit of each plane but the highest."""
+    return sum(0x80 << 8 * number for number in range(width - 1)) << apart
+
+
+def _packed(difference: Words, apart: int) -> bytes:
     """A chunk of codec `planes`."""
     # Repeats in weights are chance, and short ones cost more than they save: looking for few and long ones gives
     # smaller frames in less time.
     wanted = zstandard.ZstdCompressionParameters.from_level(1, min_match=7, hash_log=6)
     compressor = zstandard.ZstdCompressor(compression_params=wanted)
     head, parts, low = bytes([apart]), [], b""
+    signs = _signs(difference.itemsize, apart)
+    words = difference + difference.dtype.type(signs)
+    words ^= signs
     if apart:
         half = (len(words) + 1) // 2
         nibbles = (words & 15).astype(np.uint8)
@@ -122,8 +129,9 @@ def _stored(plane: Bytes, compressor: zstandard.ZstdCompressor) -> tuple[int, by
 
 
 def _unpacked(payload: Bytes, count: int, word: str) -> Words:
-    """The words of a chunk of codec `planes`. Raises Damaged."""
-    start = 1 + np.dtype(word).itemsize * PLANE.size
+    """The differences in a chunk of codec `planes`. Raises Damaged."""
+    width = np.dtype(word).itemsize
+    start = 1 + width * PLANE.size
     if len(payload) < start:
         raise Damaged("wrong length")
     apart, parts = int(payload[0]), []
@@ -138,6 +146,9 @@ def _unpacked(payload: Bytes, count: int, word: str) -> Words:
         words <<= apart
         words[:half] |= low & 15
         words[half:] |= low[: count - half] >> 4
+    if signs := _signs(width, apart):
+        words ^= signs
+        words -= signs
     return words
 
 

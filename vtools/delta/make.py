@@ -211,7 +211,7 @@ class _Writer:
     def _change(self, target: Tensor, path: str, place: Path, position: int, sha256: Any) -> manifest.Change:
         """Write the chunks of one tensor: read and hashed in order, packed in threads, written in order."""
         source = self.models.base_of(target)
-        base = BaseStream(self.files, source, target.dtype)
+        base = BaseStream(self.files, source, target.dtype, hashed=True)
         digest, stored = blake3(), blake3()
         chunks: list[int] = []
         width = WIDTHS.get(target.dtype, 1)
