@@ -41,8 +41,8 @@ INSTEAD = {
     r"(?<!st\.)just|simply|basically|obviously": "nothing",
 }
 VERBS = set(
-    """Accept Add Answer Ask Begin Check Choose Compare Count Draw Drop Fine-tune Give Hide Hold Join Keep Limit Listen
-    Match Plan Print Read Replace Report Reproduce Run Sample Save Scale Send Serve Set Show Skip Start Stop Store Switch
+    """Accept Add Answer Ask Begin Check Compare Count Draw Drop Fine-tune Give Hide Hold Join Keep Limit Listen
+    Match Name Plan Print Read Replace Report Reproduce Run Sample Save Scale Set Show Start Stop Switch
     Train Use Warm Write""".split()
 )
 CHOICES = {"Which", "Whether", "Where", "How"}  # of an option that selects among values

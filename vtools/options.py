@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 Files = Annotated[list[str] | None, typer.Argument(metavar="[FILE...]", help="Input files; - is stdin (default).")]
-Out = Annotated[
-    str | None, typer.Option("-o", "--out", metavar="FILE", help="Write to this file, whole or not at all.")
-]
+Out = Annotated[str | None, typer.Option("-o", "--out", metavar="FILE", help="Write this file, whole or not at all.")]
 RejectsFile = Annotated[
     str | None,
     typer.Option("--rejects", metavar="FILE", help="Save rejected records with reasons; continue past bad input."),
@@ -18,21 +16,15 @@ RejectsFile = Annotated[
 Stats = Annotated[str | None, typer.Option("--stats", metavar="FILE", help="Write the counts as one JSON object.")]
 Jobs = Annotated[
     int,
-    typer.Option("-j", "--jobs", min=1, help="Run this many processes, threads or requests at a time; order is kept."),
+    typer.Option("-j", "--jobs", min=1, help="Run this many processes, threads or requests at once; order is kept."),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Hide the progress bar and the closing line.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print more; on an error, the traceback.")]
 Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a chart: .svg or .png.")]
-DryRun = Annotated[
-    bool, typer.Option("-n", "--dry-run", help="Show what would be done and what it would cost; do nothing.")
-]
+DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show what would be done, and its cost; do nothing.")]
 PricesFile = Annotated[
     str | None,
-    typer.Option(
-        "--prices",
-        metavar="FILE",
-        help="Read dollars per GPU-hour and per million tokens from this JSON file (--dry-run).",
-    ),
+    typer.Option("--prices", metavar="FILE", help="Read prices of GPU-hours and tokens from this JSON (--dry-run)."),
 ]
 Dtype = Literal["fp32", "bf16", "fp16"]
 Seed = Annotated[int, typer.Option("--seed", help="Set the random seed.")]
@@ -50,18 +42,11 @@ BaseUrl = Annotated[
     str | None,
     typer.Option("--base-url", metavar="URL", help="Ask this OpenAI-compatible server. [env var: OPENAI_BASE_URL]"),
 ]
-Timeout = Annotated[
-    float,
-    typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Give up after a silence of the server this long."),
-]
-Temperature = Annotated[
-    float, typer.Option("--temperature", min=0.0, help="Set the sampling temperature; 0 is greedy.")
-]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Limit the server's silence.")]
+Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="Set the temperature; 0 is greedy.")]
 TemplateName = Annotated[
     str | None,
-    typer.Option(
-        "--template", metavar="NAME", help="Use this prompt template; default: the one stored with the tokenizer."
-    ),
+    typer.Option("--template", metavar="NAME", help="Use this prompt template; default: that of the tokenizer."),
 ]
 
 SystemText = Annotated[

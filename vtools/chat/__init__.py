@@ -13,15 +13,9 @@ def chat(
     model: options.AskedModel = None,
     base_url: options.BaseUrl = None,
     temperature: options.Temperature = 0.7,
-    top_p: Annotated[
-        float,
-        typer.Option(
-            min=0.0, max=1.0, help="Sample from the likeliest tokens that hold this share of the probability."
-        ),
-    ] = 1.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
     max_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Limit answers to this many tokens. Default: what the server or the context allows."),
+        int | None, typer.Option(min=1, help="Limit answer tokens. Default: what the server or context allows.")
     ] = None,
     seed: options.Seed = 0,
     template: options.TemplateName = None,

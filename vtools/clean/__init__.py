@@ -68,17 +68,15 @@ def clean(
     preset: Annotated[
         Literal["vicuna"] | None, typer.Option(help="Replace the default rules with FastChat's, for comparison.")
     ] = None,
-    keep: Annotated[list[Filter] | None, typer.Option(help="Switch off this step; may be repeated.")] = None,
+    keep: Annotated[list[Filter] | None, typer.Option(help="Switch off this step; repeatable.")] = None,
     blocked_words: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Drop conversations with one of these words or phrases, any case."),
+        str | None, typer.Option(metavar="FILE", help="Drop conversations with these words or phrases, any case.")
     ] = None,
     drop_refusals: Annotated[
         bool, typer.Option("--drop-refusals", help="Drop conversations with an answer that only declines the request.")
     ] = False,
     refusals: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Drop conversations with an answer that has one of these phrases."),
+        str | None, typer.Option(metavar="FILE", help="Drop conversations whose answers have one of these phrases.")
     ] = None,
     keep_lang: Annotated[
         str | None, typer.Option(metavar="CODES", help="Keep only these languages: en,de (un: unknown).")
@@ -98,13 +96,10 @@ def clean(
     ] = "first",
     near_duplicates: Annotated[
         float | None,
-        typer.Option(
-            min=0.1, max=1.0, metavar="SHARE", help="Drop conversations this similar to an earlier one; 0.8 is usual."
-        ),
+        typer.Option(min=0.1, max=1.0, metavar="SHARE", help="Drop near-duplicates, at least this similar (try 0.8)."),
     ] = None,
     decontaminate: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FILE", help="Drop conversations with a test question of this file; may be repeated."),
+        list[str] | None, typer.Option(metavar="FILE", help="Drop chats with a test question of this file; repeatable.")
     ] = None,
     decontaminate_ngram: Annotated[
         int, typer.Option(min=3, metavar="N", help="Match this many consecutive words.")
@@ -116,8 +111,7 @@ def clean(
         str, typer.Option(metavar="NAME", help="Ask for this moderation model.")
     ] = "omni-moderation-latest",
     explain: Annotated[
-        str | None,
-        typer.Option(metavar="ID", help="Show what each step does to the records with this id, and nothing else."),
+        str | None, typer.Option(metavar="ID", help="Show only what each step does to the records with this id.")
     ] = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
@@ -158,13 +152,9 @@ def clean(
         raise process.missing_extra("turbohtml", "fast", "--engine fast")
     inputs = list(files or ())
     if preset and (keep or merge_same_role or dedupe == "longest"):
-        raise UsageFailure(
-            f"--preset {preset} is a fixed set of rules: leave out --keep, --merge-same-role and --dedupe longest"
-        )
+        raise UsageFailure(f"--preset {preset} fixes all rules: leave out --keep, --merge-same-role, --dedupe longest")
     if dedupe == "longest" and ("dup_exact" in choices.keep or moderation):
-        raise UsageFailure(
-            "--dedupe longest cannot be combined with --keep dup_exact or --moderation (it would ask twice)"
-        )
+        raise UsageFailure("--dedupe longest cannot go with --keep dup_exact, nor (asking twice) with --moderation")
     if explain is not None and (rejects or stats):
         raise UsageFailure("--explain writes no records: leave out --rejects and --stats")
     steps.pure(choices)  # a wrong file fails before any input is read, and worker processes share these

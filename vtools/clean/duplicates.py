@@ -12,7 +12,7 @@ class Exact:
         self.first: dict[int, str] | None = {} if name_first else None
 
     def before(self, key: int, identity: str) -> str | None:
-        """Which record had this key before, if any; remembers the key."""
+        """The detail of a reject if the key occurred before; remembers the key."""
         if key in self.seen:
             return "the same texts came before" + (f", as record {self.first[key]}" if self.first else "")
         self.seen.add(key)

@@ -9,9 +9,7 @@ import typer
 from vtools import options
 from vtools.process import UsageFailure
 
-Base = Annotated[
-    str | None, typer.Option("--base", "--base-model-path", metavar="MODEL", help="Read the base model from here.")
-]
+Base = Annotated[str | None, typer.Option("--base", "--base-model-path", metavar="MODEL", help="Name the base model.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists, once the new one is complete.")]
 
 
@@ -19,16 +17,12 @@ def make_delta(
     operands: Annotated[list[str] | None, typer.Argument(metavar="BASE TARGET OUT")] = None,
     base: Base = None,
     target: Annotated[
-        str | None,
-        typer.Option("--target", "--target-model-path", metavar="MODEL", help="Read the tuned model from here."),
+        str | None, typer.Option("--target", "--target-model-path", metavar="MODEL", help="Name the tuned model.")
     ] = None,
     out: Annotated[
-        str | None,
-        typer.Option("-o", "--out", "--delta", "--delta-path", metavar="FOLDER", help="Write this new folder."),
+        str | None, typer.Option("-o", "--out", "--delta", "--delta-path", metavar="FOLDER", help="Write this folder.")
     ] = None,
-    codec: Annotated[
-        Literal["zstd", "raw"], typer.Option(help="Which codec: zstd is smaller, raw is faster.")
-    ] = "zstd",
+    codec: Annotated[Literal["zstd", "raw"], typer.Option(help="Which codec: zstd is small, raw is fast.")] = "zstd",
     jobs: options.Jobs = 2,
     force: Force = False,
     dry_run: options.DryRun = False,
@@ -66,11 +60,11 @@ def apply_delta(
     operands: Annotated[list[str] | None, typer.Argument(metavar="BASE DELTA OUT")] = None,
     base: Base = None,
     delta: Annotated[
-        str | None, typer.Option("--delta", "--delta-path", metavar="DELTA", help="Read the delta from here.")
+        str | None, typer.Option("--delta", "--delta-path", metavar="DELTA", help="Name the delta.")
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option("-o", "--out", "--target", "--target-model-path", metavar="FOLDER", help="Write this new folder."),
+        typer.Option("-o", "--out", "--target", "--target-model-path", metavar="FOLDER", help="Write this folder."),
     ] = None,
     template: options.TemplateName = None,
     add_dtype: Annotated[
@@ -79,15 +73,11 @@ def apply_delta(
     ] = None,
     extra_rows: Annotated[
         Literal["zero", "mean"] | None,
-        typer.Option(
-            help="Which base rows added rows are relative to, without delta.json (Vicuna v0: zero; Alpaca: mean)."
-        ),
+        typer.Option(help="Which base for added rows, without delta.json (Vicuna v0: zero; Alpaca: mean)."),
     ] = None,
     expect_sum: Annotated[
         float | None,
-        typer.Option(
-            metavar="NUMBER", help="Check the sum of all weights to 0.01, without delta.json (Alpaca's check)."
-        ),
+        typer.Option(metavar="NUMBER", help="Check that all weights sum to this, to 0.01 (Alpaca; no delta.json)."),
     ] = None,
     verify: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Check FOLDER against the delta's hashes, and do nothing else.")
@@ -102,10 +92,11 @@ def apply_delta(
 
     Each is a folder, a hub id (hf:owner/name) or a single file of weights, .safetensors or .bin; pickled weights are
     read without executing the pickle. A delta from make-delta restores the tuned model's files byte for byte: every
-    tensor of the result is checked against its hash, and BASE where one is wrong. Deltas without delta.json, as FastChat and Alpaca
-    published them, are added in their own dtype, with the same bits as FastChat, and written as safetensors; nothing
-    can verify their base. They carry no prompt template: --template stores one with OUT and its tokenizer. OUT appears
-    only when it is complete. Memory use does not grow with the model. After a kill, the same command resumes.
+    tensor of the result is checked against its hash, and BASE where one is wrong. Deltas without delta.json, as
+    FastChat and Alpaca published them, are added in their own dtype, with the same bits as FastChat, and written as
+    safetensors; nothing can verify their base. They carry no prompt template: --template stores one with OUT and its
+    tokenizer. OUT appears only when it is complete. Memory use does not grow with the model. After a kill, the same
+    command resumes.
 
     stdout: one JSON line per tensor {"tensor", "bytes", "blake3", "ms"}, then one with the totals.
 

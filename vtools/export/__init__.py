@@ -13,12 +13,8 @@ Type = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id or a .gguf file.")],
-    out: Annotated[
-        str, typer.Option("-o", "--out", metavar="OUT", help="Write this file or folder, whole or not at all.")
-    ],
-    to: Annotated[
-        Literal["gguf", "safetensors"], typer.Option(help="Write one GGUF file, or a folder of safetensors.")
-    ] = "gguf",
+    out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="Write this, whole or not at all.")],
+    to: Annotated[Literal["gguf", "safetensors"], typer.Option(help="Write one GGUF file, or a folder.")] = "gguf",
     type: Annotated[Type | None, typer.Option(help="Which type GGUF stores matrices in. Default: f16.")] = None,
     dtype: Annotated[
         options.Dtype | None, typer.Option(help="Which dtype safetensors stores floats in. Default: unchanged.")

@@ -16,7 +16,7 @@ def judge(
     ] = None,
     training_data: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Report which questions occur in this training data; may be repeated."),
+        typer.Option(metavar="FILE", help="Report which questions this training data has; repeatable."),
     ] = None,
     model: options.AskedModel = None,
     base_url: options.BaseUrl = None,

@@ -26,25 +26,15 @@ LORA_RATE = 2e-4  # ten times that of full fine-tuning: adapters start at zero
 
 
 def train(
-    model: Annotated[
-        str, typer.Option(envvar="VTOOLS_MODEL", help="Fine-tune this base model: folder, hub id or .gguf file.")
-    ],
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Save the tuned model in this folder.")
-    ] = None,
-    data: Annotated[
-        str, typer.Option(metavar="FILE", help="Train on these conversations of any shape; - is stdin.")
-    ] = "-",
+    model: Annotated[str, typer.Option(envvar="VTOOLS_MODEL", help="Fine-tune this folder, hub id or .gguf file.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Save the tuned model here.")] = None,
+    data: Annotated[str, typer.Option(metavar="FILE", help="Train on these conversations; - is stdin.")] = "-",
     preset: Annotated[
         Literal["vicuna-v1.1", "vicuna-v0", "alpaca"] | None,
         typer.Option(help="Use a published model's template and hyper-parameters; other options override them."),
     ] = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Train on each conversation this often. Default: 3.")
-    ] = None,
-    max_steps: Annotated[
-        int | None, typer.Option(min=1, help="Train for this many steps, whatever --epochs is.")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Train on the data this many times. Default: 3.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Train this many steps, whatever --epochs is.")] = None,
     batch: Annotated[
         int | None, typer.Option(min=1, help="Train on this many conversations per step, over all ranks. Default: 128.")
     ] = None,
@@ -52,18 +42,14 @@ def train(
         float | None, typer.Option(min=0, help="Set the peak learning rate. Default: 2e-5; with --lora 2e-4.")
     ] = None,
     warmup: Annotated[
-        float | None,
-        typer.Option(min=0, help="Warm up for this share of the steps, or number of steps from 1 on. Default: 0.03."),
+        float | None, typer.Option(min=0, help="Warm up for this share (below 1) or number of steps. Default: 0.03.")
     ] = None,
     schedule: Annotated[
         Literal["cosine", "linear", "constant"] | None,
         typer.Option(help="Which learning-rate schedule to follow after warm-up. Default: cosine."),
     ] = None,
     max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=2, help="Limit conversations to this many tokens. Default: 2048, or the model's limit if lower."
-        ),
+        int | None, typer.Option(min=2, help="Limit tokens per conversation. Default: 2048, or the model's limit.")
     ] = None,
     overlong: Annotated[
         Literal["truncate", "drop", "error"],
@@ -81,12 +67,10 @@ def train(
     ] = None,
     evaluation: Annotated[
         str | None,
-        typer.Option(
-            "--eval", metavar="FILE", help="Report the loss on these held-out conversations before and after."
-        ),
+        typer.Option("--eval", metavar="FILE", help="Report the loss on this held-out data, before and after."),
     ] = None,
     eval_every: Annotated[int, typer.Option(min=0, help="Report the held-out loss every this many steps, too.")] = 0,
-    samples: Annotated[int, typer.Option(min=0, help="Answer the first so many held-out questions each time.")] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="Answer this many held-out questions each time.")] = 0,
     save_every: Annotated[
         str, typer.Option(metavar="STEPS|TIME", help="Save a checkpoint this often: 200 (steps), 10m, 1h.")
     ] = "10m",
@@ -108,9 +92,7 @@ def train(
     ] = None,
     dtype: Annotated[
         Literal["auto", options.Dtype],
-        typer.Option(
-            help="Which dtype to compute in; weights are kept in fp32. auto: bf16 where fast, fp16 on older GPUs."
-        ),
+        typer.Option(help="Which dtype to compute in; weights stay fp32. auto: bf16 where fast, fp16 on older GPUs."),
     ] = "auto",
     attention: Annotated[
         Literal["auto", "flash-attn", "torch"],
