@@ -50,7 +50,11 @@ class Server:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                length = int(self.headers.get("Content-Length", 0))
+                body = self.rfile.read(length)
+                if len(body) < length:  # the client has gone in the middle of its request
+                    self.close_connection = True
+                    return
                 request = Request(self.command, self.path, self.headers, body, time.monotonic())
                 outer.requests.append(request)
                 answer = outer.reply(request)

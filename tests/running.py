@@ -46,11 +46,13 @@ def command(*arguments: object) -> list[str]:
     return [*VTOOLS, *map(str, arguments)]
 
 
-def execute(command: list[str], *, stdin: Any = b"", env: dict[str, str] | None = None, **options: Any) -> Result:
+def execute(
+    command: list[str], *, stdin: bytes | str = b"", env: dict[str, str] | None = None, **options: Any
+) -> Result:
     """Any command run to its end, with options of `subprocess.run`; `env` adds to the environment."""
-    given = {"input": stdin.encode()} if isinstance(stdin, str) else {"input": stdin} if isinstance(stdin, bytes) else {"stdin": stdin}  # fmt: skip
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 240, **given, **options}
-    done = subprocess.run(command, env=environment(**(env or {})), **options)
+    data = stdin.encode() if isinstance(stdin, str) else stdin
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 240, **options}
+    done = subprocess.run(command, input=data, env=environment(**(env or {})), **options)
     return Result(done.args, done.returncode, done.stdout, done.stderr)
 
 
@@ -83,7 +85,8 @@ def python(code: str, *arguments: object, **options: Any) -> Result:
 @contextlib.contextmanager
 def begun(command: list[str], *, env: dict[str, str] | None = None, **options: Any) -> Iterator[subprocess.Popen]:
     """Any command under way, its output in pipes, in a session of its own, whose processes are killed at the end."""
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True, **options}
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = {**pipes, "start_new_session": True, **options}
     process = subprocess.Popen(command, env=environment(**(env or {})), **options)
     try:
         yield process
