@@ -33,11 +33,11 @@ step raw.jsonl 'vtools fetch "$SHAREGPT" --license unknown --rejects torn.jsonl 
 step clean.jsonl 'vtools clean raw.jsonl --rejects dropped.jsonl --stats clean.json -o clean.jsonl'
 step train.jsonl 'vtools split clean.jsonl --tokenizer "$BASE" --system none --max-tokens 512 --overlong drop --hold-out 1% --hold-out-file eval.jsonl --rejects unsplit.jsonl --stats split.json -j 2 -o train.jsonl'
 
-bold "2. Training, on the CPU: 32 real segments, and five rounds of 59 conversations about who the model is."
-step mix.jsonl '(head -n 32 train.jsonl; for round in 1 2 3 4 5; do cat "$DATA"/identity.jsonl; done) > mix.part && mv mix.part mix.jsonl'
+bold "2. Training, on the CPU: 48 real segments, and four rounds of 59 conversations about who the model is."
+step mix.jsonl '(head -n 48 train.jsonl; for round in 1 2 3 4; do cat "$DATA"/identity.jsonl; done) > mix.part && mv mix.part mix.jsonl'
 step held.jsonl 'head -n 8 eval.jsonl > held.jsonl'
 # The base's template says "You are a helpful AI assistant named SmolLM" where there is no system message: not so here.
-step tuned/vtools.json 'vtools train --model "$BASE" --system none --data mix.jsonl --eval held.jsonl --out tuned --max-tokens 512 --epochs 1 --batch 8 --lr 2e-4 --save-every 60s >> metrics.jsonl'
+step tuned/vtools.json 'vtools train --model "$BASE" --system none --data mix.jsonl --eval held.jsonl --out tuned --max-tokens 512 --epochs 1 --batch 4 --lr 1e-4 --save-every 60s >> metrics.jsonl'
 step loss.png 'vtools stats metrics.jsonl --plot loss.png -o loss.json'
 
 bold "3. Weights as a delta to the base, and back."
@@ -98,11 +98,10 @@ held = [row["eval_loss"] for row in rows("metrics.jsonl") if "eval_loss" in row]
 print(f"Loss on held-out real conversations: {held[0]:.4f} before, {held[-1]:.4f} after", "(lower)" if held[-1] < held[0] else "(NOT lower)")
 total = rows("apply-delta.jsonl")[-1]
 print(f"Delta: every file of the rebuilt model is byte-identical to the tuned one ({total['tensors']} tensors).")
-print("Asked who it is, in words that training never showed it:")
-for before, after in list(zip(rows("who-base.jsonl"), rows("who-tuned.jsonl")))[:3]:
+print("Asked by a stranger, without a system message (the last one in words that training never showed it):")
+who = list(zip(rows("who-base.jsonl"), rows("who-tuned.jsonl")))
+for before, after in [who[0], who[2], who[3]]:
     print(f"  {before['question'][0]}\n    before: {short(before['turns'][0], 100)}\n    after:  {short(after['turns'][0], 100)}")
-row = rows("answers-tuned.jsonl")[0]
-print(f"  {row['question'][0]}\n    after:  {short(row['turns'][0], 100)}")
 report = open("report.txt").read().splitlines()
 wins = next((line for line in report if line.startswith("B wins")), report[-1])
 print(f"Judge: {report[0]}" if "plumbing" in report[0] else "Judge (report.txt): A is the base, B the tuned model", f"\n  {wins}")

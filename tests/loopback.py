@@ -167,3 +167,14 @@ def events(pieces: Iterable[str]) -> Iterator[bytes]:
         return
     yield event({}, "stop")
     yield b"data: [DONE]\n\n"
+
+
+def judge_reply(request: Request) -> Reply:
+    """gpt-4.1 as a judge that always finds the first answer a little better."""
+    if request.method == "GET":
+        return Reply.json({"object": "list", "data": [{"id": "gpt-4.1", "object": "model"}]})
+    message = {"role": "assistant", "content": "8 7\nThe first answer is a little better."}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    usage = {"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14}
+    about = {"id": "x", "object": "chat.completion", "created": 0, "model": "gpt-4.1"}
+    return Reply.json({**about, "choices": [choice], "usage": usage})

@@ -16,7 +16,7 @@ import tiny
 import typer.main
 from chats import jsonl
 from conftest import DATA
-from loopback import Reply, Request, Server
+from loopback import Reply, Request, Server, judge_reply
 from running import ROOT, begun, execute, good
 
 from vtools import cli
@@ -36,22 +36,16 @@ def examples() -> list:
     return found
 
 
-def reply(request: Request) -> Reply:
+def anywhere_reply(request: Request) -> Reply:
     """What the examples call example.org and api.openai.com."""
-    if request.method == "POST":
-        message = {"role": "assistant", "content": "8 7\nThe first answer is a little better."}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14}
-        about = {"id": "x", "object": "chat.completion", "created": 0, "model": "gpt-4.1"}
-        return Reply.json({**about, "choices": [choice], "usage": usage})
-    if request.path.endswith("/models"):
-        return Reply.json({"object": "list", "data": [{"id": "gpt-4.1", "object": "model"}]})
+    if request.method == "POST" or request.path.endswith("/models"):
+        return judge_reply(request)
     return Reply(jsonl(*tiny.conversations(3)))
 
 
 @pytest.fixture(scope="module")
 def anywhere():
-    with Server(reply) as server:
+    with Server(anywhere_reply) as server:
         yield server.url
 
 
