@@ -18,7 +18,6 @@ import os
 import platform
 import random
 import re
-import resource
 import signal
 import statistics
 import subprocess
@@ -28,6 +27,8 @@ import time
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
+
+import cost
 
 ROOT = Path(__file__).parents[2]
 SECTIONS = ("pages", "clean", "converter", "filters", "split", "arrays", "hostile")
@@ -293,18 +294,16 @@ def hostile(folder: Path) -> None:
         for answer in (made(size), made(2 * size)):
             record = {"id": "x", "conversations": [shaped("user", "A question?"), shaped("assistant", answer)]}
             (folder / "hostile.json").write_text(json.dumps([record]))
-            took.append(
-                measured(vtools("clean", str(folder / "hostile.json"), "-o", str(folder / "ours.jsonl")))["cpu"]
-            )
+            took.append(measured(vtools("clean", str(folder / "hostile.json"), "-o", str(folder / "ours.jsonl"))).cpu)
         record["conversations"][1]["value"] = made(size)
         (folder / "hostile.json").write_text(json.dumps([record]))
         peer = "not run"
         if size < 100_000_000:
             files = "--in", str(folder / "hostile.json"), "--out", str(folder / "peer.json")
             try:
-                peer = f"{measured(fastchat('clean_sharegpt', *files), limit=60)['cpu']:.2f}"
-            except (subprocess.TimeoutExpired, RuntimeError) as error:
-                peer = "over 60 s" if isinstance(error, subprocess.TimeoutExpired) else "crashes"
+                peer = f"{measured(fastchat('clean_sharegpt', *files), limit=60).cpu:.2f}"
+            except subprocess.CalledProcessError as error:
+                peer = "over 60 s" if error.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else "crashes"
         print(f"{name:<38} {took[0]:7.2f}  {took[1]:7.2f}  {peer}", flush=True)
 
 
@@ -329,43 +328,26 @@ def datatrove_child(folder: Path) -> None:
         ).run()
 
 
-def measured(command: Command, limit: float = 3600) -> dict[str, float]:
-    """CPU and wall seconds and the peak RSS in MB of a process and its children. Raises RuntimeError, TimeoutExpired."""
+def measured(command: Command, limit: float = 3600) -> cost.Cost:
+    """The cost of a run with at most `limit` CPU seconds for each of its processes. Raises CalledProcessError."""
     arguments, environment = command
-    began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(
-            ["/bin/sh", "-c", f'ulimit -t {limit:.0f}; exec "$@"', "sh", *arguments],
-            env=os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"} | environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-        )
-        _, status, usage = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode in (-signal.SIGXCPU, -signal.SIGKILL):
-            raise subprocess.TimeoutExpired(arguments, limit)
-        if child.returncode:
-            said.seek(0)
-            raise RuntimeError(f"{' '.join(arguments)}: exit {child.returncode}\n{said.read().decode()[-2000:]}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"cpu": cpu, "wall": time.monotonic() - began, "rss": usage.ru_maxrss / 1024}
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+    return cost.of(["/bin/sh", "-c", f'ulimit -t {limit:.0f}; exec "$@"', "sh", *arguments], quiet | environment)
 
 
 def compare(section: str, contenders: dict[str, Command], rounds: int) -> None:
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    runs: dict[str, list[cost.Cost]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, command in contenders.items():
             runs[name].append(measured(command))
     print(f"\n{section}: CPU s, median of {rounds} [least–most], wall s, peak RSS in MB, times faster than the first")
-    middle = {name: statistics.median(run["cpu"] for run in found) for name, found in runs.items()}
+    middle = {name: statistics.median(run.cpu for run in found) for name, found in runs.items()}
     first = next(iter(contenders))
     for name, found in runs.items():
-        low, high = min(run["cpu"] for run in found), max(run["cpu"] for run in found)
-        wall = statistics.median(run["wall"] for run in found)
+        low, high = min(run.cpu for run in found), max(run.cpu for run in found)
+        wall = statistics.median(run.wall for run in found)
         print(
-            f"{name:<38} {middle[name]:7.2f} [{low:.2f}–{high:.2f}]  wall {wall:6.2f}  RSS {max(run['rss'] for run in found):5.0f}"
+            f"{name:<38} {middle[name]:7.2f} [{low:.2f}–{high:.2f}]  wall {wall:6.2f}  RSS {max(run.peak for run in found):5.0f}"
             f"  {middle[first] / middle[name]:6.2f} x",
             flush=True,
         )

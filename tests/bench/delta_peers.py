@@ -16,8 +16,9 @@ import statistics
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
+
+import cost
 
 HIDDEN, WIDE, HEADS, VOCABULARY = 2048, 5504, 16, 32000
 SIZES = {"large": 24, "small": 3}  # layers: 2.7 and 0.57 GB
@@ -143,20 +144,15 @@ def prepare(folder, names, cold):
 
 
 def measure(name, folder, cold=False):
-    """Wall seconds, CPU seconds, peak MB. This process is small, so that its children's peaks are their own."""
+    """The cost of one run, with the inputs in the page cache or, `cold`, out of it."""
     out = folder / "out"
     prepare(folder, INPUTS[name], cold)
     shutil.rmtree(out, ignore_errors=True)  # at the last moment: a virtual machine soon gives freed pages back
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    started = time.monotonic()
-    with open(folder / "log", "wb") as log:
-        command = commands(folder, str(out))[name]
-        child = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
-        _, status, usage = os.wait4(child.pid, 0)
-    wall = time.monotonic() - started
-    if status:
-        sys.exit(f"{name} failed: {(folder / 'log').read_text()[-2000:]}")
-    return wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+    environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    try:
+        return cost.of(commands(folder, str(out))[name], environment, cwd=ROOT)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{name} failed: {error.stderr}")
 
 
 def main():
@@ -231,7 +227,7 @@ def compare(options):
             )
     for name in ("raw", "zstd"):
         if name in options.only:
-            peaks = [measure(name, folder)[2] for folder in (small, large)]
+            peaks = [measure(name, folder).peak for folder in (small, large)]
             print(f"{name}: peak {peaks[0]:.1f} MB for the small model, {peaks[1]:.1f} MB for the large one")
     for folder in (large, halves):
         size = {name: sum(path.stat().st_size for path in (folder / name).rglob("*") if path.is_file()) for name in ("target", "zstd")}  # fmt: skip

@@ -27,11 +27,9 @@ with two-layer models, and through the GPU's attention path with meta tensors.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import platform
-import random
 import shlex
 import shutil
 import signal
@@ -48,10 +46,11 @@ from pathlib import Path
 from typing import Any
 
 import trl_train
+from random_llama import MAX_TOKENS
 
-ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
 VOCABULARY = 32000
-MAX_TOKENS = 2048
 Shape = dict[str, int]
 SHAPES: dict[str, Shape] = {
     "1b": {"width": 2048, "inner": 5632, "layers": 22, "heads": 32, "groups": 4, "vocabulary": VOCABULARY},
@@ -80,10 +79,6 @@ PEERS = ["trl packed", "trl padded", "hf padded", "trl packed liger"]
 # Seconds that each part is expected to take on the H200: whether it is still begun.
 EXPECTED = {"attention": 30, "1b": 75, "stall": 80, "7b": 120, "1b-peers": 45, "7b-peers": 70}
 EXPECTED_OF_SWEEP = 45  # one run
-TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' }}{{ message.role }}{{ '\\n' }}{{ message.content }}"
-    "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 
 class Bench:
@@ -225,7 +220,7 @@ def nvidia(fields: str) -> str | None:
 def attention(bench: Bench) -> None:
     if not bench.fits("attention"):
         return
-    command = [sys.executable, __file__, "_attention", json.dumps({"dry": bench.dry, "seed": 0})]
+    command = [sys.executable, str(HERE / "h200_attention.py"), json.dumps({"dry": bench.dry, "seed": 0})]
     done = subprocess.run(command, env=bench.environment, capture_output=True, text=True, timeout=180)
     for text in done.stdout.splitlines():
         bench.note("attention", **json.loads(text))
@@ -324,7 +319,7 @@ def peer(bench: Bench, name: str, contender: str) -> None:
             "cpu": bench.dry,
             "out": out,
         }
-        command = [sys.executable, __file__, "_peer", str(folder), json.dumps(job)]
+        command = [sys.executable, trl_train.__file__, "_peer", str(folder), json.dumps(job)]
         found = measured(bench, command)
         setting = f"{contender}, {rows} rows{', checkpointing' if checkpointing else ''}"
         report(bench, f"{name}-peers", setting, found, "peer")
@@ -463,7 +458,7 @@ def made(bench: Bench, name: str) -> Path:
         most = max(bench.batch(name) * STEPS["vtools"], 0 if bench.dry or name == "7b" else 20 * STALL_BATCH)
         job = {**bench.shape(name), "max_tokens": bench.max_tokens, "conversations": most, "dry": bench.dry}
         job |= {"take": bench.batch(name) * STEPS["vtools"]}
-        command = [sys.executable, __file__, "_make", str(folder), json.dumps(job)]
+        command = [sys.executable, str(HERE / "random_llama.py"), str(folder), json.dumps(job)]
         done = subprocess.run(command, env=bench.environment, capture_output=True, text=True, timeout=240)
         if done.returncode:
             raise RuntimeError(f"making the {name} model: {done.stderr.strip()[-500:]}")
@@ -471,235 +466,5 @@ def made(bench: Bench, name: str) -> Path:
     return folder
 
 
-def lengths(number: int, longest: int, seed: int) -> list[int]:
-    """Token counts that follow the real distribution, cut to scale where `longest` is not 2048."""
-    percentiles = json.loads((Path(__file__).parent / "lengths.json").read_text())["percentiles"]
-    source = random.Random(seed)
-    found = []
-    for _ in range(number):
-        place = source.uniform(0, 100)
-        low = min(int(place), 99)
-        value = percentiles[low] + (place - low) * (percentiles[low + 1] - percentiles[low])
-        found.append(max(12, min(longest, round(value * longest / MAX_TOKENS))))
-    return found
-
-
-def make_child(folder: Path, job: dict[str, Any]) -> None:
-    """A random model with a word tokenizer, conversations of the wanted lengths, and their tokens by vtools."""
-    import tokenizers
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    place = folder / "model"
-    place.mkdir()
-    words = ["<unk>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "user", "assistant"]
-    words += [f"w{number}" for number in range(job["vocabulary"] - len(words))]
-    model = tokenizers.models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
-    backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    backend.add_special_tokens(words[:4])
-    backend.save(str(place / "tokenizer.json"))
-    tokens = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": "<unk>"}
-    about = {"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": TEMPLATE, **tokens}
-    (place / "tokenizer_config.json").write_text(json.dumps(about))
-    config = LlamaConfig(
-        vocab_size=job["vocabulary"],
-        hidden_size=job["width"],
-        intermediate_size=job["inner"],
-        num_hidden_layers=job["layers"],
-        num_attention_heads=job["heads"],
-        num_key_value_heads=job["groups"],
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=3,
-        pad_token_id=1,
-        dtype="bfloat16",
-        architectures=["LlamaForCausalLM"],
-    )
-    config.save_pretrained(place)
-    with torch.device("meta"):
-        shapes = {key: tensor.shape for key, tensor in LlamaForCausalLM(config).state_dict().items()}
-    size = write_weights(place, shapes, "cpu" if job["dry"] or not torch.cuda.is_available() else "cuda")
-    source = random.Random(0)
-    counts = lengths(job["conversations"], job["max_tokens"], 1)
-    with (folder / "all.jsonl").open("w") as out:
-        for index, count in enumerate(counts):
-            out.write(json.dumps({"id": f"c{index}", "messages": conversation(count, words[6:], source)}) + "\n")
-    everything = {"model": str(place), "data": str(folder / "all.jsonl"), "max_tokens": job["max_tokens"], "seed": 0}
-    trl_train.prepare_child(folder, {**everything, "batch": job["take"], "steps": 1})
-    (folder / "chats.jsonl").unlink()
-    (folder / "all.jsonl").rename(folder / "chats.jsonl")
-    found = [len(json.loads(text)["input_ids"]) for text in (folder / "tokens.jsonl").open()]
-    figures = {"weights_gb": size / 1e9, "conversations": len(counts), "mean_tokens": statistics.mean(found)}
-    print(json.dumps({**figures, "longest": max(found)}))
-
-
-def conversation(count: int, words: list[str], source: random.Random) -> list[dict[str, str]]:
-    """Rounds of random words that make `count` tokens with the template's three a message; 77 % are answers."""
-    rounds = max(1, min(count // 300, 8))
-    budget = count - 6 * rounds
-    messages = []
-    for index in range(rounds):
-        part = budget // rounds + (budget % rounds if index == 0 else 0)
-        asked = max(1, round(part * 0.23))
-        for role, number in (("user", asked), ("assistant", max(1, part - asked))):
-            messages.append({"role": role, "content": " ".join(source.choices(words, k=number))})
-    return messages
-
-
-def write_weights(place: Path, shapes: dict[str, Any], device: str) -> int:
-    """bf16 weights of about a gigabyte a file, drawn on the device and written four files at a time."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    import torch
-    from safetensors.torch import save_file
-
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for key, shape in shapes.items():
-        size = 2 * shape.numel()
-        if shards[-1] and filled + size > 1 << 30:
-            shards.append([])
-            filled = 0
-        shards[-1].append(key)
-        filled += size
-    names = [f"model-{index + 1:05}-of-{len(shards):05}.safetensors" for index in range(len(shards))]
-    torch.manual_seed(0)
-
-    def draw(key: str) -> torch.Tensor:
-        if len(shapes[key]) == 1:
-            return torch.ones(shapes[key], dtype=torch.bfloat16)
-        return torch.empty(shapes[key], dtype=torch.bfloat16, device=device).normal_(0, 0.02).cpu()
-
-    def write(index: int) -> None:
-        save_file({key: draw(key) for key in shards[index]}, place / names[index], metadata={"format": "pt"})
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(write, range(len(shards))))
-    total = sum(2 * shape.numel() for shape in shapes.values())
-    where = {key: names[index] for index, keys in enumerate(shards) for key in keys}
-    index = {"metadata": {"total_size": total}, "weight_map": where}
-    (place / "model.safetensors.index.json").write_text(json.dumps(index))
-    return total
-
-
-# Attention
-
-
-def attention_child(job: dict[str, Any]) -> None:
-    """Outputs and gradients against fp32 SDPA one document at a time; on a GPU also the time of each way."""
-    import torch
-
-    cuda = torch.cuda.is_available() and not job["dry"]
-    shapes = {"7b": (32, 32, 128), "1b, grouped": (32, 4, 64), "llama 3, grouped": (32, 8, 128)}
-    counts = lengths(14, MAX_TOKENS, job["seed"])
-    if not cuda:
-        counts = [7, 33, 12]
-        shapes = {name: (4, 4 if groups == heads else 2, 64) for name, (heads, groups, _) in shapes.items()}
-    for name, shape in shapes.items():
-        try:
-            print(json.dumps({"shape": name, "documents": len(counts), **compare(shape, counts, cuda)}), flush=True)
-        except Exception as error:  # the other shapes are still of interest
-            print(json.dumps({"shape": name, "error": f"{type(error).__name__}: {error}"[:500]}), flush=True)
-
-
-def compare(shape: tuple[int, int, int], counts: list[int], cuda: bool) -> dict[str, Any]:
-    import torch
-    import torch.nn.functional as F
-
-    from vtools.train.attention import document_attention
-
-    heads, groups, size = shape
-    ends = [0]
-    for count in counts:
-        ends.append(ends[-1] + count)
-    device, dtype = ("cuda", torch.bfloat16) if cuda else ("cpu", torch.float32)
-    torch.manual_seed(0)
-    inputs = [torch.randn(1, number, ends[-1], size, device=device, dtype=dtype) for number in (heads, groups, groups)]
-    slope = torch.randn(1, ends[-1], heads, size, device=device, dtype=dtype)
-    starts = torch.tensor(ends, dtype=torch.int32, device=device)
-    longest = max(counts)
-
-    def documents(query: Any, key: Any, value: Any) -> Any:
-        known: dict[str, Any] = {
-            "cu_seq_lens_q": starts,
-            "cu_seq_lens_k": starts,
-            "max_length_q": longest,
-            "max_length_k": longest,
-        }
-        return document_attention(torch.nn.Identity(), query, key, value, None, **known)[0]
-
-    def single(query: Any, key: Any, value: Any) -> Any:
-        parts = []
-        for start, end in zip(ends, ends[1:], strict=False):
-            q, k, v = (tensor[:, :, start:end] for tensor in (query, key, value))
-            parts.append(F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=heads != groups))
-        return torch.cat(parts, dim=2).transpose(1, 2)
-
-    def flash(query: Any, key: Any, value: Any) -> Any:
-        from flash_attn import flash_attn_varlen_func
-
-        rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return flash_attn_varlen_func(*rows, starts, starts, longest, longest, causal=True).unsqueeze(0)
-
-    def both(way: Callable[..., Any], tensors: list[Any], gradient: Any) -> list[Any]:
-        leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        output = way(*leaves)
-        return [output.detach(), *torch.autograd.grad(output, leaves, gradient)]
-
-    exact = both(single, [tensor.float() for tensor in inputs], slope.float())
-
-    def error(way: Callable[..., Any]) -> list[float]:
-        found = both(way, inputs, slope)
-        return [((one.float() - true).norm() / true.norm()).item() for one, true in zip(found, exact, strict=True)]
-
-    ways = {"documents": documents, "sdpa": single}
-    if cuda and util.find_spec("flash_attn"):
-        ways["flash_attn"] = flash
-    errors = {name: error(way) for name, way in ways.items()}
-    # As near to fp32 as SDPA in the same dtype is (output, then the gradients of q, k and v).
-    equal = all(one <= 2 * other + 1e-5 for one, other in zip(errors["documents"], errors["sdpa"], strict=True))
-    result: dict[str, Any] = {"equal": equal}
-    result |= {f"error_{name}": [f"{one:.1e}" for one in found] for name, found in errors.items()}
-    if cuda:
-        flops = 3.5 * 2 * heads * size * sum(count * count for count in counts)
-        for name, way in ways.items():
-            seconds = timed(functools.partial(both, way, inputs, slope))
-            result |= {f"ms_{name}": seconds * 1000, f"tflops_{name}": flops / seconds / 1e12}
-    else:
-        meta = [tensor.to(torch.bfloat16).to("meta").requires_grad_() for tensor in inputs]
-        starts = starts.to("meta")
-        output = documents(*meta)
-        gradients = torch.autograd.grad(output.sum(), meta)
-        result["meta"] = output.shape == slope.shape and all(
-            one.shape == other.shape for one, other in zip(gradients, meta, strict=True)
-        )
-    return result
-
-
-def timed(call: Callable[[], Any]) -> float:
-    """The median seconds of a call on the GPU, of 20 after 5."""
-    import torch
-
-    times = []
-    for _ in range(25):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end) / 1000)
-    return statistics.median(times[5:])
-
-
 if __name__ == "__main__":
-    match sys.argv[1:]:
-        case ["_make", folder, job]:
-            make_child(Path(folder), json.loads(job))
-        case ["_peer", folder, job]:
-            trl_train.peer_child(Path(folder), json.loads(job))
-        case ["_attention", job]:
-            attention_child(json.loads(job))
-        case _:
-            main()
+    main()

@@ -5,10 +5,10 @@ Prints the median of 20 runs of each, in turn, and the ratio to `python -c "impo
 
 from __future__ import annotations
 
-import resource
 import statistics
-import subprocess
 import sys
+
+import cost
 
 RUNS = 20
 COMMANDS = {
@@ -20,18 +20,10 @@ COMMANDS = {
 }
 
 
-def cpu(command: list[str]) -> float:
-    """User and system seconds of one run."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-
-
 seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
 for _ in range(RUNS):
     for name, command in COMMANDS.items():
-        seconds[name].append(cpu(command))
+        seconds[name].append(cost.of(command).cpu)
 floor = statistics.median(seconds['python -c "import typer"'])
 for name, runs in seconds.items():
     middle = statistics.median(runs)
