@@ -14,7 +14,7 @@ import openai
 import pytest
 import running
 import tiny
-from running import bad, run, wait_until
+from running import run, wait_until
 from test_engine import ask, greedy, made
 
 KEY = "a key for tests"
@@ -324,8 +324,12 @@ def test_a_signal_lets_requests_finish_and_takes_no_new_ones(long, signum, code)
 def test_a_busy_port_is_one_clear_line(short):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        error = bad("serve", short, "--port", port)
-    assert error == f"vtools serve: port {port} on 127.0.0.1 is busy; choose another with --port (0 takes a free one)\n"
+        done = run("serve", short, "--port", port)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert (
+        done.errors
+        == f"vtools serve: port {port} on 127.0.0.1 is busy; choose another with --port (0 takes a free one)\n"
+    )
 
 
 def test_a_model_that_is_not_there_fails_before_the_port_opens(short, tmp_path):
@@ -347,7 +351,9 @@ def test_a_model_that_is_not_there_fails_before_the_port_opens(short, tmp_path):
 )
 def test_a_command_line_that_cannot_be_carried_out_exits_2(short, arguments, said):
     arguments = [argument.format(model=short) for argument in arguments]
-    assert said in bad("serve", short, *arguments, "--port", 0, code=2, env={"VTOOLS_API_KEY": ""})
+    done = run("serve", short, *arguments, "--port", 0, env={"VTOOLS_API_KEY": ""})
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert said in done.errors and done.errors.count("\n") == 1
 
 
 def test_a_server_whose_events_nobody_reads_goes_on_serving(short):
