@@ -53,7 +53,7 @@ if [ ! -e report.txt ]; then
     vtools serve base="$BASE" tuned=tuned --port 0 > serve.jsonl &
     server=$!
     trap 'kill $server 2>/dev/null || true' EXIT
-    until grep -q '"ready"' serve.jsonl; do kill -0 $server; sleep 0.5; done
+    until grep -qs '"ready"' serve.jsonl; do kill -0 $server; sleep 0.5; done
     URL=$(python -c 'import json; print(json.loads(open("serve.jsonl").readline())["url"])')
     export URL=${URL%/v1}/v1
     for name in base tuned; do
