@@ -190,6 +190,8 @@ BOMB = zstandard.compress(bytes(1 << 26))
         [(PACKED, zstandard.compress(bytes(101))), (AS_IS, bytes(100))],
         [(PACKED, BOMB), (AS_IS, bytes(100))],
         [(AS_IS, bytes(100)), (FEW, struct.pack("<I", 1 << 25) + BOMB)],
+        [(AS_IS, bytes(100)), (FEW, struct.pack("<I", 12) + BOMB)],
+        [(AS_IS, bytes(100)), (FEW, struct.pack("<I", 13) + zstandard.compress(bytes(26)))],
         [(AS_IS, bytes(100)), (FEW, struct.pack("<I", 2) + zstandard.compress(bytes([60, 40, 1, 1])))],
         [(AS_IS, bytes(100)), (FEW, b"\0\0")],
         [(AS_IS, bytes(100)), (3, bytes(100))],

@@ -120,8 +120,7 @@ def apply_delta(
         apply.verify(Path(verify), _place(delta, ["*"]), quiet)
         return
     base, delta, out = _fill({"BASE": base, "DELTA": delta, "OUT": out}, operands or [])
-    from vtools.delta import apply, apply_published, manifest
-    from vtools.weights.tensor import DTYPE_NAMES
+    from vtools.delta import manifest
 
     place = _place(delta, ["*"])
     if (place / manifest.NAME).exists():
@@ -129,10 +128,15 @@ def apply_delta(
         for option, value in chosen.items():
             if value is not None:
                 raise UsageFailure(f"{option}: {delta} has a delta.json, which decides that; leave the option out")
+        from vtools.delta import apply
+
         apply.apply(
             _place(base), place, Path(out), template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run
         )
         return
+    from vtools.delta import apply_published
+    from vtools.weights.tensor import DTYPE_NAMES
+
     apply_published.apply(
         _place(base), place, Path(out), dtype=DTYPE_NAMES.get(add_dtype or ""), extra_rows=extra_rows,
         expect_sum=expect_sum, template=template, jobs=jobs, force=force, quiet=quiet, dry_run=dry_run,

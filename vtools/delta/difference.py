@@ -23,7 +23,7 @@ A plane is stored in one of three ways:
   1  one zstd frame
   2  k of its bytes, all others being zero: the number k (4 bytes, little-endian), then one zstd frame of k distances
      and the k bytes. A distance is the number of bytes of the plane skipped before this one. It fits in a byte,
-     because every 256th byte of the plane is one of the k, even where it is zero.
+     because every 256th byte of the plane is one of the k, even where it is zero. Besides these, k is at most n / 8.
 
 Codec `zstd`, of older deltas, is only read. Its differences are zig-zag coded (0, -1, 1, -2 as 0, 1, 2, 3), and a chunk
 is one zstd frame of all planes, with nothing set apart.
@@ -179,8 +179,8 @@ def _joined(parts: Sequence[Part], count: int, word: str) -> Words:
 def _listed(part: Bytes, count: int) -> tuple[np.ndarray[Any, np.dtype[np.intp]], Bytes]:
     """The places of a plane that is stored as a few of its `count` bytes, and these bytes. Raises Damaged."""
     listed = int.from_bytes(part[:4].tobytes(), "little")
-    if listed > count:
-        raise Damaged("wrong length")
+    if listed > SPARSE * count + count // 256:  # each takes many times its byte in memory
+        raise Damaged("too many bytes listed")
     distances, values = np.frombuffer(unpack(part[4:], 2 * listed), np.uint8).reshape(2, -1)
     places = np.cumsum(distances, dtype=np.intp)
     places += np.arange(listed)

@@ -86,8 +86,8 @@ def make(
     tensors = models.tensors
     size = sum(tensor.bytes for tensor in tensors)
     carried = sum((models.root / path).stat().st_size for path in models.carried)
-    # A zstd delta's size is unknown beforehand: for real fine-tunes, a quarter of the target or more.
-    need = size + (64 << 10) * len(models.weights) if codec == "raw" else size // 4
+    # A zstd delta's size is unknown beforehand: for real fine-tunes, a fifth of the target or more.
+    need = size + (64 << 10) * len(models.weights) if codec == "raw" else size // 5
     free = staging.check_space(out, carried + need)
     whole = [tensor.name for tensor in tensors if models.base_of(tensor) is None]
     if tensors and len(whole) == len(tensors):
