@@ -117,7 +117,7 @@ def test_the_quickstart_shows_every_result_and_a_second_call_skips_what_is_done(
     assert "byte-identical" in shown
     assert "license unknown" in shown
     assert "plumbing check" in (tmp_path / "run" / "report.txt").read_text()
-    pictures = ["loss.png"] if "no picture: 1 value" in first.stderr else ["loss.png", "judged.png"]
+    pictures = ["loss.png"] if "no chart: 1 value" in first.stderr else ["loss.png", "judged.png"]
     for name in pictures:
         assert (tmp_path / "run" / name).read_bytes().startswith(b"\x89PNG")
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
