@@ -135,7 +135,7 @@ def test_the_picture_is_drawn(vtools, tmp_path):
 def test_one_question_is_no_picture(vtools, tmp_path):
     pytest.importorskip("matplotlib")
     done = vtools("report", "--plot", "wins.svg", stdin=jsonl(*pair("1", [5, 9], [5, 9], category="math")))
-    assert done.returncode == 1 and "no picture: 1 value," in done.errors and b"B wins" in done.stdout
+    assert done.returncode == 1 and "no chart: 1 value," in done.errors and b"B wins" in done.stdout
     assert not (tmp_path / "wins.svg").exists()
 
 

@@ -245,4 +245,4 @@ def test_a_tokenizer_larger_than_the_model_is_refused_before_training(base: Path
     (folder / "config.json").write_text(json.dumps(config))
     path = tiny.write(tmp_path / "data.jsonl", tiny.conversations(4))
     done = run("train", "--model", folder, "--data", path, "-n")
-    assert done.returncode == 1 and b"rows for 60" in done.stderr
+    assert done.returncode == 1 and b"only 60 rows" in done.stderr

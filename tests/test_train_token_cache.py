@@ -283,7 +283,7 @@ def test_a_damaged_entry_is_made_again(name: str, damage: str, template: Templat
         os.truncate(folder / name, len(whole[name]) - 1)
     else:
         (folder / name).write_bytes(whole[name] + b"1")
-    with pytest.raises(Failure, match="not whole"):
+    with pytest.raises(Failure, match="incomplete"):
         Corpus(folder)
     again = token_cache.read(str(path), template, 512, "truncate", quiet=True)
     assert again.folder == folder and contents(folder) == whole
