@@ -10,9 +10,10 @@ np = pytest.importorskip("numpy")
 blake3 = pytest.importorskip("blake3").blake3
 
 import zstandard  # noqa: E402
-from checkpoints import bad, contents, good, pair, write  # noqa: E402
+from checkpoints import contents, pair, write  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from running import bad, good  # noqa: E402
 
 from vtools.delta import difference, manifest  # noqa: E402
 
