@@ -304,4 +304,4 @@ def test_a_damaged_plane_is_reported_with_its_tensor(tmp_path):
     raw[start + places["model.layers.0.w"]["data_offsets"][0]] = 3  # of the four bits that may be set apart
     shard.write_bytes(raw)
     error = bad("apply-delta", base, tmp_path / "delta", tmp_path / "out")
-    assert f"{shard}: tensor model.layers.0.w: wrong length: the delta is damaged; get it again" in error
+    assert f"{shard}: tensor model.layers.0.w: wrong length: the delta is damaged; download it again" in error
