@@ -141,6 +141,6 @@ def test_fastchats_own_function_gives_the_code_of_the_vector(name):
 
 
 def test_the_preset_is_a_whole_and_the_filters_that_are_off_by_default_come_after_it(tmp_path):
-    assert b"fixed set" in run("--preset", "vicuna", "--keep", "plugin").stderr
+    assert b"fixes all rules" in run("--preset", "vicuna", "--keep", "plugin").stderr
     german = shared(LANGUAGES["de"], LANGUAGES["de"], id="de")
     assert ids(run("--preset", "vicuna", "--skip-lang", "de", stdin=jsonl(german, shared(*GOOD, id="en")))) == ["en"]

@@ -130,19 +130,30 @@ def test_a_signal_lets_all_ranks_save_first(signum: signal.Signals, ends: int, r
     assert json.loads((saved / "note.json").read_text())["step"] >= 1
 
 
+def status(pid: int, key: str) -> list[str]:
+    """What /proc says about each thread of a process."""
+    paths = Path(f"/proc/{pid}/task").glob("*/status")
+    return [re.search(rf"^{key}:\s*(\w+)", path.read_text(), re.MULTILINE)[1] for path in paths]
+
+
+def stopped(pid: int) -> bool:
+    """Whether all threads have stopped: one that has not may still take a signal."""
+    return set(status(pid, "State")) == {"T"}
+
+
 def pending(pid: int, signum: int) -> bool:
     """Whether a signal has been sent to a process that is stopped."""
-    pattern = r"^ShdPnd:\s*(\w+)"
-    found = re.search(pattern, Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    return bool(int(found[1], 16) >> signum - 1 & 1)
+    return bool(int(status(pid, "ShdPnd")[0], 16) >> signum - 1 & 1)
 
 
 def test_a_second_signal_does_not_wait_for_the_save(runs: Runs) -> None:
     with runs.started("impatient", "--max-steps", 5000, "--nproc", 2) as child:
-        for rank in ranks_of(child.pid):
+        ranks = ranks_of(child.pid)
+        for rank in ranks:
             os.kill(rank, signal.SIGSTOP)  # a save that takes its time
+        wait_until(lambda: all(map(stopped, ranks)))
         child.send_signal(signal.SIGTERM)
-        wait_until(lambda: all(pending(rank, signal.SIGTERM) for rank in ranks_of(child.pid)))
+        wait_until(lambda: all(pending(rank, signal.SIGTERM) for rank in ranks))
         child.send_signal(signal.SIGTERM)
         _, stderr = child.communicate(timeout=120)
         assert child.returncode == 75 and b"Traceback" not in stderr
