@@ -37,9 +37,9 @@ def vtools(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Unix filters that take shared conversations to a judged, served chatbot.
+    """Unix filters that turn shared conversations into a fine-tuned chatbot, serve it and judge it.
 
-    Conversations flow through as JSONL: vtools fetch FILE | vtools clean | vtools split --max-tokens 2048
+    Conversations flow through as JSONL: vtools fetch FILE | vtools clean | vtools split --tokenizer MODEL
     """
 
 

@@ -1,33 +1,40 @@
 """The options that mean the same in every command, declared once."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import typer
 
+number = functools.partial(typer.Option, metavar="N")
 Files = Annotated[list[str] | None, typer.Argument(metavar="[FILE...]", help="Input files; - is stdin (default).")]
-Out = Annotated[str | None, typer.Option("-o", "--out", metavar="FILE", help="Write this file, whole or not at all.")]
+Out = Annotated[
+    str | None, typer.Option("-o", "--out", metavar="FILE", help="Write here, not to stdout; whole or not at all.")
+]
 RejectsFile = Annotated[
     str | None,
     typer.Option("--rejects", metavar="FILE", help="Save rejected records with reasons; continue past bad input."),
 ]
-Stats = Annotated[str | None, typer.Option("--stats", metavar="FILE", help="Write the counts as one JSON object.")]
-Jobs = Annotated[
-    int,
-    typer.Option("-j", "--jobs", min=1, help="Run this many processes, threads or requests at once; order is kept."),
+Stats = Annotated[
+    str | None, typer.Option("--stats", metavar="FILE", help="Write the counts here, as one JSON object.")
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Hide the progress bar and the closing line.")]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print more; on an error, the traceback.")]
-Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a chart: .svg or .png.")]
+Jobs = Annotated[
+    int, number("-j", "--jobs", min=1, help="Run N processes, threads or requests at once; order is kept.")
+]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Hide the progress and the summary on stderr.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print more details; on an error, the traceback.")]
+Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a chart to this file: .svg or .png.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show what would be done, and its cost; do nothing.")]
 PricesFile = Annotated[
     str | None,
-    typer.Option("--prices", metavar="FILE", help="Read prices of GPU-hours and tokens from this JSON (--dry-run)."),
+    typer.Option(
+        "--prices", metavar="FILE", help="Read dollars per GPU-hour or million tokens from this JSON (--dry-run)."
+    ),
 ]
 Dtype = Literal["fp32", "bf16", "fp16"]
-Seed = Annotated[int, typer.Option("--seed", help="Set the random seed.")]
+Seed = Annotated[int, number("--seed", help="Set the random seed.")]
 Format = Annotated[Literal["messages", "sharegpt"], typer.Option("--format", help="Which record format to write.")]
 AskedModel = Annotated[
     str | None,
@@ -35,24 +42,34 @@ AskedModel = Annotated[
         "--model",
         metavar="MODEL",
         envvar="VTOOLS_MODEL",
-        help="Use this model: a name that the server knows, or a folder, .gguf file or hub id to load here.",
+        help="Use this model: a name that the server knows, or a folder, hub id or .gguf file to load in this process.",
     ),
 ]
 BaseUrl = Annotated[
     str | None,
     typer.Option("--base-url", metavar="URL", help="Ask this OpenAI-compatible server. [env var: OPENAI_BASE_URL]"),
 ]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Limit the server's silence.")]
-Temperature = Annotated[float, typer.Option("--temperature", min=0.0, help="Set the temperature; 0 is greedy.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Give up when the server is silent for so long.")
+]
+Temperature = Annotated[
+    float, typer.Option("--temperature", min=0.0, metavar="NUMBER", help="Set the temperature; 0 is greedy.")
+]
 TemplateName = Annotated[
     str | None,
-    typer.Option("--template", metavar="NAME", help="Use this prompt template; default: that of the tokenizer."),
+    typer.Option(
+        "--template",
+        metavar="NAME",
+        help="Use this prompt template, not the model's own: vicuna-v1.1, vicuna-v0, alpaca, llama-2 or chatml.",
+    ),
 ]
 
 SystemText = Annotated[
     str | None,
     typer.Option(
-        "--system", metavar="TEXT|none", help="Use this system text where a conversation has none; none: an empty one."
+        "--system",
+        metavar="TEXT|none",
+        help="Set the system text of conversations without one, instead of the template's; none: empty.",
     ),
 ]
 

@@ -13,14 +13,19 @@ def chat(
     model: options.AskedModel = None,
     base_url: options.BaseUrl = None,
     temperature: options.Temperature = 0.7,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from this share of the probability.")] = 1.0,
+    top_p: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=1.0, metavar="SHARE", help="Sample from the likeliest tokens, up to this probability."
+        ),
+    ] = 1.0,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Limit answer tokens. Default: what the server or context allows.")
+        int | None, options.number(min=1, help="Limit answers to N tokens. Default: what the server allows.")
     ] = None,
     seed: options.Seed = 0,
     template: options.TemplateName = None,
     system: options.SystemText = None,
-    text: Annotated[bool, typer.Option("--text", help="Read each line as a question; print the bare answers.")] = False,
+    text: Annotated[bool, typer.Option("--text", help="Read lines as questions; print the bare answers.")] = False,
     timeout: options.Timeout = 600.0,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
@@ -33,12 +38,13 @@ def chat(
     """Talk to a model in the terminal, or ask it a file of questions: one answer per line.
 
     In a terminal without FILE it starts a conversation; /help lists the commands. Otherwise it reads questions:
-    {"id", "turns": [...]}, FastChat's format, {"prompt"}, or conversations, asked up to their last user turn. Answers
-    are written in the order of the questions, -j requests at a time, for `vtools judge` to read. The exit status is 1
-    if a question got no answer.
+    {"id", "turns": [...]}, FastChat's format, {"prompt"}, or conversations, asked up to their last user turn. -j
+    requests run at a time; answers are written in the order of the questions, as `vtools judge` reads them. The exit
+    status is 1 if a question got no answer.
 
-    The model runs on the server at --base-url or OPENAI_BASE_URL (key in OPENAI_API_KEY), or is loaded here if --model
-    is a folder, a .gguf file or a hub id. With neither, the server is `vtools serve` on this machine.
+    The model runs on the server at --base-url or OPENAI_BASE_URL (key in OPENAI_API_KEY), or in this process if --model
+    is a folder, a hub id or a .gguf file. With neither, the server is api.openai.com if a key and --model are given,
+    else `vtools serve` on this machine.
 
     With -o FILE, answers are kept in FILE.journal: after a failure or a kill, the same command asks only the remaining
     questions. On plain stdout (and with --text, once FILE is complete) nothing is kept, and all are asked again.

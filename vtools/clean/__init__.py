@@ -70,13 +70,13 @@ def clean(
     ] = None,
     keep: Annotated[list[Filter] | None, typer.Option(help="Switch off this step; repeatable.")] = None,
     blocked_words: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Drop conversations with these words or phrases, any case.")
+        str | None, typer.Option(metavar="FILE", help="Drop conversations with a word or phrase of this file.")
     ] = None,
     drop_refusals: Annotated[
         bool, typer.Option("--drop-refusals", help="Drop conversations with an answer that only declines the request.")
     ] = False,
     refusals: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Drop conversations whose answers have one of these phrases.")
+        str | None, typer.Option(metavar="FILE", help="Drop conversations with a phrase of this file in an answer.")
     ] = None,
     keep_lang: Annotated[
         str | None, typer.Option(metavar="CODES", help="Keep only these languages: en,de (un: unknown).")
@@ -96,19 +96,20 @@ def clean(
     ] = "first",
     near_duplicates: Annotated[
         float | None,
-        typer.Option(min=0.1, max=1.0, metavar="SHARE", help="Drop near-duplicates, at least this similar (try 0.8)."),
+        typer.Option(min=0.1, max=1.0, metavar="SHARE", help="Drop conversations this similar to another (try 0.8)."),
     ] = None,
     decontaminate: Annotated[
-        list[str] | None, typer.Option(metavar="FILE", help="Drop chats with a test question of this file; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Drop conversations with this file's questions; repeatable."),
     ] = None,
     decontaminate_ngram: Annotated[
-        int, typer.Option(min=3, metavar="N", help="Match this many consecutive words.")
+        int, options.number(min=3, help="Count a question as found where N consecutive words agree.")
     ] = 13,
     moderation: Annotated[
         str | None, typer.Option(metavar="URL", help="Drop conversations that this OpenAI-compatible server flags.")
     ] = None,
     moderation_model: Annotated[
-        str, typer.Option(metavar="NAME", help="Ask for this moderation model.")
+        str, typer.Option(metavar="NAME", help="Ask this moderation model.")
     ] = "omni-moderation-latest",
     explain: Annotated[
         str | None, typer.Option(metavar="ID", help="Show only what each step does to the records with this id.")
@@ -122,19 +123,20 @@ def clean(
 ) -> None:
     """Clean conversations: convert HTML answers to Markdown, put turns in order, drop broken records.
 
-    Reads conversations of any shape and writes those it keeps. Only answers that begin with an HTML block are
-    converted; questions and Markdown stay byte for byte, except for control characters. Cleaning twice changes
-    nothing. A conversation starts at its first question and ends at its last answer, or before an empty message.
+    Reads every format that `vtools fetch` reads. Only answers that begin with an HTML block are converted; questions
+    and Markdown stay byte for byte, except for control characters. A conversation is cut to begin with its first
+    question, and to end with its last answer or before the first empty message. Cleaning twice changes nothing.
 
-    Always rejected: role_order, empty, html_parse. Rejected unless --keep NAME: too_short (under 16 characters),
-    dup_exact (a repeated conversation), plugin, blocked_response (a rate-limit notice as an answer), rep_digits (nine
-    equal digits in a row), wrong_list (a list that restarts at 1). --keep html leaves HTML as is. --rejects FILE saves
-    rejected records with their reasons.
+    Always rejected: role_order (two messages of one role in a row), empty (no question with an answer), html_parse
+    (HTML that cannot be converted). Rejected unless --keep NAME: too_short (under 16 characters), dup_exact (a repeated
+    conversation), plugin (it used plug-ins), blocked_response (a rate-limit notice as an answer), rep_digits (nine
+    equal digits in a row), wrong_list (a list that restarts at 1). --keep html leaves HTML as it is.
 
-    Off by default: blocked_word, refusal, lang, pii, special_token, dup_near, contaminated, moderation. They check the
-    written text, code included; language detection skips code. --keep-lang and --skip-lang store the language in
-    `lang`; `un` means too short or too mixed to tell. --moderation uses OPENAI_API_KEY, sends -j requests at a time
-    and stores the scores in `moderation`.
+    Rejected on request: blocked_word, refusal, lang, pii, special_token, dup_near (near-duplicates), contaminated (test
+    questions), moderation. These filters check the text as it will be written, code included; language detection skips
+    code. A file of words or phrases has one per line; case does not matter. --keep-lang and --skip-lang store the
+    language in `lang`; `un` means too short or too mixed to tell. Similarity is the share of word 5-grams in common.
+    --moderation uses OPENAI_API_KEY, sends -j requests at a time and stores the scores in `moderation`.
 
     \b
     Examples:

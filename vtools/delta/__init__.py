@@ -14,7 +14,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace OUT if it exists, 
 
 
 def make_delta(
-    operands: Annotated[list[str] | None, typer.Argument(metavar="BASE TARGET OUT")] = None,
+    operands: Annotated[list[str] | None, typer.Argument(metavar="BASE TARGET OUT", help="Here or as options.")] = None,
     base: Base = None,
     target: Annotated[
         str | None, typer.Option("--target", "--target-model-path", metavar="MODEL", help="Name the tuned model.")
@@ -29,13 +29,13 @@ def make_delta(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Write the difference between BASE and TARGET as the folder OUT, to publish instead of the whole model.
+    """Write a tuned model, TARGET, as its difference from BASE: a folder to publish instead of the whole model.
 
     The difference is exact: apply-delta restores every file of TARGET byte for byte. A model is a folder, a hub id
-    (hf:owner/name) or a .safetensors or .bin file, sharded or not; a .gguf file is converted first. Dtypes may differ,
-    and TARGET may have more rows (a larger vocabulary). Its other files are copied into OUT and listed, except hidden
-    ones (.env, .git) and checkpoints. Pickled weights (.bin) are read without executing the pickle. Memory use does not
-    grow with the model. After a kill, the same command resumes.
+    (owner/name, or hf:owner/name) or a single .safetensors or .bin file; a .gguf file is converted first. The dtypes of
+    the two may differ, and TARGET may have more rows (a larger vocabulary). Files of TARGET that hold no weights are
+    copied into OUT, except hidden ones (.env, .git) and checkpoints. Pickled weights (.bin) are read without executing
+    the pickle. Memory use does not grow with the model. After a kill, the same command resumes.
 
     stdout: one JSON line per tensor {"tensor", "bytes", "delta_bytes", "blake3", "ms"}, then one with the totals.
 
@@ -57,7 +57,7 @@ def make_delta(
 
 
 def apply_delta(
-    operands: Annotated[list[str] | None, typer.Argument(metavar="BASE DELTA OUT")] = None,
+    operands: Annotated[list[str] | None, typer.Argument(metavar="BASE DELTA OUT", help="Here or as options.")] = None,
     base: Base = None,
     delta: Annotated[
         str | None, typer.Option("--delta", "--delta-path", metavar="DELTA", help="Name the delta.")
@@ -73,11 +73,11 @@ def apply_delta(
     ] = None,
     extra_rows: Annotated[
         Literal["zero", "mean"] | None,
-        typer.Option(help="Which base for added rows, without delta.json (Vicuna v0: zero; Alpaca: mean)."),
+        typer.Option(help="Which base to assume for added rows, without delta.json (Vicuna v0: zero; Alpaca: mean)."),
     ] = None,
     expect_sum: Annotated[
         float | None,
-        typer.Option(metavar="NUMBER", help="Check that all weights sum to this, to 0.01 (Alpaca; no delta.json)."),
+        typer.Option(metavar="NUMBER", help="Check that all weights sum to this, within 0.01 (Alpaca; no delta.json)."),
     ] = None,
     verify: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Check FOLDER against the delta's hashes, and do nothing else.")
@@ -88,15 +88,16 @@ def apply_delta(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Rebuild a tuned model as the folder OUT from BASE and a DELTA.
+    """Rebuild a tuned model from BASE and DELTA, as the folder OUT.
 
-    Each is a folder, a hub id (hf:owner/name) or a single file of weights, .safetensors or .bin; pickled weights are
+    Each is a folder, a hub id (owner/name, or hf:owner/name) or a single .safetensors or .bin file; pickled weights are
     read without executing the pickle. A delta from make-delta restores the tuned model's files byte for byte: every
-    tensor of the result is checked against its hash, and BASE where one is wrong. Deltas without delta.json, as
-    FastChat and Alpaca published them, are added in their own dtype, with the same bits as FastChat, and written as
-    safetensors; nothing can verify their base. They carry no prompt template: --template stores one with OUT and its
-    tokenizer. OUT appears only when it is complete. Memory use does not grow with the model. After a kill, the same
-    command resumes.
+    tensor of the result is checked against its hash, and if one is wrong, BASE is checked too. OUT appears only when
+    it is complete. Memory use does not grow with the model. After a kill, the same command resumes.
+
+    Deltas without delta.json, as FastChat and Alpaca published them, are added in their own dtype, with the same bits
+    as FastChat, and written as safetensors; nothing can verify their base. They carry no prompt template: --template
+    stores one in OUT.
 
     stdout: one JSON line per tensor {"tensor", "bytes", "blake3", "ms"}, then one with the totals.
 

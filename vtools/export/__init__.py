@@ -14,10 +14,10 @@ Type = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder, a hub id or a .gguf file.")],
     out: Annotated[str, typer.Option("-o", "--out", metavar="OUT", help="Write this, whole or not at all.")],
-    to: Annotated[Literal["gguf", "safetensors"], typer.Option(help="Write one GGUF file, or a folder.")] = "gguf",
-    type: Annotated[Type | None, typer.Option(help="Which type GGUF stores matrices in. Default: f16.")] = None,
+    to: Annotated[Literal["gguf", "safetensors"], typer.Option(help="Which format to write.")] = "gguf",
+    type: Annotated[Type | None, typer.Option(help="Which type a GGUF file stores matrices in. Default: f16.")] = None,
     dtype: Annotated[
-        options.Dtype | None, typer.Option(help="Which dtype safetensors stores floats in. Default: unchanged.")
+        options.Dtype | None, typer.Option(help="Which dtype safetensors store floats in. Default: unchanged.")
     ] = None,
     max_shard: Annotated[
         str | None,
@@ -34,14 +34,14 @@ def export(
 ) -> None:
     """Write MODEL as one GGUF file, which llama.cpp and gpt4all load, or as safetensors in another dtype.
 
-    GGUF takes models of type llama, mistral, qwen2 and qwen3 with a SentencePiece or byte-level BPE tokenizer. The file
-    includes the tokenizer, special tokens and chat template (--template replaces it). The q types quantise blocks of 32
-    weights to 8, 5 or 4 bits; the output matrix stays at 8 (q8_0), vectors at 32. The K-quants (q4_k_m, q5_k_m, q6_k)
-    are computed by llama.cpp: by its llama-quantize if installed, else by the library of the extra `llama-cpp`. Memory
-    use does not grow with the model.
+    GGUF is for models of type llama, mistral, qwen2 and qwen3 with a SentencePiece or byte-level BPE tokenizer. The
+    file includes the tokenizer, special tokens and chat template (--template replaces it). Types q8_0, q5_* and q4_*
+    quantise blocks of 32 weights to 8, 5 or 4 bits each; the output matrix keeps 8 bits (q8_0), vectors 32. K-quants
+    (q4_k_m, q5_k_m, q6_k) are computed by llama.cpp: by its llama-quantize if installed, else by the library of the
+    extra `llama-cpp`. Memory use does not grow with the model.
 
-    stdout: one JSON line per tensor {"tensor", "type", "shape", "bytes"} ("ms" too if encoded here, "blake3" for
-    safetensors), then one with the totals.
+    stdout: one JSON line per tensor {"tensor", "type", "shape", "bytes"}, with "ms" unless llama.cpp encoded it, or
+    "blake3" for safetensors; then one with the totals.
 
     \b
     Examples:

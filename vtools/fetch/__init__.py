@@ -15,21 +15,22 @@ def fetch(
         list[str] | None, typer.Argument(metavar="[FILE|URL...]", help="Files or http(s) URLs; - is stdin (default).")
     ] = None,
     license: Annotated[
-        str | None, typer.Option(help="Set the license of records that do not name their source.")
+        str | None, typer.Option(metavar="NAME", help="Set the license of records that come without a source.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=0, help="Stop after this many records.")] = None,
+    limit: Annotated[int | None, options.number(min=0, help="Stop after N records.")] = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Read conversations of any shape from files or URLs and write them as records.
+    """Read conversations in all usual formats, from files or URLs, and write them in one format.
 
     Input is JSONL, a JSON array or parquet, plain or compressed (gzip, zstd). A conversation has OpenAI `messages`,
     ShareGPT `conversations` or `items`, Alpaca `instruction`/`output`, or `prompt`/`completion`. Output is JSONL with
-    `messages`; each record names its source. An interrupted download is resumed. Unreadable input ends the run with
-    exit status 1, unless --rejects FILE collects it.
+    OpenAI's `messages`; the `source` of a record holds its format, its file or URL, the time of the download and the
+    license. An interrupted download is resumed. Unreadable input ends the run with exit status 1, unless --rejects FILE
+    collects it.
 
     \b
     Examples:

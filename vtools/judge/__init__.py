@@ -9,22 +9,22 @@ from vtools.process import UsageFailure, say
 
 
 def judge(
-    a: Annotated[str, typer.Argument(metavar="A", help="Answers of the model to compare with; - is stdin.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Answers of the other model; - is stdin.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="The answers of one model; - is stdin.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The answers of the model to compare with it; - is stdin.")],
     questions: Annotated[
         str | None, typer.Option(metavar="FILE", help="Read the questions from here if the answers do not carry them.")
     ] = None,
     training_data: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Report which questions this training data has; repeatable."),
+        typer.Option(metavar="FILE", help="Report which questions are in this training data; repeatable."),
     ] = None,
     model: options.AskedModel = None,
     base_url: options.BaseUrl = None,
     one_order: Annotated[
-        bool, typer.Option("--one-order", help="Show A's answer first, always (not advised: judges favour a position).")
+        bool, typer.Option("--one-order", help="Show A's answer first, always (not advised: judges favour one place).")
     ] = False,
     temperature: options.Temperature = 0.0,
-    max_tokens: Annotated[int, typer.Option(min=1, help="Limit the judge's replies to this many tokens.")] = 2048,
+    max_tokens: Annotated[int, options.number(min=1, help="Limit the judge's replies to N tokens.")] = 2048,
     seed: options.Seed = 0,
     template: options.TemplateName = None,
     timeout: options.Timeout = 600.0,
@@ -40,13 +40,13 @@ def judge(
     """Compare the answers of two models, question by question: one judgment per line, for `vtools report`.
 
     Reads answers of `vtools chat`, FastChat or the Vicuna blog, joined by question id; questions without an answer in
-    both files are rejected and counted. Each pair is judged twice, once in each order, from 1 to 10 for helpfulness,
-    relevance, accuracy and detail. Programs and mathematics have criteria of their own, and the reference answer where
-    there is one. The judge never sees the models' names. Identical answers are a tie without a call. A reply without
-    scores is requested once more; after that the verdict is null and the exit status 1.
+    both files are rejected and counted. The judge, --model, scores each pair of answers twice, once in each order, from
+    1 to 10 for helpfulness, relevance, accuracy and detail. For programs and mathematics it has criteria of their own;
+    it sees the reference answer where there is one, and never the models' names. Identical answers are a tie without a
+    call. A reply without scores is requested once more; after that the verdict is null and the exit status 1.
 
-    Questions that a model was trained on say little about it: --training-data lists the questions found in that data
-    (13 consecutive words), at the start and at the end. `vtools clean --decontaminate` removes such conversations.
+    Questions that a model was trained on say little about it: --training-data lists on stderr those that share 13
+    consecutive words with that data. `vtools clean --decontaminate` removes such conversations before training.
 
     With -o FILE, judgments are kept in FILE.journal: after a failure or a kill, the same command asks only for the
     remaining ones. On plain stdout nothing is kept, and all are asked for again.

@@ -27,8 +27,8 @@ def report(
     """Summarise judgments in a table: which model is better, by how much, how certainly, and in which categories.
 
     Reads judgments of `vtools judge`, FastChat's pair judgments, or the Vicuna blog's reviews. A question counts as won
-    if it is won in both orders; where the orders disagree it is a tie. Intervals are 95 % bootstrap intervals over
-    questions. The score ratio is B's total score divided by A's.
+    only if it is won in both orders; where the orders disagree it is a tie. Intervals are 95 % bootstrap intervals over
+    questions (--seed). The score ratio is B's total score divided by A's.
 
     \b
     Examples:

@@ -16,27 +16,29 @@ def serve(
         list[str],
         typer.Argument(
             metavar="[NAME=]MODEL...",
-            help="A folder, hub id or .gguf file; NAME is what clients call it (default: its last part).",
+            help="A folder, hub id or .gguf file; clients call it NAME (default: the last part of MODEL).",
         ),
     ],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Listen on this port; 0 picks a free one.")] = 8000,
-    host: Annotated[str, typer.Option(help=f"Listen on this address; any but loopback needs {KEY}.")] = "127.0.0.1",
+    port: Annotated[int, options.number(min=0, max=65535, help="Listen on this port; 0 picks a free one.")] = 8000,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help=f"Listen on this address; any but loopback needs {KEY}.")
+    ] = "127.0.0.1",
     template: options.TemplateName = None,
     system: options.SystemText = None,
     dtype: Annotated[
         options.Dtype, typer.Option(help="Which dtype to load the weights in; fp32 gives repeatable answers.")
     ] = "fp32",
     max_requests: Annotated[
-        int, typer.Option(min=1, help="Accept this many requests per model at a time; others get HTTP 429.")
+        int, options.number(min=1, help="Accept N requests per model at a time; further ones get HTTP 429.")
     ] = 64,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
     """Serve one or more local models over the OpenAI chat API.
 
-    Clients such as `vtools chat`, the openai library or curl use the base URL http://127.0.0.1:8000/v1. Requests are
-    batched, streamed or not; a request ends when its client disconnects. On SIGTERM, running requests get 25 seconds
-    to finish.
+    Clients such as `vtools chat`, the openai library or curl use the base URL http://127.0.0.1:8000/v1. Requests that
+    come at the same time share one batch, whether or not they are streamed; a request ends when its client disconnects.
+    On SIGTERM, running requests get 25 seconds to finish.
 
     stdout: one JSON line per event: "ready" with the URL, then "request" for each answer, without its text. If
     VTOOLS_API_KEY is set, clients must send it as their API key.

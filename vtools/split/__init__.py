@@ -14,12 +14,9 @@ from vtools.records import conversation, filtering, jsonl
 
 def split(
     files: options.Files = None,
-    max_tokens: Annotated[
-        int, typer.Option(min=8, help="Limit segments to this many tokens, template included.")
-    ] = 2048,
+    max_tokens: Annotated[int, options.number(min=8, help="Limit segments to N tokens, template included.")] = 2048,
     tokenizer: Annotated[
-        str | None,
-        typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Count tokens with this model's tokenizer."),
+        str | None, typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Use this model's tokenizer (required).")
     ] = None,
     template: options.TemplateName = None,
     system: options.SystemText = None,
@@ -28,13 +25,13 @@ def split(
         typer.Option(help="How to treat a turn pair that is longer than a segment."),
     ] = "keep",
     overlap_turns: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Begin each further segment with the last N turn pairs before it.")
+        int, options.number(min=0, help="Begin a segment with the last N turn pairs of the one before.")
     ] = 0,
     preset: Annotated[
-        Literal["vicuna"] | None, typer.Option(help="Reproduce FastChat's cuts, counts and losses.")
+        Literal["vicuna"] | None, typer.Option(help="Reproduce FastChat's rules, lost turns included.")
     ] = None,
     hold_out: Annotated[
-        str | None, typer.Option(metavar="SHARE", help="Hold out this share of conversations: 1% or 0.01.")
+        str | None, typer.Option(metavar="SHARE", help="Hold out this share of the conversations: 1% or 0.01.")
     ] = None,
     hold_out_file: Annotated[str | None, typer.Option(metavar="FILE", help="Write the held-out segments here.")] = None,
     format: options.Format = "messages",
@@ -45,11 +42,11 @@ def split(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Cut conversations between turn pairs into segments of at most --max-tokens.
+    """Cut long conversations into segments of at most --max-tokens, each beginning with a question.
 
-    Tokens are counted exactly as `train` will see them, with the model's own template. No turn is lost: each turn pair
-    (a question and its answer) goes whole into one segment. A pair longer than a segment counts as overlong;
-    --overlong says what to do with it:
+    Tokens are counted exactly as `train` will see them, in the model's own prompt template. No turn is lost: each turn
+    pair (a question and its answer) goes whole into one segment. A pair longer than --max-tokens is counted as
+    `overlong`; --overlong says what to do with it:
 
     \b
       keep          leave it as is (`train` cuts it)
@@ -58,8 +55,8 @@ def split(
       split-answer  spread its answer over several segments, each with the question; cut between paragraphs, else lines,
                     else words, and inside a code block only if the block is longer than a segment
 
-    The last three reject a question that is too long by itself. --hold-out sends a share of the conversations, chosen
-    by id, to another file; segments of one conversation always stay together.
+    The last three reject a pair whose question alone is too long. --hold-out sends a share of the conversations, chosen
+    by id, to --hold-out-file; the segments of one conversation stay together.
 
     A segment's id is ID_START, where START is the index of its first message. Its key `segment` holds the
     conversation's id, the segment's number, the number of segments and the token count. With --overlap-turns it also

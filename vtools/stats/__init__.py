@@ -26,7 +26,7 @@ def stats(
     template: options.TemplateName = None,
     system: options.SystemText = None,
     diff: Annotated[
-        bool, typer.Option("--diff", help="Compare two files, of records or of counts that a tool wrote.")
+        bool, typer.Option("--diff", help="Compare two files, BEFORE and AFTER, of records or of --stats counts.")
     ] = False,
     plot: options.Plot = None,
     out: options.Out = None,
@@ -34,13 +34,13 @@ def stats(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Count records, summarise the metrics of a training run, or compare two such summaries.
+    """Count what is in a file of records, summarise a training run, or compare two files.
 
-    Reads conversations, rejects files or the metrics of `vtools train`, and detects which. Writes one JSON object; on a
-    terminal, also a table to stderr. Tokens are counted in the texts alone; with --template (auto: the model's own) or
-    --system, in whole rendered conversations, as `split` counts. Languages are counted only if pycld2 is installed.
-    A duplicate is a record whose texts, or whose id, occurred before. Broken input ends the count with exit status 1
-    after the counts so far are written, unless --rejects is given.
+    Reads conversations, files of rejected records, or the metrics of `vtools train`, and detects which. Writes one JSON
+    object, and on a terminal also a table to stderr. --tokenizer counts tokens in the texts alone; with --template
+    (auto: the model's own) or --system, in whole rendered conversations, as `split` does. Languages are counted only
+    if pycld2 is installed. Duplicates are records whose texts, or whose ids, occurred before. Broken input ends the
+    count with exit status 1 after the counts so far are written, unless --rejects is given.
 
     \b
     Examples:

@@ -26,38 +26,41 @@ LORA_RATE = 2e-4  # ten times that of full fine-tuning: adapters start at zero
 
 
 def train(
-    model: Annotated[str, typer.Option(envvar="VTOOLS_MODEL", help="Fine-tune this folder, hub id or .gguf file.")],
+    model: Annotated[
+        str, typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Fine-tune this folder, hub id or .gguf file.")
+    ],
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Save the tuned model here.")] = None,
     data: Annotated[str, typer.Option(metavar="FILE", help="Train on these conversations; - is stdin.")] = "-",
     preset: Annotated[
         Literal["vicuna-v1.1", "vicuna-v0", "alpaca"] | None,
         typer.Option(help="Use a published model's template and hyper-parameters; other options override them."),
     ] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Train on the data this many times. Default: 3.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Train this many steps, whatever --epochs is.")] = None,
+    epochs: Annotated[int | None, options.number(min=1, help="Train on the data N times. Default: 3.")] = None,
+    max_steps: Annotated[int | None, options.number(min=1, help="Train N steps, whatever --epochs is.")] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Train on this many conversations per step, over all ranks. Default: 128.")
+        int | None, options.number(min=1, help="Train on N conversations per step, all ranks together. Default: 128.")
     ] = None,
     lr: Annotated[
-        float | None, typer.Option(min=0, help="Set the peak learning rate. Default: 2e-5; with --lora 2e-4.")
+        float | None,
+        typer.Option(min=0, metavar="RATE", help="Set the peak learning rate. Default: 2e-5; with --lora 2e-4."),
     ] = None,
     warmup: Annotated[
-        float | None, typer.Option(min=0, help="Warm up for this share (below 1) or number of steps. Default: 0.03.")
+        float | None, options.number(min=0, help="Warm up for N steps, or for this share if below 1. Default: 0.03.")
     ] = None,
     schedule: Annotated[
         Literal["cosine", "linear", "constant"] | None,
         typer.Option(help="Which learning-rate schedule to follow after warm-up. Default: cosine."),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=2, help="Limit tokens per conversation. Default: 2048, or the model's limit.")
+        int | None, options.number(min=2, help="Limit conversations to N tokens. Default: 2048, or the model's limit.")
     ] = None,
     overlong: Annotated[
         Literal["truncate", "drop", "error"],
-        typer.Option(help="How to treat longer conversations: cut the end off, drop them, or fail."),
+        typer.Option(help="How to treat longer conversations: cut off their end, drop them, or fail."),
     ] = "truncate",
     rope_scaling: Annotated[
         Literal["linear", "yarn"] | None,
-        typer.Option(help="Scale the position embeddings (RoPE) for --max-tokens beyond the model's limit."),
+        typer.Option(help="Scale the positions (RoPE) to train with --max-tokens beyond the model's limit."),
     ] = None,
     template: options.TemplateName = None,
     system: options.SystemText = None,
@@ -69,24 +72,23 @@ def train(
         str | None,
         typer.Option("--eval", metavar="FILE", help="Report the loss on this held-out data, before and after."),
     ] = None,
-    eval_every: Annotated[int, typer.Option(min=0, help="Report the held-out loss every this many steps, too.")] = 0,
-    samples: Annotated[int, typer.Option(min=0, help="Answer this many held-out questions each time.")] = 0,
+    eval_every: Annotated[int, options.number(min=0, help="Report the held-out loss every N steps, too.")] = 0,
+    samples: Annotated[int, options.number(min=0, help="Answer N held-out questions with each held-out loss.")] = 0,
     save_every: Annotated[
         str, typer.Option(metavar="STEPS|TIME", help="Save a checkpoint this often: 200 (steps), 10m, 1h.")
     ] = "10m",
     keep: Annotated[
-        int | None,
-        typer.Option(min=1, help="Keep this many checkpoints, also after the run. Default: 2, and none after it."),
+        int | None, options.number(min=1, help="Keep N checkpoints, also after the run. Default: 2, and none after it.")
     ] = None,
     resume: Annotated[
         Literal["auto", "never"],
-        typer.Option(help="Whether to resume from the newest checkpoint in --out (auto) or start over (never)."),
+        typer.Option(help="Whether to resume from the newest checkpoint in --out (auto) or to start over (never)."),
     ] = "auto",
     nproc: Annotated[
         int | None,
-        typer.Option(min=1, help="Start this many ranks (processes) on this machine. Default: one per GPU, else one."),
+        options.number(min=1, help="Start N ranks (processes) on this machine. Default: one per GPU, else one."),
     ] = None,
-    nnodes: Annotated[int, typer.Option(min=1, help="Train on this many machines; run the same command on each.")] = 1,
+    nnodes: Annotated[int, options.number(min=1, help="Train on N machines; run the same command on each.")] = 1,
     rdzv: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where the machines meet: a free port on one of them.")
     ] = None,
@@ -99,7 +101,7 @@ def train(
         typer.Option(help="Which attention kernel to use on GPUs; auto: flash-attn if installed."),
     ] = "auto",
     micro_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Set the tokens per micro-batch: memory, not result. Default: what fits.")
+        int | None, options.number(min=1, help="Set the tokens per micro-batch; fewer save memory. Default: what fits.")
     ] = None,
     recompute: Annotated[
         Literal["auto", "none", "selective", "full"],
@@ -115,7 +117,7 @@ def train(
     dry_run: options.DryRun = False,
     gpu: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Plan for this GPU (h200, a100, ...) instead of this machine's (--dry-run)."),
+        typer.Option(metavar="NAME", help="Plan for this GPU (h200, a100, ...) instead of this machine (--dry-run)."),
     ] = None,
     prices: options.PricesFile = None,
     quiet: options.Quiet = False,
@@ -124,15 +126,16 @@ def train(
     """Fine-tune a chat model on conversations; metrics go to stdout, one JSON line per step.
 
     The loss covers the assistant's answers and the token that ends each, nothing else. All input is read and tokenised
-    before the first step; the tokens are cached for the next run. --out receives safetensors, tokenizer, template, a
-    model card, and vtools.json, which records what they were made from.
+    before the first step; the tokens are cached for the next run. The folder --out gets weights (safetensors),
+    tokenizer, template, a model card, and vtools.json, which records what they were made from.
 
-    Every GPU of the machine gets a rank, a training process of its own. Weights are sharded over the ranks (FSDP2),
-    fp32 at rest and bf16 in use. --nnodes and --rdzv join several machines; torchrun works too. A step trains on the
-    same conversations whatever the number of ranks.
+    Every GPU of the machine gets a rank, a training process of its own. Weights are sharded over the ranks (FSDP2);
+    they are kept in fp32, and layers compute in bf16. --nnodes and --rdzv join several machines; torchrun works too. A
+    step trains on the same conversations whatever the number of ranks.
 
     To resume a killed run, give the same command again: on the same number of ranks the final weights are
-    bit-identical. SIGTERM saves and exits with 75 (try again); SIGUSR1, or `touch DIR/SAVE`, saves and continues.
+    bit-identical. SIGTERM saves a checkpoint and exits with 75 (try again); SIGUSR1, or `touch DIR/SAVE`, saves one and
+    continues. A LLaMA base without a template of its own gets vicuna-v1.1. Prices look like {"gpu": {"a100": 1.8}}.
 
     \b
     Examples:
