@@ -262,4 +262,4 @@ def test_verify_checks_a_folder_and_changes_nothing(tmp_path):
 def test_too_few_or_too_many_operands_are_usage_errors(tmp_path):
     assert "OUT not given" in bad("make-delta", "a", "b", code=2)
     assert "TARGET and OUT not given" in bad("make-delta", "--base", "a", code=2)
-    assert "d: too many operands" in bad("apply-delta", "a", "b", "c", "d", code=2)
+    assert "d: too many arguments" in bad("apply-delta", "a", "b", "c", "d", code=2)

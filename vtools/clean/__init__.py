@@ -156,7 +156,7 @@ def clean(
     if preset and (keep or merge_same_role or dedupe == "longest"):
         raise UsageFailure(f"--preset {preset} fixes all rules: leave out --keep, --merge-same-role, --dedupe longest")
     if dedupe == "longest" and ("dup_exact" in choices.keep or moderation):
-        raise UsageFailure("--dedupe longest cannot go with --keep dup_exact, nor (asking twice) with --moderation")
+        raise UsageFailure("--dedupe longest goes neither with --keep dup_exact nor with --moderation (twice the cost)")
     if explain is not None and (rejects or stats):
         raise UsageFailure("--explain writes no records: leave out --rejects and --stats")
     steps.pure(choices)  # a wrong file fails before any input is read, and worker processes share these

@@ -1,4 +1,4 @@
-"""`--explain`: what each step does to the records with one id; all others run too, for steps that remember them."""
+"""`--explain`: what each step does to the records with one id. Others run too: some steps remember them."""
 
 import sys
 from collections.abc import Iterable

@@ -111,7 +111,7 @@ def apply_delta(
     if verify is not None:
         deltas = [name for name in (delta, *(operands or [])) if name]
         if len(deltas) != 1:
-            raise UsageFailure("--verify FOLDER needs --delta DELTA, and no other operand")
+            raise UsageFailure("--verify FOLDER needs --delta DELTA, and no other argument")
         given = (base, out, template, add_dtype, extra_rows, expect_sum)
         if any(value is not None for value in given) or force or dry_run:
             raise UsageFailure("--verify FOLDER only compares files: give nothing else but --delta")
@@ -152,7 +152,7 @@ def _fill(names: dict[str, str | None], operands: list[str]) -> list[str]:
     if missing:
         raise UsageFailure(f"{' and '.join(missing)} not given; see --help")
     if (extra := next(rest, None)) is not None:
-        raise UsageFailure(f"{extra}: too many operands; see --help")
+        raise UsageFailure(f"{extra}: too many arguments; see --help")
     return [value for value in values.values() if value]
 
 

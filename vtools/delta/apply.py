@@ -194,7 +194,7 @@ def _compare_files(base: Path, wanted: manifest.Manifest) -> None:
     if other:
         say(
             "apply-delta",
-            f"{base}: {', '.join(other)}: differs from the delta maker's; not used: the result gets the target's",
+            f"{base}: {', '.join(other)}: differs from the delta maker's; the result gets the target's file",
         )
 
 

@@ -174,8 +174,8 @@ def _check_names(
             raise Failure(f"tensor {change.name}: {found} in {base}, {change} in {delta}: the base has more rows")
         if change.shape[:1] > found.shape[:1] and extra_rows is None:
             raise Failure(
-                f"tensor {change.name}: {found} in {base}, {change} in {delta}: the delta adds rows, without saying "
-                "to what: --extra-rows zero (Vicuna v0) or --extra-rows mean (Alpaca)"
+                f"tensor {change.name}: {found} in {base}, {change} in {delta}: the delta adds rows; give what "
+                "they are added to: --extra-rows zero (Vicuna v0) or --extra-rows mean (Alpaca)"
             )
 
 

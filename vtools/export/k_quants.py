@@ -24,7 +24,7 @@ def program() -> str | None:
     found = shutil.which("llama-quantize")
     if found is None and _function() is None:
         raise Failure(
-            f"K-quants are made by llama.cpp: {process.install('llama-cpp')}, or put its llama-quantize on the PATH; "
+            f"K-quants need llama.cpp: {process.install('llama-cpp')}, or put its llama-quantize on the PATH; "
             "--type q8_0 needs neither"
         )
     return found

@@ -1,4 +1,4 @@
-"""An output folder that appears whole or not at all, and whose making resumes where a kill -9 stopped it.
+"""An output folder that appears whole or not at all, and that is resumed where a kill -9 stopped it.
 
 During the work, OUT.partial holds `fresh` (what becomes OUT), `journal` (its finished parts) and, for a moment,
 `replaced` (an older OUT). The journal's first line says what is being made; each further line names a finished part,

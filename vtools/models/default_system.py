@@ -1,4 +1,4 @@
-"""The system text that a chat template writes where a conversation brings none: found, set or emptied.
+"""The system text that a chat template writes where a conversation has none: found, set or emptied.
 
 It is set by a statement before the template, which gives such a conversation a system message. So it works for any
 template, and is stored with the weights for every program that renders chat_template.jinja.

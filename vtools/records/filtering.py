@@ -125,7 +125,7 @@ def run(
                 write(record)
             counts.kept += 1
     if counts.stream is None and counts.received and counts.reasons["bad_schema"] == counts.received:
-        raise Failure(f"{counts.first} (no record has a shape that vtools reads)")
+        raise Failure(f"{counts.first} (no record has a format that vtools reads)")
     close(counts, common)
 
 

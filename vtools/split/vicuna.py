@@ -1,4 +1,4 @@
-"""FastChat's own cuts (fastchat/data/split_long_conversation.py, 0.2.36), including its losses, which are reported."""
+"""FastChat's own cuts (fastchat/data/split_long_conversation.py, 0.2.36); the turns that it loses are counted."""
 
 import itertools
 import re
