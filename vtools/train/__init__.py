@@ -29,7 +29,9 @@ def train(
     model: Annotated[
         str, typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Fine-tune this folder, hub id or .gguf file.")
     ],
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="Save the tuned model here.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Save the tuned model here.")
+    ] = None,
     data: Annotated[str, typer.Option(metavar="FILE", help="Train on these conversations; - is stdin.")] = "-",
     preset: Annotated[
         Literal["vicuna-v1.1", "vicuna-v0", "alpaca"] | None,
@@ -134,8 +136,8 @@ def train(
     step trains on the same conversations whatever the number of ranks.
 
     To resume a killed run, give the same command again: on the same number of ranks the final weights are
-    bit-identical. SIGTERM saves a checkpoint and exits with 75 (try again); SIGUSR1, or `touch DIR/SAVE`, saves one and
-    continues. A LLaMA base without a template of its own gets vicuna-v1.1. Prices look like {"gpu": {"a100": 1.8}}.
+    bit-identical. SIGTERM saves a checkpoint and exits with 75 (try again); SIGUSR1, or `touch FOLDER/SAVE`, saves one
+    and continues. A LLaMA base without a template of its own gets vicuna-v1.1. Prices look like {"gpu": {"a100": 1.8}}.
 
     \b
     Examples:
@@ -145,7 +147,7 @@ def train(
     """
     given = dict(locals())
     if out is None and not dry_run:
-        raise process.UsageFailure("--out DIR is required (or --dry-run)")
+        raise process.UsageFailure("--out FOLDER is required (or --dry-run)")
     every = _every(save_every)
     if data == "-" and evaluation == "-":
         raise process.UsageFailure("--data and --eval cannot both be stdin")
