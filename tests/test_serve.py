@@ -297,6 +297,13 @@ def test_a_full_queue_answers_429_and_every_other_address_needs_the_key(long):
     assert server.errors == []
 
 
+def test_a_signal_in_the_first_moment_ends_it_in_silence(long):
+    for _ in range(3):
+        server = Server(f"talker={long}", "-q")
+        assert server.end() == 0
+        assert server.errors == []
+
+
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, -signal.SIGINT)])
 def test_a_signal_lets_requests_finish_and_takes_no_new_ones(long, signum, code):
     server = Server(f"talker={long}")

@@ -89,9 +89,14 @@ def run(application: Any, listener: socket.socket, ready: Callable[[], None]) ->
         server_header=False,
         timeout_graceful_shutdown=GRACE,
     )
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()  # not before: from here on uvicorn handles the signals
+
     try:
-        ready()
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])
     except Interrupted as interrupt:
         if interrupt.signum != signal.SIGTERM:
             raise
