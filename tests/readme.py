@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from pathlib import Path
@@ -72,11 +71,3 @@ def _serve(command: Command, folder: Path, env: dict[str, str]) -> None:
         process.terminate()
         assert process.wait(60) in (0, -15)
         process.stdout.close()
-
-
-def environment(smollm2: str, sharegpt: Path, tools: Path, **extra: str) -> dict[str, str]:
-    """What the quickstart tells its reader to export."""
-    return {
-        **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "BASE": smollm2, "SHAREGPT": str(sharegpt),
-        "DATA": str(ROOT / "recipes" / "data"), **extra,
-    }  # fmt: skip

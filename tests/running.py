@@ -77,6 +77,14 @@ def bad(*arguments: object, code: int = 1, **options: Any) -> str:
     return done.errors
 
 
+def on_path(folder: Path) -> str:
+    """A PATH on which `vtools`, put into this new folder, is this tree's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vtools").write_text(f'#!/bin/sh\nexec {" ".join(VTOOLS)} "$@"\n')
+    (folder / "vtools").chmod(0o755)
+    return f"{folder}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
 def python(code: str, *arguments: object, **options: Any) -> Result:
     """A Python program, which finds this tree's package, run to its end."""
     return execute([sys.executable, "-c", code, *map(str, arguments)], **options)

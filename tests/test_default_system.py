@@ -40,7 +40,7 @@ def test_a_template_says_its_own_system_text(smollm2, llama):
 def test_none_empties_it_and_a_text_takes_its_place(smollm2):
     tokenizer = load_tokenizer(smollm2)
     turn = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
-    for asked, system in (("none", ""), ("", ""), ("Be brief.", "Be brief.")):
+    for asked, system in (("", ""), ("Be brief.", "Be brief.")):
         template = load_template(None, tokenizer, asked)
         assert shown(template, "Hi") == f"<|im_start|>system\n{system}<|im_end|>\n{turn}"
         assert shown(template, "Hi", system="Own.") == f"<|im_start|>system\nOwn.<|im_end|>\n{turn}"
@@ -49,7 +49,7 @@ def test_none_empties_it_and_a_text_takes_its_place(smollm2):
 def test_none_changes_nothing_where_the_template_has_no_text_of_its_own(smollm2, llama):
     for name, model in (("chatml", smollm2), ("llama-2", llama)):
         tokenizer = load_tokenizer(model)
-        assert load_template(name, tokenizer, "none").source == load_template(name, tokenizer).source
+        assert load_template(name, tokenizer, "").source == load_template(name, tokenizer).source
 
 
 @pytest.mark.parametrize("name", ["vicuna-v1.1", "vicuna-v0", "alpaca", "llama-2"])
@@ -97,7 +97,7 @@ def test_transformers_renders_the_stored_template_to_the_same_tokens(smollm2, tm
     from transformers import AutoTokenizer
 
     tokenizer = load_tokenizer(smollm2)
-    for text in ("none", TEXT):
+    for text in ("", TEXT):
         template = load_template(None, tokenizer, text)
         folder = tmp_path / str(len(text))
         AutoTokenizer.from_pretrained(tokenizer.folder).save_pretrained(folder)

@@ -8,7 +8,6 @@ import os
 import select
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import typer.main
 from chats import jsonl
 from conftest import DATA
 from loopback import Reply, Request, Server, judge_reply
-from running import ROOT, begun, execute, good
+from running import ROOT, begun, execute, good, on_path
 
 from vtools import cli
 from vtools.files.lock import lock
@@ -103,12 +102,7 @@ def test_an_example_of_the_help_runs(world, anywhere, tmp_path, example):
         "HuggingFaceTB/SmolLM2-135M-Instruct": "base",
     }.items():
         example = example.replace(place, here)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "vtools").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vtools "$@"\n')
-    (tools / "vtools").chmod(0o755)
-    path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = {"PATH": path, "OPENAI_API_KEY": "none"}
+    env = {"PATH": on_path(tmp_path / "bin"), "OPENAI_API_KEY": "none"}
     env |= {"OPENAI_BASE_URL": f"{anywhere}/v1"} if "serve" not in example else {}
     command = ["bash", "-o", "pipefail", "-c", example]
     if "vtools serve" in example:

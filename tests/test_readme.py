@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import readme
 from conftest import DATA
-from running import ROOT
+from running import ROOT, on_path
 
 from vtools import cli
 
@@ -42,10 +42,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def environment(smollm2, sharegpt, tmp_path_factory):
-    tools = tmp_path_factory.mktemp("tools")
-    (tools / "vtools").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vtools "$@"\n')
-    (tools / "vtools").chmod(0o755)
-    return readme.environment(smollm2, sharegpt, tools, BLOG=str(DATA / "vicuna-blog"))
+    """What the quickstart tells its reader to export."""
+    named = {
+        "BASE": smollm2,
+        "SHAREGPT": str(sharegpt),
+        "DATA": str(ROOT / "recipes/data"),
+        "BLOG": str(DATA / "vicuna-blog"),
+    }
+    return {**os.environ, **named, "PATH": on_path(tmp_path_factory.mktemp("tools"))}
 
 
 def test_what_it_shows_of_the_data_tools_and_the_report_is_what_they_print(folder, environment):

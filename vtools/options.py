@@ -64,10 +64,16 @@ TemplateName = Annotated[
     ),
 ]
 
-SystemText = Annotated[
+
+def _emptied(text: str | None) -> str | None:
+    return "" if text == "none" else text
+
+
+SystemText = Annotated[  # "" if it is to be empty
     str | None,
     typer.Option(
         "--system",
+        callback=_emptied,
         metavar="TEXT|none",
         help="Set the system text of conversations without one, instead of the template's; none: empty.",
     ),

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import tiny
 from hub import Hub
-from running import ROOT, VTOOLS, Result, execute
+from running import ROOT, Result, execute, on_path
 
 
 def bash(*arguments: object, cwd: Path, **env: str) -> Result:
     """A script that must end well, and finds `vtools` on its path."""
-    tools = cwd / "bin"
-    tools.mkdir(exist_ok=True)
-    (tools / "vtools").write_text(f'#!/bin/sh\nexec {" ".join(VTOOLS)} "$@"\n')
-    (tools / "vtools").chmod(0o755)
-    env["PATH"] = f"{tools}:{os.environ['PATH']}"
+    env["PATH"] = on_path(cwd / "bin")
     done = execute(["bash", *map(str, arguments)], cwd=cwd, env=env, timeout=600)
     assert done.returncode == 0, done.errors
     return done

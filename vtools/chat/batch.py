@@ -70,7 +70,7 @@ def answer(client: Client, model: str, question: Question, system: str | None, s
 
 def opening(context: list[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
     """A copy of the conversation so far, with the system message added if it has none."""
-    if system not in (None, "", "none") and not any(message["role"] == "system" for message in context):
+    if system and not any(message["role"] == "system" for message in context):
         return [{"role": "system", "content": system}, *context]
     return list(context)
 

@@ -32,7 +32,7 @@ def connect(target: Target) -> tuple[Client, str]:
         return Engine(str(target.model), template=target.template, system=target.system), str(target.model)
     if target.template:
         raise UsageFailure(f"--template: {url} renders its own prompts; the option is only for a model loaded here")
-    if target.system in ("", "none"):
+    if target.system == "":
         raise UsageFailure(f"--system none: {url} renders its own prompts; start that server with --system none")
     from vtools.inference.endpoint import Endpoint
 

@@ -58,12 +58,12 @@ class Piece:
 def load_template(name: str | None, tokenizer: Tokenizer, system: str | None = None) -> "Template":
     """The template `name` for a tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
 
-    `system` is the text that it writes where a conversation has no system message; "none" or "" empties its own.
+    `system` is the text that it writes where a conversation has no system message; "" empties its own.
     Raises Failure if there is no such template, the tokenizer lacks a token that it needs, or it has no place for a
     system message.
     """
     chosen = _by_name(name, tokenizer)
-    return chosen if system is None else chosen.with_system("" if system == "none" else system)
+    return chosen if system is None else chosen.with_system(system)
 
 
 def _by_name(name: str | None, tokenizer: Tokenizer) -> "Template":
