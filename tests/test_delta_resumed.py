@@ -13,7 +13,10 @@ blake3 = pytest.importorskip("blake3").blake3
 from checkpoints import contents, first_tensor, halted, model, names, pair, weights, write  # noqa: E402
 from running import bad, good, python, run  # noqa: E402
 
+from vtools.files import staging  # noqa: E402
 from vtools.files.lock import lock  # noqa: E402
+from vtools.records import jsonl  # noqa: E402
+from vtools.weights import writing  # noqa: E402
 
 TENSORS = 60
 
@@ -215,3 +218,21 @@ def test_two_runs_on_one_folder_do_not_mix(tmp_path, tool):
         assert running.poll() is None
         running.communicate(timeout=60)
     assert running.returncode == 0 and contents(out) == contents(tmp_path / "whole")
+
+
+def test_the_last_tensor_if_it_is_the_largest_is_begun_first_and_reported_last(tmp_path, capfd):
+    begun = []
+
+    def part(name, start, size):
+        def chunks(files):
+            begun.append(name)
+            yield np.zeros(size, np.uint8)
+
+        return writing.Part(name, "weights", start, size, chunks)
+
+    parts = [*(part(f"layer.{place}", 10 * place, 10) for place in range(20)), part("head", 200, 100)]
+    with staging.folder(tmp_path / "out", [], False, "test") as work, jsonl.output(None) as lines:
+        writing.allocate(work.fresh / "weights", 300)
+        writing.write(parts, work, 1, lines, lambda size: None)
+    assert begun == ["head", *(f"layer.{place}" for place in range(20))]
+    assert [json.loads(line)["tensor"] for line in capfd.readouterr().out.splitlines()] == [*begun[1:], "head"]

@@ -76,7 +76,7 @@ def decode(payload: Bytes, base: Bytes, width: int, codec: str) -> Bytes:
         return payload
     if codec == "zstd":
         planes = np.frombuffer(unpack(payload, len(base)), np.uint8).reshape(width, -1)
-        difference = _joined([(AS_IS, plane) for plane in planes], len(base) // width, word)
+        difference = np.array(planes.T, order="C").view(word).reshape(-1)
         sign = difference & 1
         np.negative(sign, out=sign)
         difference >>= 1
@@ -146,15 +146,13 @@ def _unpacked(payload: Bytes, count: int, word: str) -> Words:
         words <<= apart
         words[:half] |= low & 15
         words[half:] |= low[: count - half] >> 4
-    if signs := _signs(width, apart):
-        words ^= signs
-        words -= signs
     return words
 
 
 def _joined(parts: Sequence[Part], count: int, word: str) -> Words:
-    """Words from their planes, the lowest first. Raises Damaged."""
-    words: Words | None = None
+    """The sum of all planes, the lowest first, each byte counted from -128 to 127. Raises Damaged."""
+    signed = word.replace("u", "i")
+    words = None
     for kind, part in reversed(parts):  # eight times as fast as transposing
         if words is not None:
             words <<= 8
@@ -164,16 +162,16 @@ def _joined(parts: Sequence[Part], count: int, word: str) -> Words:
         if len(plane) != count or kind not in (AS_IS, PACKED):
             raise Damaged("wrong length")
         if words is None:
-            words = plane.astype(word)
+            words = plane.view(np.int8).astype(signed)
         else:
-            words |= plane
+            words += plane.view(np.int8)
     if words is None:
-        words = np.zeros(count, word)
+        words = np.zeros(count, signed)
     for number, (kind, part) in enumerate(parts):
         if kind == FEW:
             places, values = _listed(part, count)
-            words[places] |= values.astype(word) << (8 * number)
-    return words
+            words[places] += values.view(np.int8).astype(signed) << (8 * number)
+    return words.view(word)
 
 
 def _listed(part: Bytes, count: int) -> tuple[np.ndarray[Any, np.dtype[np.intp]], Bytes]:

@@ -125,6 +125,8 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
         return digest.hexdigest(), measured
 
     def make(part: Part) -> tuple[str, float, int, bool]:
+        if stop.is_set():
+            raise _Stopped
         if not hasattr(local, "files"):  # one per thread, because the kernel reads ahead per file descriptor
             local.files = stack.enter_context(Files())
         started, place, files = time.monotonic(), work.fresh / part.path, local.files
@@ -138,9 +140,10 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
 
     following = [*(part.path for part in parts[1:]), None][: len(parts)]
     with contextlib.ExitStack() as stack, ThreadPoolExecutor(1) as disk, ThreadPoolExecutor(threads) as pool:
+        made = {id(part): pool.submit(make, part) for part in _heavy_first(parts, threads)}
         try:
-            for part, path, made in zip(parts, following, pool.map(make, parts), strict=True):
-                digest, measured, milliseconds, reused = made
+            for part, path in zip(parts, following, strict=True):
+                digest, measured, milliseconds, reused = made.pop(id(part)).result()
                 if not reused:
                     work.finish(f"{part.path}:{part.name}", blake3=digest)
                 about = {"tensor": part.name, **part.about}
@@ -157,6 +160,17 @@ def write(parts: list[Part], work: Work, threads: int, lines: jsonl.Output, tick
             stop.set()
             raise
     return written
+
+
+def _heavy_first(parts: list[Part], threads: int) -> list[Part]:
+    """The order to begin in: first those that, begun last, would leave all threads but one idle."""
+    heavy: list[Part] = []
+    others: list[Part] = []
+    after = 0
+    for part in reversed(parts):
+        (heavy if part.bytes * threads > after else others).append(part)
+        after += part.bytes
+    return heavy + others[::-1]
 
 
 def _written(part: Part, files: Files, place: Path) -> Iterator[Bytes]:
