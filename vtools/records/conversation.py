@@ -1,57 +1,50 @@
-"""The record: the shapes that are read and written, roles, and content ids."""
+"""The record: the shapes that are read and written, and content ids."""
 
-from typing import Any
+import json
+from typing import TYPE_CHECKING, Any
 
+from vtools.records import preferences
 from vtools.records.jsonl import Record, Reject
+from vtools.records.message import ROLES, Message, Roles, is_trained, messages_of, text_of
 
-Message = dict[str, Any]  # `role`, `content`, and any other keys of the input
+if TYPE_CHECKING:
+    from vtools.records.naming import Names
 
-ROLES = {
-    "human": "user", "user": "user", "prompter": "user",
-    "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "model": "assistant", "assistant": "assistant", "system": "system",
-}  # fmt: skip
+__all__ = [
+    "Message", "content_id", "formatted", "is_trained", "read", "shape", "text_key", "to_sharegpt",
+]  # fmt: skip
+
 SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
+# Where a conversation is; under the last three there may be anything else.
+_LISTS = ("messages", "conversations", "conversation", "items", "data")
+_QUESTIONS = ("instruction", "prompt", "question", "query", "input")
+_ANSWERS = ("output", "completion", "response", "answer")
+_SYSTEM = ("system", "system_prompt", "system_message")
+_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+_IDS = ("id", "conversation_id", "conversation_hash", "uuid")
+_FRAME = preferences.KEYS.union(_SYSTEM, _MEDIA)
 
 
-def read(value: Record) -> Record:
+def read(value: Record, names: "Names | None" = None, frame: bool = True) -> Record:
     """Turn an object of any known shape into a record; other keys pass through. Raises Reject.
 
-    Shapes: OpenAI `messages`, ShareGPT `conversations` or `items` (`from`/`value`), Alpaca
-    `instruction`/`input`/`output`, `prompt`/`completion` pairs (texts or lists of messages).
+    Shapes: OpenAI `messages`, ShareGPT `conversations` or `items` (`from`/`value`), lists of texts in turn, each also
+    as JSON text or as an object of lists; a question and its answer under their usual names, with Alpaca's `input` and
+    `history` and Dolly's `context`; `chosen` and `rejected` answers. A `system` column becomes the first message, and
+    system messages in a row become one, unless `frame` is false. `names` has further names of roles and columns.
     """
     rest = dict(value)
-    for key in ("messages", "conversations", "conversation", "items"):
-        turns = rest.get(key)
-        if turns is None:  # tables of mixed shapes have null columns
-            rest.pop(key, None)
-            continue
-        if isinstance(turns, list):
-            del rest[key]
-            messages = _messages(turns, key)
-            break
-        raise Reject("bad_schema", f"{key} is not a list")
-    else:
-        if "instruction" in rest and "output" in rest:
-            question = _text(rest.pop("instruction"), "instruction")
-            given = _text(rest.pop("input", None) or "", "input")
-            messages = _pair(question + (f"\n\n{given}" if given else ""), rest.pop("output"), "output")
-        elif "prompt" in rest and "completion" in rest:
-            prompt, completion = rest.pop("prompt"), rest.pop("completion")
-            if isinstance(prompt, list) and isinstance(completion, list):
-                messages = _messages([*prompt, *completion], "prompt")
-            else:
-                messages = _pair(_text(prompt, "prompt"), completion, "completion")
-        else:
-            keys = ", ".join(list(value)[:6]) or "no keys"
-            raise Reject(
-                "bad_schema", f"no messages, conversations, items, instruction/output or prompt/completion ({keys})"
-            )
-    identity = rest.pop("id", None)
+    roles = ROLES | names.roles if names else ROLES
+    messages = _columns(rest, names.columns) if names and names.columns else _turns(rest, roles)
+    if not _FRAME.isdisjoint(rest):
+        messages = preferences.settle(rest, messages, roles)
+        _refuse_media(rest, messages)
+        messages = _system(rest) + messages if frame else messages
+    if frame and [message["role"] for message in messages].count("system") > 1:
+        messages = _joined(messages)
+    identity = _identity(rest)
     notes = rest.pop("vtools", None)
-    if identity is None or identity == "":
-        identity = content_id(messages)
-    record: Record = {"id": identity if isinstance(identity, str) else str(identity), "messages": messages, **rest}
+    record: Record = {"id": content_id(messages) if identity is None else identity, "messages": messages, **rest}
     if notes is not None:
         record["vtools"] = notes
     return record
@@ -59,57 +52,154 @@ def read(value: Record) -> Record:
 
 def shape(value: Record) -> str:
     """The name of an object's shape, for `source.kind`."""
-    kinds = {"messages": "messages", "conversations": "sharegpt", "conversation": "messages", "items": "sharegpt"}
-    for key, kind in kinds.items():
-        if value.get(key) is not None:
-            return kind
+    for key in _LISTS:
+        if value.get(key) and (turns := _listed(value[key])) and (key in _LISTS[:2] or _is_turns(turns)):
+            return "sharegpt" if key in ("conversations", "items") else "messages"
+    if preferences.chosen(value):
+        return "preference"
     return "alpaca" if "instruction" in value else "prompt-completion"
 
 
-def _pair(question: str, answer: Any, where: str) -> list[Message]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": _text(answer, where)}]
+def _turns(rest: Record, roles: Roles) -> list[Message]:
+    """The messages of an object, without a chosen answer and a system column; their keys are removed."""
+    wrong, empty = "", False
+    for key in _LISTS:
+        if (given := rest.get(key)) in (None, ""):  # tables of mixed shapes have null columns
+            rest.pop(key, None)
+            continue
+        turns = _listed(given)
+        if turns is None or (turns and key not in _LISTS[:2] and not _is_turns(turns)):
+            wrong = wrong or (key if key in _LISTS[:2] else "")
+            continue
+        del rest[key]
+        if turns:
+            for other in _LISTS:
+                if other in rest and (other in _LISTS[:2] or _is_turns(_listed(rest[other]) or [])):
+                    del rest[other]
+            return messages_of(turns, key, roles)
+        empty = True
+    question = _first(rest, _QUESTIONS)
+    answer = _first(rest, tuple(key for key in _ANSWERS if key != question))
+    if question and (answer or preferences.chosen(rest)):
+        return _pair(rest, question, answer, roles)
+    if empty or preferences.chosen(rest):
+        return []
+    if wrong:
+        raise Reject("bad_schema", f"{wrong} is not a list")
+    raise Reject("bad_schema", f"no messages, no question with an answer ({', '.join(list(rest)[:6]) or 'no keys'})")
 
 
-def _messages(turns: list[Any], name: str) -> list[Message]:
-    messages = []
-    for place, turn in enumerate(turns):
-        if type(turn) is dict and len(turn) == 2:  # the common case: no other key, a known role, a text
-            role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
-            if type(role) is str and type(content) is str and role in ROLES:
-                messages.append({"role": ROLES[role], "content": content})
-                continue
-        messages.append(_message(turn, f"{name}[{place}]"))
+def _listed(given: Any) -> list[Any] | None:
+    """A list of turns; JSON text of one is parsed, and an object of lists is taken apart."""
+    if isinstance(given, str) and given.lstrip()[:1] in ("[", "{"):
+        try:
+            given = json.loads(given)
+        except (ValueError, RecursionError):
+            return None
+    if isinstance(given, dict) and given and all(isinstance(column, list) for column in given.values()):
+        if len({len(column) for column in given.values()}) > 1:
+            return None
+        given = [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
+    return given if isinstance(given, list) else None
+
+
+def _is_turns(turns: list[Any]) -> bool:
+    first = turns[0] if turns else None
+    if isinstance(first, str):
+        return len(turns) > 1 and all(isinstance(turn, str) for turn in turns)
+    return isinstance(first, dict) and not {"role", "from", "sender"}.isdisjoint(first)
+
+
+def _first(rest: Record, names: tuple[str, ...]) -> str | None:
+    """The first of these keys that an object has, one with a value before one without."""
+    there = [name for name in names if name in rest]
+    return next((name for name in there if rest[name] not in (None, "", [])), there[0] if there else None)
+
+
+def _pair(rest: Record, question: str, answer: str | None, roles: Roles) -> list[Message]:
+    """A question and its answer, after what comes before them."""
+    messages: list[Message] = []
+    past = rest.get("history")
+    if isinstance(past, list) or past is None:
+        rest.pop("history", None)
+        texts = [text for pair in past or [] for text in (pair if isinstance(pair, list) else [pair])]
+        messages = messages_of(texts, "history", roles) if texts else []
+    asked = rest.pop(question)
+    if isinstance(asked, list):
+        messages += messages_of(asked, question, roles)
+    else:
+        text = text_of(asked, question)
+        given = ["input"] if question != "input" else []
+        for key in [*given, "context"] if question in ("instruction", "question") else given:
+            if key in rest and (rest[key] is None or isinstance(rest[key], str)):
+                more = rest.pop(key)
+                text += f"\n\n{more}" if more else ""
+        messages.append({"role": "user", "content": text})
+    if answer:
+        replied = rest.pop(answer)
+        if isinstance(replied, list) and not all(isinstance(part, str) for part in replied):
+            messages += messages_of(replied, answer, roles)
+        else:
+            messages.append({"role": "assistant", "content": text_of(replied, answer)})
     return messages
 
 
-def _message(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise Reject("bad_schema", f"{where} is not an object")
-    rest = dict(turn)
-    role, other = rest.pop("role", None), rest.pop("from", None)
-    role = other if role is None else role
-    names = [key for key in ("content", "value", "text") if key in rest]
-    for key in sorted(names, key=lambda name: rest[name] is None):  # a null only if there is no text
-        content = rest.pop(key)
-        break
-    else:
-        raise Reject("bad_schema", f"{where} has no content")
-    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-    if known is None:
-        raise Reject("unknown_role", f"{where}: {role!r}")
-    return {"role": known, "content": _text(content, where), **rest}
+def _columns(rest: Record, columns: dict[str, str]) -> list[Message]:
+    """The messages of the columns that --columns names."""
+    messages: list[Message] = []
+    for role in ("system", "user", "assistant"):
+        key = columns.get(role)
+        if key is None:
+            continue
+        if key not in rest:
+            raise Reject("bad_schema", f"no column {key} ({', '.join(list(rest)[:6]) or 'no keys'})")
+        text = rest.pop(key)
+        if role != "system" or text:
+            messages.append({"role": role, "content": text_of(text, key)})
+    if "id" in columns:
+        rest["id"] = rest.pop(columns["id"], None)
+    return messages
 
 
-def _text(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        if len(texts) == len(parts):
-            return "".join(texts)
-        raise Reject("bad_schema", f"{where} has a part that is not text")
-    raise Reject("bad_schema", f"{where}: the text is {'null' if content is None else type(content).__name__}")
+def _system(rest: Record) -> list[Message]:
+    """The system messages that columns hold."""
+    found = [rest.pop(key) for key in _SYSTEM if key in rest and (rest[key] is None or isinstance(rest[key], str))]
+    return [{"role": "system", "content": text} for text in dict.fromkeys(found) if text]
+
+
+def _joined(messages: list[Message]) -> list[Message]:
+    """The messages with system messages in a row as one."""
+    joined: list[Message] = []
+    for message in messages:
+        if message["role"] == "system" and joined and joined[-1]["role"] == "system":
+            texts = [text for text in (joined[-1]["content"], message["content"]) if text]
+            joined[-1] = {**message, **joined[-1], "content": "\n\n".join(dict.fromkeys(texts))}
+        else:
+            joined.append(message)
+    return joined
+
+
+def _refuse_media(rest: Record, messages: list[Message]) -> None:
+    for key in _MEDIA:
+        if rest.get(key):
+            mark = f"<{key.removesuffix('s')}>"
+            place = next((place for place, message in enumerate(messages) if mark in message["content"]), None)
+            if place is not None:
+                raise Reject("media", f"messages[{place}] shows what {key} holds: {mark}")
+
+
+def _identity(rest: Record) -> str | None:
+    """The id of an object, as text."""
+    found = [key for key in _IDS if rest.get(key) not in (None, "")]
+    if not found:
+        for key in _IDS:
+            rest.pop(key, None)
+        return None
+    rest.pop("id", None) if found[0] != "id" else None
+    given = rest.pop(found[0])
+    if isinstance(given, dict) and len(given) == 1 and "$oid" in given:  # MongoDB's export
+        given = given["$oid"]
+    return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, separators=(",", ":"))
 
 
 def content_id(messages: list[Message]) -> str:
@@ -153,6 +243,14 @@ def formatted(record: Record, format: str) -> Record:
 
 def to_sharegpt(record: Record) -> Record:
     """The record in FastChat's shape: `conversations` with `from` and `value`."""
-    turns = [{"from": SHAREGPT_ROLES[message["role"]], "value": message["content"]} for message in record["messages"]]
-    rest = {key: item for key, item in record.items() if key not in ("id", "messages")}
-    return {"id": record["id"], "conversations": turns, **rest}
+    rest = {key: item for key, item in record.items() if key not in ("id", "messages", "conversations")}
+    if rejected := preferences.of(record):
+        rest["rejected"] = list(map(_sharegpt_turn, rejected))
+    return {"id": record["id"], "conversations": list(map(_sharegpt_turn, record["messages"])), **rest}
+
+
+def _sharegpt_turn(message: Message) -> Message:
+    turn = {"from": SHAREGPT_ROLES[message["role"]], "value": message["content"]}
+    if len(message) > 2:
+        turn |= {key: item for key, item in message.items() if key not in ("role", "content", "from", "value")}
+    return turn

@@ -20,7 +20,7 @@ REASONS = frozenset((
     "bad_json", "not_object", "torn_input", "bad_schema", "unknown_role", "role_order", "empty", "too_short",
     "blocked_word", "blocked_response", "refusal", "lang", "plugin", "html_parse", "dup_id", "dup_exact",
     "dup_near", "pii", "moderation", "rep_digits", "wrong_list", "special_token", "contaminated", "overlong",
-    "template_error", "unanswered", "unmatched",
+    "template_error", "unanswered", "unmatched", "bad_label", "tool", "thinking", "media",
 ))  # fmt: skip
 
 
