@@ -52,6 +52,7 @@ complete -c vtools -n '__fish_seen_subcommand_from split' -l overlap-turns -r -d
 complete -c vtools -n '__fish_seen_subcommand_from split' -l preset -r -f -a 'vicuna' -d 'Reproduce FastChat’s rules, lost turns included.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l hold-out -r -d 'Hold out this share of the conversations, 1% or 0.01.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l hold-out-file -r -d 'Write the held-out segments here.'
+complete -c vtools -n '__fish_seen_subcommand_from split' -l group -r -d 'Hold out records with the same value of KEY together, such as source.uri.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l format -r -f -a 'messages sharegpt' -d 'Which record format to write.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l out -s o -r -d 'Write here, not to stdout; whole or not at all.'
 complete -c vtools -n '__fish_seen_subcommand_from split' -l rejects -r -d 'Save rejected records with reasons; continue past bad input.'

@@ -60,20 +60,12 @@ def test_sharegpt_format_writes_the_same_segments_in_the_shape_that_fastchat_rea
     assert written[1] == [conversation.to_sharegpt(record) for record in written[0]]
 
 
+HOLD_OUT = ["--max-tokens", 120, "--hold-out", "20%", "--hold-out-file", "held.jsonl", "-o", "train.jsonl"]
+
+
 def hold_out(vtools, eot, data, tmp_path, *more):
-    args = [
-        "--tokenizer",
-        eot,
-        "--max-tokens",
-        120,
-        "--hold-out",
-        "20%",
-        "--hold-out-file",
-        "held.jsonl",
-        "-o",
-        "train.jsonl",
-    ]
-    assert vtools("split", *args, *more, stdin=data).returncode == 0
+    done = vtools("split", "--tokenizer", eot, *HOLD_OUT, *more, stdin=data)
+    assert done.returncode == 0, done.errors
     return [
         [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         for name in ("train.jsonl", "held.jsonl")
@@ -109,11 +101,54 @@ def test_without_a_tokenizer_it_asks_for_one(vtools):
     assert "--tokenizer MODEL" in done.errors
 
 
-def test_ids_that_only_look_like_segments_are_conversations_of_their_own(vtools, eot, tmp_path):
-    records = [{"id": f"identity_{n}", "messages": chat("Hi", f"Hello {n}")} for n in range(100)]
+@pytest.mark.parametrize("name", ["identity", "example", "Zr4kQ1w"])
+@pytest.mark.parametrize("step", [1, 5])
+def test_ids_that_only_count_the_rows_are_conversations_of_their_own(vtools, eot, tmp_path, name, step):
+    records = [{"id": f"{name}_{n * step}", "messages": chat("Hi", f"Hello {n}")} for n in range(100)]
     train, held = hold_out(vtools, eot, "\n".join(map(json.dumps, records)), tmp_path)
     assert 5 <= len(held) <= 40
     assert len(train) + len(held) == 100
+
+
+@pytest.mark.parametrize("name", ["{}", "chat-{}", "thread_{}"])
+def test_pieces_that_another_tool_has_cut_stay_together_whatever_their_ids_and_order(vtools, eot, tmp_path, name):
+    records = [
+        {"id": f"{name.format(n)}_{start}", "messages": chat(*["word " * 5] * length)}
+        for n in range(40)
+        for start, length in ((0, 4), (4, 6), (9, 2), (11 + n % 2, 2))
+    ]
+    random.Random(0).shuffle(records)
+    train, held = hold_out(vtools, eot, "\n".join(map(json.dumps, records)), tmp_path)
+    sides = [{part["id"].rsplit("_", 1)[0] for part in side} for side in (train, held)]
+    assert not sides[0] & sides[1]
+    assert 3 <= len(sides[1]) <= 20
+
+
+def test_a_key_can_say_which_records_belong_together(vtools, eot, tmp_path):
+    records = [{"id": f"a{n}", "messages": chat("Hi", "Hello"), "source": {"uri": f"page{n // 5}"}} for n in range(100)]
+    data = "\n".join(map(json.dumps, records))
+    train, held = hold_out(vtools, eot, data, tmp_path, "--group", "source.uri")
+    sides = [{part["source"]["uri"] for part in side} for side in (train, held)]
+    assert not sides[0] & sides[1]
+    assert len(sides[0]) + len(sides[1]) == 20
+    pieces = [{"id": f"a_{4 * n}", "messages": chat(*["Hi"] * 4)} for n in range(50)]
+    assert vtools("split", "--tokenizer", eot, *HOLD_OUT, stdin="\n".join(map(json.dumps, pieces))).returncode == 1
+    assert hold_out(vtools, eot, "\n".join(map(json.dumps, pieces)), tmp_path, "--group", "id")[1]
+
+
+def test_a_share_that_could_not_be_held_out_is_told(vtools, eot, tmp_path):
+    def told(records, code):
+        done = vtools("split", "--tokenizer", eot, *HOLD_OUT, stdin="\n".join(map(json.dumps, records)))
+        assert done.returncode == code, done.errors
+        return done.errors
+
+    few = told([{"id": "a", "messages": chat("Hi", "Hello")}], 1)
+    assert "--hold-out 20%: none of 1 conversations would be held out" in few or "each of 1" in few
+    assert not (tmp_path / "train.jsonl").exists()
+    uneven = [{"id": f"a{n}", "of": "one" if n < 60 else n, "messages": chat("Hi", "Hello")} for n in range(100)]
+    done = vtools("split", "--tokenizer", eot, *HOLD_OUT, "--group", "of", stdin="\n".join(map(json.dumps, uneven)))
+    assert "% of all segments, " in done.errors
+    assert told([], 0).count("\n") == 1
 
 
 def test_a_segment_key_of_somebody_else_passes_through(vtools, eot):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chats import chat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from running import ROOT
@@ -24,6 +25,7 @@ from vtools.files.lock import lock
 from vtools.models.template import Template, load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
+from vtools.records import conversation
 from vtools.records.jsonl import Reject
 from vtools.train import data, token_cache
 from vtools.train.data import Corpus
@@ -384,3 +386,18 @@ def test_turns_that_a_segment_repeats_are_context_and_not_trained_twice(template
     assert 0 < sum(cut["trained"]) == sum(once["trained"]) < sum(whole["trained"])
     last = bytes(whole["trained"]).rindex(b"\0") + 1
     assert cut["trained"][last:] == whole["trained"][last:] and not any(cut["trained"][:last])
+
+
+@pytest.mark.parametrize("format", ["messages", "sharegpt"])
+def test_an_answer_that_its_data_set_excludes_is_context_in_either_format(template: Template, format: str) -> None:
+    excluded = {"role": "assistant", "content": "Not this one.", "weight": 0}
+    record = {"id": "a", "messages": [*chat("Hi"), excluded, *chat("Why?", "This one.")]}
+    written = conversation.formatted(conversation.read(record), format)
+    found = data.tokenise(written, template, 1000, "error")
+    ids = array("i", found["ids"])
+    trained = [number for number, on in zip(ids, found["trained"], strict=True) if on]
+    assert "This one." in template.tokenizer.decode(trained)
+    assert "Not" not in template.tokenizer.decode(trained)
+    assert "Not this one." in template.tokenizer.decode(list(ids))
+    with pytest.raises(Reject, match="no answer to train on"):
+        data.tokenise({"messages": [*chat("Hi"), excluded]}, template, 1000, "error")

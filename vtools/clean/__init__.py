@@ -162,7 +162,7 @@ def clean(
     steps.pure(choices)  # a wrong file fails before any input is read, and worker processes share these
     sources = longer = None
     if dedupe == "longest":
-        from vtools.clean.read_twice import Sources
+        from vtools.records.read_twice import Sources
 
         sources, longer = Sources(inputs), duplicates.Longer()
         _note_starts(choices, sources.values(), longer, common)

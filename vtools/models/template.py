@@ -21,6 +21,7 @@ from vtools.models.text_encoders import AFTER_TOKEN, FIRST, INSIDE, encoders
 from vtools.models.tokenizer import Tokenizer
 from vtools.process import Failure
 from vtools.records.jsonl import Reject
+from vtools.records.message import is_trained
 
 NAMES = (*SOURCES, "auto")
 
@@ -49,10 +50,15 @@ class Run(NamedTuple):
 class Piece:
     """A control token (`token`), or text: a literal, or the text of message number `slot`."""
 
-    trained: bool
+    answer: int | None  # the number of the message that it is trained with
     token: int | None = None
     text: str = ""
     slot: int | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether an answer is trained with it, unless that is context."""
+        return self.answer is not None
 
 
 def load_template(name: str | None, tokenizer: Tokenizer, system: str | None = None) -> "Template":
@@ -168,7 +174,7 @@ class Template:
     def render(self, messages: list[dict[str, Any]], context: int = 0) -> Rendered:
         """Ids and mask of a whole conversation: each answer and the token that ends it are trained.
 
-        Nothing in the first `context` messages is trained.
+        Not trained are the first `context` messages, and answers that a weight excludes (`message.is_trained`).
 
         Raises Reject("template_error") for an empty answer or a conversation that the template cannot render.
         """
@@ -205,13 +211,16 @@ class Template:
         runs = []
         parts: list[str] = []
         encoder, trained, begun = FIRST, False, 0
+        untrained = _untrained(messages)
+        skipped = False
         for place, piece in enumerate(self.skeleton(tuple(message["role"] for message in messages), generation)):
-            if piece.token is not None or piece.trained != trained:
+            skips = piece.answer in untrained
+            if piece.token is not None or piece.trained != trained or skips != skipped:
                 if text := "".join(parts):
                     runs.append(Run(encoder, trained, begun, text))
                     encoder = INSIDE
                 parts, begun = [], place
-                trained = piece.trained
+                trained, skipped = piece.trained, skips
             if piece.token is not None:
                 encoder, begun = AFTER_TOKEN, place + 1
                 runs.append(Run(encoder, trained, place, token=piece.token))
@@ -232,13 +241,13 @@ class Template:
         ids: list[int] = []
         mask: list[bool] = []
         pieces = self.skeleton(tuple(message["role"] for message in messages), generation)
-        begin = next((place for place, piece in enumerate(pieces) if piece.slot == context), 0) if context else 0
+        untrained = _untrained(messages).union(range(context))
         for run in self.runs(messages, generation):
             # Long texts rarely repeat, and caching them would take hundreds of megabytes.
             short = run.token is None and len(run.text) < 1 << 14
             found = self._ids(run.encoder, run.text, run.trained) if short else self.encode(run)
             ids.extend(found)
-            mask.extend([run.trained and run.place >= begin] * len(found))
+            mask.extend([run.trained and pieces[run.place].answer not in untrained] * len(found))
         return Rendered(ids, mask)
 
     def _build(self, roles: tuple[str, ...], generation: bool) -> list[Piece]:
@@ -251,21 +260,21 @@ class Template:
         pieces: list[Piece] = []
         for index, literal in enumerate(literals):
             if index and roles[index - 1] == "assistant" and (end := self._has_ends and self._end.match(literal)):
-                ending, literal = self._literal(literal[: end.end()], True), literal[end.end() :]
+                ending, literal = self._literal(literal[: end.end()], index - 1), literal[end.end() :]
                 last = ending[-1].token
                 if last is not None and self.tokenizer.added[self._names[last]].rstrip:
                     literal = literal.lstrip()
                 pieces += ending
             if index == len(roles):
-                pieces += self._literal(literal, False)
+                pieces += self._literal(literal)
                 break
             answer = roles[index] == "assistant"
             prompt, own = self._opening(roles[:index], literal) if answer else (literal, "")
             if answer and not own and prompt.endswith(" "):
                 # Tokenizers join a space to the next word, so this one belongs to the answer.
                 prompt, own = prompt[:-1], " "
-            pieces += self._literal(prompt, False) + self._literal(own, True)
-            pieces.append(Piece(answer, slot=index))
+            pieces += self._literal(prompt) + self._literal(own, index)
+            pieces.append(Piece(index if answer else None, slot=index))
         return pieces
 
     def _opening(self, roles: tuple[str, ...], literal: str) -> tuple[str, str]:
@@ -292,7 +301,7 @@ class Template:
             )
         return frozenset()
 
-    def _literal(self, literal: str, trained: bool) -> list[Piece]:
+    def _literal(self, literal: str, answer: int | None = None) -> list[Piece]:
         """The control tokens of a literal, and the text between them."""
         pieces = []
         strip = False
@@ -300,13 +309,13 @@ class Template:
             if index % 2 == 0:
                 part = part.lstrip() if strip else part
                 if part:
-                    pieces.append(Piece(trained, text=part))
+                    pieces.append(Piece(answer, text=part))
                 continue
             token = self.tokenizer.added[part]
             if token.lstrip and pieces and pieces[-1].token is None:
-                pieces[-1] = Piece(trained, text=pieces[-1].text.rstrip())
+                pieces[-1] = Piece(answer, text=pieces[-1].text.rstrip())
             strip = token.rstrip
-            pieces.append(Piece(trained, token=self._tokens[part]))
+            pieces.append(Piece(answer, token=self._tokens[part]))
         return pieces
 
     def _written(self) -> dict[int, str]:
@@ -348,6 +357,11 @@ class Template:
                 self._jinja.globals["strftime_now"] = date(2024, 1, 1).strftime
                 return self._render_jinja(messages, generation)
             raise Reject("template_error", f"the template {self.name} refuses the conversation: {error}") from None
+
+
+def _untrained(messages: list[dict[str, Any]]) -> frozenset[int]:
+    """The numbers of the messages that are context."""
+    return frozenset([place for place, message in enumerate(messages) if not is_trained(message)])
 
 
 def _marked(roles: tuple[str, ...], edge: str = "") -> list[dict[str, Any]]:

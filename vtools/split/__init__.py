@@ -9,7 +9,7 @@ import typer
 
 from vtools import options
 from vtools.process import UsageFailure
-from vtools.records import conversation, filtering, jsonl
+from vtools.records import conversation, filtering, jsonl, read_twice
 
 
 def split(
@@ -34,6 +34,10 @@ def split(
         str | None, typer.Option(metavar="SHARE", help="Hold out this share of the conversations: 1% or 0.01.")
     ] = None,
     hold_out_file: Annotated[str | None, typer.Option(metavar="FILE", help="Write the held-out segments here.")] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Hold out records with the same value of KEY together, such as source.uri."),
+    ] = None,
     format: options.Format = "messages",
     out: options.Out = None,
     rejects: options.RejectsFile = None,
@@ -56,7 +60,9 @@ def split(
                     else words, and inside a code block only if the block is longer than a segment
 
     The last three reject a pair whose question alone is too long. --hold-out sends a share of the conversations, chosen
-    by id, to --hold-out-file; the segments of one conversation stay together.
+    by id, to --hold-out-file, after reading all input once. The segments of one conversation stay together; so do
+    pieces of one that another tool has cut and numbered by turns (NAME_0, NAME_12). --group names a key to go by
+    instead; --group id keeps no records together.
 
     A segment's id is ID_START, where START is the index of its first message. Its key `segment` holds the
     conversation's id, the segment's number, the number of segments and the token count. With --overlap-turns it also
@@ -74,6 +80,7 @@ def split(
     common = options.fields_from(options.Common, locals())
     from vtools.split import segments, vicuna
     from vtools.split.counts import Tally
+    from vtools.split.hold_out import Pieces, Sides
 
     if tokenizer is None:
         raise UsageFailure("no tokenizer to count with: give --tokenizer MODEL (a folder, a hub id or a .gguf file)")
@@ -81,6 +88,8 @@ def split(
         raise UsageFailure("--out and --hold-out-file are the same file")
     if (hold_out is None) != (hold_out_file is None):
         raise UsageFailure("--hold-out and --hold-out-file go together: give both")
+    if group is not None and hold_out is None:
+        raise UsageFailure("--group says what --hold-out keeps together: give both")
     if preset and (template or system is not None or overlong != "keep" or overlap_turns):
         theirs = "--template, --system, --overlong and --overlap-turns"
         raise UsageFailure(f"--preset {preset} is a fixed set of rules: leave out {theirs}")
@@ -108,15 +117,23 @@ def split(
         held = stack.enter_context(jsonl.output(hold_out_file)) if hold_out_file else training
         size, gone = (vicuna.size, "turns_lost") if preset else (segments.size, "turns_dropped")
         counts = Tally(rejects, files or [], size, gone)
+        values, pieces = jsonl.values(files or []), None
+        if share and group is None:
+            sources = read_twice.Sources(files or [])
+            values, pieces = sources.values(), Pieces(sources.values())
+        sides = Sides(share, group, pieces)
 
         def write(record: Any) -> None:
             if not counts.take(record):
                 return
-            side = held if segments.held_out(record.base, share) else training
-            counts.extra["held_out"] += side is not training
+            held_out = sides.held(record)
+            counts.extra["held_out"] += held_out
+            side = held if held_out else training
             side.write(record if preset else conversation.formatted(record, format))
 
-        filtering.run(counts, jsonl.values(files or []), work, common, write=write)
+        filtering.run(counts, values, work, common, write=write)
+        if hold_out:
+            sides.check(hold_out)
 
 
 def _share(text: str) -> float:

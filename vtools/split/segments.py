@@ -1,7 +1,5 @@
 """Cutting one conversation into segments, greedily by turn pairs, with the template's own token counts."""
 
-import hashlib
-import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -293,15 +291,7 @@ def _pairs(messages: Messages) -> tuple[Messages, list[Messages]]:
 
 
 def base_id(record: Record) -> str:
-    """The id of a segment's conversation; ShareGPT V3's ids are those of segments already (QWJhYvA_12)."""
+    """The id of the conversation that a record is, or is a segment of."""
     segment = record.get("segment")
     base = segment.get("of") if isinstance(segment, dict) else None
-    identity = base if isinstance(base, str) else record["id"]
-    sharegpt = re.fullmatch(r"([A-Za-z0-9]{7})_\d+", identity)
-    return sharegpt[1] if sharegpt else identity
-
-
-def held_out(base: str, share: float) -> bool:
-    """Whether a conversation is held out, by a hash of its base id: the same in every run."""
-    digest = hashlib.blake2b(base.encode("utf-8", "backslashreplace"), digest_size=8).digest()
-    return int.from_bytes(digest) < share * 2**64
+    return base if isinstance(base, str) else record["id"]
