@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from xml.etree import ElementTree
 
 import pytest
@@ -145,15 +146,30 @@ def test_histograms_show_every_bin_between_the_first_and_the_last(vtools):
     assert found["record_characters"] == {"<=256": 2, "<=512": 2, "<=1024": 0, "<=2048": 0, "<=4096": 0, "<=8192": 1, "<=16384": 0, "<=32768": 0, "<=65536": 0, "<=131072": 0, ">131072": 1}  # fmt: skip
 
 
-def test_tokens_are_those_of_the_texts_with_names_of_control_tokens_as_text(vtools, eot):
+def test_tokens_are_those_that_split_and_train_count(vtools, eot, tmp_path):
+    rows = jsonl(*(record(f"How are you? I am number {number}. " * (number + 1)) for number in range(20)))
+    (found,) = vtools("stats", "--tokenizer", eot, stdin=rows).records
+    assert vtools("split", "--tokenizer", eot, "--stats", "split.json", stdin=rows).returncode == 0
+    (counted,) = vtools("stats", "--tokenizer", eot, "--template", "auto", stdin=rows).records
+    assert found["tokens"] == counted["tokens"] == json.loads((tmp_path / "split.json").read_text())["tokens"]
+
+
+def test_without_a_template_tokens_are_those_of_the_texts_with_names_of_control_tokens_as_text(vtools, eot, tmp_path):
     from tokenizers import Tokenizer
 
+    bare = shutil.copytree(eot, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    config = json.loads((bare / "tokenizer_config.json").read_text())
+    config.pop("chat_template", None)
+    (bare / "tokenizer_config.json").write_text(json.dumps(config))
     backend = Tokenizer.from_file(f"{eot}/tokenizer.json")
     backend.encode_special_tokens = True
     texts = [f"How are you? I am number {number}.\n\n<|eot|>" * (number + 1) for number in range(40)]
     counts = [len(backend.encode(text, add_special_tokens=False)) for text in texts]
     assert counts[0] > len(Tokenizer.from_file(f"{eot}/tokenizer.json").encode(texts[0], add_special_tokens=False))
-    (found,) = vtools("stats", "--tokenizer", eot, stdin=jsonl(*map(record, texts))).records
+    done = vtools("stats", "--tokenizer", bare, stdin=jsonl(*map(record, texts)))
+    assert "no chat template; choose one" in done.errors and "counts the texts alone" in done.errors
+    (found,) = done.records
     assert found["tokens"] == sum(counts)
     assert found["record_tokens"]["<=64"] == sum(count <= 64 for count in counts)
     assert sum(found["record_tokens"].values()) == 40

@@ -12,7 +12,7 @@ from vtools import options
 from vtools.files import atomic
 from vtools.models.template import Template, load_template
 from vtools.models.tokenizer import Tokenizer, load_tokenizer
-from vtools.process import Failure, UsageFailure
+from vtools.process import Failure, UsageFailure, say
 from vtools.records import conversation, filtering, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 from vtools.stats import compare, counting, metrics
@@ -37,10 +37,10 @@ def stats(
     """Count what is in a file of records, summarise a training run, or compare two files.
 
     Reads conversations, files of rejected records, or the metrics of `vtools train`, and detects which. Writes one JSON
-    object, and on a terminal also a table to stderr. --tokenizer counts tokens in the texts alone; with --template
-    (auto: the model's own) or --system, in whole rendered conversations, as `split` does. Languages are counted only
-    if pycld2 is installed. Duplicates are records whose texts, or whose ids, occurred before. Broken input ends the
-    count with exit status 1 after the counts so far are written, unless --rejects is given.
+    object, and on a terminal also a table to stderr. --tokenizer counts the tokens of whole conversations in the
+    model's prompt template, as `split` and `train` do; of the texts alone if the model has none. Languages are counted
+    only if pycld2 is installed. Duplicates are records whose texts, or whose ids, occurred before. Broken input ends
+    the count with exit status 1 after the counts so far are written, unless --rejects is given.
 
     \b
     Examples:
@@ -58,7 +58,7 @@ def stats(
         from vtools import plots
 
         plots.check(plot)
-    counting_with = _counting_with(tokenizer, template, system) if tokenizer else None
+    counting_with = _counting_with(tokenizer, template, system, quiet) if tokenizer else None
     counts = filtering.Rejects("stats", rejects, names)
     inputs = [_Input([name], counts, quiet) for name in names] if diff else [_Input(names, counts, quiet)]
     found = [_sum_up(each, counting_with, counted_already=diff) for each in inputs]
@@ -99,9 +99,16 @@ class _Input:
             self.failure = failure
 
 
-def _counting_with(model: str, template: str | None, system: str | None) -> Tokenizer | Template:
+def _counting_with(model: str, template: str | None, system: str | None, quiet: bool) -> Tokenizer | Template:
     tokenizer = load_tokenizer(model)
-    return load_template(template, tokenizer, system) if template or system is not None else tokenizer
+    try:
+        return load_template(template, tokenizer, system)
+    except Failure as failure:
+        if template or system is not None or tokenizer.chat_template:
+            raise
+        if not quiet:
+            say("stats", f"{failure}; this counts the texts alone")
+        return tokenizer
 
 
 Summary = tuple[dict[str, Any], Callable[[str], bytes]]  # and the function that draws it
