@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from chats import chat
 
-from vtools.records import conversation
+from vtools.records import conversation, jsonl, streams
 from vtools.records.jsonl import Reject
 
 Q, A = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
@@ -84,6 +84,25 @@ def test_sharegpt_shape_and_back_is_the_same_record():
     written = conversation.to_sharegpt(record)
     assert [turn["from"] for turn in written["conversations"]] == ["system", "human", "gpt"]
     assert conversation.read(written) == record
+
+
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name != "openai parts"])  # texts beside lists: no column
+def test_every_shape_is_read_from_parquet(shape, tmp_path):
+    """In a table, each row has the columns of all others, and each turn the keys of all others: null where unused."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    other = {"conversations": [{"from": "human", "value": "R", "name": "Vi", "weight": 1.0}], "lang": "en"}
+    tables = [pyarrow.Table.from_pylist([row]) for row in (SHAPES[shape], other)]
+    try:
+        table = pyarrow.concat_tables(tables, promote_options="permissive")
+    except pyarrow.ArrowException:  # a column of two types
+        table = tables[0]
+    parquet.write_table(table, tmp_path / "rows")
+    first = jsonl.parse(next(streams.values(str(tmp_path / "rows"))))[0]
+    messages = conversation.read(first)["messages"]
+    assert [(message["role"], message["content"]) for message in messages] == [("user", "Q"), ("assistant", "A")]
+    assert all(conversation.is_trained(message) for message in messages)
 
 
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name.startswith("chosen")])

@@ -191,3 +191,15 @@ def test_a_segment_begins_with_the_turns_before_it_when_asked(vtools, eot):
             assert part["messages"][:2] == before["messages"][-2:]
         start += len(part["messages"]) - part["segment"].get("overlap", 0)
     assert [m for part in made for m in new_turns(part, [])] == record["messages"]
+
+
+@pytest.mark.parametrize("overlong", ["keep", "truncate", "split-answer"])
+def test_a_rejected_answer_stays_with_the_segment_that_ends_in_the_chosen_one(eot, overlong):
+    rejected = [{"role": "assistant", "content": "No."}]
+    record = {"id": "x", "messages": chat(*["word " * 30] * 8), "rejected": rejected}
+    parts = segments.split(record, tokenizer=eot, template=None, max_tokens=400, overlong=overlong)
+    assert len(parts) > 1
+    assert [part.get("rejected") for part in parts] == [None] * (len(parts) - 1) + [rejected]
+    record["messages"] = chat("word", "word " * 500)
+    parts = segments.split(record, tokenizer=eot, template=None, max_tokens=150, overlong=overlong)
+    assert [part.get("rejected") for part in parts] == [rejected if overlong == "keep" else None] * len(parts)

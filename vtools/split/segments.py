@@ -8,7 +8,7 @@ from typing import Any, Literal
 from vtools import provenance
 from vtools.models.template import Run, load_template, refuse_empty
 from vtools.models.tokenizer import load_tokenizer
-from vtools.records import conversation
+from vtools.records import conversation, preferences
 from vtools.records.jsonl import Record, Reject
 from vtools.split import cut_answers
 from vtools.split.token_counts import Rendering
@@ -273,6 +273,8 @@ def _records(record: Record, base: str, system: Messages, made: list[_Piece]) ->
         if not piece.reject:
             about |= {"index": sum(not one.reject for one in segments), "count": kept, "tokens": piece.tokens}
         made_of = record | {"id": name, "messages": system + piece.messages, "segment": about | piece.note}
+        if preferences.of(record) and piece.messages[-1] is not record["messages"][-1]:
+            del made_of["rejected"]  # it is an answer to the whole conversation
         if not piece.reject:
             provenance.stamp(made_of, "split")
         segments.append(Segment(made_of, base, piece.counts, piece.tokens, piece.reject))
