@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 from chats import chat
+from hypothesis import given, settings
+from record_shapes import RECORD
 
-from vtools.records import conversation, jsonl, streams
+from vtools.records import conversation, jsonl, preferences, streams
 from vtools.records.jsonl import Reject
 
 Q, A = {"from": "human", "value": "Q"}, {"from": "gpt", "value": "A"}
@@ -267,3 +271,23 @@ def test_what_cannot_be_read_says_where_and_why(value, reason, detail):
 def test_a_reason_outside_the_fixed_list_cannot_be_given():
     with pytest.raises(ValueError, match="made_up"):
         Reject("made_up")
+
+
+@settings(max_examples=200, deadline=None)
+@given(RECORD)
+def test_any_object_becomes_a_valid_record_or_a_reject(value):
+    before = copy.deepcopy(value)
+    try:
+        record = conversation.read(value)
+    except Reject:
+        return
+    finally:
+        assert value == before  # the rejects file holds it as it was
+    assert isinstance(record["id"], str) and record["id"]
+    for message in [*record["messages"], *preferences.of(record)]:
+        assert message["role"] in ("system", "user", "assistant")
+        assert isinstance(message["content"], str)
+        assert message.keys().isdisjoint({"from", "value"})
+    assert record.keys().isdisjoint({"conversations", "chosen", "chosen_messages"})
+    assert conversation.read(record) == record
+    assert conversation.read(conversation.to_sharegpt(record)) == record

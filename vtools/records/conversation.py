@@ -42,6 +42,8 @@ def read(value: Record, names: "Names | None" = None, frame: bool = True) -> Rec
         messages = _system(rest) + messages if frame else messages
     if frame and [message["role"] for message in messages].count("system") > 1:
         messages = _joined(messages)
+    for key in _LISTS[:2]:  # no list: else it would have been taken
+        rest.pop(key, None)
     identity = _identity(rest)
     notes = rest.pop("vtools", None)
     record: Record = {"id": content_id(messages) if identity is None else identity, "messages": messages, **rest}
