@@ -29,13 +29,14 @@ def settle(rest: Record, messages: list[Message], roles: Roles) -> list[Message]
         return whole
     bad = _taken(rest, "rejected", roles)
     if bad is not None:
-        asked = messages if good is not None else messages[:-1]
-        bad = _whole(asked, bad, "rejected")
-        shared = 0
-        while shared < min(len(bad), len(whole)) and _same(bad[shared], whole[shared]):
-            shared += 1
-        if shared == len(bad):
+        if not whole or whole[-1]["role"] != "assistant":
+            raise Reject("bad_schema", "rejected has no chosen answer beside it")
+        bad = _whole(messages if good is not None else messages[:-1], bad, "rejected")
+        if len(bad) == len(whole) and all(map(_same, bad, whole)):
             raise Reject("bad_label", "the rejected answer is the chosen one")
+        shared = 0
+        while shared < min(len(bad), len(whole)) - 1 and _same(bad[shared], whole[shared]):
+            shared += 1
         rest["rejected"] = bad[shared:]
     return whole
 
