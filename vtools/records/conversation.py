@@ -3,6 +3,7 @@
 from typing import Any
 
 from vtools.records.jsonl import Record, Reject
+from vtools.records.naming import NONE, Names
 
 Message = dict[str, Any]  # `role`, `content`, and any other keys of the input
 
@@ -14,13 +15,15 @@ ROLES = {
 SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
-def read(value: Record) -> Record:
+def read(value: Record, names: Names = NONE) -> Record:
     """Turn an object of any known shape into a record; other keys pass through. Raises Reject.
+
+    `names` adds roles and says which columns hold the texts.
 
     Shapes: OpenAI `messages`, ShareGPT `conversations` or `items` (`from`/`value`), Alpaca
     `instruction`/`input`/`output`, `prompt`/`completion` pairs (texts or lists of messages).
     """
-    rest = dict(value)
+    rest = _from_columns(value, names.columns) if names.columns else dict(value)
     for key in ("messages", "conversations", "conversation", "items"):
         turns = rest.get(key)
         if turns is None:  # tables of mixed shapes have null columns
@@ -28,7 +31,7 @@ def read(value: Record) -> Record:
             continue
         if isinstance(turns, list):
             del rest[key]
-            messages = _messages(turns, key)
+            messages = _messages(turns, key, names.roles)
             break
         raise Reject("bad_schema", f"{key} is not a list")
     else:
@@ -39,7 +42,7 @@ def read(value: Record) -> Record:
         elif "prompt" in rest and "completion" in rest:
             prompt, completion = rest.pop("prompt"), rest.pop("completion")
             if isinstance(prompt, list) and isinstance(completion, list):
-                messages = _messages([*prompt, *completion], "prompt")
+                messages = _messages([*prompt, *completion], "prompt", names.roles)
             else:
                 messages = _pair(_text(prompt, "prompt"), completion, "completion")
         else:
@@ -66,23 +69,61 @@ def shape(value: Record) -> str:
     return "alpaca" if "instruction" in value else "prompt-completion"
 
 
+def _from_columns(value: Record, columns: dict[str, str]) -> Record:
+    rest = {key: item for key, item in value.items() if key not in columns.values() and key != "messages"}
+    given = {ours: value.get(theirs) for ours, theirs in columns.items()}
+    messages = given.get("messages")
+    for role in ("system", "user", "assistant"):
+        if role not in columns or (role == "system" and given[role] in (None, "")):
+            continue
+        if not isinstance(given[role], str):
+            what = "not there" if given[role] is None else f"{type(given[role]).__name__}, not a text"
+            keys = ", ".join(list(value)[:6]) or "no keys"
+            raise Reject("bad_schema", f"the column {columns[role]} is {what} ({keys})")
+        messages = [*(messages or []), {"role": role, "content": given[role]}]
+    if messages is None:
+        raise Reject("bad_schema", f"the column {columns['messages']} is not there")
+    identity = {"id": given["id"]} if "id" in columns else {}
+    return {**rest, **identity, "messages": messages}
+
+
+def flaw(record: Record) -> str | None:
+    """Why a record must not be written, if so. In FastChat's shape a role may be any: its tools judge it."""
+    if type(record.get("id")) is not str:
+        return "the id is not a text"
+    messages, role, content = record.get("messages"), "role", "content"
+    if messages is None:
+        messages, role, content = record.get("conversations"), "from", "value"
+    if type(messages) is not list:
+        return "the messages are not a list"
+    for place, message in enumerate(messages):
+        if type(message) is not dict or type(message.get(content)) is not str:
+            return f"messages[{place}] has no text"
+        if message.get(role) not in _WRITTEN and role == "role":
+            return f"messages[{place}] has no known role"
+    return None
+
+
+_WRITTEN = ("user", "assistant", "system")  # compared, not hashed: a wrong role may be anything
+
+
 def _pair(question: str, answer: Any, where: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": _text(answer, where)}]
 
 
-def _messages(turns: list[Any], name: str) -> list[Message]:
+def _messages(turns: list[Any], name: str, roles: dict[str, str] = NONE.roles) -> list[Message]:
     messages = []
     for place, turn in enumerate(turns):
         if type(turn) is dict and len(turn) == 2:  # the common case: no other key, a known role, a text
             role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value")
-            if type(role) is str and type(content) is str and role in ROLES:
+            if type(role) is str and type(content) is str and role in ROLES and role not in roles:
                 messages.append({"role": ROLES[role], "content": content})
                 continue
-        messages.append(_message(turn, f"{name}[{place}]"))
+        messages.append(_message(turn, f"{name}[{place}]", roles))
     return messages
 
 
-def _message(turn: Any, where: str) -> Message:
+def _message(turn: Any, where: str, roles: dict[str, str]) -> Message:
     if not isinstance(turn, dict):
         raise Reject("bad_schema", f"{where} is not an object")
     rest = dict(turn)
@@ -94,7 +135,8 @@ def _message(turn: Any, where: str) -> Message:
         break
     else:
         raise Reject("bad_schema", f"{where} has no content")
-    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    spelled = role.strip().lower() if isinstance(role, str) else ""
+    known = roles.get(spelled) or ROLES.get(spelled)
     if known is None:
         raise Reject("unknown_role", f"{where}: {role!r}")
     return {"role": known, "content": _text(content, where), **rest}

@@ -9,11 +9,13 @@ import typer
 
 from vtools import options
 from vtools.process import UsageFailure
-from vtools.records import conversation, filtering, jsonl
+from vtools.records import conversation, filtering, jsonl, naming
 
 
 def split(
     files: options.Files = None,
+    role: options.Roles = None,
+    columns: options.Columns = None,
     max_tokens: Annotated[int, options.number(min=8, help="Limit segments to N tokens, template included.")] = 2048,
     tokenizer: Annotated[
         str | None, typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Use this model's tokenizer (required).")
@@ -75,14 +77,15 @@ def split(
     from vtools.split import segments, vicuna
     from vtools.split.counts import Tally
 
+    names = naming.parse(role, columns)
     if tokenizer is None:
         raise UsageFailure("no tokenizer to count with: give --tokenizer MODEL (a folder, a hub id or a .gguf file)")
     if hold_out_file is not None and hold_out_file == out:
         raise UsageFailure("--out and --hold-out-file are the same file")
     if (hold_out is None) != (hold_out_file is None):
         raise UsageFailure("--hold-out and --hold-out-file go together: give both")
-    if preset and (template or system is not None or overlong != "keep" or overlap_turns):
-        theirs = "--template, --system, --overlong and --overlap-turns"
+    if preset and (template or system is not None or overlong != "keep" or overlap_turns or role or columns):
+        theirs = "--template, --system, --overlong, --overlap-turns, --role and --columns"
         raise UsageFailure(f"--preset {preset} is a fixed set of rules: leave out {theirs}")
     share = _share(hold_out) if hold_out else 0.0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # -j limits the processors it uses
@@ -102,11 +105,14 @@ def split(
             overlong=overlong,
             overlap_turns=overlap_turns,
             exact=stats is not None,
+            names=names,
         )
     with contextlib.ExitStack() as stack:
         training = stack.enter_context(jsonl.output(out))
         held = stack.enter_context(jsonl.output(hold_out_file)) if hold_out_file else training
-        size, gone = (vicuna.size, "turns_lost") if preset else (segments.size, "turns_dropped")
+        size, gone = (
+            (vicuna.size, "turns_lost") if preset else (functools.partial(segments.size, names=names), "turns_dropped")
+        )
         counts = Tally(rejects, files or [], size, gone)
 
         def write(record: Any) -> None:
@@ -116,7 +122,7 @@ def split(
             counts.extra["held_out"] += side is not training
             side.write(record if preset else conversation.formatted(record, format))
 
-        filtering.run(counts, jsonl.values(files or []), work, common, write=write)
+        filtering.run(counts, jsonl.values(files or [], names), work, common, write=write)
 
 
 def _share(text: str) -> float:
