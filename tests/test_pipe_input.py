@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import bz2
 import gzip
 import io
 import json
+import lzma
+import zipfile
 
 import pytest
 import zstandard
@@ -109,7 +112,40 @@ def array(data: bytes) -> bytes:
     return json.dumps([json.loads(line) for line in data.splitlines()], indent=1).encode()
 
 
+def zipped(**members: bytes) -> bytes:
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return sink.getvalue()
+
+
+def pretty(data: bytes) -> bytes:
+    return b"".join(json.dumps(json.loads(line), indent=2).encode() + b"\n" for line in data.splitlines())
+
+
+def halves(data: bytes) -> tuple[bytes, bytes]:
+    lines = data.splitlines(keepends=True)
+    return b"".join(lines[:7]), b"".join(lines[7:])
+
+
 FORMS = {
+    "bzip2": bz2.compress,
+    "two bzip2 streams": lambda data: bz2.compress(data[:100]) + bz2.compress(data[100:]),
+    "xz": lzma.compress,
+    "zip": lambda data: zipped(**{"whatever it is called": data}),
+    "zip of several": lambda data: zipped(
+        **{
+            "__MACOSX/._a.json": b"\0\5\x16\7",
+            "a.json": array(halves(data)[0]),
+            "b/": b"",
+            "b/c.jsonl.gz": gzip.compress(halves(data)[1]),
+            "chat.html": b"<html>",
+            ".DS_Store": b"\0",
+        }
+    ),
+    "gzip of parquet": lambda data: gzip.compress(parquet(data)),
+    "objects over several lines": pretty,
     "gzip": gzip.compress,
     "two gzip members": lambda data: gzip.compress(data[:100]) + gzip.compress(data[100:]),
     "zstd": zst,

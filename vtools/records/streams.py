@@ -142,7 +142,7 @@ def _objects(lines: Iterator[Value], joined: bool = False) -> Iterator[Value]:
         ends, still_open = objects.values_in(first.raw)
         if still_open:
             second = next(lines, None)
-            joined = second is not None and objects.goes_on(first.raw, second.raw)
+            joined = objects.goes_on(first.raw, second.raw if second else b"")
         else:
             joined = objects.are_several(first.raw, ends)
     ahead = [first] if second is None else [first, second]
