@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from vtools.records.jsonl import Record, Reject
+from vtools.records.jsonl import KINDS, Record, Reject
 from vtools.records.naming import NONE, Names
 
 Message = dict[str, Any]  # `role`, `content`, and any other keys of the input
@@ -77,7 +77,7 @@ def _from_columns(value: Record, columns: dict[str, str]) -> Record:
         if role not in columns or (role == "system" and given[role] in (None, "")):
             continue
         if not isinstance(given[role], str):
-            what = "not there" if given[role] is None else f"{type(given[role]).__name__}, not a text"
+            what = "not there" if given[role] is None else f"{KINDS[type(given[role])]}, not a text"
             keys = ", ".join(list(value)[:6]) or "no keys"
             raise Reject("bad_schema", f"the column {columns[role]} is {what} ({keys})")
         messages = [*(messages or []), {"role": role, "content": given[role]}]

@@ -25,6 +25,12 @@ REASONS = frozenset((
 ))  # fmt: skip
 
 
+KINDS = {
+    dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false",
+    type(None): "null",
+}  # fmt: skip
+
+
 class Reject(Exception):
     """A rejected record: a reason from the fixed list, and the details. Returned or raised."""
 
@@ -184,12 +190,7 @@ def parse(value: streams.Value) -> tuple[Record | Reject, bool]:
         return record, repaired
     if isinstance(record, list) and record and objects.is_turn(record[0]):
         return {"messages": record}, repaired
-    return Reject("not_object", f"{_KINDS[type(record)]}, not an object"), False
-
-
-_KINDS = {
-    list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null",
-}  # fmt: skip
+    return Reject("not_object", f"{KINDS[type(record)]}, not an object"), False
 
 
 @contextlib.contextmanager

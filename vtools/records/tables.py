@@ -5,6 +5,8 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from vtools.records import syntax
+
 SEPARATORS = ",\t;|"
 Row = tuple[bytes, str, int, str | None, str | None]  # the fields of a `streams.Value`
 
@@ -27,6 +29,9 @@ def rows(lines: Iterator[Any], named: Collection[str]) -> Iterator[Row]:
     first = taken[-1]
     if first.torn:
         yield first.raw, first.file, first.number, first.torn, None
+        return
+    if kind := syntax.kind(first.raw) if text.lstrip().startswith("<") else None:
+        yield first.raw, first.file, first.number, None, kind
         return
     headers = {separator: _cells(text, separator) for separator in SEPARATORS}
     separator = max(headers, key=lambda each: (sum(name in headers[each] for name in named), len(headers[each])))
