@@ -90,8 +90,9 @@ class Rejects:
         if self.reasons:
             parts.append("(" + ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common()) + ")")
         parts += [f"{name} {count}" for name, count in [("repaired", self.repaired), *self.extra.items()] if count]
-        if self.kept * 100 < self.received >= 100 and self._unread() * 2 > self.rejected:
-            parts.append(f"most cannot be read, the first at {self.unreadable}")
+        if self.rejected and (self.kept == 0 or self.kept * 100 < self.received):
+            most = self._unread() * 2 > self.rejected
+            parts.append(f"most cannot be read, the first: {self.unreadable}" if most else f"the first: {self.first}")
         return ", ".join(parts).replace(", (", " (")
 
     def _unread(self) -> int:
