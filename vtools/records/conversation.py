@@ -35,7 +35,7 @@ def read(value: Record, names: Names = NONE) -> Record:
             break
         raise Reject("bad_schema", f"{key} is not a list")
     else:
-        if "instruction" in rest and "output" in rest:
+        if rest.get("instruction") is not None and "output" in rest:
             question = _text(rest.pop("instruction"), "instruction")
             given = _text(rest.pop("input", None) or "", "input")
             messages = _pair(question + (f"\n\n{given}" if given else ""), rest.pop("output"), "output")

@@ -37,14 +37,20 @@ def rows(file: IO[bytes]) -> Iterator[bytes]:
         raise Unreadable(f"the parquet data after row {number} has a value that cannot be written as JSON") from None
 
 
-def _dicts(batch: Any) -> list[dict[str, Any]]:
+def _dicts(batch: Any) -> Iterator[dict[str, Any]]:
+    try:
+        yield from _converted(batch)
+    except (ValueError, OverflowError):  # a time that Python has no type for, such as one with nanoseconds
+        single = _with_times_as_text(batch)
+        for place in range(len(single)):
+            yield from _converted(single.slice(place, 1))
+
+
+def _converted(batch: Any) -> list[dict[str, Any]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of two equal keys of a map the last counts, as in JSON
-        try:
-            found: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="lossy")
-            return found
-        except (ValueError, OverflowError):  # a time that Python has no type for, such as one with nanoseconds
-            return _with_times_as_text(batch).to_pylist(maps_as_pydicts="lossy")  # type: ignore[no-any-return]
+        found: list[dict[str, Any]] = batch.to_pylist(maps_as_pydicts="lossy")
+        return found
 
 
 def _with_times_as_text(batch: Any) -> Any:
