@@ -79,6 +79,8 @@ HEADERS = {
     b"nr,question,reply\n": "the column answer is not in the header: nr, question, reply",
     b"question,answer,answer\n": "the column answer is twice in the header: question, answer, answer",
     b"Question\tAnswer\n": "the column question is not in the header: Question, Answer",
+    b"question,answer\ra,b\r": "a table with the line ends of old Macs; convert it: tr '\\r' '\\n' < FILE",
+    b"<a>,<b>\n": "the column question is not in the header: <a>, <b>",
     b"just a text\n": "the column question is not in the header: just a text",
     b"<html>\n": "an HTML page, not JSON; was a page saved instead of the file?",
 }
