@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 from pathlib import Path
@@ -17,6 +18,7 @@ from vtools.clean import clean
 from vtools.fetch import fetch
 from vtools.process import Failure
 from vtools.records import unpacking
+from vtools.split import split
 
 MAGIC = [*unpacking.MAGIC, b"\xff\xfe{\0", b"{\0", b"BZh91AY&SY", b"a,b\n", b"<html>", b"[", b"{\n"]
 BYTES = st.binary(max_size=80) | st.tuples(st.sampled_from(MAGIC), st.binary(max_size=60)).map(b"".join)
@@ -40,9 +42,9 @@ whatever = settings(
 )
 
 
-@pytest.fixture(params=["fetch", "clean"])
-def tool(request):
-    return {"fetch": fetch, "clean": clean}[request.param]
+@pytest.fixture(params=["fetch", "clean", "split"])
+def tool(request, eot):
+    return {"fetch": fetch, "clean": clean, "split": functools.partial(split, tokenizer=eot)}[request.param]
 
 
 def check(tool, folder: Path, data: bytes, **options) -> None:
@@ -60,7 +62,10 @@ def check(tool, folder: Path, data: bytes, **options) -> None:
     stats = json.loads((folder / "stats").read_bytes())
     rows = [json.loads(line) for line in (folder / "out").read_bytes().splitlines()]
     assert stats["in"] == stats["out"] + stats["rejected"]
-    assert (stats["out"], stats["rejected"]) == (len(rows), len((folder / "rejects").read_bytes().splitlines()))
+    assert stats["rejected"] == len((folder / "rejects").read_bytes().splitlines())
+    assert stats.get("segments", stats["out"]) == len(rows)
+    if "segments" in stats:
+        assert stats["turns_in"] == stats["turns_out"] + stats["turns_dropped"]
     for row in rows:
         assert type(row["id"]) is str
         for message in row["messages"]:

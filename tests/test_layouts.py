@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import tarfile
+import tracemalloc
 
 import pytest
 from chats import chat, jsonl
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 from test_streams import SIZES, VALUES, cut
 
 from vtools.records import jsonl as reader
+from vtools.records import streams
 from vtools.records.jsonl import Reject
+from vtools.records.naming import Names
 
 thorough = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 OBJECTS = st.lists(st.dictionaries(st.text(max_size=5), VALUES, min_size=1, max_size=4), min_size=1, max_size=5)
@@ -215,3 +219,21 @@ def test_what_is_wrong_with_a_line_is_said_in_plain_words_with_the_place(raw):
     reject = reader.parse(cut(jsonl({"a": 1}) + raw + b"\n", [99])[1])[0]
     assert isinstance(reject, Reject)
     assert (reject.reason, reject.detail) == ("bad_json", DETAILS[raw])
+
+
+FLAT = {
+    "objects over several lines": lambda number: written({"id": number, "text": "word " * 200}, 1) + b"\n",
+    "lists of turns": lambda number: jsonl(chat(f"Q{number}", "word " * 200)),
+    "rows of a table": lambda number: b'%d,"word\n' % number + b"word " * 200 + b'"\n',
+}
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_memory_does_not_grow_with_the_number_of_records(name):
+    names = Names(columns={"user": "q", "assistant": "a"})
+    made = itertools.chain([b"q,a\n"] if "table" in name else [], map(FLAT[name], range(5_000)))
+    tracemalloc.start()
+    assert sum(1 for _ in streams.split(made, "file", names)) == 5_000  # 5 MB
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000
