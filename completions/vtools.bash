@@ -45,10 +45,10 @@ _vtools() {
         "judge --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
-        fetch) words="--license --limit -o --out --rejects --stats -q --quiet -v --verbose --help" ;;
-        clean) words="--format --engine --merge-same-role --preset --keep --blocked-words --drop-refusals --refusals --keep-lang --skip-lang --pii --special-tokens --dedupe --near-duplicates --decontaminate --decontaminate-ngram --moderation --moderation-model --explain -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
-        split) words="--max-tokens --tokenizer --template --system --overlong --overlap-turns --preset --hold-out --hold-out-file --group --format -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
-        stats) words="--tokenizer --template --system --diff --plot -o --out --rejects -q --quiet -v --verbose --help" ;;
+        fetch) words="--role --columns --license --limit -o --out --rejects --stats -q --quiet -v --verbose --help" ;;
+        clean) words="--role --columns --format --engine --merge-same-role --preset --keep --blocked-words --drop-refusals --refusals --keep-lang --skip-lang --pii --special-tokens --dedupe --near-duplicates --decontaminate --decontaminate-ngram --moderation --moderation-model --explain -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
+        split) words="--role --columns --max-tokens --tokenizer --template --system --overlong --overlap-turns --preset --hold-out --hold-out-file --group --format -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
+        stats) words="--role --columns --tokenizer --template --system --diff --plot -o --out --rejects -q --quiet -v --verbose --help" ;;
         train) words="--model -o --out --data --preset --epochs --max-steps --batch --lr --warmup --schedule --max-tokens --overlong --rope-scaling --template --system --lora --eval --eval-every --samples --save-every --keep --resume --nproc --nnodes --rdzv --dtype --attention --micro-tokens --recompute --compile --no-compile --save-dtype --rejects -j --jobs --seed -n --dry-run --gpu --prices -q --quiet -v --verbose --help" ;;
         make-delta) words="--base --base-model-path --target --target-model-path -o --out --delta --delta-path --codec -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         apply-delta) words="--base --base-model-path --delta --delta-path -o --out --target --target-model-path --template --add-dtype --extra-rows --expect-sum --verify -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;

@@ -121,6 +121,12 @@ LONG = {
     "deep": lambda n: b"[" * (n // 2) + b"]" * (n // 2),
     "open objects": lambda n: b'[{"a":' * (n // 6),
     "commas": lambda n: b"[" + b"," * n,
+    "an object over many lines": lambda n: b'{\n"a": [\n' + b"1,\n" * (n // 3) + b"1]\n}",
+    "an open object over many lines": lambda n: b'{\n"a": [\n' + b"1,\n" * (n // 3),
+    "objects over several lines": lambda n: b'{\n"a": 1\n}\n' * (n // 11),
+    "objects on one line": lambda n: b'{"a":1}' * (n // 7),
+    "a list of turns": lambda n: b'[{"role":"user","content":"' + b"x" * n + b'"}]\n',
+    "lists of turns": lambda n: b'[{"role":"user","content":"x"}]\n' * (n // 32),
     "open quotes": lambda n: b'["' + b'","' * (n // 3),
 }
 

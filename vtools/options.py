@@ -34,6 +34,18 @@ PricesFile = Annotated[
     ),
 ]
 Dtype = Literal["fp32", "bf16", "fp16"]
+Roles = Annotated[
+    list[str] | None,
+    typer.Option("--role", metavar="THEIRS=OURS", help="Read a role as ours: helper=assistant; repeatable."),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="OURS=COLUMN,...",
+        help="Name the columns to read, also of CSV and TSV: user=question,assistant=answer; system, id, messages.",
+    ),
+]
 Seed = Annotated[int, number("--seed", help="Set the random seed.")]
 Format = Annotated[Literal["messages", "sharegpt"], typer.Option("--format", help="Which record format to write.")]
 AskedModel = Annotated[

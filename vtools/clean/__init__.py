@@ -16,7 +16,7 @@ from vtools.clean import duplicates, steps
 from vtools.clean.choices import Choices
 from vtools.clean.draft import Draft
 from vtools.process import UsageFailure, say
-from vtools.records import conversation, filtering, jsonl, streams
+from vtools.records import conversation, filtering, jsonl, naming, streams
 from vtools.records.jsonl import Record, Reject
 
 
@@ -57,6 +57,8 @@ class Counts(filtering.Rejects):
 
 def clean(
     files: options.Files = None,
+    role: options.Roles = None,
+    columns: options.Columns = None,
     format: options.Format = "messages",
     engine: Annotated[
         Literal["auto", "fast", "reference"],
@@ -148,13 +150,15 @@ def clean(
       vtools clean raw.jsonl --explain chat0
     """
     common = options.fields_from(options.Common, locals())
+    names = naming.parse(role, columns)
     hashable = {"keep": frozenset(map(str, keep or ())), "decontaminate": tuple(decontaminate or ())}
     choices: Choices = options.fields_from(Choices, locals() | hashable)
     if engine == "fast" and importlib.util.find_spec("turbohtml") is None:
         raise process.missing_extra("turbohtml", "fast", "--engine fast")
     inputs = list(files or ())
-    if preset and (keep or merge_same_role or dedupe == "longest"):
-        raise UsageFailure(f"--preset {preset} fixes all rules: leave out --keep, --merge-same-role, --dedupe longest")
+    if preset and (keep or merge_same_role or dedupe == "longest" or role or columns):
+        theirs = "--keep, --merge-same-role, --dedupe longest, --role and --columns"
+        raise UsageFailure(f"--preset {preset} fixes all rules: leave out {theirs}")
     if dedupe == "longest" and ("dup_exact" in choices.keep or moderation):
         raise UsageFailure("--dedupe longest goes neither with --keep dup_exact nor with --moderation (twice the cost)")
     if explain is not None and (rejects or stats):
@@ -164,11 +168,11 @@ def clean(
     if dedupe == "longest":
         from vtools.records.read_twice import Sources
 
-        sources, longer = Sources(inputs), duplicates.Longer()
+        sources, longer = Sources(inputs, names), duplicates.Longer()
         _note_starts(choices, sources.values(), longer, common)
     ordered = steps.ordered(choices, longer, explain=explain is not None)
     with jsonl.output(out) as output:
-        values = sources.values() if sources else jsonl.values(inputs)
+        values = sources.values() if sources else jsonl.values(inputs, names)
         if explain is not None:
             from vtools.clean.explain import tell
 
@@ -208,4 +212,4 @@ def _note_starts(
     work: Any = functools.partial(steps.draft, dataclasses.replace(choices, near_duplicates=None))
     common = options.Common(jobs=common.jobs, quiet=True)
     counts = filtering.Rejects("clean", os.devnull)
-    filtering.run(counts, values, work, common, write=lambda record: None, finish=note)
+    filtering.run(counts, values, work, common, write=lambda record: None, finish=note, leaves=False)

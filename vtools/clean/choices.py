@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from vtools.records.naming import NONE, Names
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -24,6 +26,7 @@ class Choices:
     moderation_model: str = ""
     dedupe: str = "first"
     near_duplicates: float | None = None
+    names: Names = NONE
 
     def has_optional(self) -> bool:
         """Whether a step is on that is off by default and looks at one record alone."""

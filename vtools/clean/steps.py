@@ -12,6 +12,7 @@ from vtools.clean.html import convert
 from vtools.records import conversation
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
+from vtools.records.naming import Names
 
 
 @functools.cache
@@ -23,7 +24,7 @@ def pure(choices: Choices) -> tuple[Step, ...]:
         steps = vicuna.steps(choices.engine)
     else:
         steps = [
-            Step("read", _read),
+            Step("read", functools.partial(_read, choices.names)),
             test("plugin", filters.plugin),
             Step("html", functools.partial(_html, choices.engine, _converter(choices.engine))),
             Step("turns", functools.partial(_turns, choices)),
@@ -78,8 +79,8 @@ def prepare(choices: Choices, made: Draft) -> None:
         made.sketch = near_duplicates.sketch(messages)
 
 
-def _read(made: Draft) -> None:
-    made.record = conversation.read(made.record)
+def _read(names: Names, made: Draft) -> None:
+    made.record = conversation.read(made.record, names)
 
 
 def _html(engine: str, converter: str, made: Draft) -> str | None:

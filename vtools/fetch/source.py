@@ -10,6 +10,7 @@ from vtools import __version__, provenance
 from vtools.inference import retry
 from vtools.process import Failure
 from vtools.records import streams
+from vtools.records.naming import NONE, Names
 from vtools.records.unpacking import Torn
 
 TRIES = 5
@@ -28,15 +29,15 @@ class Origin:
         return {"uri": self.uri} | ({"fetched_at": self.fetched_at} if self.fetched_at else {})
 
 
-def values(sources: list[str], origin: Origin) -> Iterator[streams.Value]:
+def values(sources: list[str], origin: Origin, names: Names = NONE) -> Iterator[streams.Value]:
     """The raw values of files and http(s) URLs, one after another; `origin` is updated as they come."""
     for name in sources:
         if name.startswith(("http://", "https://")):
             origin.uri, origin.fetched_at = name, provenance.now()
-            yield from streams.split(download(name), name)
+            yield from streams.split(download(name), name, names)
         else:
             origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
-            yield from streams.values(name)
+            yield from streams.values(name, names)
 
 
 def download(url: str) -> Iterator[bytes]:

@@ -1,17 +1,15 @@
 """The record: the shapes that are read and written, and content ids."""
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vtools.records import preferences
-from vtools.records.jsonl import Record, Reject
+from vtools.records.jsonl import KINDS, Record, Reject
 from vtools.records.message import ROLES, Message, Roles, is_trained, messages_of, text_of
-
-if TYPE_CHECKING:
-    from vtools.records.naming import Names
+from vtools.records.naming import NONE, Names
 
 __all__ = [
-    "Message", "content_id", "formatted", "is_trained", "read", "shape", "text_key", "to_sharegpt",
+    "Message", "content_id", "flaw", "formatted", "is_trained", "read", "shape", "text_key", "to_sharegpt",
 ]  # fmt: skip
 
 SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
@@ -25,17 +23,17 @@ _IDS = ("id", "conversation_id", "conversation_hash", "uuid")
 _FRAME = preferences.KEYS.union(_SYSTEM, _MEDIA)
 
 
-def read(value: Record, names: "Names | None" = None, frame: bool = True) -> Record:
+def read(value: Record, names: Names = NONE, frame: bool = True) -> Record:
     """Turn an object of any known shape into a record; other keys pass through. Raises Reject.
 
     Shapes: OpenAI `messages`, ShareGPT `conversations` or `items` (`from`/`value`), lists of texts in turn, each also
     as JSON text or as an object of lists; a question and its answer under their usual names, with Alpaca's `input` and
     `history` and Dolly's `context`; `chosen` and `rejected` answers. A `system` column becomes the first message, and
-    system messages in a row become one, unless `frame` is false. `names` has further names of roles and columns.
+    system messages in a row become one, unless `frame` is false. `names` adds roles and says which columns hold what.
     """
-    rest = dict(value)
-    roles = ROLES | names.roles if names else ROLES
-    messages = _columns(rest, names.columns) if names and names.columns else _turns(rest, roles)
+    rest = _from_columns(value, names.columns) if names.columns else dict(value)
+    roles = ROLES | names.roles if names.roles else ROLES
+    messages = _turns(rest, roles)
     if not _FRAME.isdisjoint(rest):
         messages = preferences.settle(rest, messages, roles)
         _refuse_media(rest, messages)
@@ -146,21 +144,22 @@ def _pair(rest: Record, question: str, answer: str | None, roles: Roles) -> list
     return messages
 
 
-def _columns(rest: Record, columns: dict[str, str]) -> list[Message]:
-    """The messages of the columns that --columns names."""
-    messages: list[Message] = []
+def _from_columns(value: Record, columns: dict[str, str]) -> Record:
+    rest = {key: item for key, item in value.items() if key not in columns.values() and key != "messages"}
+    given = {ours: value.get(theirs) for ours, theirs in columns.items()}
+    messages = given.get("messages")
     for role in ("system", "user", "assistant"):
-        key = columns.get(role)
-        if key is None:
+        if role not in columns or (role == "system" and given[role] in (None, "")):
             continue
-        if key not in rest:
-            raise Reject("bad_schema", f"no column {key} ({', '.join(list(rest)[:6]) or 'no keys'})")
-        text = rest.pop(key)
-        if role != "system" or text:
-            messages.append({"role": role, "content": text_of(text, key)})
-    if "id" in columns:
-        rest["id"] = rest.pop(columns["id"], None)
-    return messages
+        if not isinstance(given[role], str):
+            what = "not there" if given[role] is None else f"{KINDS[type(given[role])]}, not a text"
+            keys = ", ".join(list(value)[:6]) or "no keys"
+            raise Reject("bad_schema", f"the column {columns[role]} is {what} ({keys})")
+        messages = [*(messages or []), {"role": role, "content": given[role]}]
+    if messages is None:
+        raise Reject("bad_schema", f"the column {columns['messages']} is not there")
+    identity = {"id": given["id"]} if "id" in columns else {}
+    return {**rest, **identity, "messages": messages}
 
 
 def _system(rest: Record) -> list[Message]:
@@ -202,6 +201,26 @@ def _identity(rest: Record) -> str | None:
     if isinstance(given, dict) and len(given) == 1 and "$oid" in given:  # MongoDB's export
         given = given["$oid"]
     return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, separators=(",", ":"))
+
+
+def flaw(record: Record) -> str | None:
+    """Why a record must not be written, if so. In FastChat's shape a role may be any: its tools judge it."""
+    if type(record.get("id")) is not str:
+        return "the id is not a text"
+    messages, role, content = record.get("messages"), "role", "content"
+    if messages is None:
+        messages, role, content = record.get("conversations"), "from", "value"
+    if type(messages) is not list:
+        return "the messages are not a list"
+    for place, message in enumerate(messages):
+        if type(message) is not dict or type(message.get(content)) is not str:
+            return f"messages[{place}] has no text"
+        if message.get(role) not in _WRITTEN and role == "role":
+            return f"messages[{place}] has no known role"
+    return None
+
+
+_WRITTEN = ("user", "assistant", "system")  # compared, not hashed: a wrong role may be anything
 
 
 def content_id(messages: list[Message]) -> str:

@@ -11,11 +11,13 @@ from typing import Any
 from vtools import __version__
 from vtools.options import Common
 from vtools.process import Failure, UsageFailure, say
-from vtools.records import jsonl, streams
+from vtools.records import advice, conversation, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
 # Reasons that mean broken input: without --rejects they end the run.
 BROKEN = frozenset(("bad_json", "not_object", "torn_input"))
+# Reasons that mean a record whose shape or roles are not known: if every record has one, the run fails.
+UNREADABLE = BROKEN | {"bad_schema", "unknown_role", "bad_label", "tool", "thinking", "media"}
 
 
 class Rejects:
@@ -32,15 +34,21 @@ class Rejects:
         self.reasons: Counter[str] = Counter()
         self.extra: Counter[str] = Counter()
         self.first: str | None = None
+        self.unreadable: str | None = None  # the first such reject, and what to do
         self.value: streams.Value | None = None  # the value whose outcome is being written
 
     def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
         """Count a reject and save it; without a rejects file, broken input raises Failure."""
         place = f"{value.file}:{value.number}"
         if self.stream is None and reject.reason in BROKEN:
-            raise Failure(f"{place}: {reject.detail or reject.reason} (--rejects FILE saves these and continues)")
+            hint = "" if value.foreign else " (--rejects FILE saves these and continues)"
+            raise Failure(f"{place}: {reject.detail or reject.reason}{hint}")
         self.reasons[reject.reason] += 1
-        self.first = self.first or f"{place}: {reject.reason}: {reject.detail}"
+        said = f"{place}: {reject.reason}: {reject.detail}"
+        self.first = self.first or said
+        if self.unreadable is None and reject.reason in UNREADABLE:
+            todo = advice.for_record(reject, record)
+            self.unreadable = said + (f"; {todo}" if todo else "")
         self.save(reject, value, record)
 
     def save(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
@@ -82,7 +90,19 @@ class Rejects:
         if self.reasons:
             parts.append("(" + ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common()) + ")")
         parts += [f"{name} {count}" for name, count in [("repaired", self.repaired), *self.extra.items()] if count]
+        if self.rejected and (self.kept == 0 or self.kept * 100 < self.received):
+            most = self._unread() * 2 > self.rejected
+            parts.append(f"most cannot be read, the first: {self.unreadable}" if most else f"the first: {self.first}")
         return ", ".join(parts).replace(", (", " (")
+
+    def _unread(self) -> int:
+        return sum(self.reasons[reason] for reason in UNREADABLE)
+
+    def check_readable(self) -> None:
+        """Raise Failure if not one of the records could be read."""
+        if self.received and self._unread() == self.received:
+            others = f"none of the {self.received:,} records can" if self.received > 1 else "the only record cannot"
+            raise Failure(f"{self.unreadable} ({others} be read)")
 
 
 Outcome = Record | list[Record] | Reject
@@ -92,12 +112,13 @@ Done = tuple[Record | Reject | None, Outcome, bool]  # record as read, if at han
 
 def run(
     counts: Rejects, values: Iterable[streams.Value], work: Work, common: Common, *,
-    write: Callable[[Record], None], finish: Callable[[Any], Record | Reject] | None = None,
+    write: Callable[[Record], None], finish: Callable[[Any], Record | Reject] | None = None, leaves: bool = True,
 ) -> None:  # fmt: skip
     """Run a filter: each value through `work` (in `common.jobs` processes), then in input order through `finish`.
 
     `work` is pure: a record in; a record, several, or a Reject out. `finish` may keep state (such as duplicates).
-    Writes the closing line and the stats file.
+    Writes the closing line and the stats file. If what is written `leaves` as a conversation, each is checked here,
+    the only way out, and it is a Failure if no record at all can be read.
     """
     gc.set_threshold(20_000)  # records have no cycles; looking for them at the default rate took a tenth of the time
     outcomes: Iterable[tuple[streams.Value, Done]]
@@ -113,10 +134,12 @@ def run(
             counts.repaired += repaired
             counts.value = value
             tick()
-            made = outcome if isinstance(outcome, list) else [outcome]
+            made: list[Record | Reject] = list(outcome) if isinstance(outcome, list) else [outcome]
             if finish:
                 made = [one if isinstance(one, Reject) else finish(one) for one in made]
             kept = [one for one in made if not isinstance(one, Reject)]
+            if leaves and (flaws := [flaw for one in kept if (flaw := conversation.flaw(one))]):
+                kept, made = [], [Reject("bad_schema", flaws[0])]
             if made and not kept:
                 given = read or jsonl.parse(value)[0]  # as read: `work` changes nothing in place
                 counts.add(made[0], value, None if isinstance(given, Reject) else given)  # type: ignore[arg-type]
@@ -124,16 +147,16 @@ def run(
             for record in kept:
                 write(record)
             counts.kept += 1
-    if counts.stream is None and counts.received and counts.reasons["bad_schema"] == counts.received:
-        raise Failure(f"{counts.first} (no record has a format that vtools reads)")
-    close(counts, common)
+    close(counts, common, leaves)
 
 
-def close(counts: Rejects, common: Common) -> None:
-    """Write the stats file and the closing line."""
+def close(counts: Rejects, common: Common, leaves: bool = False) -> None:
+    """Write the stats file and the closing line; `leaves` as in `run`."""
     if common.stats:
         with jsonl.output(common.stats) as out:
             out.write(counts.summary())
+    if leaves:
+        counts.check_readable()
     if not common.quiet:
         say(counts.tool, counts.line())
 

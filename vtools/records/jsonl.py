@@ -12,7 +12,8 @@ from typing import IO, Any
 from vtools import process
 from vtools.files.atomic import atomic
 from vtools.process import Failure
-from vtools.records import streams
+from vtools.records import objects, streams
+from vtools.records.naming import NONE, Names
 
 Record = dict[str, Any]
 
@@ -22,6 +23,12 @@ REASONS = frozenset((
     "dup_near", "pii", "moderation", "rep_digits", "wrong_list", "special_token", "contaminated", "overlong",
     "template_error", "unanswered", "unmatched", "bad_label", "tool", "thinking", "media",
 ))  # fmt: skip
+
+
+KINDS = {
+    dict: "an object", list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false",
+    type(None): "null",
+}  # fmt: skip
 
 
 class Reject(Exception):
@@ -71,7 +78,9 @@ def loads(raw: bytes) -> tuple[Any, bool]:
     except RecursionError:
         raise Reject("bad_json", "nested too deeply") from None
     except ValueError as error:
-        raise Reject("bad_json", str(error)) from None
+        from vtools.records import syntax
+
+        raise Reject("bad_json", syntax.explained(text, error)) from None
     return repaired, bool(nans or changed)
 
 
@@ -152,28 +161,36 @@ def records(files: Iterable[str]) -> Generator[Record]:
         yield record
 
 
-def values(files: Iterable[str]) -> Iterator[streams.Value]:
+def values(files: Iterable[str], names: Names = NONE) -> Iterator[streams.Value]:
     """The raw values of all files, one after another; no file means stdin."""
     for file in list(files) or ["-"]:
-        yield from streams.values(file)
+        yield from streams.values(file, names)
 
 
 def parse(value: streams.Value) -> tuple[Record | Reject, bool]:
-    """Parse a raw value: its object or a Reject, and whether it was repaired.
+    """Parse a raw value: its object or a Reject, and whether it was repaired. A list of turns is a conversation.
 
     A last line without its newline counts as torn only if it does not parse.
     """
+    if value.foreign:
+        return Reject("bad_json", value.foreign), False
     try:
         record, repaired = loads(value.raw)
         if value.torn:
             return Reject("torn_input", value.torn), False
     except Reject as reject:
+        if value.number == 1:
+            from vtools.records import syntax
+
+            reject = Reject(reject.reason, syntax.kind(value.raw) or reject.detail)
         if value.torn is not None:
             return Reject("torn_input", value.torn or f"the last line is cut off: {reject.detail}"), False
         return reject, False
-    if not isinstance(record, dict):
-        return Reject("not_object", f"a JSON {type(record).__name__}, not an object"), False
-    return record, repaired
+    if isinstance(record, dict):
+        return record, repaired
+    if isinstance(record, list) and record and objects.is_turn(record[0]):
+        return {"messages": record}, repaired
+    return Reject("not_object", f"{KINDS[type(record)]}, not an object"), False
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vtools.records.jsonl import Reject
+from vtools.records.jsonl import KINDS, Reject
 
 Message = dict[str, Any]  # `role`, `content`, and any other keys of the input
 Roles = Mapping[str, str]  # their name of a role, in lower case, to ours
@@ -90,7 +90,7 @@ def text_of(content: Any, where: str) -> str:
         content = content.get("parts") or [content]
     if isinstance(content, list):
         return "\n".join(filter(None, [_part(part, where) for part in content]))
-    raise Reject("bad_schema", f"{where}: the text is {'null' if content is None else _kind(content)}")
+    raise Reject("bad_schema", f"{where}: the text is {KINDS[type(content)]}")
 
 
 def _part(part: Any, where: str) -> str:
@@ -108,8 +108,3 @@ def _part(part: Any, where: str) -> str:
     if len(texts) == 0 or not isinstance(texts[0], str):
         raise Reject("bad_schema", f"{where} has a part that is not text")
     return texts[0]
-
-
-def _kind(value: Any) -> str:
-    """What JSON calls a value."""
-    return "true or false" if isinstance(value, bool) else "a number" if isinstance(value, int | float) else "an object"

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator
 from typing import IO
 
 from vtools.records import streams
+from vtools.records.naming import NONE, Names
 
 
 class Sources:
     """Input that can be read twice: files directly, stdin and pipes through a temporary file."""
 
-    def __init__(self, files: Iterable[str]) -> None:
+    def __init__(self, files: Iterable[str], names: Names = NONE) -> None:
+        self.names = names
         self.files: list[tuple[str, IO[bytes] | None]] = []
         for file in list(files) or ["-"]:
             spool = None
@@ -27,8 +29,8 @@ class Sources:
         """All raw values, from the beginning."""
         for file, spool in self.files:
             if spool is None:
-                yield from streams.values(file)
+                yield from streams.values(file, self.names)
             else:
                 spool.seek(0)
                 chunks = iter(functools.partial(spool.read, streams.CHUNK), b"")
-                yield from streams.split(chunks, "stdin" if file == "-" else file)
+                yield from streams.split(chunks, "stdin" if file == "-" else file, self.names)

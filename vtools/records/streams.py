@@ -1,51 +1,91 @@
-"""Any input as a stream of raw JSON values: JSONL or one array, plain, gzip, zstd or parquet, from a file or a pipe."""
+"""Any input as a stream of raw JSON values, whatever its packing and layout, from a file or a pipe."""
 
 import io
+import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from vtools.process import Failure
-from vtools.records import arrays
-from vtools.records.unpacking import Torn, prepend, unpacked
+from vtools.records import arrays, objects
+from vtools.records.naming import NONE, Names
+from vtools.records.unpacking import Foreign, Torn, prepend, unpacked
 
 CHUNK = 1 << 16
 BOM = b"\xef\xbb\xbf"
+BETWEEN = b" \t\r\n,"  # what may separate two values
+DATA = (".json", ".jsonl", ".ndjson", ".parquet")
+TABLES = (".csv", ".tsv")
+PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 
 class Value(NamedTuple):
-    """One raw JSON value: its bytes, its file, its line (or index in the array), and the error if it was cut off."""
+    """One raw JSON value: its bytes, its file, its line (or index in the array), and the error if it was cut off.
+
+    `foreign` says why it is no JSON, where that is known before it is parsed.
+    """
 
     raw: bytes
     file: str
     number: int
     torn: str | None = None
+    foreign: str | None = None
 
 
-def values(file: str) -> Iterator[Value]:
+def is_data(name: str, names: Names = NONE) -> bool:
+    """Whether a file of a folder or of a zip file holds records, by its name; tables do only with --columns."""
+    *folders, file = name.split("/")
+    if file.startswith(".") or "__MACOSX" in folders:
+        return False
+    file = file.lower()
+    for packed in PACKED:
+        file = file.removesuffix(packed)
+    return file.endswith((*DATA, ".zip", *TABLES) if names.columns else (*DATA, ".zip"))
+
+
+def values(file: str, names: Names = NONE) -> Iterator[Value]:
     """Yield the raw values of a file (`-` is stdin). The last one carries `torn` if the input broke off."""
     with open_file(file) as stream:
         chunks = iter(lambda: stream.read1(CHUNK), b"")  # type: ignore[attr-defined]
-        yield from split(chunks, "stdin" if file == "-" else file)
+        yield from split(chunks, "stdin" if file == "-" else file, names)
 
 
-def split(chunks: Iterable[bytes], file: str) -> Iterator[Value]:
-    """Unpack chunks of bytes and cut them into values: array elements if the first byte is `[`, else lines."""
-    chunks = unpacked(iter(chunks))
+def split(chunks: Iterable[bytes], file: str, names: Names = NONE) -> Iterator[Value]:
+    """Unpack chunks of bytes and cut them into values; the rows of a table too, if `names` has columns."""
+    try:
+        for member, part in unpacked(iter(chunks), lambda name: is_data(name, names)):
+            yield from _cut(part, f"{file}/{member}" if member else file, names)
+    except Torn as torn:
+        yield Value(b"", file, 1, torn=str(torn))
+    except Foreign as kind:
+        yield Value(b"", file, 1, foreign=str(kind))
+
+
+def _cut(chunks: Iterator[bytes], file: str, names: Names) -> Iterator[Value]:
+    """Array elements if the first byte is `[`, unless they are turns; else lines, or objects of several lines."""
     head = b""
     try:
         for chunk in chunks:
             head += chunk
             start = arrays.BETWEEN.sub(b"", head, count=1)
             if start:
-                cut = _elements if start[:1] == b"[" else _lines
-                yield from cut(prepend(head, chunks), file)
+                chunks = prepend(head, chunks)
+                if start[:1] == b"[":
+                    yield from _elements(chunks, file)
+                elif start[:1] == b"{" or not names.columns:
+                    yield from _objects(_lines(chunks, file))
+                else:
+                    from vtools.records import tables
+
+                    for row in tables.rows(_lines(chunks, file, blank=True), names.columns.values()):
+                        yield Value(*row)
                 return
     except Torn as torn:
         yield Value(head, file, 1, str(torn))
 
 
-def _lines(chunks: Iterator[bytes], file: str, number: int = 0) -> Iterator[Value]:
+def _lines(chunks: Iterator[bytes], file: str, number: int = 0, blank: bool = False) -> Iterator[Value]:
+    """Lines without their ends; those of white space alone only if `blank`."""
     rest: list[bytes] = []
     torn = None
     try:
@@ -56,7 +96,7 @@ def _lines(chunks: Iterator[bytes], file: str, number: int = 0) -> Iterator[Valu
                 number += 1
                 line = b"".join(rest)
                 rest = [other]
-                if line.strip(b" \t\r\n"):
+                if blank or line.strip(b" \t\r\n"):
                     yield Value(line, file, number)
     except Torn as error:
         torn = str(error)
@@ -66,16 +106,76 @@ def _lines(chunks: Iterator[bytes], file: str, number: int = 0) -> Iterator[Valu
 
 
 def _elements(chunks: Iterator[bytes], file: str) -> Iterator[Value]:
-    number, cut = 0, arrays.elements(chunks)
+    """The elements of an array, or whole arrays if the first element is a turn: then each is one conversation."""
+    kept: list[bytes] | None = []
+
+    def noted() -> Iterator[bytes]:
+        for chunk in chunks:
+            if kept is not None:
+                kept.append(chunk)
+            yield chunk
+
+    number, cut = 0, arrays.elements(noted())
     while True:
         try:
             raw, torn = next(cut)
         except StopIteration as end:
             if end.value:
-                yield from _lines(end.value, file, number)
+                yield from _objects(_lines(end.value, file, number))
             return
+        if kept is not None:
+            if objects.is_turn_text(raw):
+                yield from _objects(_lines(prepend(b"".join(kept), chunks), file), joined=True)
+                return
+            kept = None
         number += 1
         yield Value(raw, file, number, torn)
+
+
+def _objects(lines: Iterator[Value], joined: bool = False) -> Iterator[Value]:
+    """Lines as they are if the first is one value; values that may take several lines if it is not or if `joined`."""
+    first = next(lines, None)
+    if first is None:
+        return
+    second = None
+    if not joined:
+        ends, still_open = objects.values_in(first.raw)
+        if still_open:
+            second = next(lines, None)
+            joined = objects.goes_on(first.raw, second.raw if second else b"")
+        else:
+            joined = objects.are_several(first.raw, ends)
+    ahead = [first] if second is None else [first, second]
+    yield from ahead if not joined else ()
+    yield from _joined(itertools.chain(ahead, lines)) if joined else lines
+
+
+def _joined(lines: Iterator[Value]) -> Iterator[Value]:
+    """The values of lines, joined until their brackets are closed; a value that never ends is given as it is."""
+    held: list[bytes] = []
+    start: Value | None = None
+    torn: str | None = None
+    brackets = objects.Brackets()
+    for line in lines:
+        if start and brackets.are_broken_by(line.raw):
+            yield start._replace(raw=b"\n".join(held))
+            held, start, brackets = [], None, objects.Brackets()
+        position = 0
+        for end in brackets.ends(line.raw):
+            held.append(line.raw[position:end])
+            yield (start or line)._replace(raw=b"\n".join(held).lstrip(BETWEEN), torn=None)
+            held, start, position = [], None, end
+        rest, torn = line.raw[position:], line.torn
+        if start or rest.strip(BETWEEN):
+            held.append(rest)
+            start = start or line
+            if not brackets.open:
+                yield line._replace(raw=rest.lstrip(BETWEEN))
+                held, start = [], None
+        elif torn:
+            yield line._replace(raw=b"")
+    if start:
+        yield start._replace(raw=b"\n".join(held), torn=torn or "")
 
 
 def open_file(file: str) -> BinaryIO:

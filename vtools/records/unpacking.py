@@ -1,35 +1,95 @@
-"""Unpacking gzip, zstd and parquet, detected by the first bytes, not by the file name."""
+"""Unpacking gzip, bzip2, xz, zstd, zip and parquet, detected by the first bytes, not by the file name."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
+
+Chunks = Iterator[bytes]
 
 
 class Torn(Exception):
     """The stream ended before its data did."""
 
 
-def unpacked(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Chunks of the uncompressed bytes. Waits for three more bytes only if the first may be a magic number's."""
+class Foreign(Exception):
+    """The data is of a kind that is known by its first bytes, but not read; the text says what to do."""
+
+
+GZIP, ZSTD, XZ, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"PAR1"
+BZIP2 = (b"BZh", b"1AY&SY", b"\x17rE8P\x90")  # followed by the block size and by a block, or by the end
+ZIP = (b"PK\3\4", b"PK\5\6")  # with members, or empty
+CONVERT = "convert it: iconv -f UTF-16 -t UTF-8 FILE"
+FOREIGN = {
+    b"ARROW1": "an Arrow or Feather file; write it as parquet",
+    b"\xff\xff\xff\xff": "an Arrow stream; write it as parquet",
+    b"%PDF": "a PDF file",
+    b"SQLite format 3\0": "an SQLite database; export its rows as JSON or CSV",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it first",
+    b"Rar!\x1a\7": "a RAR archive; unpack it first",
+    b"\x89HDF\r\n": "an HDF5 file; write its rows as JSON or parquet",
+}
+MAGIC = (GZIP, ZSTD, XZ, PARQUET, BZIP2[0] + b"9" + BZIP2[1], *ZIP, *FOREIGN)
+NESTED = 4  # packings inside each other: some archives contain themselves
+
+
+def unpacked(chunks: Chunks, wanted: Callable[[str], bool], depth: int = 0) -> Iterator[tuple[str, Chunks]]:
+    """The streams of a file, unpacked: one without a name, or those members of a zip file whose name is `wanted`.
+
+    Waits for more than the first byte only if it may be a magic number's. Raises Torn and Foreign, and so may each
+    stream.
+    """
     head = b""
     for chunk in chunks:
         head += chunk
-        if len(head) >= 4 or head[:1] not in (b"\x1f", b"\x28", b"P"):
+        if not any(magic.startswith(head[: len(magic)]) and len(head) < len(magic) for magic in MAGIC):
             break
     chunks = prepend(head, chunks)
-    if head[:2] == b"\x1f\x8b":
+    if depth == NESTED:
+        raise Foreign("packed more than four times; unpack it first")
+    if packing := _packing(head):
+        yield from unpacked(_decompressed(chunks, *packing), wanted, depth + 1)
+    elif head.startswith(ZIP):
+        yield from _members(chunks, wanted, depth)
+    elif head.startswith(PARQUET):
+        yield "", _parquet(chunks)
+    else:
+        if kind := _foreign(head):
+            raise Foreign(kind)
+        yield "", chunks
+
+
+def _packing(head: bytes) -> tuple[Callable[[], Any], str] | None:
+    if head.startswith(GZIP):
         import zlib
 
-        return _decompressed(chunks, lambda: zlib.decompressobj(wbits=31), "gzip")
-    if head[:4] == b"\x28\xb5\x2f\xfd":
+        return (lambda: zlib.decompressobj(wbits=31)), "gzip"
+    if head.startswith(ZSTD):
         import zstandard
 
-        return _decompressed(chunks, lambda: zstandard.ZstdDecompressor().decompressobj(), "zstd")
-    if head[:4] == b"PAR1":
-        return _parquet(chunks)
-    return chunks
+        return (lambda: zstandard.ZstdDecompressor().decompressobj()), "zstd"
+    if head.startswith(XZ):
+        import lzma
+
+        return lzma.LZMADecompressor, "xz"
+    if head.startswith(BZIP2[0]) and head[4:10] in BZIP2:
+        import bz2
+
+        return bz2.BZ2Decompressor, "bzip2"
+    return None
 
 
-def _decompressed(chunks: Iterator[bytes], new: Callable[[], Any], name: str) -> Iterator[bytes]:
+def _foreign(head: bytes) -> str | None:
+    for magic, kind in FOREIGN.items():
+        if head.startswith(magic):
+            return kind
+    start = head[:2]
+    if (start in (b"\xff\xfe", b"\xfe\xff") and 0 in head[2:4]) or (0 in start and start.strip(b"\0")[:1] in b"{[<"):
+        return f"a UTF-16 file; {CONVERT}"
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it first: tar -xf FILE"
+    return None
+
+
+def _decompressed(chunks: Chunks, new: Callable[[], Any], name: str) -> Chunks:
     stream: Any = None
     for chunk in chunks:
         while chunk:
@@ -39,8 +99,8 @@ def _decompressed(chunks: Iterator[bytes], new: Callable[[], Any], name: str) ->
                 stream = new()
             try:
                 data = stream.decompress(chunk)
-            except Exception as error:  # zlib.error or ZstdError
-                raise Torn(f"the {name} data is damaged: {error}") from None
+            except Exception:  # zlib.error, ZstdError, LZMAError or OSError
+                raise Torn(f"the {name} data is damaged") from None
             if data:
                 yield data
             chunk = b""
@@ -50,25 +110,61 @@ def _decompressed(chunks: Iterator[bytes], new: Callable[[], Any], name: str) ->
         raise Torn(f"the {name} data ends early")
 
 
-def _parquet(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Rows as JSON lines. Parquet has its index at the end, so the input is copied to disk first."""
+def _members(chunks: Chunks, wanted: Callable[[str], bool], depth: int) -> Iterator[tuple[str, Chunks]]:
+    """The wanted members of a zip file, or its only one. It has its index at the end, so it is copied to disk first."""
     import tempfile
-
-    import orjson
-    import pyarrow
-    import pyarrow.parquet
+    import zipfile
 
     with tempfile.TemporaryFile() as spool:
         spool.writelines(chunks)
         try:
-            for batch in pyarrow.parquet.ParquetFile(spool).iter_batches(batch_size=64):
-                for row in batch.to_pylist():
-                    yield orjson.dumps(row, default=str) + b"\n"
-        except (pyarrow.ArrowException, OSError) as error:
-            raise Torn(f"the parquet data is damaged: {str(error).splitlines()[0]}") from None
+            archive = zipfile.ZipFile(spool)
+        except (zipfile.BadZipFile, OSError, ValueError):
+            raise Torn("the zip data is damaged or ends early") from None
+        members = [each for each in archive.infolist() if not each.is_dir()]
+        chosen = [each for each in members if wanted(each.filename)] or members[: len(members) == 1]
+        if not chosen:
+            names = ", ".join(each.filename for each in members[:4]) + ", ..." * (len(members) > 4)
+            raise Foreign(f"a zip file without JSON, JSONL or parquet in it ({names or 'it is empty'})")
+        for member in chosen:
+            if member.flag_bits & 1:
+                raise Foreign(f"{member.filename} is encrypted in the zip file; unpack it first")
+            for name, part in unpacked(_member(archive, member), wanted, depth + 1):
+                yield "/".join(filter(None, (member.filename, name))), part
 
 
-def prepend(head: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _member(archive: Any, member: Any) -> Chunks:
+    import zipfile
+    import zlib
+
+    try:
+        with archive.open(member) as stream:
+            while chunk := stream.read1(1 << 16):
+                yield chunk
+    except NotImplementedError:
+        raise Foreign(f"{member.filename} is packed in a way that is not read; unpack it first") from None
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, zlib.error):
+        raise Torn(f"the zip data of {member.filename} is damaged") from None
+
+
+def _parquet(chunks: Chunks) -> Chunks:
+    """Rows as JSON lines. Parquet has its index at the end, so the input is copied to disk first."""
+    import tempfile
+
+    from vtools.records import parquet
+
+    with tempfile.TemporaryFile() as spool:
+        spool.writelines(chunks)
+        spool.flush()
+        if parquet.several(spool):
+            raise Foreign("several parquet files one after another; give each as a file of its own: FILE FILE")
+        try:
+            yield from parquet.rows(spool)
+        except parquet.Unreadable as error:
+            raise Torn(str(error)) from None
+
+
+def prepend(head: bytes, chunks: Chunks) -> Chunks:
     """Put the first bytes back in front of a stream."""
     yield head
     yield from chunks

@@ -9,11 +9,13 @@ import typer
 
 from vtools import options
 from vtools.process import UsageFailure
-from vtools.records import conversation, filtering, jsonl, read_twice
+from vtools.records import conversation, filtering, jsonl, naming, read_twice
 
 
 def split(
     files: options.Files = None,
+    role: options.Roles = None,
+    columns: options.Columns = None,
     max_tokens: Annotated[int, options.number(min=8, help="Limit segments to N tokens, template included.")] = 2048,
     tokenizer: Annotated[
         str | None, typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Use this model's tokenizer (required).")
@@ -82,6 +84,7 @@ def split(
     from vtools.split.counts import Tally
     from vtools.split.hold_out import Pieces, Sides
 
+    names = naming.parse(role, columns)
     if tokenizer is None:
         raise UsageFailure("no tokenizer to count with: give --tokenizer MODEL (a folder, a hub id or a .gguf file)")
     if hold_out_file is not None and hold_out_file == out:
@@ -90,8 +93,8 @@ def split(
         raise UsageFailure("--hold-out and --hold-out-file go together: give both")
     if group is not None and hold_out is None:
         raise UsageFailure("--group says what --hold-out keeps together: give both")
-    if preset and (template or system is not None or overlong != "keep" or overlap_turns):
-        theirs = "--template, --system, --overlong and --overlap-turns"
+    if preset and (template or system is not None or overlong != "keep" or overlap_turns or role or columns):
+        theirs = "--template, --system, --overlong, --overlap-turns, --role and --columns"
         raise UsageFailure(f"--preset {preset} is a fixed set of rules: leave out {theirs}")
     share = _share(hold_out) if hold_out else 0.0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # -j limits the processors it uses
@@ -111,16 +114,19 @@ def split(
             overlong=overlong,
             overlap_turns=overlap_turns,
             exact=stats is not None,
+            names=names,
         )
     with contextlib.ExitStack() as stack:
         training = stack.enter_context(jsonl.output(out))
         held = stack.enter_context(jsonl.output(hold_out_file)) if hold_out_file else training
-        size, gone = (vicuna.size, "turns_lost") if preset else (segments.size, "turns_dropped")
+        size, gone = (
+            (vicuna.size, "turns_lost") if preset else (functools.partial(segments.size, names=names), "turns_dropped")
+        )
         counts = Tally(rejects, files or [], size, gone)
-        values, pieces = jsonl.values(files or []), None
+        values, pieces = jsonl.values(files or [], names), None
         if share and group is None:
-            sources = read_twice.Sources(files or [])
-            values, pieces = sources.values(), Pieces(sources.values())
+            sources = read_twice.Sources(files or [], names)
+            values, pieces = sources.values(), Pieces(sources.values(), names)
         sides = Sides(share, group, pieces)
 
         def write(record: Any) -> None:

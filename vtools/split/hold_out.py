@@ -10,6 +10,7 @@ from typing import Any
 from vtools.process import Failure, say
 from vtools.records import conversation, jsonl, streams
 from vtools.records.jsonl import Record, Reject
+from vtools.records.naming import Names
 from vtools.split.segments import Segment, base_id
 
 _NUMBERED = re.compile(r"(.+)_(\d{1,9})")
@@ -24,7 +25,7 @@ class Pieces:
     kept together if it has at most a hundredth of the records, which does no harm.
     """
 
-    def __init__(self, values: Iterable[streams.Value]) -> None:
+    def __init__(self, values: Iterable[streams.Value], names: Names) -> None:
         """Reads all input."""
         found: dict[str, array[int]] = {}
         self.records = 0
@@ -33,7 +34,7 @@ class Pieces:
             if isinstance(record, Reject):
                 continue
             try:
-                record = conversation.read(record)
+                record = conversation.read(record, names)
             except Reject:
                 continue
             self.records += 1

@@ -10,6 +10,7 @@ from vtools.models.template import Run, load_template, refuse_empty
 from vtools.models.tokenizer import load_tokenizer
 from vtools.records import conversation, preferences
 from vtools.records.jsonl import Record, Reject
+from vtools.records.naming import NONE, Names
 from vtools.split import cut_answers
 from vtools.split.token_counts import Rendering
 
@@ -46,6 +47,7 @@ def split(
     overlong: Overlong = "keep",
     overlap_turns: int = 0,
     exact: bool = False,
+    names: Names = NONE,
 ) -> list[Segment] | Reject:
     """Cut a conversation between turn pairs into segments of at most `max_tokens` tokens, greedily.
 
@@ -54,7 +56,7 @@ def split(
     (split_long_conversation.py); START is the index of the segment's first new message, not counting the system
     message. Without `exact`, a conversation that fits by its bytes alone is not counted.
     """
-    record = conversation.read(record)
+    record = conversation.read(record, names)
     base = base_id(record)
     refuse_empty(record["messages"])
     talk = _Talk(record["messages"], rendering(tokenizer, template, system), max_tokens)
@@ -74,10 +76,10 @@ def split(
     return _records(record, base, talk.system, made)
 
 
-def size(record: Record) -> tuple[int, int]:
+def size(record: Record, names: Names = NONE) -> tuple[int, int]:
     """The numbers of turns and turn pairs in an object of any shape; 0 if it cannot be read."""
     try:
-        pairs = _pairs(conversation.read(record)["messages"])[1]
+        pairs = _pairs(conversation.read(record, names)["messages"])[1]
     except Reject:
         return 0, 0
     return sum(map(len, pairs)), len(pairs)

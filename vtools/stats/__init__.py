@@ -13,13 +13,16 @@ from vtools.files import atomic
 from vtools.models.template import Template, load_template
 from vtools.models.tokenizer import Tokenizer, load_tokenizer
 from vtools.process import Failure, UsageFailure, say
-from vtools.records import conversation, filtering, jsonl, streams
+from vtools.records import conversation, filtering, jsonl, naming, streams
 from vtools.records.jsonl import Record, Reject
+from vtools.records.naming import Names
 from vtools.stats import compare, counting, metrics
 
 
 def stats(
     files: options.Files = None,
+    role: options.Roles = None,
+    columns: options.Columns = None,
     tokenizer: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Count tokens too, with this model's tokenizer.")
     ] = None,
@@ -49,7 +52,7 @@ def stats(
       vtools stats --diff raw.jsonl clean.jsonl
       vtools stats metrics.jsonl --plot loss.svg
     """
-    names = files or []
+    names, theirs = files or [], naming.parse(role, columns)
     if diff and (len(names) != 2 or plot):
         raise UsageFailure("--diff compares two files and draws no chart: vtools stats --diff BEFORE AFTER")
     if (template or system is not None) and not tokenizer:
@@ -60,7 +63,7 @@ def stats(
         plots.check(plot)
     counting_with = _counting_with(tokenizer, template, system, quiet) if tokenizer else None
     counts = filtering.Rejects("stats", rejects, names)
-    inputs = [_Input([name], counts, quiet) for name in names] if diff else [_Input(names, counts, quiet)]
+    inputs = [_Input(given, counts, theirs, quiet) for given in ([[name] for name in names] if diff else [names])]
     found = [_sum_up(each, counting_with, counted_already=diff) for each in inputs]
     summary, picture = found[0]
     if diff:
@@ -70,6 +73,7 @@ def stats(
         for each in inputs:
             if each.failure:
                 raise each.failure
+        counts.check_readable()
     if sys.stderr.isatty() and not quiet:
         from vtools.stats import table
 
@@ -81,14 +85,15 @@ def stats(
 class _Input:
     """The objects of some files. An early end is kept in `failure` until the counts are written."""
 
-    def __init__(self, files: list[str], counts: filtering.Rejects, quiet: bool) -> None:
-        self.files, self.counts, self.quiet = files, counts, quiet
+    def __init__(self, files: list[str], counts: filtering.Rejects, names: Names, quiet: bool) -> None:
+        self.files, self.counts, self.names, self.quiet = files, counts, names, quiet
         self.failure: Failure | None = None
 
     def __iter__(self) -> Iterator[tuple[streams.Value, Record]]:
         try:
             with jsonl.progress("stats", self.quiet) as tick:
-                for value in jsonl.values(self.files):
+                for value in jsonl.values(self.files, self.names):
+                    self.counts.received += 1
                     record = jsonl.parse(value)[0]
                     if isinstance(record, Reject):
                         self.counts.add(record, value)
@@ -115,14 +120,14 @@ Summary = tuple[dict[str, Any], Callable[[str], bytes]]  # and the function that
 
 
 def _sum_up(source: _Input, counting_with: Tokenizer | Template | None, counted_already: bool) -> Summary:
-    counted = counting.Counted(source.counts, counting_with)
+    counted = counting.Counted(source.counts, counting_with, source.names)
     objects = iter(source)
     first = list(itertools.islice(objects, 2))
     lines = itertools.chain(first, objects)
     if first and "step" in first[0][1] and "messages" not in first[0][1]:
         steps = [step for _, step in lines]
         return metrics.sum_up(steps), functools.partial(metrics.picture, steps)
-    if counted_already and len(first) == 1 and not _is_conversation(first[0][1]):
+    if counted_already and len(first) == 1 and not _is_conversation(first[0][1], source.names):
         return first[0][1], functools.partial(counting.picture, first[0][1])
     for value, record in lines:
         counted.add(value, record)
@@ -130,8 +135,8 @@ def _sum_up(source: _Input, counting_with: Tokenizer | Template | None, counted_
     return summary, functools.partial(counting.picture, summary)
 
 
-def _is_conversation(value: Record) -> bool:
+def _is_conversation(value: Record, names: Names) -> bool:
     try:
-        return bool(conversation.read(value))
+        return bool(conversation.read(value, names))
     except Reject:
         return False

@@ -12,6 +12,7 @@ from vtools.models.text_encoders import encoders
 from vtools.models.tokenizer import Tokenizer
 from vtools.records import conversation, filtering, language, streams
 from vtools.records.jsonl import Record, Reject
+from vtools.records.naming import NONE, Names
 
 TURNS = tuple(2**power for power in range(7))
 CHARACTERS = tuple(2**power for power in range(8, 18))
@@ -24,12 +25,12 @@ HISTOGRAMS = {"user_turns": "user turns", "record_characters": "characters", "re
 class Counted:
     """The counts of the records so far."""
 
-    def __init__(self, counts: filtering.Rejects, counting: Tokenizer | Template | None) -> None:
+    def __init__(self, counts: filtering.Rejects, counting: Tokenizer | Template | None, names: Names = NONE) -> None:
         """`counts` receives records that are no conversations.
 
         Given a tokenizer, tokens of texts are counted; given a template, those of whole rendered conversations.
         """
-        self.counts, self.before = counts, counts.reasons.copy()
+        self.counts, self.before, self.names = counts, counts.reasons.copy(), names
         self.template = counting if isinstance(counting, Template) else None
         self.encoder = encoders(counting)[0] if isinstance(counting, Tokenizer) else None
         self.tells_languages = importlib.util.find_spec("pycld2") is not None
@@ -48,7 +49,7 @@ class Counted:
             return
         self.records += 1
         try:
-            record = conversation.read(given)
+            record = conversation.read(given, self.names)
         except Reject as reject:
             self.counts.add(reject, value, given)
             return

@@ -73,7 +73,7 @@ def read(
             raise type(failure)(str(failure).replace(key, name)) from None
         if saved:
             with open(corpus.folder / REJECTS, "rb") as rows:
-                saved.writelines(row.replace(b'"%s"' % key.encode(), jsonl.dumps(name)[:-1]) for row in rows)
+                saved.writelines(row.replace(b'"%s' % key.encode(), jsonl.dumps(name)[:-2]) for row in rows)
     if found:
         with contextlib.suppress(OSError):  # the cache may be another user's
             os.utime(corpus.folder / ABOUT)
@@ -223,7 +223,7 @@ def _make(
         with contextlib.ExitStack() as stack:
             writer = _Writer({name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS})
             common = Common(jobs=jobs, quiet=quiet)
-            filtering.run(counts, values, work, common, write=writer.add)
+            filtering.run(counts, values, work, common, write=writer.add, leaves=False)
         assert counts.stream is not None
         counts.stream.close()
         if _state(given.stream) != given.state:
