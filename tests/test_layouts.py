@@ -194,7 +194,15 @@ def test_a_file_of_another_kind_is_named_with_what_to_do(vtools, name):
 
 
 def test_bytes_that_only_resemble_another_kind_are_read_as_lines():
-    for start in (b"\xff\xfe\n", b"\xfe\xff\xfe\xff\n", b"BZh9 is bzip2\n", b"PAR\n", b"%PD\n", b"\0\0\0\x18ftyp\n", b"\0\0\n"):
+    for start in (
+        b"\xff\xfe\n",
+        b"\xfe\xff\xfe\xff\n",
+        b"BZh9 is bzip2\n",
+        b"PAR\n",
+        b"%PD\n",
+        b"\0\0\0\x18ftyp\n",
+        b"\0\0\n",
+    ):
         assert parsed(start + jsonl({"a": 1})) == ["bad_json", {"a": 1}], start
 
 

@@ -82,7 +82,9 @@ def _foreign(head: bytes) -> str | None:
             return kind
     even, odd = head[:4:2], head[1:4:2]
     marked = head[:2] in (b"\xff\xfe", b"\xfe\xff") and 0 in head[2:4]
-    if marked or any(one == b"\0\0" and 0 not in other and other.isascii() for one, other in ((even, odd), (odd, even))):
+    if marked or any(
+        one == b"\0\0" and 0 not in other and other.isascii() for one, other in ((even, odd), (odd, even))
+    ):
         return "a UTF-16 file; convert it: iconv -f UTF-16 -t UTF-8 FILE"
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first: tar -xf FILE"
