@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,12 @@ def world(tmp_path_factory):
         tiny.write(folder / f"{name}.jsonl", records)
     (folder / "sharegpt.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
     (folder / "dump.json").write_text(json.dumps(records))
+    (folder / "data").mkdir()
+    tiny.write(folder / "data" / "chats.jsonl", records)
+    (folder / "more").mkdir()
+    with zipfile.ZipFile(folder / "more" / "export.zip", "w") as archive:
+        archive.write(folder / "dump.json", "dump.json")
+    (folder / "faq.csv").write_text("question,answer\nWhat is a reed?,A tall grass.\n")
     prices = {"gpu": {"a100": 1.1}, "model": {"gpt-4.1": {"in": 2, "out": 8}}}
     (folder / "prices.json").write_text(json.dumps(prices))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')

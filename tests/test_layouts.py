@@ -169,6 +169,7 @@ FOREIGN = {
     "UTF-16 with a mark": (lambda: '{"prompt": "ä"}'.encode("utf-16"), "UTF-16 file; convert it: iconv"),
     "UTF-16, big end first": (lambda: '[{"prompt": "ä"}]'.encode("utf-16-be"), "UTF-16 file; convert it: iconv"),
     "UTF-16, little end first": (lambda: '{"prompt": "ä"}'.encode("utf-16-le"), "UTF-16 file; convert it: iconv"),
+    "UTF-16 of a table": (lambda: "nr,question\n".encode("utf-16-le"), "UTF-16 file; convert it: iconv"),
     "an Arrow file": (lambda: arrow("file"), "Arrow or Feather file; write it as parquet"),
     "an Arrow stream": (lambda: arrow("stream"), "Arrow stream; write it as parquet"),
     "several parquet files": (parquet_twice, "several parquet files one after another; give each"),
@@ -193,7 +194,15 @@ def test_a_file_of_another_kind_is_named_with_what_to_do(vtools, name):
 
 
 def test_bytes_that_only_resemble_another_kind_are_read_as_lines():
-    for start in (b"\xff\xfe\n", b"\xfe\xff\xfe\xff\n", b"BZh9 is bzip2\n", b"PAR\n", b"%PD\n"):
+    for start in (
+        b"\xff\xfe\n",
+        b"\xfe\xff\xfe\xff\n",
+        b"BZh9 is bzip2\n",
+        b"PAR\n",
+        b"%PD\n",
+        b"\0\0\0\x18ftyp\n",
+        b"\0\0\n",
+    ):
         assert parsed(start + jsonl({"a": 1})) == ["bad_json", {"a": 1}], start
 
 

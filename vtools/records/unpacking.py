@@ -17,7 +17,6 @@ class Foreign(Exception):
 GZIP, ZSTD, XZ, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"PAR1"
 BZIP2 = (b"BZh", b"1AY&SY", b"\x17rE8P\x90")  # followed by the block size and by a block, or by the end
 ZIP = (b"PK\3\4", b"PK\5\6")  # with members, or empty
-CONVERT = "convert it: iconv -f UTF-16 -t UTF-8 FILE"
 FOREIGN = {
     b"ARROW1": "an Arrow or Feather file; write it as parquet",
     b"\xff\xff\xff\xff": "an Arrow stream; write it as parquet",
@@ -81,9 +80,12 @@ def _foreign(head: bytes) -> str | None:
     for magic, kind in FOREIGN.items():
         if head.startswith(magic):
             return kind
-    start = head[:2]
-    if (start in (b"\xff\xfe", b"\xfe\xff") and 0 in head[2:4]) or (0 in start and start.strip(b"\0")[:1] in b"{[<"):
-        return f"a UTF-16 file; {CONVERT}"
+    even, odd = head[:4:2], head[1:4:2]
+    marked = head[:2] in (b"\xff\xfe", b"\xfe\xff") and 0 in head[2:4]
+    if marked or any(
+        one == b"\0\0" and 0 not in other and other.isascii() for one, other in ((even, odd), (odd, even))
+    ):
+        return "a UTF-16 file; convert it: iconv -f UTF-16 -t UTF-8 FILE"
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first: tar -xf FILE"
     return None
