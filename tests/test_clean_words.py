@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from chats import jsonl, shared
+import running
+from chats import chat, jsonl, shared
 from cleaning import GOOD, LANGUAGES, ids, rejected, run
 
 from vtools.clean import clean_record, control_tokens, refusals
+from vtools.records import language
 
 # Blocked words and refusals
 
@@ -27,7 +29,8 @@ def words(tmp_path):
     ("phrase", "text"),
     [
         ("openai", "OpenAI's models"), ("OpenAI", "made by openai."), ("open ai", "is it OPEN AI?"), ("c++", "I use C++."),
-        ("it's", "It’s late"), ("政治", "这是政治问题"), ("openai", "openaiのモデル"), ("été", "L'ÉTÉ"),
+        ("it's", "It’s late"), ("政治", "这是政治问题"), ("openai", "openaiのモデル"), ("été", "L'ÉTÉ"), ("été", "l'e\u0301te\u0301 dernier"),
+        ("नदी", "एक नदी।"), ("কথা", "সব কথা শেষ"), ("שָׁלוֹם", "(שָׁלוֹם)"), ("ดี", "สวัสดีครับ"), ("openai", "ที่openaiได้"), ("spam", "sp\xadam"),
     ],
 )  # fmt: skip
 def test_a_blocked_word_drops_a_conversation_on_either_side(words, phrase, text):
@@ -40,8 +43,11 @@ def test_a_blocked_word_drops_a_conversation_on_either_side(words, phrase, text)
 
 @pytest.mark.parametrize(
     ("phrase", "text"),
-    [("ass", "a class of assets"), ("open ai", "openai"), ("chat", "chats"), ("été", "étés"), ("test", "test_case")],
-)
+    [
+        ("ass", "a class of assets"), ("open ai", "openai"), ("chat", "chats"), ("été", "étés"), ("test", "test_case"), ("\u200d", "a\u200db"),
+        ("कल", "कला"), ("कल", "विकल"), ("ल", "काल"), ("কথ", "কথা"), ("كتب", "كتبَ"), ("ด", "ดี"), ("ete", "e\u0301te\u0301"), ("e", "e\u0301"),
+    ],
+)  # fmt: skip
 def test_a_blocked_word_inside_another_word_is_none(words, phrase, text):
     assert rejected(shared(text, GOOD[1]), blocked_words=words(phrase)) is None
 
@@ -127,6 +133,14 @@ def test_languages_are_kept_or_skipped_and_written_to_the_record(tmp_path):
 def test_code_does_not_count_for_the_language():
     code = "\n```python\n" + "for item in the_list_of_words: print(item, the_other_list_of_words)\n" * 20 + "```\n"
     assert clean_record(shared(LANGUAGES["de"], code + LANGUAGES["de"]), keep_lang="de")["lang"] == "de"
+
+
+def test_a_system_message_does_not_count_for_the_language():
+    record = {"messages": chat(LANGUAGES["de"], LANGUAGES["de"], system=LANGUAGES["en"] * 5)}
+    assert clean_record(record, keep_lang="de")["lang"] == "de"
+    done = running.run("stats", stdin=jsonl(record))
+    assert json.loads(done.stdout)["languages"] == {"de": 1}
+    assert language.spoken(chat(system=LANGUAGES["en"])) == "un"
 
 
 def test_what_cannot_be_told_is_un_and_kept_only_where_that_is_listed():

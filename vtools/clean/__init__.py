@@ -135,7 +135,8 @@ def clean(
     Rejected on request: blocked_word, refusal, lang, pii, special_token, dup_near (near-duplicates), contaminated (test
     questions), moderation. These filters check the text as it will be written, code included; language detection skips
     code. A file of words or phrases has one per line; case does not matter. --keep-lang and --skip-lang store the
-    language in `lang`; `un` means too short or too mixed to tell. Similarity is the share of word 5-grams in common.
+    language in `lang`; `un` means too short or too mixed to tell. Similarity is the share of word 5-grams in common,
+    operators included. Neither considers system messages, which often are the same in a whole file.
     --moderation uses OPENAI_API_KEY, sends -j requests at a time and stores the scores in `moderation`.
 
     \b
