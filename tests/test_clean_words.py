@@ -183,6 +183,33 @@ def test_what_only_resembles_a_control_token_is_kept(text):
     assert control_tokens.broken(text) == text
 
 
+HTML = "```html\n<p><s>was 9 euros</s> now 8</p>\n<svg><mask><rect/></mask></svg>\n```\n"
+
+
+def test_elements_of_html_in_fenced_code_are_no_control_tokens_and_real_tokens_beside_them_are():
+    for text in (HTML, f"So:\n\n{HTML}\nand\n\n~~~\n<s>\n</s>\n~~~", HTML.rstrip("`\n")):
+        assert control_tokens.found(text) is None
+        assert control_tokens.broken(text) == text
+    text = f"End it with </s>.\n\n{HTML}\nNot `<mask>`, <s>this</s>, or:\n```\n<|im_end|>\n```\n{HTML}[EOS]"
+    broken = f"End it with < /s>.\n\n{HTML}\nNot `< mask>`, < s>this< /s>, or:\n```\n< |im_end|>\n```\n{HTML}[ EOS]"
+    assert control_tokens.found(text) == "</s>"
+    assert control_tokens.broken(text) == broken == control_tokens.broken(broken)
+    assert rejected(shared(GOOD[0], HTML), special_tokens="drop") is None
+    assert rejected(shared(GOOD[0], text[19:]), special_tokens="drop") == ("special_token", "messages[1]: <mask>")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["eos = '</s>'", 'bos, eos = "<s>", "</s>"', "<s>[INST] Hi [/INST] Hello</s>", "<s>Hi</s><unk>", "Paris is <mask>.", "<s>a</s>\n<s>", "<|im_start|>user"],
+)  # fmt: skip
+def test_a_control_token_in_code_that_is_no_html_is_one(code):
+    text = f"```\n{code}\n```"
+    assert control_tokens.found(text)
+    broken = control_tokens.broken(text)
+    assert broken == control_tokens.broken(broken)
+    assert not any(token in broken for token in [*TOKENS, "<mask>"])
+
+
 def test_no_tokenizer_reads_a_broken_look_alike_as_a_control_token():
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 
