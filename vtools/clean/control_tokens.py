@@ -1,7 +1,7 @@
 """Text that looks like a control token of a chat model; a careless tokenizer would end a turn there.
 
-In fenced code it is one too, except `<s>…</s>` and `<mask>…</mask>` as elements of HTML and SVG: in pairs, not quoted as
-strings of a program, and without another control token in the same block, as a prompt's format would have. In inline
+In fenced code it is one too, except `<s>…</s>` and `<mask>…</mask>` as elements of HTML and SVG: in pairs, not quoted
+as strings of a program, and without another control token in the same block, as a prompt's format would have. In inline
 code they count, since people name tokens there more often than elements.
 """
 
