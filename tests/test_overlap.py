@@ -170,6 +170,16 @@ def test_hostile_repetition_takes_linear_time():
     assert_linear(lambda size: list(found.hits(["ha " * size])), 1_000)
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text", ["\u0301\u0316", "\u0316\u0301", "é - * !", "ក្", "เ", "\u200d", "a*", "=\u0338"], ids=ascii
+)
+def test_hostile_marks_and_operators_take_linear_time(text):
+    """The square of this length would take hours."""
+    assert with_operators("a" + text * 500_000)
+    assert overlap.words("a" + text * 500_000)
+
+
 def test_files_of_every_question_shape_are_read_and_a_wrong_one_is_named(tmp_path):
     rows = [{"question_id": 81, "turns": [LONG]}, {"question_id": 2, "text": LONG}, {"id": "m", "messages": [{"role": "user", "content": LONG}]}]  # fmt: skip
     file = tmp_path / "q.jsonl"

@@ -43,13 +43,24 @@ def with_operators(text: str) -> list[str]:
 
 def plain(text: str) -> str:
     """The text in Unicode's composed form (NFC), without characters that show nothing."""
-    return text if text.isascii() else unicodedata.normalize("NFC", _SHOWS_NOTHING.sub("", text))
+    if text.isascii():
+        return text
+    text = _SHOWS_NOTHING.sub("", text)
+    if unicodedata.is_normalized("NFC", text):
+        return text
+    return unicodedata.normalize("NFC", _many_marks().sub(r"\1", text))
 
 
 @functools.cache
 def _marks() -> str:
     """All combining marks, for a character class; those beyond U+FFFF with the letters of their scripts."""
     return _of_category("M") + "\U00010a00-\U00011fff\U0001e000-\U0001e95d"
+
+
+@functools.cache
+def _many_marks() -> re.Pattern[str]:
+    """More marks than letters have (UAX 15, stream-safe text): composing takes the square of their number."""
+    return re.compile(rf"([{_marks()}]{{30}})[{_marks()}]++")
 
 
 @functools.cache
