@@ -85,7 +85,8 @@ _OPERATOR = _operator(_SYMBOLS)
 
 @functools.cache
 def _symbol() -> re.Pattern[str]:
-    return _operator(_SYMBOLS + _of_category("S") + "\U0001d000-\U0001d3ff\U0001f000-\U0001fbff")
+    symbols = _of_category("S").replace("\xb4", "")  # as in don´t
+    return _operator(_SYMBOLS + symbols + "\U0001d000-\U0001d3ff\U0001f000-\U0001fbff")
 
 
 def _of_category(category: str) -> str:
