@@ -20,7 +20,10 @@ def sketch(messages: list[Message]) -> Any:
     import rensa
 
     minhash = rensa.RMinHash(SAMPLES, SEED)
-    words = [word for message in messages if message["role"] != "system" for word in with_operators(message["content"])]
+    words: list[str] = []
+    for message in messages:
+        if message["role"] != "system":
+            words += with_operators(message["content"])
     if len(words) < SHINGLE:
         minhash.update([" ".join(words)])
     else:
