@@ -32,7 +32,7 @@ complete -c vtools -n '__fish_seen_subcommand_from clean' -l drop-refusals -d 'D
 complete -c vtools -n '__fish_seen_subcommand_from clean' -l refusals -r -d 'Drop conversations with a phrase of this file in an answer.'
 complete -c vtools -n '__fish_seen_subcommand_from clean' -l keep-lang -r -d 'Keep only these languages, en,de (un, unknown).'
 complete -c vtools -n '__fish_seen_subcommand_from clean' -l skip-lang -r -d 'Drop these languages, zh,ko.'
-complete -c vtools -n '__fish_seen_subcommand_from clean' -l pii -r -f -a 'redact drop tag' -d 'How to treat email addresses, API keys, card and phone numbers, public IP addresses.'
+complete -c vtools -n '__fish_seen_subcommand_from clean' -l pii -r -f -a 'redact drop tag' -d 'How to treat email and IP addresses, keys, card, bank, phone and social security numbers.'
 complete -c vtools -n '__fish_seen_subcommand_from clean' -l special-tokens -r -f -a 'keep drop break' -d 'How to treat text that looks like a control token (</s>, (INST)); break inserts a space.'
 complete -c vtools -n '__fish_seen_subcommand_from clean' -l dedupe -r -f -a 'first longest' -d 'Which duplicate to keep, the first, or the longest version (reads the input twice).'
 complete -c vtools -n '__fish_seen_subcommand_from clean' -l near-duplicates -r -d 'Drop conversations this similar to another (try 0.8).'

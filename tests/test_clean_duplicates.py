@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 
 import pytest
 import running
-from chats import jsonl, shared
+from chats import chat, jsonl, shared
 from cleaning import GOOD, QUESTION, ids, run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -140,6 +141,51 @@ def test_a_sketch_is_the_same_in_every_process():
     code = "from vtools.clean import near_duplicates; print(near_duplicates.sketch([{'role': 'user', 'content': 'a b c d e f g h'}]).digest())"
     one, two = (running.python(code, env={"PYTHONHASHSEED": seed}).stdout for seed in "12")
     assert one == two != b""
+
+
+def similar(one: list[dict], other: list[dict], threshold: float = 0.8) -> bool:
+    seen = near_duplicates.Near(threshold)
+    assert seen.before(near_duplicates.sketch(one), "one") is None
+    return seen.before(near_duplicates.sketch(other), "other") is not None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("7 - 2", "7 + 2"), ("y = m * k + t", "y = m / k - t"), ("🎲🎲", "🃏"), ("???", "!!!!!"), ("- - -", "* * *"), ("ok #", "ok $"),
+        ("नाम रखो", "नीम रीखा"), ("নাম", "নিম"), ("ปิด", "ปัด"), ("סַפָּר", "סֵפֶר"), ("كَتَبَ", "كُتِبَ"), ("pêche", "péché"), ("a < b", "a > b"),
+    ],
+)  # fmt: skip
+def test_texts_that_differ_in_operators_symbols_or_vowel_signs_are_no_near_duplicates(one, other):
+    for question in ("", "Solve"):
+        assert not similar(chat(question, one), chat(question, other))
+        assert similar(chat(question, one), chat(question, one + "\n"))
+
+
+PROSE = "The old ferry crosses the wide river twice a day, except in winter, when the ice is thick enough for sledges and nobody waits"
+
+
+@pytest.mark.parametrize("form", [str.upper, lambda text: text.replace(",", " -").replace(" ", "\n"), lambda text: f"**{text.replace('river', '*river*')}**!", lambda text: "\n- ".join(["#", text])])  # fmt: skip
+def test_a_copy_in_other_case_punctuation_or_markdown_is_a_near_duplicate(form):
+    assert similar(chat("Is it so?", PROSE), chat("is it so", form(PROSE)))
+
+
+def test_one_text_in_two_unicode_forms_is_a_near_duplicate():
+    forms = [unicodedata.normalize(form, "Où va-t-on à pied l'été, près d'ici ?") for form in ("NFC", "NFD")]
+    assert forms[0] != forms[1]
+    assert similar(chat("?", forms[0]), chat("?", forms[1]), 1.0)
+    assert similar(chat("?", "می\u200cروم"), chat("?", "میروم"), 1.0)
+
+
+def test_a_long_system_message_that_all_records_share_makes_no_near_duplicates():
+    system = " ".join(f"rule{number} of the house" for number in range(200))
+    one, other = (
+        chat("Which day is it?", "It is Monday.", system=system),
+        chat("Name a bird.", "A heron.", system=system),
+    )
+    assert not similar(one, other)
+    assert similar(one, chat("Which day is it?", "It is Monday.", system="Another one."), 1.0)
+    assert not similar(chat(system=system), chat("Name a bird."))
 
 
 def test_texts_shorter_than_a_shingle_are_near_duplicates_only_of_themselves():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from chats import jsonl, shared
+import running
+from chats import chat, jsonl, shared
 from cleaning import GOOD, LANGUAGES, ids, rejected, run
 
 from vtools.clean import clean_record, control_tokens, refusals
+from vtools.records import language
 
 # Blocked words and refusals
 
@@ -27,7 +29,8 @@ def words(tmp_path):
     ("phrase", "text"),
     [
         ("openai", "OpenAI's models"), ("OpenAI", "made by openai."), ("open ai", "is it OPEN AI?"), ("c++", "I use C++."),
-        ("it's", "It’s late"), ("政治", "这是政治问题"), ("openai", "openaiのモデル"), ("été", "L'ÉTÉ"),
+        ("it's", "It’s late"), ("政治", "这是政治问题"), ("openai", "openaiのモデル"), ("été", "L'ÉTÉ"), ("été", "l'e\u0301te\u0301 dernier"),
+        ("नदी", "एक नदी।"), ("কথা", "সব কথা শেষ"), ("שָׁלוֹם", "(שָׁלוֹם)"), ("ดี", "สวัสดีครับ"), ("openai", "ที่openaiได้"), ("spam", "sp\xadam"),
     ],
 )  # fmt: skip
 def test_a_blocked_word_drops_a_conversation_on_either_side(words, phrase, text):
@@ -40,8 +43,11 @@ def test_a_blocked_word_drops_a_conversation_on_either_side(words, phrase, text)
 
 @pytest.mark.parametrize(
     ("phrase", "text"),
-    [("ass", "a class of assets"), ("open ai", "openai"), ("chat", "chats"), ("été", "étés"), ("test", "test_case")],
-)
+    [
+        ("ass", "a class of assets"), ("open ai", "openai"), ("chat", "chats"), ("été", "étés"), ("test", "test_case"), ("\u200d", "a\u200db"),
+        ("कल", "कला"), ("कल", "विकल"), ("ल", "काल"), ("কথ", "কথা"), ("كتب", "كتبَ"), ("ด", "ดี"), ("ete", "e\u0301te\u0301"), ("e", "e\u0301"),
+    ],
+)  # fmt: skip
 def test_a_blocked_word_inside_another_word_is_none(words, phrase, text):
     assert rejected(shared(text, GOOD[1]), blocked_words=words(phrase)) is None
 
@@ -129,6 +135,14 @@ def test_code_does_not_count_for_the_language():
     assert clean_record(shared(LANGUAGES["de"], code + LANGUAGES["de"]), keep_lang="de")["lang"] == "de"
 
 
+def test_a_system_message_does_not_count_for_the_language():
+    record = {"messages": chat(LANGUAGES["de"], LANGUAGES["de"], system=LANGUAGES["en"] * 5)}
+    assert clean_record(record, keep_lang="de")["lang"] == "de"
+    done = running.run("stats", stdin=jsonl(record))
+    assert json.loads(done.stdout)["languages"] == {"de": 1}
+    assert language.spoken(chat(system=LANGUAGES["en"])) == "un"
+
+
 def test_what_cannot_be_told_is_un_and_kept_only_where_that_is_listed():
     record = shared("12345678 87654321", "11:22 33:44 \x7f \ufffe \x80")
     assert rejected(record, keep_lang="en") == ("lang", "un")
@@ -167,6 +181,33 @@ def test_a_look_alike_of_a_control_token_drops_or_is_broken(token):
 def test_what_only_resembles_a_control_token_is_kept(text):
     assert control_tokens.found(text) is None
     assert control_tokens.broken(text) == text
+
+
+HTML = "```html\n<p><s>was 9 euros</s> now 8</p>\n<svg><mask><rect/></mask></svg>\n```\n"
+
+
+def test_elements_of_html_in_fenced_code_are_no_control_tokens_and_real_tokens_beside_them_are():
+    for text in (HTML, f"So:\n\n{HTML}\nand\n\n~~~\n<s>\n</s>\n~~~", HTML.rstrip("`\n")):
+        assert control_tokens.found(text) is None
+        assert control_tokens.broken(text) == text
+    text = f"End it with </s>.\n\n{HTML}\nNot `<mask>`, <s>this</s>, or:\n```\n<|im_end|>\n```\n{HTML}[EOS]"
+    broken = f"End it with < /s>.\n\n{HTML}\nNot `< mask>`, < s>this< /s>, or:\n```\n< |im_end|>\n```\n{HTML}[ EOS]"
+    assert control_tokens.found(text) == "</s>"
+    assert control_tokens.broken(text) == broken == control_tokens.broken(broken)
+    assert rejected(shared(GOOD[0], HTML), special_tokens="drop") is None
+    assert rejected(shared(GOOD[0], text[19:]), special_tokens="drop") == ("special_token", "messages[1]: <mask>")
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["eos = '</s>'", 'bos, eos = "<s>", "</s>"', "<s>[INST] Hi [/INST] Hello</s>", "<s>Hi</s><unk>", "Paris is <mask>.", "<s>a</s>\n<s>", "<|im_start|>user"],
+)  # fmt: skip
+def test_a_control_token_in_code_that_is_no_html_is_one(code):
+    text = f"```\n{code}\n```"
+    assert control_tokens.found(text)
+    broken = control_tokens.broken(text)
+    assert broken == control_tokens.broken(broken)
+    assert not any(token in broken for token in [*TOKENS, "<mask>"])
 
 
 def test_no_tokenizer_reads_a_broken_look_alike_as_a_control_token():

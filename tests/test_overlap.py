@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import unicodedata
 
 import pytest
 from counting import assert_linear
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from vtools.process import Failure
 from vtools.records import overlap
 from vtools.records.question import Question
+from vtools.records.words import with_operators
 
 LONG = "Imagine you are writing a blog post comparing two popular smartphone models, and you need a table of their features."
 
@@ -93,11 +95,55 @@ def test_questions_in_scripts_without_spaces_are_found_by_their_characters():
         ("Don’t panic: 1.5 snake_case", "don t panic 1 5 snake case"),
         ("naïve CAFÉ", "naïve café"),
         ("日本 go 語go", "日 本 go 語 go"),
+        ("काला घोड़ा, कील पर।", "काला घोड़ा कील पर"),  # Hindi
+        ("বাংলা ভাষা", "বাংলা ভাষা"),  # Bengali
+        ("தமிழ் மொழி!", "தமிழ் மொழி"),  # Tamil
+        ("שָׁלוֹם עוֹלָם", "שָׁלוֹם עוֹלָם"),  # pointed Hebrew
+        ("قَالَ الرَّجُلُ؟", "قَالَ الرَّجُلُ"),  # Arabic with harakat
+        ("ที่บ้านเก่า", "ที่ บ้า น เก่า"),  # Thai: about syllables
+        ("ស្រី មក", "ស្រី ម ក"),  # Khmer, with a consonant below another
+        ("می\u200cروم un\xaddone", "میروم undone"),
+        ("☀\ufe0f ÉTÉ _x_", "été x"),
         (" \n", ""),
     ],
 )
 def test_ascii_and_other_texts_are_cut_into_words_alike(text, words):
-    assert overlap.words(text) == words.split()
+    for form in ("NFC", "NFD"):
+        assert overlap.words(unicodedata.normalize(form, text)) == unicodedata.normalize("NFC", words).split()
+
+
+def test_thirteen_words_are_thirteen_in_a_script_with_vowel_signs_too():
+    words = [f"{letter}ि{other}ा" for letter in "कगचजतदनपबम" for other in "रलसह"]
+    found = index(" ".join(words))
+    assert hits(found, " ".join(words[4:17])) == ["q0"]
+    assert hits(found, " ".join(words[4:16])) == []
+    assert hits(index("दान करो"), "दिन कर") == []
+
+
+def test_a_question_is_found_in_any_unicode_form():
+    question = "Où est le café le plus proche de l'église, à côté de la forêt ?"
+    for form in ("NFC", "NFD"):
+        found = index(unicodedata.normalize(form, question))
+        assert hits(found, *(unicodedata.normalize(other, question) for other in ("NFC", "NFD"))) == ["q0", "q0"]
+
+
+def test_a_short_question_that_differs_in_an_operator_or_is_of_symbols_only_is_another_one():
+    found = index("What is 3 + 4?", "🎲🎲?", "+-+", "???")
+    assert hits(found, "what is 3 - 4", "What is 3 * 4", "what is 3, 4", "🎲", "-+-", "??") == []
+    assert hits(found, "What is 3+4", "🎲🎲!", "+-+", "???") == ["q0", "q1", "q2", "q3"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x=a+b*c; print(x)", "x = a + b * c print x"), ("3 - 4 = -1, i++ i -= 1", "3 - 4 = - 1 i ++ i -= 1"),
+        ("a != b && !c || *p->q", "a != b && ! c || p -> q"), ("C, C++ or C#?", "c c ++ or c #"), ("5% of $3 ≤ 4€", "5 % of $ 3 ≤ 4 €"),
+        ("**Bold** and *it*: hi!", "bold and it hi"), ("# One\n\n- two\n  * three — four-five", "one two three four five"),
+        ("![a](b) Wow! `code`", "a b wow code"), ("🎉🎉 done", "🎉🎉 done"), ("don´t", "don t"), ("a \u003d\u0338 b", "a ≠ b"), ("?!", "?!"), (" ", ""),
+    ],
+)  # fmt: skip
+def test_operators_and_symbols_are_words_and_punctuation_and_markdown_are_not(text, words):
+    assert with_operators(text) == words.split()
 
 
 @settings(max_examples=200, deadline=None)
@@ -122,6 +168,16 @@ def test_the_index_finds_what_a_search_of_every_place_finds(questions, text, n):
 def test_hostile_repetition_takes_linear_time():
     found = index("ha " * 200, "ha " * 13 + "stop", n=13)
     assert_linear(lambda size: list(found.hits(["ha " * size])), 1_000)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "text", ["\u0301\u0316", "\u0316\u0301", "é - * !", "ក្", "เ", "\u200d", "a*", "=\u0338"], ids=ascii
+)
+def test_hostile_marks_and_operators_take_linear_time(text):
+    """The square of this length would take hours."""
+    assert with_operators("a" + text * 500_000)
+    assert overlap.words("a" + text * 500_000)
 
 
 def test_files_of_every_question_shape_are_read_and_a_wrong_one_is_named(tmp_path):

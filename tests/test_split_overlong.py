@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
 from chats import chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -45,6 +46,19 @@ def test_an_answer_is_truncated_at_the_end_of_a_word():
         == "international relations international relations"
     )
     assert cut_answers.truncate("中文回答" * 9, len, 10) == ("中文回答" * 9)[:10]
+
+
+@pytest.mark.parametrize(
+    "character", ["की", "ที่", "e\u0301", "\u1112\u1161\u11ab", "👩🏽\u200d💻", "ශ්\u200dරී", "❤\ufe0f"], ids=ascii
+)
+def test_a_cut_in_a_text_without_spaces_leaves_the_marks_of_a_letter_with_it(character):
+    text = character * 40
+    for limit in range(2 * len(character), 3 * len(character)):
+        assert cut_answers.truncate(text, len, limit) == character * 2
+        parts = cut_answers.parts(text, len, limit)
+        assert "".join(parts) == text
+        assert all(len(part) % len(character) == 0 for part in parts)
+    assert "".join(cut_answers.parts("a" + "\u0301" * 500, len, 20)) == "a" + "\u0301" * 500
 
 
 def test_a_code_block_longer_than_a_segment_is_cut_between_its_lines():

@@ -86,7 +86,7 @@ def clean(
     skip_lang: Annotated[str | None, typer.Option(metavar="CODES", help="Drop these languages: zh,ko.")] = None,
     pii: Annotated[
         Literal["redact", "drop", "tag"] | None,
-        typer.Option(help="How to treat email addresses, API keys, card and phone numbers, public IP addresses."),
+        typer.Option(help="How to treat email and IP addresses, keys, card, bank, phone and social security numbers."),
     ] = None,
     special_tokens: Annotated[
         Literal["keep", "drop", "break"],
@@ -137,8 +137,11 @@ def clean(
     Rejected on request: blocked_word, refusal, lang, pii, special_token, dup_near (near-duplicates), contaminated (test
     questions), moderation. These filters check the text as it will be written, code included; language detection skips
     code. A file of words or phrases has one per line; case does not matter. --keep-lang and --skip-lang store the
-    language in `lang`; `un` means too short or too mixed to tell. Similarity is the share of word 5-grams in common.
-    --moderation uses OPENAI_API_KEY, sends -j requests at a time and stores the scores in `moderation`.
+    language in `lang`; `un` means too short or too mixed to tell. Similarity is the share of word 5-grams in common,
+    operators included. Neither considers system messages, which often are the same in a whole file.
+    --pii goes by form: keys have a known prefix, are webhooks, or random letters after a word such as secret or token.
+    Elements of HTML in fenced code (<s>, <mask>) are no control tokens. --moderation uses OPENAI_API_KEY, sends -j
+    requests at a time and stores the scores in `moderation`.
 
     \b
     Examples:

@@ -1,22 +1,22 @@
 """Words and phrases that no text may contain: blocked ones, and those of a refusal."""
 
 import re
+import unicodedata
 from pathlib import Path
 
 from vtools.process import Failure
+from vtools.records import words
 from vtools.records.conversation import Message
 
-# Word characters: letters and digits of scripts that put spaces between words.
-_IN_WORD = (
-    r"[^\W\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
-)
+_SPACELESS = re.compile(f"[{words.NO_SPACES}\u1100-\u11ff\uac00-\ud7af]")  # Korean joins endings to any word
 
 
 class Phrases:
     """Phrases to look for: whole words, whatever their case."""
 
     def __init__(self, phrases: tuple[str, ...]) -> None:
-        self.phrases = tuple(dict.fromkeys(_folded(" ".join(phrase.split())) for phrase in phrases))
+        folded = (_folded(" ".join(phrase.split())) for phrase in phrases)
+        self.phrases = tuple(dict.fromkeys(filter(None, folded)))
 
     def find(self, text: str) -> str | None:
         """The first phrase of the list that occurs in the text."""
@@ -47,12 +47,26 @@ def read(file: str) -> tuple[str, ...]:
 
 
 def _folded(text: str) -> str:
-    text = text.lower()
-    return text if text.isascii() else text.replace("\u2019", "'")
+    return words.plain(text.lower()).replace("\u2019", "'")
 
 
 def _whole(phrase: str, text: str) -> bool:
-    """Whether the phrase occurs in the text as whole words."""
-    start = f"(?<!{_IN_WORD})" if re.match(_IN_WORD, phrase[0]) else ""
-    end = f"(?!{_IN_WORD})" if re.match(_IN_WORD, phrase[-1]) else ""
-    return re.search(start + re.escape(phrase) + end, text) is not None
+    """Whether the phrase occurs in the text as whole words; in scripts without spaces, as whole characters."""
+    place = text.find(phrase)
+    while place >= 0:
+        before, after = text[place - 1 : place], text[place + len(phrase) : place + len(phrase) + 1]
+        begins = not (before and _in_word(before) and _in_word(phrase[0]))
+        ends = not (after and (_is_mark(after) or (_in_word(after) and _in_word(phrase[-1]))))
+        if begins and ends:
+            return True
+        place = text.find(phrase, place + 1)
+    return False
+
+
+def _in_word(character: str) -> bool:
+    """Whether a character is part of a word, in a script that puts spaces between words."""
+    return (character == "_" or character.isalnum() or _is_mark(character)) and not _SPACELESS.match(character)
+
+
+def _is_mark(character: str) -> bool:
+    return unicodedata.category(character)[0] == "M"

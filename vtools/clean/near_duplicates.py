@@ -3,8 +3,8 @@
 from array import array
 from typing import Any
 
-from vtools.records import overlap
 from vtools.records.conversation import Message
+from vtools.records.words import with_operators
 
 SAMPLES = 128  # hashes per sketch: the estimated similarity has a standard error of 0.035 at 0.8
 SHINGLE = 5  # words; Lee et al. 2022 (Deduplicating Training Data) used this with 0.8
@@ -12,11 +12,18 @@ SEED = 1
 
 
 def sketch(messages: list[Message]) -> Any:
-    """The MinHash of a conversation's n-grams of SHINGLE words."""
+    """The MinHash of the n-grams of SHINGLE words, operators included, of what was said.
+
+    A system message is not said: often all records of a file share it. A long instruction that all questions share is
+    said, and they are near-duplicates if little else is, since one record alone does not show what others share.
+    """
     import rensa
 
     minhash = rensa.RMinHash(SAMPLES, SEED)
-    words = overlap.words("\n".join([message["content"] for message in messages]))
+    words: list[str] = []
+    for message in messages:
+        if message["role"] != "system":
+            words += with_operators(message["content"])
     if len(words) < SHINGLE:
         minhash.update([" ".join(words)])
     else:

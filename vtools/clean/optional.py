@@ -77,7 +77,7 @@ def _pii(mode: str, made: Draft) -> str | None:
 
 
 def _language(keep: frozenset[str], skip: frozenset[str], made: Draft) -> str:
-    code = language.detect("\n".join([message["content"] for message in made.record["messages"]]))
+    code = language.spoken(made.record["messages"])
     if code in skip or (keep and code not in keep):
         raise Reject("lang", code)
     made.record["lang"] = made.language = code

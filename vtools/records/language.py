@@ -4,6 +4,7 @@ import re
 
 from vtools.process import UsageFailure
 from vtools.records import markdown
+from vtools.records.conversation import Message
 
 UNKNOWN = "un"
 # CLD2 refuses texts that contain one of these: controls and noncharacters.
@@ -13,6 +14,11 @@ _REFUSED = re.compile(
     + "]"
 )
 _OLD_CODES = {"iw": "he", "jw": "jv", "zh-Hant": "zh", "sr-ME": "sr", "xxx": UNKNOWN}
+
+
+def spoken(messages: list[Message]) -> str:
+    """The language of what was said: of all messages except system ones, which often are the same in a whole file."""
+    return detect("\n".join([message["content"] for message in messages if message["role"] != "system"]))
 
 
 def detect(text: str) -> str:

@@ -2,11 +2,11 @@
 
 A question counts as found where a text shares n consecutive words with it. n = 13 and the normalisation (lower case,
 punctuation as space) are those of GPT-3 (Brown et al. 2020, appendix C). A question of fewer than n words must occur as
-a whole; one of fewer than 8 words (their smallest n) must be the whole text. An n-gram that occurs in more than ten
-questions of a file is boilerplate and ignored (they ignored n-grams found in more than ten documents).
+a whole; one of fewer than 8 words (their smallest n) must be the whole text, operators included: `3 + 4?` is not
+`3 - 4?`. An n-gram that occurs in more than ten questions of a file is boilerplate and ignored (they ignored n-grams
+found in more than ten documents).
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,21 +15,12 @@ from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.records.jsonl import Reject
 from vtools.records.question import Question, read_question
+from vtools.records.words import with_operators, words
 
 N = 13
 SHORTEST = 8  # words; shorter questions occur in texts by chance
 COMMON = 10  # questions
 SHOWN = 40  # words
-
-_SPACED = str.maketrans({chr(code): chr(code).lower() if chr(code).isalnum() else " " for code in range(128)})
-# Scripts without spaces between words.
-_NO_SPACES = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_NO_SPACES}]|[^\W_{_NO_SPACES}]+")
-
-
-def words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation; in scripts without spaces, its characters."""
-    return text.translate(_SPACED).split() if text.isascii() else _WORD.findall(text.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +45,13 @@ class Index:
         self.anchors: dict[str, list[tuple[int, int]]] = {}  # place in a run, length of the run
         for file, question in questions:
             for turn in question.turns:
-                self.questions.append((file, question.id, words(turn)))
+                asked = words(turn)
+                if len(asked) < min(n, SHORTEST) and (whole := tuple(with_operators(turn))):
+                    self.whole.setdefault(whole, len(self.questions))
+                self.questions.append((file, question.id, asked))
         common = self._common(n)
         for number, (_, _, asked) in enumerate(self.questions):
             if len(asked) < min(n, SHORTEST):
-                if asked:
-                    self.whole.setdefault(tuple(asked), number)
                 continue
             runs = [(place, tuple(asked[place : place + n])) for place in range(max(1, len(asked) - n + 1))]
             runs = [(place, run) for place, run in runs if run not in common] or [(0, tuple(asked))]
@@ -82,10 +74,11 @@ class Index:
         """Every question found in the texts, once for each place."""
         for text in texts:
             found = words(text)
-            number = self.whole.get(tuple(found)) if len(found) < SHORTEST else None
-            if number is not None:
-                file, identity, asked = self.questions[number]
-                yield Hit(file, identity, " ".join(asked))
+            if len(found) < SHORTEST and self.whole:
+                whole = tuple(with_operators(text))
+                if (number := self.whole.get(whole)) is not None:
+                    file, identity, _ = self.questions[number]
+                    yield Hit(file, identity, " ".join(whole))
             if self.anchors.keys().isdisjoint(found):
                 continue
             past = 0  # everything before was part of the last hit

@@ -1,11 +1,14 @@
 """Cutting an answer that is too long: where a text may be cut, and how much fits."""
 
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Callable
 
 from vtools.records import markdown
 from vtools.records.markdown import Block
 
+JOINER = "\u200d"
+LONGEST = 32  # code points of a character; more are no longer kept together
 Count = Callable[[str], int]  # tokens of a segment with this text (not blank) as its answer
 
 
@@ -14,7 +17,7 @@ def truncate(text: str, count: Count, limit: int) -> str:
     end = _reach(text, 0, count, limit)
     while end > 0:
         if end < len(text) and not text[end].isspace():
-            end = _last(text, (" ", "\n", "\t"), end // 2, end) or end
+            end = _last(text, (" ", "\n", "\t"), end // 2, end) or _whole(text, 0, end)
         part = text[:end].rstrip()
         if not part or count(part) <= limit:
             return part
@@ -82,7 +85,7 @@ def _cut(text: str, start: int, end: int, blocks: list[Block]) -> int:
         begin, after = block
         if begin > start and after - begin <= end - start:
             return begin  # the whole block fits into the next part
-        return _last(text, ("\n",), half, end) or _last(text, (" ", "\t"), half, end) or end
+        return _last(text, ("\n",), half, end) or _last(text, (" ", "\t"), half, end) or _whole(text, start, end)
     for mark in ("\n\n", "\n"):
         high = end
         while cut := _last(text, (mark,), half, high):
@@ -90,12 +93,30 @@ def _cut(text: str, start: int, end: int, blocks: list[Block]) -> int:
             if inside is None:
                 return cut
             high = inside[0]
-    return _last(text, (" ", "\t"), half, end) or end
+    return _last(text, (" ", "\t"), half, end) or _whole(text, start, end)
 
 
 def _last(text: str, marks: tuple[str, ...], low: int, high: int) -> int:
     """The end of the last of these marks in text[low:high]; 0 if there is none."""
     return max(at + len(mark) if (at := text.rfind(mark, low, high)) >= 0 else 0 for mark in marks)
+
+
+def _whole(text: str, start: int, end: int) -> int:
+    """The last place in (start, end] that is not inside a character, that is, before a mark or beside a joiner."""
+    for cut in range(end, max(start, end - LONGEST), -1):
+        after = text[cut : cut + 1]
+        if text[cut - 1] != JOINER and after != JOINER and not (after and _belongs_to_the_last(after)):
+            return cut
+    return end
+
+
+def _belongs_to_the_last(character: str) -> bool:
+    """Marks, tones of skin, and vowels and finals of decomposed Korean."""
+    return (
+        unicodedata.category(character)[0] == "M"
+        or "\U0001f3fb" <= character <= "\U0001f3ff"
+        or "\u1160" <= character <= "\u11ff"
+    )
 
 
 def _around(blocks: list[Block], place: int) -> Block | None:

@@ -71,7 +71,7 @@ class Counted:
         _tally(self.sources, str(source.get("kind")))
         _tally(self.licenses, str(source.get("license")))
         if self.tells_languages:
-            self.languages[language.detect("\n".join(texts))] += 1
+            self.languages[language.spoken(messages)] += 1
         if self.template:
             try:
                 self._tokens(len(self.template.render(messages).ids))
