@@ -1,0 +1,111 @@
+"""Whether a text that begins with a tag is HTML of ChatGPT's page, or Markdown or code that somebody wrote.
+
+In doubt it is the page's: its own forms are `<div class="markdown ...">`, and, from the site that sanitised them, plain
+elements with hardly any attribute.
+"""
+
+import functools
+import re
+
+from vtools.records import markdown
+
+# Classes that the page had and other HTML has not; with them nothing else is asked.
+_PAGE = re.compile(r"""class=["'][^"'<>]*\b(?:markdown|prose|hljs|katex)\b""")
+_BLOCKS = "div|p|[ou]l|li|pre|h[1-6]|table|thead|tbody|tfoot|t[rdh]|blockquote|section|article|figure"
+# The page's elements, and what the sanitiser let through.
+_ELEMENTS = re.compile(
+    f"{_BLOCKS}|hr|br|a|img|span|strong|em|[bius]|strike|del|ins|su[bp]|code|kbd|samp|tt|var|input|caption|col|colgroup"
+    "|figcaption|d[ltd]|abbr|cite|dfn|q|mark|small|time|wbr|ruby|r[bpt]|bd[io]"
+)
+_DRAWN = re.compile(  # SVG and MathML, with any attribute
+    "svg|path|text|tspan|line|rect|circle|poly(?:line|gon)|ellipse|g|defs|math|semantics|annotation|mrow|m[inos]|mtext|mspace"
+    "|m(?:sub|sup|subsup|under|over|underover)|mfrac|msqrt|mroot|mtable|mtr|mtd|mstyle|mpadded|mphantom"
+)
+_ATTRIBUTES = re.compile(
+    r"class|href|target|rel|start|value|src|alt|title|type|checked|disabled|colspan|rowspan|dir|node|aria-.*"
+    r"|data-(?:state|start|end|testid|col-size|footnote.*|is-.*|message-.*)"
+)
+# Utility classes, as the page had them, and the classes of its lists, math and notes.
+_CLASS = re.compile(
+    r"(?:[a-z-]+:)*!?-?(?:[mp][xytblr]?|[wh]|min|max|text|bg|flex|items|gap|justify|rounded|overflow|whitespace|border"
+    r"|font|break|self|leading|dark|light|relative|absolute|group|language|lang|contains-task-list|task-list-item|math"
+    r"|footnotes?|sr-only|result-streaming|empty)(?:-\S+)?!?"
+)
+_TAG = re.compile("</?[a-zA-Z][^<>]*>")
+_NAME = re.compile("</?([a-zA-Z][^\\s/>]*)")
+_ATTRIBUTE = re.compile(r"""\s([^\s"'<>/=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]*)))?""")
+_CODE = re.compile(r"<(/?)(?:pre|code)\b[^<>]*>", re.IGNORECASE)
+_EMPTY_LINES = re.compile(r"\n\s*\n")
+# An indented block, a placeholder of a template or of JSX, or Markdown that begins after an empty line.
+_SOURCE = re.compile(
+    rf"\n(?: {{2}}|\t)[ \t]*+</?(?:{_BLOCKS})\b"
+    r"""|\{\{(?<![\w^}]\{\{)\s*+[#/&>]?[a-zA-Z_][\w .|:"']+\}\}|\{%|<[%?]|>\{[a-zA-Z_][\w.]*+\}<"""
+    r"|\n\n {0,3}(?:\#{1,6} |[-*+] |\d{1,9}[.)] |> |\||\*\*\S|!?\[[^\]\n]{1,99}\]\(|(?:---+|===+|\*\*\*+)[ \t]*\n)"
+)
+_IN_LINE = rf"(?:[^\s<]|<(?!/?(?:{_BLOCKS}|[bh]r)\b))"  # what begins a line of text, as no block does
+_TEXT_LINE = re.compile(rf"(?:</(?:{_BLOCKS})>|<[bh]r ?/?>|\n)[ \t]*+\n[ \t]*+\n?[ \t]*+{_IN_LINE}")
+
+
+def is_page(text: str) -> bool:
+    """Judge a text that begins with a block by all of it: its tags, and what stands outside of them."""
+    if _PAGE.search(text):
+        return True
+    if "<pre" not in text and next(markdown.fences(text), None):
+        return False
+    prose = _without_code(text) if "<code" in text or "<pre" in text else text
+    if any(map(_is_foreign, set(_TAG.findall(prose)))):
+        return False
+    prose = _EMPTY_LINES.sub("\n\n", prose)
+    return not _SOURCE.search(prose) and not (_TEXT_LINE.search(prose) and _has_text_line(prose))
+
+
+def _without_code(text: str) -> str:
+    pieces, depth, end = [], 0, 0
+    for tag in _CODE.finditer(text):
+        if not depth:
+            pieces.append(text[end : tag.start()])
+        depth = max(depth + (-1 if tag[1] else 1), 0)
+        end = tag.end()
+    return "<code>".join(pieces if depth else [*pieces, text[end:]])
+
+
+@functools.lru_cache(4096)
+def _is_foreign(tag: str) -> bool:
+    """Whether the page never had such a tag."""
+    match = _NAME.match(tag)
+    name = match[1].lower() if match else ""
+    if _DRAWN.fullmatch(name):
+        return False
+    if not _ELEMENTS.fullmatch(name) or (name == "input" and "checkbox" not in tag):
+        return True
+    return any(_is_foreign_attribute(name, *pair) for pair in _ATTRIBUTE.findall(tag))
+
+
+def _is_foreign_attribute(element: str, name: str, *values: str) -> bool:
+    name, value = name.lower(), "".join(values)
+    if element in ("td", "th") and (name == "align" or (name == "style" and "text-align" in value)):
+        return False
+    if name == "class":
+        return element != "span" and not all(map(_CLASS.fullmatch, value.split()))
+    if name == "id":
+        return not value.startswith("user-content-")
+    return value.startswith("{") or not _ATTRIBUTES.fullmatch(name)
+
+
+def _has_text_line(prose: str) -> bool:
+    """Whether a line of text begins outside of all blocks."""
+    depth, end = 0, 0
+    for tag in _TAG.finditer(prose):
+        match = _NAME.match(tag[0])
+        name = match[1].lower() if match else ""
+        block = re.fullmatch(_BLOCKS, name)
+        if not depth and _begins_line(prose[end : tag.start()] + ("" if block or name in ("br", "hr") else "x")):
+            return True
+        if block:
+            depth = max(depth + (-1 if tag[0][1] == "/" else 1), 0)
+        end = tag.end()
+    return not depth and _begins_line(prose[end:])
+
+
+def _begins_line(text: str) -> bool:
+    return "\n" in text.rstrip()
