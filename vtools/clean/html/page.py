@@ -17,7 +17,7 @@ class Page:
 
     def __init__(self, text: str) -> None:
         self.parts = tags.CUT.split(text)  # alternating text and tags; tags have odd indices
-        self.pairs: dict[str, dict[int, int]] = {}
+        self.pairs: dict[str, dict[int, int]] | None = None
         self.annotations: list[int] | None = None
         self.layout = Layout()
 
@@ -117,15 +117,15 @@ class Page:
         self.layout.hold(("</" if self.parts[place][1] == "/" else "<") + name + ">")
 
     def matching(self, name: str) -> dict[int, int]:
-        """The index of the closing tag for each opening tag of a name, found in one pass."""
-        if name not in self.pairs:
-            pairs = self.pairs[name] = {}
-            opened: list[int] = []
-            prefix, closing = "<" + name, "</" + name
+        """The index of the closing tag for each opening tag of a name; one pass finds them for all names."""
+        if self.pairs is None:
+            self.pairs = {}
+            opened: dict[str, list[int]] = {}
             for place in range(1, len(self.parts), 2):
-                tag = self.parts[place].lower()
-                if tag.startswith(prefix):
-                    opened.append(place)
-                elif tag.startswith(closing) and opened:
-                    pairs[opened.pop()] = place
-        return self.pairs[name]
+                tag = self.parts[place]
+                name_here = tags.name(tag)
+                if tag[1] != "/":
+                    opened.setdefault(name_here, []).append(place)
+                elif opened.get(name_here):
+                    self.pairs.setdefault(name_here, {})[opened[name_here].pop()] = place
+        return self.pairs.get(name, {})

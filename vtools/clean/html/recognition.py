@@ -7,6 +7,7 @@ elements with hardly any attribute.
 import functools
 import re
 
+from vtools.clean.html import tags
 from vtools.records import markdown
 
 # Classes that the page had and other HTML has not; with them nothing else is asked.
@@ -32,18 +33,19 @@ _CLASS = re.compile(
     r"|footnotes?|sr-only|result-streaming|empty)(?:-\S+)?!?"
 )
 _TAG = re.compile("</?[a-zA-Z][^<>]*>")
-_NAME = re.compile("</?([a-zA-Z][^\\s/>]*)")
 _ATTRIBUTE = re.compile(r"""\s([^\s"'<>/=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]*)))?""")
 _CODE = re.compile(r"<(/?)(?:pre|code)\b[^<>]*>", re.IGNORECASE)
 _EMPTY_LINES = re.compile(r"\n\s*\n")
-# An indented block, a placeholder of a template or of JSX, or Markdown that begins after an empty line.
+# An indented block, or Markdown that begins after an empty line.
 _SOURCE = re.compile(
-    rf"\n(?: {{2}}|\t)[ \t]*+</?(?:{_BLOCKS})\b"
-    r"""|\{\{(?<![\w^}]\{\{)\s*+[#/&>]?[a-zA-Z_][\w .|:"']+\}\}|\{%|<[%?]|>\{[a-zA-Z_][\w.]*+\}<"""
-    r"|\n\n {0,3}(?:\#{1,6} |[-*+] |\d{1,9}[.)] |> |\||\*\*\S|!?\[[^\]\n]{1,99}\]\(|(?:---+|===+|\*\*\*+)[ \t]*\n)"
+    rf"\n(?:(?: {{2}}|\t)[ \t]*+</?(?:{_BLOCKS})\b"
+    r"|\n {0,3}(?:\#{1,6} |[-*+] |\d{1,9}[.)] |> |\||\*\*\S|!?\[[^\]\n]{1,99}\]\(|(?:---+|===+|\*\*\*+)[ \t]*\n))"
 )
-_IN_LINE = rf"(?:[^\s<]|<(?!/?(?:{_BLOCKS}|[bh]r)\b))"  # what begins a line of text, as no block does
-_TEXT_LINE = re.compile(rf"(?:</(?:{_BLOCKS})>|<[bh]r ?/?>|\n)[ \t]*+\n[ \t]*+\n?[ \t]*+{_IN_LINE}")
+_PLACEHOLDER = re.compile(  # of a template, or of JSX
+    r"""\{\{(?<![\w^}]\{\{)\s*+[#/&>]?[a-zA-Z_][\w .|:"']+\}\}|\{%|<[%?]|>\{[a-zA-Z_][\w.]*+\}<"""
+)
+# A line that may begin outside of all blocks.
+_TEXT_LINE = re.compile(rf"\n(?<=[>\s]\n)[ \t]*+(?:[^\s<]|<(?!/?(?:{_BLOCKS}|[bh]r)\b))")
 
 
 def is_page(text: str) -> bool:
@@ -56,7 +58,9 @@ def is_page(text: str) -> bool:
     if any(map(_is_foreign, set(_TAG.findall(prose)))):
         return False
     prose = _EMPTY_LINES.sub("\n\n", prose)
-    return not _SOURCE.search(prose) and not (_TEXT_LINE.search(prose) and _has_text_line(prose))
+    if _SOURCE.search(prose) or (("{" in prose or "<?" in prose or "<%" in prose) and _PLACEHOLDER.search(prose)):
+        return False
+    return not (_TEXT_LINE.search(prose) and _has_text_line(prose))
 
 
 def _without_code(text: str) -> str:
@@ -72,8 +76,7 @@ def _without_code(text: str) -> str:
 @functools.lru_cache(4096)
 def _is_foreign(tag: str) -> bool:
     """Whether the page never had such a tag."""
-    match = _NAME.match(tag)
-    name = match[1].lower() if match else ""
+    name = tags.name(tag)
     if _DRAWN.fullmatch(name):
         return False
     if not _ELEMENTS.fullmatch(name) or (name == "input" and "checkbox" not in tag):
@@ -96,16 +99,18 @@ def _has_text_line(prose: str) -> bool:
     """Whether a line of text begins outside of all blocks."""
     depth, end = 0, 0
     for tag in _TAG.finditer(prose):
-        match = _NAME.match(tag[0])
-        name = match[1].lower() if match else ""
-        block = re.fullmatch(_BLOCKS, name)
-        if not depth and _begins_line(prose[end : tag.start()] + ("" if block or name in ("br", "hr") else "x")):
+        nesting = _nesting(tag[0])
+        if not depth and "\n" in (prose[end : tag.start()] + ("x" if nesting is None else "")).rstrip():
             return True
-        if block:
-            depth = max(depth + (-1 if tag[0][1] == "/" else 1), 0)
+        depth = max(depth + (nesting or 0), 0)
         end = tag.end()
-    return not depth and _begins_line(prose[end:])
+    return not depth and "\n" in prose[end:].rstrip()
 
 
-def _begins_line(text: str) -> bool:
-    return "\n" in text.rstrip()
+@functools.lru_cache(4096)
+def _nesting(tag: str) -> int | None:
+    """How a tag changes the depth of blocks; None for a tag inside a line."""
+    name = tags.name(tag)
+    if re.fullmatch(_BLOCKS, name):
+        return -1 if tag[1] == "/" else 1
+    return 0 if name in ("br", "hr") else None

@@ -42,21 +42,25 @@ _KINDS = {
 
 
 @functools.lru_cache(4096)
+def name(tag: str) -> str:
+    """The name of an opening or closing tag in small letters; empty for a comment or declaration."""
+    match = _NAME.match(tag)
+    return match[1].lower() if match else ""
+
+
+@functools.lru_cache(4096)
 def kind(tag: str) -> tuple[str, str]:
     """A tag's name and its handler: the name of a method of Page, or `unwrap`."""
-    match = _NAME.match(tag)
-    if match is None:
-        return "", "unwrap"
-    name = match[1].lower()
-    name = _SAME.get(name, name)
+    known = name(tag)
+    known = _SAME.get(known, known)
     if tag[1] == "/":
-        closes = name in BLOCKS or name in INLINE
-        return name, "on_close" if closes else "on_raw" if name in ("sup", "sub") else "unwrap"
+        closes = known in BLOCKS or known in INLINE
+        return known, "on_close" if closes else "on_raw" if known in ("sup", "sub") else "unwrap"
     if "flex-grow" in tag and "flex-shrink-0" in tag:  # ChatGPT's pager, "2 / 3"
-        return name, "on_junk"
-    if name == "span" and "katex" in tag:
-        return name, "on_katex"
-    return name, _KINDS.get(name, "unwrap")
+        return known, "on_junk"
+    if known == "span" and "katex" in tag:
+        return known, "on_katex"
+    return known, _KINDS.get(known, "unwrap")
 
 
 def attributes(tag: str) -> dict[str, str]:
