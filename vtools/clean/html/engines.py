@@ -12,16 +12,41 @@ from vtools.records.jsonl import Reject
 Engine = Callable[[str], str]
 _BESIDE_BLOCKS = re.compile(" ?(</?(?:p|div|[uo]l|li|h[1-6r]|blockquote|t(?:able|[rdh]))(?: [^<>]*)?>) ?")
 
+# Blocks that engines set no apart from the rest of a list item; and the tags that tell where items are.
+_SPACED = "<(?:table|hr|blockquote|h[1-6])(?: [^<>]*)?>"
+_IN_ITEM = re.compile(f"<li>[^<]*+(?:<(?!/?li>)[^<]*+)*?{_SPACED}|</li> ?</[uo]l> ?{_SPACED}")
+_PLACES = re.compile(f"(?P<item></?li>)|(?P<begin>{_SPACED})|</(?:table|blockquote|h[1-6])>")
+_BEGINS = re.compile("<(?:li|(?:div|blockquote)(?: [^<>]*)?)> ?")
+
 
 def convert(texts: list[str], engine: str) -> list[str]:
     """The Markdown of HTML messages. Raises Reject("html_parse") if no engine can convert one of them."""
     try:
-        documents = [fast_path.document(text) or page.document(text) for text in texts]
+        documents = [_with_space(fast_path.document(text) or page.document(text)) for text in texts]
         engines = chosen(engine)
         laid_out = _together(documents, engines[0]) or [_alone(document, engines) for document in documents]
         return [placeholders.restored(text, document.kept) for text, document in zip(laid_out, documents, strict=True)]
     except Exception as error:  # one message must not end the run
         raise Reject("html_parse", f"{type(error).__name__}: {error}"[:500]) from None
+
+
+def _with_space(document: placeholders.Document) -> placeholders.Document:
+    """With empty lines around tables, rules, quotes and headings of list items, where engines write none."""
+    source = document.html
+    if "<li>" not in source or not _IN_ITEM.search(source):
+        return document
+    pieces, done, depth = [], 0, 0
+    for place in _PLACES.finditer(source):
+        if place["item"]:
+            depth += 1 if place[0] == "<li>" else -1
+        elif depth:
+            if place["begin"] and not _BEGINS.match(source, source.rfind("<", 0, place.start())):
+                pieces += [source[done : place.start()].rstrip(" "), placeholders.SEPARATOR]
+                done = place.start()
+            if not place["begin"] or place[0].startswith("<hr"):
+                pieces += [source[done : place.end()], 2 * placeholders.SEPARATOR]
+                done = place.end()
+    return placeholders.Document("".join([*pieces, source[done:]]), document.kept)
 
 
 def _together(documents: list[placeholders.Document], engine: Engine) -> list[str] | None:

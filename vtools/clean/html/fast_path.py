@@ -7,7 +7,7 @@ message to `page`, which is slower and gives the same Markdown for every message
 import re
 from functools import lru_cache
 
-from vtools.clean.html import code, escape, placeholders, tags
+from vtools.clean.html import code, emphasis, escape, placeholders, tags
 
 _TAG = re.compile("<[^<>]*>")
 _CODE = re.compile("<code(?: [^<>]*)?>([^<>]+)</code>")
@@ -56,6 +56,8 @@ def document(text: str) -> placeholders.Document | None:
     if not len(found) == body.count("<") == body.count(">") or not _nested(found):
         return None
     loose = _LOOSE.findall(body)
+    if "#</h" in body or "# </h" in body:
+        return None
     if "" in loose or "\t" in body or "\r" in body or "\f" in body:
         return None
     marks = not _STARTS.isdisjoint(found)
@@ -127,7 +129,7 @@ def _marks_are_read(body: str) -> bool:
     for mark in _MARK.finditer(body):
         before, after = body[mark.start() - 1 : mark.start()] or ">", body[mark.end() : mark.end() + 1] or "<"
         outer, inner = (after, before) if mark[0][1] == "/" else (before, after)
-        if inner in " <>&;" or outer in "&;" or (outer.isalnum() and not inner.isalnum()):
+        if inner in " <>&;" or outer in "&;" or not (inner.isalnum() or emphasis.is_apart(outer)):
             return False
         if outer in "<>" and (body.startswith(_INLINE, mark.end()) or body.endswith(_INLINE, 0, mark.start())):
             return False

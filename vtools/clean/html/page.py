@@ -3,7 +3,7 @@
 import html
 from bisect import bisect
 
-from vtools.clean.html import code, escape, placeholders, tags
+from vtools.clean.html import code, escape, placeholders, table, tags
 from vtools.clean.html.layout import Layout
 
 
@@ -41,11 +41,12 @@ class Page:
 
     def on_block(self, place: int, name: str) -> None:
         attributes = tags.attributes(self.parts[place]) if name in ("ol", "td", "th") else {}
-        start, span = attributes.get("start", ""), attributes.get("colspan", "")
+        if name in ("td", "th"):
+            self.layout.open_block(name, f"<{name}>", *table.span(attributes), table.alignment(attributes))
+            return
+        start = attributes.get("start", "")
         numbered = name == "ol" and start.isdecimal() and len(start) < 10
-        wide = name != "ol" and span.isdecimal() and len(span) < 4
-        tag = f'<ol start="{start}">' if numbered else f"<{name}>"
-        self.layout.open_block(name, tag, min(int(span), 100) - 1 if wide else 0)
+        self.layout.open_block(name, f'<ol start="{start}">' if numbered else f"<{name}>")
 
     def on_inline(self, place: int, name: str) -> None:
         self.layout.open_inline(name)
@@ -53,8 +54,14 @@ class Page:
     def on_a(self, place: int, name: str) -> None:
         self.layout.open_link(escape.address(tags.attributes(self.parts[place]).get("href", "")))
 
+    def on_caption(self, place: int, name: str) -> None:
+        self.layout.open_caption()
+
     def on_close(self, place: int, name: str) -> None:
-        self.layout.close(name)
+        if name == "caption":
+            self.layout.close_caption()
+        else:
+            self.layout.close(name)
 
     def on_pre(self, place: int, name: str) -> int:
         end = self.matching("pre").get(place, len(self.parts))
@@ -114,7 +121,7 @@ class Page:
 
     def on_raw(self, place: int, name: str) -> None:
         """Markdown has no superscript: the tag stays."""
-        self.layout.hold(("</" if self.parts[place][1] == "/" else "<") + name + ">")
+        self.layout.raw(("</" if self.parts[place][1] == "/" else "<") + name + ">")
 
     def matching(self, name: str) -> dict[int, int]:
         """The index of the closing tag for each opening tag of a name; one pass finds them for all names."""

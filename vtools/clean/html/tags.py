@@ -35,7 +35,7 @@ _KINDS = {
     **dict.fromkeys(INLINE, "on_inline"),
     **dict.fromkeys(_CODE, "on_code"),
     **dict.fromkeys(_WITH_CONTENT.split(), "on_junk"),
-    **{name: f"on_{name}" for name in ("a", "pre", "br", "hr", "img", "input")},
+    **{name: f"on_{name}" for name in ("a", "pre", "br", "hr", "img", "input", "caption")},
     "sup": "on_raw",
     "sub": "on_raw",
 }
@@ -54,7 +54,7 @@ def kind(tag: str) -> tuple[str, str]:
     known = name(tag)
     known = _SAME.get(known, known)
     if tag[1] == "/":
-        closes = known in BLOCKS or known in INLINE
+        closes = known in BLOCKS or known in INLINE or known == "caption"
         return known, "on_close" if closes else "on_raw" if known in ("sup", "sub") else "unwrap"
     if "flex-grow" in tag and "flex-shrink-0" in tag:  # ChatGPT's pager, "2 / 3"
         return known, "on_junk"
