@@ -6,7 +6,7 @@ import importlib.util
 import re
 from collections.abc import Callable
 
-from vtools.clean.html import fast_path, page, placeholders
+from vtools.clean.html import fast_path, page, pieces, placeholders
 from vtools.records.jsonl import Reject
 
 Engine = Callable[[str], str]
@@ -22,12 +22,19 @@ _BEGINS = re.compile("<(?:li|(?:div|blockquote)(?: [^<>]*)?)> ?")
 def convert(texts: list[str], engine: str) -> list[str]:
     """The Markdown of HTML messages. Raises Reject("html_parse") if no engine can convert one of them."""
     try:
-        documents = [_with_space(fast_path.document(text) or page.document(text)) for text in texts]
-        engines = chosen(engine)
-        laid_out = _together(documents, engines[0]) or [_alone(document, engines) for document in documents]
-        return [placeholders.restored(text, document.kept) for text, document in zip(laid_out, documents, strict=True)]
+        if sum(map(len, texts)) > pieces.LONG:
+            apart = (filter(None, (_converted([piece], engine)[0] for piece in pieces.cut(text))) for text in texts)
+            return list(map("\n\n".join, apart))
+        return _converted(texts, engine)
     except Exception as error:  # one message must not end the run
         raise Reject("html_parse", f"{type(error).__name__}: {error}"[:500]) from None
+
+
+def _converted(texts: list[str], engine: str) -> list[str]:
+    documents = [_with_space(fast_path.document(text) or page.document(text)) for text in texts]
+    engines = chosen(engine)
+    laid_out = _together(documents, engines[0]) or [_alone(document, engines) for document in documents]
+    return [placeholders.restored(text, document.kept) for text, document in zip(laid_out, documents, strict=True)]
 
 
 def _with_space(document: placeholders.Document) -> placeholders.Document:
@@ -35,18 +42,18 @@ def _with_space(document: placeholders.Document) -> placeholders.Document:
     source = document.html
     if "<li>" not in source or not _IN_ITEM.search(source):
         return document
-    pieces, done, depth = [], 0, 0
+    out, done, depth = [], 0, 0
     for place in _PLACES.finditer(source):
         if place["item"]:
             depth += 1 if place[0] == "<li>" else -1
         elif depth:
             if place["begin"] and not _BEGINS.match(source, source.rfind("<", 0, place.start())):
-                pieces += [source[done : place.start()].rstrip(" "), placeholders.SEPARATOR]
+                out += [source[done : place.start()].rstrip(" "), placeholders.SEPARATOR]
                 done = place.start()
             if not place["begin"] or place[0].startswith("<hr"):
-                pieces += [source[done : place.end()], 2 * placeholders.SEPARATOR]
+                out += [source[done : place.end()], 2 * placeholders.SEPARATOR]
                 done = place.end()
-    return placeholders.Document("".join([*pieces, source[done:]]), document.kept)
+    return placeholders.Document("".join([*out, source[done:]]), document.kept)
 
 
 def _together(documents: list[placeholders.Document], engine: Engine) -> list[str] | None:

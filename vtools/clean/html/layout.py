@@ -118,7 +118,7 @@ class Layout:
         self._pop_to(nesting.closed_by(self.open, name))
 
     def open_caption(self) -> None:
-        """Begin a paragraph above the table that was just opened; a later caption is text of the table."""
+        """Begin a paragraph above a table that has no row yet; a later caption is text of the table."""
         self.end_text()
         if self.open and self.open[-1] == "table" and self.last == "<table>":
             self._pop()

@@ -130,9 +130,11 @@ class Page:
             opened: dict[str, list[int]] = {}
             for place in range(1, len(self.parts), 2):
                 tag = self.parts[place]
-                name_here = tags.name(tag)
+                found = tags.name(tag)
+                if found not in tags.PAIRED:
+                    continue
                 if tag[1] != "/":
-                    opened.setdefault(name_here, []).append(place)
-                elif opened.get(name_here):
-                    self.pairs.setdefault(name_here, {})[opened[name_here].pop()] = place
+                    opened.setdefault(found, []).append(place)
+                elif opened.get(found):
+                    self.pairs.setdefault(found, {})[opened[found].pop()] = place
         return self.pairs.get(name, {})

@@ -34,6 +34,7 @@ _CLASS = re.compile(
 )
 _TAG = re.compile("</?[a-zA-Z][^<>]*>")
 _ATTRIBUTE = re.compile(r"""\s([^\s"'<>/=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]*)))?""")
+_LONG = 1 << 20
 _CODE = re.compile(r"<(/?)(?:pre|code)\b[^<>]*>", re.IGNORECASE)
 _EMPTY_LINES = re.compile(r"\n\s*\n")
 # An indented block, or Markdown that begins after an empty line.
@@ -55,8 +56,9 @@ def is_page(text: str) -> bool:
     if "<pre" not in text and next(markdown.fences(text), None):
         return False
     prose = _without_code(text) if "<code" in text or "<pre" in text else text
-    if any(map(_is_foreign, set(_TAG.findall(prose)))):
-        return False
+    for start in range(0, len(prose), _LONG):  # the tags of all of a long text would take many times its memory
+        if any(map(_is_foreign, set(_TAG.findall(prose, start, start + _LONG)))):
+            return False
     prose = _EMPTY_LINES.sub("\n\n", prose)
     if _SOURCE.search(prose) or (("{" in prose or "<?" in prose or "<%" in prose) and _PLACEHOLDER.search(prose)):
         return False

@@ -29,6 +29,7 @@ INLINE = frozenset(("strong", "em", "del", "a"))
 _CODE = frozenset(("code", "kbd", "samp", "tt"))
 _LIKE_DIV = """section article main header footer aside details summary figure figcaption dl dt dd center form"""
 _WITH_CONTENT = """button svg style script head title template select textarea iframe object canvas video audio"""
+PAIRED = frozenset(("pre", "span", "div", *_CODE, *_WITH_CONTENT.split()))  # handled up to their closing tag
 _SAME = {"b": "strong", "i": "em", "s": "del", "strike": "del", "menu": "ul", **dict.fromkeys(_LIKE_DIV.split(), "div")}
 _KINDS = {
     **dict.fromkeys(BLOCKS, "on_block"),
