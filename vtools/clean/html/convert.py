@@ -2,8 +2,6 @@
 
 import re
 
-from vtools.clean.html import recognition
-
 _CONTROLS = bytes([*range(9), 11, 12, *range(14, 32)])
 _TO_NUL = bytes(0 if byte in _CONTROLS else byte for byte in range(256))
 # A counter that another site put before the message it copied.
@@ -24,7 +22,11 @@ def looks_like_html(text: str) -> bool:
 def _start(text: str) -> int | None:
     """Where the HTML of an answer begins; None if it is not HTML."""
     match = _HTML.match(text)
-    return match.end() if match and recognition.is_page(text[match.end() :]) else None
+    if match is None:
+        return None
+    from vtools.clean.html import recognition
+
+    return match.end() if recognition.is_page(text[match.end() :]) else None
 
 
 def has_counter(text: str) -> bool:

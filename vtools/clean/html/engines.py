@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import re
 from collections.abc import Callable
+from typing import Any
 
 from vtools.clean.html import fast_path, page, pieces, placeholders
 from vtools.records.jsonl import Reject
@@ -14,7 +15,6 @@ _BESIDE_BLOCKS = re.compile(" ?(</?(?:p|div|[uo]l|li|h[1-6r]|blockquote|t(?:able
 
 # Blocks that engines set no apart from the rest of a list item; and the tags that tell where items are.
 _SPACED = "<(?:table|hr|blockquote|h[1-6])(?: [^<>]*)?>"
-_IN_ITEM = re.compile(f"<li>[^<]*+(?:<(?!/?li>)[^<]*+)*?{_SPACED}|</li> ?</[uo]l> ?{_SPACED}")
 _PLACES = re.compile(f"(?P<item></?li>)|(?P<begin>{_SPACED})|</(?:table|blockquote|h[1-6])>")
 _BEGINS = re.compile("<(?:li|(?:div|blockquote)(?: [^<>]*)?)> ?")
 
@@ -40,7 +40,7 @@ def _converted(texts: list[str], engine: str) -> list[str]:
 def _with_space(document: placeholders.Document) -> placeholders.Document:
     """With empty lines around tables, rules, quotes and headings of list items, where engines write none."""
     source = document.html
-    if "<li>" not in source or not _IN_ITEM.search(source):
+    if not document.crowded:
         return document
     out, done, depth = [], 0, 0
     for place in _PLACES.finditer(source):
@@ -97,8 +97,15 @@ def reference(document: str) -> str:
 def _turbohtml() -> Engine:
     from turbohtml import Markdown, parse_fragment
 
-    style = Markdown(
-        escaping=Markdown.Escaping(mode="none", asterisks=False, underscores=False),
-        tables=Markdown.Tables(cell_blocks="text"),
-    )
+    class Style(Markdown):
+        """Our style, which the library would otherwise take apart again for each document."""
+
+        def _unpack(self) -> dict[str, object]:
+            return unpacked
+
+    chosen: Any = {
+        "escaping": Markdown.Escaping(mode="none", asterisks=False, underscores=False),
+        "tables": Markdown.Tables(cell_blocks="text"),
+    }
+    style, unpacked = Style(**chosen), Markdown(**chosen)._unpack()
     return lambda document: parse_fragment(document).to_markdown(style)

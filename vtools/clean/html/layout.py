@@ -17,7 +17,7 @@ import re
 
 from vtools.clean.html import emphasis, escape, nesting, placeholders
 from vtools.clean.html.table import Table
-from vtools.clean.html.tags import BLOCKS, CELLS, FLAT, HEADINGS, INLINE, PARTS, TABLE_PARTS
+from vtools.clean.html.tags import BLOCKS, CELLS, CROWDING, FLAT, HEADINGS, INLINE, PARTS, TABLE_PARTS
 
 _SPACES = re.compile("[ \t\n\r\f\xa0]{2,}|[\t\n\r\f\xa0]")
 _DEEPEST = 100  # levels of nesting; text nested deeper stays on the last one
@@ -45,6 +45,7 @@ class Layout:
         self.begun: list[int] = []  # for each open emphasis, index of the empty piece for its opening mark
         self.marks: list[emphasis.Mark] = []  # this block's closed emphasis: indices of both marks, name
         self.address, self.link = "", 0  # the open link's target, and the index of its "["
+        self.crowded = False  # whether a list item holds a table, rule, quote or heading
         self.last = ""  # the last tag in `out`, if nothing follows it
 
     def write(self, text: str) -> None:
@@ -73,6 +74,8 @@ class Layout:
             self._enter()
         if name in ("ul", "ol") and self.last in ("</ul>", "</ol>"):
             self.out.append(placeholders.SEPARATOR)
+        if name in CROWDING:
+            self.crowded = self.crowded or "li" in self.open
         if name in CELLS:
             while self.table.is_covered():
                 self._push_empty(name)
@@ -174,6 +177,7 @@ class Layout:
         if not self.flat:
             self._pop_to(nesting.ended_by(self.open, "p"))
             self._enter()
+            self.crowded = self.crowded or "li" in self.open
             self.out.append("<hr>")
             self._begin("<hr>")
 
@@ -246,7 +250,7 @@ class Layout:
         self.end_text()
         self._pop_to(0)
         self._settle()
-        return placeholders.Document("".join(self.out), self.kept)
+        return placeholders.Document("".join(self.out), self.kept, self.crowded)
 
     def _enter(self, parents: tuple[str, ...] = ("ul", "ol", "table", "tr")) -> None:
         """Open the missing list item or table cell if content comes directly inside one of `parents`."""

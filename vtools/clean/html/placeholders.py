@@ -22,6 +22,7 @@ class Document(NamedTuple):
 
     html: str
     kept: list[str]
+    crowded: bool = False  # whether a list item holds a table, rule, quote or heading
 
 
 def token(kept: list[str], markdown: str) -> str:

@@ -72,7 +72,7 @@ def _without_code(text: str) -> str:
             pieces.append(text[end : tag.start()])
         depth = max(depth + (-1 if tag[1] else 1), 0)
         end = tag.end()
-    return "<code>".join(pieces if depth else [*pieces, text[end:]])
+    return "<br>".join(pieces if depth else [*pieces, text[end:]])
 
 
 @functools.lru_cache(4096)

@@ -25,6 +25,7 @@ FLAT = HEADINGS | CELLS  # one line of Markdown: no blocks inside
 PARTS = CELLS | {"li", "tr"}  # of lists and tables
 TABLE_PARTS = CELLS | {"tr"}
 TABLE = TABLE_PARTS | {"table"}
+CROWDING = HEADINGS | {"table", "hr", "blockquote"}  # blocks that engines set not apart in a list item
 INLINE = frozenset(("strong", "em", "del", "a"))
 _CODE = frozenset(("code", "kbd", "samp", "tt"))
 _LIKE_DIV = """section article main header footer aside details summary figure figcaption dl dt dd center form"""
