@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vtools.clean import clean_record, control_tokens, pii, steps, turns
 from vtools.clean.choices import Choices
 from vtools.clean.draft import Draft
-from vtools.clean.html import convert
+from vtools.clean.html import convert, questions
 from vtools.records.jsonl import Reject
 
 # The steps as a whole
@@ -32,6 +32,8 @@ def test_a_text_that_the_html_step_passes_over_is_one_that_the_converter_leaves_
         convert.to_markdown(text, "auto") if place % 2 else convert.without_controls(text)
         for place, text in enumerate(texts)
     ]
+    if made.converted:
+        wanted[::2] = questions.unescaped(wanted[::2])
     assert [message["content"] for message in made.record["messages"]] == wanted
 
 

@@ -12,11 +12,12 @@ from vtools.records.jsonl import Record, Reject
 class Draft:
     """A record being cleaned, and what the steps found that is not part of the output."""
 
-    __slots__ = ("key", "language", "record", "redacted", "sketch", "starts")
+    __slots__ = ("converted", "key", "language", "record", "redacted", "sketch", "starts")
 
     def __init__(self, record: Record) -> None:
         self.record = record
         self.redacted: Counter[str] | None = None  # by kind of personal data
+        self.converted = 0  # answers that were HTML
         self.language: str | None = None
         self.key = 0  # `conversation.text_key` of the texts
         self.starts: list[int] = []  # the same of each shorter beginning

@@ -8,7 +8,7 @@ from vtools import provenance
 from vtools.clean import duplicates, filters, turns
 from vtools.clean.choices import Choices
 from vtools.clean.draft import Draft, Step, each, test, with_texts
-from vtools.clean.html import convert
+from vtools.clean.html import convert, questions
 from vtools.records import conversation
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
@@ -92,8 +92,12 @@ def _html(engine: str, converter: str, made: Draft) -> str | None:
     answers = [place for place, message in enumerate(before) if message["role"] == "assistant"]
     tags = b"<" in turns.joined(before)
     if tags or any([convert.has_counter(texts[place]) for place in answers]):
-        converted = convert.converted([texts[place] for place in answers], engine)
+        converted, made.converted = convert.counted([texts[place] for place in answers], engine)
         for place, text in zip(answers, converted, strict=True):
+            texts[place] = text
+    if made.converted:
+        asked = [place for place, message in enumerate(before) if message["role"] == "user"]
+        for place, text in zip(asked, questions.unescaped([texts[place] for place in asked]), strict=True):
             texts[place] = text
     made.record["messages"] = with_texts(before, texts)
     return converter if tags and made.record["messages"] is not before else None

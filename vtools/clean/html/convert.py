@@ -2,8 +2,6 @@
 
 import re
 
-from vtools.records import markdown
-
 _CONTROLS = bytes([*range(9), 11, 12, *range(14, 32)])
 _TO_NUL = bytes(0 if byte in _CONTROLS else byte for byte in range(256))
 # A counter that another site put before the message it copied.
@@ -17,15 +15,18 @@ _HTML = re.compile(
 
 
 def looks_like_html(text: str) -> bool:
-    """Whether an answer is HTML: it begins with a block, and has no Markdown fence outside `<pre>`."""
+    """Whether an answer is HTML of ChatGPT's page: it begins with a block, and all of it could be the page's."""
     return _start(text) is not None
 
 
 def _start(text: str) -> int | None:
     """Where the HTML of an answer begins; None if it is not HTML."""
     match = _HTML.match(text)
-    fenced = match is not None and "<pre" not in text and next(markdown.fences(text), None)
-    return None if match is None or fenced else match.end()
+    if match is None:
+        return None
+    from vtools.clean.html import recognition
+
+    return match.end() if recognition.is_page(text[match.end() :]) else None
 
 
 def has_counter(text: str) -> bool:
@@ -51,6 +52,11 @@ def to_markdown(text: str, engine: str) -> str:
 
 def converted(texts: list[str], engine: str) -> list[str]:
     """The same for several answers without control characters."""
+    return counted(texts, engine)[0]
+
+
+def counted(texts: list[str], engine: str) -> tuple[list[str], int]:
+    """The same, and how many were HTML."""
     texts = [_without_counter(text) for text in texts]
     pages = {place: text[start:] for place, text in enumerate(texts) if (start := _start(text)) is not None}
     if pages:
@@ -60,7 +66,7 @@ def converted(texts: list[str], engine: str) -> list[str]:
             text = _without_counter(text)
             # Text that looked like a tag in the HTML is escaped if the result would look like HTML again.
             texts[place] = text.replace("<", "\\<", 1) if looks_like_html(text) else text
-    return texts
+    return texts, len(pages)
 
 
 def _without_counter(text: str) -> str:

@@ -5,23 +5,55 @@ import functools
 import importlib.util
 import re
 from collections.abc import Callable
+from typing import Any
 
-from vtools.clean.html import fast_path, page, placeholders
+from vtools.clean.html import fast_path, page, pieces, placeholders
 from vtools.records.jsonl import Reject
 
 Engine = Callable[[str], str]
 _BESIDE_BLOCKS = re.compile(" ?(</?(?:p|div|[uo]l|li|h[1-6r]|blockquote|t(?:able|[rdh]))(?: [^<>]*)?>) ?")
 
+# Blocks that engines set no apart from the rest of a list item; and the tags that tell where items are.
+_SPACED = "<(?:table|hr|blockquote|h[1-6])(?: [^<>]*)?>"
+_PLACES = re.compile(f"(?P<item></?li>)|(?P<begin>{_SPACED})|</(?:table|blockquote|h[1-6])>")
+_BEGINS = re.compile("<(?:li|(?:div|blockquote)(?: [^<>]*)?)> ?")
+
 
 def convert(texts: list[str], engine: str) -> list[str]:
     """The Markdown of HTML messages. Raises Reject("html_parse") if no engine can convert one of them."""
     try:
-        documents = [fast_path.document(text) or page.document(text) for text in texts]
-        engines = chosen(engine)
-        laid_out = _together(documents, engines[0]) or [_alone(document, engines) for document in documents]
-        return [placeholders.restored(text, document.kept) for text, document in zip(laid_out, documents, strict=True)]
+        if sum(map(len, texts)) > pieces.LONG:
+            apart = (filter(None, (_converted([piece], engine)[0] for piece in pieces.cut(text))) for text in texts)
+            return list(map("\n\n".join, apart))
+        return _converted(texts, engine)
     except Exception as error:  # one message must not end the run
         raise Reject("html_parse", f"{type(error).__name__}: {error}"[:500]) from None
+
+
+def _converted(texts: list[str], engine: str) -> list[str]:
+    documents = [_with_space(fast_path.document(text) or page.document(text)) for text in texts]
+    engines = chosen(engine)
+    laid_out = _together(documents, engines[0]) or [_alone(document, engines) for document in documents]
+    return [placeholders.restored(text, document.kept) for text, document in zip(laid_out, documents, strict=True)]
+
+
+def _with_space(document: placeholders.Document) -> placeholders.Document:
+    """With empty lines around tables, rules, quotes and headings of list items, where engines write none."""
+    source = document.html
+    if not document.crowded:
+        return document
+    out, done, depth = [], 0, 0
+    for place in _PLACES.finditer(source):
+        if place["item"]:
+            depth += 1 if place[0] == "<li>" else -1
+        elif depth:
+            if place["begin"] and not _BEGINS.match(source, source.rfind("<", 0, place.start())):
+                out += [source[done : place.start()].rstrip(" "), placeholders.SEPARATOR]
+                done = place.start()
+            if not place["begin"] or place[0].startswith("<hr"):
+                out += [source[done : place.end()], 2 * placeholders.SEPARATOR]
+                done = place.end()
+    return placeholders.Document("".join([*out, source[done:]]), document.kept)
 
 
 def _together(documents: list[placeholders.Document], engine: Engine) -> list[str] | None:
@@ -65,8 +97,15 @@ def reference(document: str) -> str:
 def _turbohtml() -> Engine:
     from turbohtml import Markdown, parse_fragment
 
-    style = Markdown(
-        escaping=Markdown.Escaping(mode="none", asterisks=False, underscores=False),
-        tables=Markdown.Tables(cell_blocks="text"),
-    )
+    class Style(Markdown):
+        """Our style, which the library would otherwise take apart again for each document."""
+
+        def _unpack(self) -> dict[str, object]:
+            return unpacked
+
+    chosen: Any = {
+        "escaping": Markdown.Escaping(mode="none", asterisks=False, underscores=False),
+        "tables": Markdown.Tables(cell_blocks="text"),
+    }
+    style, unpacked = Style(**chosen), Markdown(**chosen)._unpack()
     return lambda document: parse_fragment(document).to_markdown(style)

@@ -2,13 +2,20 @@
 
 import re
 
+from vtools.clean.html.emphasis import is_word
+
 _BACKTICKS = re.compile("`+")
 # What CommonMark or GFM reads as markup inside a line: backslash escapes, code, tags, entities, links, strikethrough.
-_MARKUP = re.compile(r"\\(?=[!-/:-@\[-`{-~]|\Z)|`|<(?=[a-zA-Z/!?][^<>]*>)|&(?=#?\w{1,31};)|\](?=[(\[:])|~(?=~)|(?<=~)~")
+_MARKUP = re.compile(
+    r"\\(?=[!-/:-@\[-`{-~]|\Z)|`|<(?=[a-zA-Z/!?][^<>]*>|!(?:--|[a-zA-Z\[])|\?)|&(?=#?\w{1,31};)|\](?=[(\[:])|~(?=~)|(?<=~)~"
+)
 _SUSPECT = re.compile(r"[\\`<&\]~]")  # a plain character set is much faster to search for
 _LINE_START = re.compile(
-    r"(?P<number>\d{1,9})(?=[.)](?:\s|\Z))|(?:\#{1,6}|[-+*])(?=\s|\Z)|>|[=]+\s*\Z|-+\s*\Z|(?:[-*_]\s*){3,}\Z", re.ASCII
+    r"(?P<number>\d{1,9})(?=[.)](?:\s|\Z))|<(?=[a-zA-Z/!?])|(?:\#{1,6}|[-+*])(?=\s|\Z)|>|[=]+\s*\Z|-+\s*\Z|(?:[-*_]\s*){3,}\Z",
+    re.ASCII,
 )
+_BRACKET = re.compile(r"\\.|[\[\]]", re.DOTALL)  # an escaped character, or a bracket
+_HEADING_END = re.compile(r"(?<!\S)#+(?=\s*\Z)")
 _EDGE = "\x07"
 
 
@@ -18,10 +25,23 @@ def text(text: str) -> str:
 
 
 def brackets(text: str) -> str:
-    """Escape unpaired brackets, for the text of a link."""
-    if text.count("[") == text.count("]"):
-        return text
-    return re.sub(r"(?<!\\)[\[\]]", r"\\\g<0>", text)
+    """Escape all brackets unless they are in pairs, for the text of a link."""
+    depth = 0
+    for bracket in _BRACKET.findall(text):
+        depth += {"[": 1, "]": -1}.get(bracket, 0)
+        if depth < 0:
+            break
+    return _BRACKET.sub(lambda found: found[0] if len(found[0]) > 1 else "\\" + found[0], text) if depth else text
+
+
+def line_end(text: str) -> str:
+    """Escape a backslash at the end, which would escape what follows."""
+    return text + "\\" if (len(text) - len(text.rstrip("\\"))) % 2 else text
+
+
+def heading_end(text: str) -> str:
+    """Escape what a parser would take for the end of a heading's line."""
+    return _HEADING_END.sub(r"\\\g<0>", text)
 
 
 def line_start(text: str) -> str:
@@ -35,6 +55,8 @@ def line_start(text: str) -> str:
 def emphasis(texts: list[str], beside_emphasis: bool) -> list[str]:
     """Escape the * and _ of one block's texts if a parser would pair them, or if the block has real emphasis."""
     whole = _EDGE.join(texts)  # what line_start escaped is at the start or after an edge
+    if beside_emphasis:
+        whole = _EDGE + whole + _EDGE
     for mark, always in (("*", beside_emphasis), ("_", False)):
         runs = [run for run in re.finditer(rf"(?<!\A\\)(?<!{_EDGE}\\)\{mark}+", whole) if any(_roles(run, whole))]
         opened = needed = False
@@ -48,15 +70,15 @@ def emphasis(texts: list[str], beside_emphasis: bool) -> list[str]:
                 pieces += [whole[end : run.start()], f"\\{mark}" * len(run[0])]
                 end = run.end()
             whole = "".join([*pieces, whole[end:]])
-    return whole.split(_EDGE)
+    return whole.split(_EDGE)[1:-1] if beside_emphasis else whole.split(_EDGE)
 
 
 def _roles(run: re.Match[str], text: str) -> tuple[bool, bool]:
     """Whether a run of * or _ can open and can close emphasis (CommonMark 0.31, 6.2)."""
     before = text[run.start() - 1] if run.start() else " "
     after = text[run.end()] if run.end() < len(text) else " "
-    left = not after.isspace() and (after.isalnum() or not before.isalnum())
-    right = not before.isspace() and (before.isalnum() or not after.isalnum())
+    left = not after.isspace() and (is_word(after) or not before.isalnum())
+    right = not before.isspace() and (is_word(before) or not after.isalnum())
     if run[0][0] == "*":
         return left, right
     return left and (not right or not before.isalnum()), right and (not left or not after.isalnum())

@@ -7,7 +7,7 @@ message to `page`, which is slower and gives the same Markdown for every message
 import re
 from functools import lru_cache
 
-from vtools.clean.html import code, escape, placeholders, tags
+from vtools.clean.html import code, emphasis, escape, placeholders, tags
 
 _TAG = re.compile("<[^<>]*>")
 _CODE = re.compile("<code(?: [^<>]*)?>([^<>]+)</code>")
@@ -53,9 +53,14 @@ def document(text: str) -> placeholders.Document | None:
     while "  " in body:
         body = body.replace("  ", " ")
     found = _TAG.findall(body)
-    if not len(found) == body.count("<") == body.count(">") or not _nested(found):
+    if not len(found) == body.count("<") == body.count(">"):
+        return None
+    crowded = _nested(found)
+    if crowded is None:
         return None
     loose = _LOOSE.findall(body)
+    if "#" in body and ("#</h" in body or "# </h" in body):
+        return None
     if "" in loose or "\t" in body or "\r" in body or "\f" in body:
         return None
     marks = not _STARTS.isdisjoint(found)
@@ -68,7 +73,7 @@ def document(text: str) -> placeholders.Document | None:
         body = _TWO_LISTS.sub(rf"\1{placeholders.SEPARATOR}", body)
     if marks:
         body = body.replace("<strong>", "**").replace("</strong>", "**").replace("<em>", "*").replace("</em>", "*")
-    return placeholders.Document(body, kept)
+    return placeholders.Document(body, kept, crowded)
 
 
 def _without_blocks(text: str, kept: list[str]) -> str | None:
@@ -97,19 +102,21 @@ def _plain(tag: str) -> str:
     return name
 
 
-def _nested(found: list[str]) -> bool:
-    """Whether the tags are known and properly nested."""
-    names = [""]  # of the open elements
+def _nested(found: list[str]) -> bool | None:
+    """Whether a list item is crowded; None unless the tags are known and properly nested."""
+    names, crowded = [""], False  # names of the open elements
     for tag in found:
         name = _plain(tag)
         if name[:1] == "/":
             if names.pop() != name[1:]:
-                return False
+                return None
         elif names[-1] not in _INSIDE.get(name, ()) or len(names) > _DEEPEST:
-            return False
-        elif name != "hr":
-            names.append(name)
-    return names == [""]
+            return None
+        else:
+            crowded = crowded or (name in tags.CROWDING and "li" in names)
+            if name != "hr":
+                names.append(name)
+    return crowded if names == [""] else None
 
 
 def _even(body: str) -> bool:
@@ -127,7 +134,7 @@ def _marks_are_read(body: str) -> bool:
     for mark in _MARK.finditer(body):
         before, after = body[mark.start() - 1 : mark.start()] or ">", body[mark.end() : mark.end() + 1] or "<"
         outer, inner = (after, before) if mark[0][1] == "/" else (before, after)
-        if inner in " <>&;" or outer in "&;" or (outer.isalnum() and not inner.isalnum()):
+        if inner in " <>&;" or outer in "&;" or not (inner.isalnum() or emphasis.is_apart(outer)):
             return False
         if outer in "<>" and (body.startswith(_INLINE, mark.end()) or body.endswith(_INLINE, 0, mark.start())):
             return False

@@ -15,11 +15,11 @@ gives the same Markdown. An example, with {0} for the placeholder and « for the
 import html
 import re
 
-from vtools.clean.html import escape, placeholders
-from vtools.clean.html.tags import BLOCKS, CELLS, FLAT, HEADINGS, INLINE, PARTS, TABLE, TABLE_PARTS
+from vtools.clean.html import emphasis, escape, nesting, placeholders
+from vtools.clean.html.table import Table
+from vtools.clean.html.tags import BLOCKS, CELLS, CROWDING, FLAT, HEADINGS, INLINE, PARTS, TABLE_PARTS
 
 _SPACES = re.compile("[ \t\n\r\f\xa0]{2,}|[\t\n\r\f\xa0]")
-_MARKS = {"strong": "**", "em": "*", "del": "~~"}
 _DEEPEST = 100  # levels of nesting; text nested deeper stays on the last one
 
 
@@ -38,24 +38,27 @@ class Layout:
         self.flat = self.cells = 0  # how many open elements are FLAT, and how many are table cells
         self.fresh = True  # whether we are at the start of a block or line
         self.spaced = True  # whether `out` ends with white space
-        self.rows: list[tuple[int, int]] = []  # for each row of the open table: index of its </tr>, number of cells
-        self.columns = 0  # cells in the open row
+        self.table = Table()  # the open table
+        self.captioned = False  # whether a caption is open, in place of its table
         self.text: list[str] = []  # text not yet in `out`
         self.marked: list[int] = []  # indices of this block's texts with * or _
         self.begun: list[int] = []  # for each open emphasis, index of the empty piece for its opening mark
-        self.marks: list[tuple[int, int, str]] = []  # this block's closed emphasis: indices of both marks, name
+        self.marks: list[emphasis.Mark] = []  # this block's closed emphasis: indices of both marks, name
         self.address, self.link = "", 0  # the open link's target, and the index of its "["
+        self.crowded = False  # whether a list item holds a table, rule, quote or heading
         self.last = ""  # the last tag in `out`, if nothing follows it
 
     def write(self, text: str) -> None:
         """Add text of the page, as raw HTML text; it reaches `out` at the next tag."""
         self.text.append(text)
 
-    def open_block(self, name: str, tag: str, empty_cells: int = 0) -> None:
-        """Open a block, or a part of a list or table, after `empty_cells` empty cells (a wide cell takes several)."""
+    def open_block(self, name: str, tag: str, wide: int = 1, tall: int = 1, side: str = "") -> None:
+        """Open a block, or a part of a list or table: a cell may take several columns and rows."""
         self.end_text()
-        self._close_implied(name)
-        if name in TABLE_PARTS and not self._within(("table",)):
+        if self.captioned and name in TABLE_PARTS:
+            self.close_caption()
+        self._pop_to(nesting.ended_by(self.open, name))
+        if name in TABLE_PARTS and not nesting.within(self.open, ("table",)):
             return
         if name not in TABLE_PARTS:
             self._enter(("table", "tr"))
@@ -63,17 +66,20 @@ class Layout:
             self._space()
             self._push("-" + name, "")
             return
-        if name == "li" and not self._within(("ul", "ol")):
+        if name == "li" and not nesting.within(self.open, ("ul", "ol")):
             self._push("ul", "<ul>")
-        elif name in CELLS and not self._within(("tr",), "table"):
+        elif name in CELLS and not nesting.within(self.open, ("tr",), "table"):
             self._push("tr", "<tr>")
         elif name not in PARTS:
             self._enter()
         if name in ("ul", "ol") and self.last in ("</ul>", "</ol>"):
             self.out.append(placeholders.SEPARATOR)
-        for _ in range(empty_cells):
-            self._push(name, f"<{name}>")
-            self._pop()
+        if name in CROWDING:
+            self.crowded = self.crowded or "li" in self.open
+        if name in CELLS:
+            while self.table.is_covered():
+                self._push_empty(name)
+            self.table.begin_cell(wide, tall, side)
         self._push(name, tag)
 
     def open_inline(self, name: str) -> None:
@@ -82,7 +88,8 @@ class Layout:
         self._enter()
         if name in self.open:
             self._push("-" + name, "")
-        elif self.marks and self.marks[-1][1:] == (len(self.out) - 1, name) and not self.out[-1]:
+            return
+        if self.marks and self.marks[-1][1:] == (len(self.out) - 1, name) and not self.out[-1]:
             self.begun.append(self.marks.pop()[0])  # two adjacent ones become one
             self.out.pop()
             self.open.append(name)
@@ -111,19 +118,22 @@ class Layout:
     def close(self, name: str) -> None:
         """Close the innermost open element of this name and all inside it, if its closing tag can apply."""
         self.end_text()
-        for depth in range(len(self.open) - 1, -1, -1):
-            other = self.open[depth].lstrip("-")
-            if other == name:
-                while len(self.open) > depth:
-                    self._pop()
-                return
-            if (
-                (name in INLINE and other in BLOCKS)
-                or (other in TABLE and name not in TABLE)
-                or (name == "li" and other in ("ul", "ol"))
-                or (name in TABLE and other == "table")
-            ):
-                return
+        self._pop_to(nesting.closed_by(self.open, name))
+
+    def open_caption(self) -> None:
+        """Begin a paragraph above a table that has no row yet; a later caption is text of the table."""
+        self.end_text()
+        if self.open and self.open[-1] == "table" and self.last == "<table>":
+            self._pop()
+            self.open_block("p", "<p>")
+            self.captioned = True
+
+    def close_caption(self) -> None:
+        """End the paragraph, and open its table again."""
+        if self.captioned:
+            self.captioned = False
+            self.close("p")
+            self.open_block("table", "<table>")
 
     def break_line(self) -> None:
         """Break the line; twice in a row, end the paragraph."""
@@ -134,23 +144,40 @@ class Layout:
             self._space()
         elif self.out and self.out[-1] == "<br>":
             self.out.pop()
-            self._close_implied("p")
+            self._pop_to(nesting.ended_by(self.open, "p"))
             self._push("p", "<p>")
         else:
-            if self.out and self.out[-1][-1:] == " ":
-                self.out[-1] = self.out[-1].rstrip(" ")
             if self.fresh and self.last != "<br>":
                 return
             self._enter()
-            self.out.append("<br>")
+            self._add_break()
+
+    def _add_break(self) -> None:
+        """Break the line at the end of `out`, outside of marks and tags that begin there; not where a block begins."""
+        place = len(self.out)
+        after = self.marks[-1][1] + 1 if self.marks else 0  # the last closing mark
+        while place - 1 in self.begun or (place > after and self._is_before_text(place - 1)):
+            place -= 1
+        if place and self.out[place - 1][:1] != "<":
+            self.out[place - 1] = escape.line_end(self.out[place - 1].rstrip(" "))
+            self.out.insert(place, "<br>")
+            self.begun = [begun + (begun >= place) for begun in self.begun]
             self.fresh, self.spaced, self.last = True, True, "<br>"
+
+    def _is_before_text(self, place: int) -> bool:
+        """Whether a piece is white space or an opening tag that stays as it is."""
+        if self.out[place] in ("", " "):
+            return True
+        held = placeholders.HELD.fullmatch(self.out[place])
+        return held is not None and self.kept[int(held[1])].startswith("<s")
 
     def rule(self) -> None:
         """Add a horizontal rule, where a block is allowed."""
         self.end_text()
         if not self.flat:
-            self._close_implied("p")
+            self._pop_to(nesting.ended_by(self.open, "p"))
             self._enter()
+            self.crowded = self.crowded or "li" in self.open
             self.out.append("<hr>")
             self._begin("<hr>")
 
@@ -163,13 +190,19 @@ class Layout:
         self.out.append(token)
         self.fresh, self.spaced, self.last = False, False, ""
 
+    def raw(self, tag: str) -> None:
+        """Keep a tag for which Markdown has nothing; a closing one never begins a line."""
+        self.end_text()
+        if tag[1] != "/" or not self.fresh:
+            self.hold(tag)
+
     def hold_block(self, markdown: str, in_line: str) -> None:
         """Add finished Markdown as a block of its own; where no block is allowed, `in_line` instead."""
         self.end_text()
         if self.flat:
             self.hold(in_line)
             return
-        self._close_implied("p")
+        self._pop_to(nesting.ended_by(self.open, "p"))
         self.out.append(f"<p>{self._token(markdown)}</p>")
         self._begin("</p>")
 
@@ -196,7 +229,13 @@ class Layout:
             self.out[outermost], text = " ", text[1:]
             if not text:
                 return
+        if (
+            text[0] in "([:" and self.out and self.out[-1][-1:] == "]" and self.out[-1][-2:] != "\\]"
+        ):  # what would become a link
+            self.out[-1] = self.out[-1][:-1] + "\\]"
         text = escape.text(text)
+        if text[0] == "~" and self.out and self.out[-1][-1:] == "~":
+            text = "\\" + text
         if "a" in self.open:
             text = escape.brackets(text)
         if self.fresh and not self.flat:
@@ -209,19 +248,9 @@ class Layout:
     def finish(self) -> placeholders.Document:
         """Close all open elements and return the document."""
         self.end_text()
-        while self.open:
-            self._pop()
+        self._pop_to(0)
         self._settle()
-        return placeholders.Document("".join(self.out), self.kept)
-
-    def _within(self, wanted: tuple[str, ...], limit: str = "") -> bool:
-        """Whether one of these elements is open, looking no further out than `limit`."""
-        for other in reversed(self.open):
-            if other.lstrip("-") in wanted:
-                return True
-            if other.lstrip("-") == limit:
-                return False
-        return False
+        return placeholders.Document("".join(self.out), self.kept, self.crowded)
 
     def _enter(self, parents: tuple[str, ...] = ("ul", "ol", "table", "tr")) -> None:
         """Open the missing list item or table cell if content comes directly inside one of `parents`."""
@@ -239,26 +268,9 @@ class Layout:
                 self._push("tr", "<tr>")
             self._push("td", "<td>")
 
-    def _close_implied(self, name: str) -> None:
-        """Close what a new block of this name ends, as a browser does where closing tags are missing."""
-        stack = self.open
-        while stack and stack[-1].lstrip("-") in INLINE:
+    def _pop_to(self, count: int) -> None:
+        while len(self.open) > count:
             self._pop()
-        if stack and (stack[-1] in ("p", "-p") or (name in HEADINGS and stack[-1] in HEADINGS)):
-            self._pop()
-        ended, limits = {
-            "li": (("li",), ("ul", "ol", "table", "td", "th")),
-            "tr": (("tr",), ("table",)),
-            "td": (("td", "th"), ("tr", "table")),
-            "th": (("td", "th"), ("tr", "table")),
-        }.get(name, ((), ()))
-        for depth in range(len(stack) - 1, -1, -1) if ended else ():
-            other = stack[depth].lstrip("-")
-            if other in ended:
-                while len(stack) > depth:
-                    self._pop()
-            if other in ended or other in limits:
-                break
 
     def _push(self, name: str, tag: str) -> None:
         """Open an element, with its tag in `out` if it has one."""
@@ -269,11 +281,11 @@ class Layout:
             self.flat += 1
             if name in CELLS:
                 self.cells += 1
-                self.columns += 1
+                self.table.column += 1
         elif name == "table":
-            self.rows.clear()
+            self.table = Table()
         elif name == "tr":
-            self.columns = 0
+            self.table.begin_row()
         if tag:
             self.out.append(tag)
         if name in BLOCKS:
@@ -293,9 +305,12 @@ class Layout:
             self._close_inline(name)
             return
         if name == "table":
-            columns = max((count for _, count in self.rows), default=0)
-            for place, count in self.rows:
-                self.out[place] = "<td></td>" * (columns - count) + "</tr>"
+            self.table.finish(self.out)
+        elif name == "tr":
+            self.table.end_row()
+        if name in HEADINGS and "#" in "".join(self.out[-2:]):
+            place = len(self.out) - (1 if self.out[-1].strip() else 2)
+            self.out[place] = escape.heading_end(self.out[place])
         if name not in CELLS and name != "li" and self.out[-1].startswith((f"<{name}>", f"<{name} ")):
             self.out.pop()  # it is empty
             if self.out and self.out[-1] == placeholders.SEPARATOR:
@@ -303,37 +318,59 @@ class Layout:
         else:
             self.out.append(f"</{name}>")
             if name == "tr":
-                self.rows.append((len(self.out) - 1, self.columns))
+                self.table.rows.append((len(self.out) - 1, self.table.column))
         if name in BLOCKS:
             self._begin(self.out[-1] if self.out else "")
+        if name in CELLS:
+            for _ in range(self.table.wide - 1):
+                self._push_empty(name)
+
+    def _push_empty(self, name: str) -> None:
+        """An empty cell, where a wide or tall one goes on."""
+        self.table.wide = 1
+        self._push(name, f"<{name}>")
+        self._pop()
 
     def _close_inline(self, name: str) -> None:
         """Close a link or emphasis: write the link's end, or leave an empty piece for the closing mark."""
         if name == "a":
             text = "".join(self.out[self.link + 1 :])
             shown = escape.text(self.address).translate(placeholders.TO_CONTROLS)
-            inside = any(start > self.link for start, _, _ in self.marks)
-            if not text.strip():
-                self.out[self.link] = ""
+            inside = bool(self.marks) and self.marks[-1][1] > self.link
+            if not text.replace("<br>", "").strip():
+                del self.out[self.link :]
+                if "<br>" in text:
+                    self._add_break()
+                elif text:
+                    self.spaced = self.out[-1:] == [" "]
+                    self._space()
             elif ":" in self.address and not inside and text == shown:
                 self.out[self.link :] = [f"<{self.address}>".translate(placeholders.TO_CONTROLS)]
-                self.marked = [place for place in self.marked if place < self.link]
+                while self.marked and self.marked[-1] >= self.link:
+                    self.marked.pop()
             else:
                 self.out.append(f"]({self.address})".translate(placeholders.TO_CONTROLS))
             return
         start, last = self.begun.pop(), self.out[-1]
-        if len(self.out) == start + 1:
-            if not last:
-                self.out.pop()
+        if last in ("", " ", "<br>") and not "".join(self.out[start:]).replace("<br>", "").strip():
+            self.out[start:] = filter(None, self.out[start:])  # nothing to mark
+            self.fresh = self.fresh or self.out[-1:] == ["<br>"] or self.last != ""
+            return
+        if last == "<br>":  # so does a line break, and white space
+            self.out.pop()
+            self.marks.append((start, len(self.out), name))
+            self.out += ["", "<br>"]
             return
         spaced = last[-1:] == " "
         if spaced:  # white space belongs outside the marks
-            self.out[-1] = last[:-1]
+            self.out[-1] = escape.line_end(last[:-1])
         self.marks.append((start, len(self.out), name))
         self.out.append(" " if spaced else "")
 
     def _begin(self, last: str) -> None:
         """Settle the block or line before, and be at the start of a new one, after the tag `last`."""
+        if self.out[-2:-1] == ["<br>"]:  # at the end of the block before
+            del self.out[-2]
         self._settle()
         self.fresh, self.spaced, self.last = True, True, last
 
@@ -361,30 +398,5 @@ class Layout:
             self.marked.clear()
         if not self.marks or self.begun:
             return
-        ends = {end for _, end, _ in self.marks}
-        slots = ends.union(start for start, _, _ in self.marks)
-        written = {}
-        for start, end, name in self.marks:
-            # Marks where a parser recognises them (CommonMark 0.31, 6.2), tags elsewhere.
-            before = self.out[start] or self._beside(start, -1, slots, ends)
-            after = self.out[end] or self._beside(end, 1, slots, ends)
-            opens = self._beside(start, 1, slots, ends).isalnum() or not before.isalnum()
-            closes = self._beside(end, -1, slots, ends).isalnum() or not after.isalnum()
-            touches = start - 1 in ends and not self.out[start - 1] + self.out[start]
-            mark, last = (_MARKS[name],) * 2 if opens and closes and not touches else (f"\x04{name}>", f"\x04/{name}>")
-            written[start], written[end] = self.out[start] + mark, last + self.out[end]
-        for place, text in written.items():
-            self.out[place] = text
+        emphasis.fill(self.out, self.marks)
         self.marks.clear()
-
-    def _beside(self, place: int, step: int, slots: set[int], ends: set[int]) -> str:
-        """The character next to a mark: before it for step -1, after it for step 1."""
-        place += step
-        while 0 <= place < len(self.out) and not self.out[place] and place not in slots:
-            place += step
-        if not 0 <= place < len(self.out):
-            return " "
-        text = self.out[place]
-        if place in slots:
-            return " " if text and (place in ends) == (step < 0) else "*"
-        return " " if text[0] == "<" else text[0 if step > 0 else -1]

@@ -3,7 +3,7 @@
 import html
 from bisect import bisect
 
-from vtools.clean.html import code, escape, placeholders, tags
+from vtools.clean.html import code, escape, placeholders, table, tags
 from vtools.clean.html.layout import Layout
 
 
@@ -17,7 +17,7 @@ class Page:
 
     def __init__(self, text: str) -> None:
         self.parts = tags.CUT.split(text)  # alternating text and tags; tags have odd indices
-        self.pairs: dict[str, dict[int, int]] = {}
+        self.pairs: dict[str, dict[int, int]] | None = None
         self.annotations: list[int] | None = None
         self.layout = Layout()
 
@@ -41,11 +41,12 @@ class Page:
 
     def on_block(self, place: int, name: str) -> None:
         attributes = tags.attributes(self.parts[place]) if name in ("ol", "td", "th") else {}
-        start, span = attributes.get("start", ""), attributes.get("colspan", "")
+        if name in ("td", "th"):
+            self.layout.open_block(name, f"<{name}>", *table.span(attributes), table.alignment(attributes))
+            return
+        start = attributes.get("start", "")
         numbered = name == "ol" and start.isdecimal() and len(start) < 10
-        wide = name != "ol" and span.isdecimal() and len(span) < 4
-        tag = f'<ol start="{start}">' if numbered else f"<{name}>"
-        self.layout.open_block(name, tag, min(int(span), 100) - 1 if wide else 0)
+        self.layout.open_block(name, f'<ol start="{start}">' if numbered else f"<{name}>")
 
     def on_inline(self, place: int, name: str) -> None:
         self.layout.open_inline(name)
@@ -53,8 +54,14 @@ class Page:
     def on_a(self, place: int, name: str) -> None:
         self.layout.open_link(escape.address(tags.attributes(self.parts[place]).get("href", "")))
 
+    def on_caption(self, place: int, name: str) -> None:
+        self.layout.open_caption()
+
     def on_close(self, place: int, name: str) -> None:
-        self.layout.close(name)
+        if name == "caption":
+            self.layout.close_caption()
+        else:
+            self.layout.close(name)
 
     def on_pre(self, place: int, name: str) -> int:
         end = self.matching("pre").get(place, len(self.parts))
@@ -114,18 +121,20 @@ class Page:
 
     def on_raw(self, place: int, name: str) -> None:
         """Markdown has no superscript: the tag stays."""
-        self.layout.hold(("</" if self.parts[place][1] == "/" else "<") + name + ">")
+        self.layout.raw(("</" if self.parts[place][1] == "/" else "<") + name + ">")
 
     def matching(self, name: str) -> dict[int, int]:
-        """The index of the closing tag for each opening tag of a name, found in one pass."""
-        if name not in self.pairs:
-            pairs = self.pairs[name] = {}
-            opened: list[int] = []
-            prefix, closing = "<" + name, "</" + name
+        """The index of the closing tag for each opening tag of a name; one pass finds them for all names."""
+        if self.pairs is None:
+            self.pairs = {}
+            opened: dict[str, list[int]] = {}
             for place in range(1, len(self.parts), 2):
-                tag = self.parts[place].lower()
-                if tag.startswith(prefix):
-                    opened.append(place)
-                elif tag.startswith(closing) and opened:
-                    pairs[opened.pop()] = place
-        return self.pairs[name]
+                tag = self.parts[place]
+                found = tags.name(tag)
+                if found not in tags.PAIRED:
+                    continue
+                if tag[1] != "/":
+                    opened.setdefault(found, []).append(place)
+                elif opened.get(found):
+                    self.pairs.setdefault(found, {})[opened[found].pop()] = place
+        return self.pairs.get(name, {})

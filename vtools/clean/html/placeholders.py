@@ -7,8 +7,10 @@ from typing import NamedTuple
 UNUSUAL = re.compile("[\t\n\r\f\xa0]")  # white space that becomes a space
 # In brackets, because engines look at the character next to emphasis, and held text begins and ends with punctuation.
 TOKEN = re.compile("(\\(\x02\\d+\x03\\))")
-_HELD = re.compile("\\(\x02(\\d+)\x03\\)")
-_SEPARATOR = re.compile("^[ >]*\x02\x03(?:\n(?:[ >]*\n)?|\\Z)", re.MULTILINE)
+HELD = re.compile("\\(\x02(\\d+)\x03\\)")
+_SEPARATOR = re.compile("(?:\n[ >]*)?\n[ >]*\x02\x03(?!\x02)|^[ >]*\x02\x03\n(?:[ >]*\n)?", re.MULTILINE)
+_SIDES = re.compile(" *\x0e([-lcr]+)\x0f([^\n]*\n[^|\n]*)[-| ]+")  # how the columns of a table are aligned
+_RULES = {"l": " :--- |", "c": " :---: |", "r": " ---: |", "-": " --- |"}
 END = "\x02\x03\x02"  # end of one document among several
 SEPARATOR = "<p>\x02\x03</p>"  # between two lists, which would otherwise merge
 TO_CONTROLS = {ord("<"): "\x04", ord("&"): "\x05", ord('"'): "\x06"}
@@ -20,6 +22,7 @@ class Document(NamedTuple):
 
     html: str
     kept: list[str]
+    crowded: bool = False  # whether a list item holds a table, rule, quote or heading
 
 
 def token(kept: list[str], markdown: str) -> str:
@@ -39,8 +42,10 @@ def restored(markdown: str, kept: list[str]) -> str:
         markdown = _SEPARATOR.sub("", markdown)
     if "\x04" in markdown or "\x05" in markdown or "\x06" in markdown:
         markdown = markdown.translate(_FROM_CONTROLS)
+    if "\x0e" in markdown:
+        markdown = _SIDES.sub(lambda match: match[2] + "|" + "".join([_RULES[side] for side in match[1]]), markdown)
     if kept:
-        markdown = _HELD.sub(lambda match: _indented(kept[int(match[1])], match), markdown)
+        markdown = HELD.sub(lambda match: _indented(kept[int(match[1])], match), markdown)
     return markdown.strip("\n ")
 
 
