@@ -52,7 +52,7 @@ def test_the_keys_of_the_starts_of_a_conversation_are_those_of_the_shorter_ones(
     roles = ["system"] * system + ["user", "assistant"] * 5
     messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
     ends = [end for end in range(1, len(messages)) if messages[end - 1]["role"] == "assistant"]
-    assert duplicates.starts(messages) == [conversation.text_key(messages[:end]) for end in ends]
+    assert duplicates.starts({"messages": messages}) == [conversation.text_key(messages[:end]) for end in ends]
 
 
 def test_the_longest_share_of_a_chat_stays_wherever_it_stands(tmp_path):

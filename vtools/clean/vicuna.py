@@ -1,13 +1,16 @@
 """FastChat's published cleaning rules (`clean_sharegpt.py`; fschat 0.2.36, and the rate-limit rule of June 2024).
 
 Their order, thresholds and keys, for a comparable reproduction; the HTML conversion is ours. Decisions can differ only
-where the two conversions do: in a text's first character, its length, or its being equal to another.
+where the two conversions do: in a text's first character, its length, or its being equal to another. A `plugins` key
+that is empty counts as plug-ins, as it does there; FastChat's tests for repeated digits (`optional_clean.py`) and for
+lists (`filter_wrong_format.py`) are programs of their own, and not part of this preset.
 """
 
 import functools
+from collections import Counter
 from typing import Any
 
-from vtools.clean.draft import Draft, Step
+from vtools.clean.draft import Draft, Step, each, rejected
 from vtools.clean.filters import SHORTEST
 from vtools.clean.html import convert
 from vtools.records import conversation
@@ -35,9 +38,12 @@ def _read(made: Draft) -> None:
     }
     made.record = conversation.read(known)
     messages = made.record["messages"]
+    made.turns, made.lost = len(messages), Counter[str]()  # FastChat knows no system messages: each counts
     if len(messages) > 1 and messages[0]["role"] != _HUMAN:
+        made.lost["no_question"] = 1
         messages = messages[1:]
     if len(messages) > 1 and messages[-1]["role"] == _HUMAN:
+        made.lost["unanswered"] = 1
         messages = messages[:-1]
     if len(messages) < 2:
         raise Reject("too_short", f"{len(messages)} messages left in the order human, gpt")
@@ -62,7 +68,7 @@ def _texts(engine: str, made: Draft) -> None:
     """The messages as Markdown, in pairs, up to the first that is empty or begins with an unprintable character.
 
     Raises Reject: role_order, blocked_word (anywhere in the raw text, tags too), html_parse, blocked_response,
-    too_short.
+    too_short; and empty, where the chosen answer of a preference is lost: FastChat has none.
     """
     kept: list[Message] = []
     count = 0
@@ -73,7 +79,7 @@ def _texts(engine: str, made: Draft) -> None:
         if word := next((word for word in BLOCKED if word in raw.lower()), None):
             raise Reject("blocked_word", f"messages[{place}]: {word}")
         is_answer = message["role"] == _GPT
-        text = (convert.to_markdown(raw, engine) if is_answer else convert.without_controls(raw)).strip()
+        text = _converted(engine, made, raw) if is_answer else convert.without_controls(raw).strip()
         if not text or not text[0].isprintable() or not raw.strip()[0].isprintable():
             break
         if is_answer and text.startswith(NOTICES):
@@ -83,7 +89,20 @@ def _texts(engine: str, made: Draft) -> None:
     kept = kept[: len(kept) // 2 * 2]
     if count < SHORTEST or not kept:
         raise Reject("too_short", f"{count} characters in {len(kept)} messages")
+    assert made.lost is not None
+    made.lost["empty"] = len(made.record["messages"]) - len(kept)
+    if "rejected" in made.record and (answer := rejected(made.record)):
+        answer = each(answer, lambda message: _converted(engine, made, message["content"]))
+        if made.lost["empty"] or made.lost["unanswered"] or not all([message["content"] for message in answer]):
+            raise Reject("empty", "the chosen answer or the rejected one")
+        made.record["rejected"] = answer
     made.record["messages"] = kept
+
+
+def _converted(engine: str, made: Draft, raw: str) -> str:
+    text = convert.to_markdown(raw, engine)
+    made.converted += text != convert.without_controls(raw)
+    return text.strip()
 
 
 class Duplicates:

@@ -11,6 +11,7 @@ ROLES = {
     "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
     "model": "assistant", "assistant": "assistant", "system": "system",
 }  # fmt: skip
+_WEIGHTS = ("weight", "loss_weight", "train", "training", "loss")
 SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
@@ -110,6 +111,11 @@ def _text(content: Any, where: str) -> str:
             return "".join(texts)
         raise Reject("bad_schema", f"{where} has a part that is not text")
     raise Reject("bad_schema", f"{where}: the text is {'null' if content is None else type(content).__name__}")
+
+
+def is_trained(message: Message) -> bool:
+    """Whether an answer is trained. One with a weight of 0, or `train: false`, is context for those after it."""
+    return len(message) == 2 or not any([message.get(key, 1) == 0 for key in _WEIGHTS])
 
 
 def content_id(messages: list[Message]) -> str:
