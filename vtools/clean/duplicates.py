@@ -1,7 +1,7 @@
 """Conversations that occurred before, or are the start of a longer copy of the same chat."""
 
-import itertools
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from vtools.clean.draft import rejected
@@ -89,12 +89,12 @@ def _marks(message: Message) -> dict[str, Any] | None:
     return {**calls, "weight": 0} if context else calls
 
 
-def _with(texts: int, *parts: Any) -> int:
+def _with(texts: int, tools: dict[str, Any], marks: list[Any], beside: Sequence[Any] = ()) -> int:
     """A key of texts, changed by what else there is, if there is anything."""
-    if not any(itertools.chain(*parts)):
+    if not (tools or beside or any(marks)):
         return texts
     import hashlib
 
-    parts = tuple([item or None for item in part] if isinstance(part, list) else part for part in parts)
-    canonical = f"{texts:032x}" + json.dumps(parts, sort_keys=True)
-    return int.from_bytes(hashlib.blake2b(canonical.encode(), digest_size=16).digest())
+    parts = [f"{texts:032x}", tools, [mark or None for mark in marks], beside]
+    digest = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16)
+    return int.from_bytes(digest.digest())
