@@ -34,9 +34,8 @@ def judging(choices: Choices) -> list[Step]:
         blocked = blocked_words.Phrases(blocked_words.read(choices.blocked_words))
         steps.append(test("blocked_word", lambda record: blocked.found(record["messages"]), alike=True))
     if choices.drop_refusals or choices.refusals:
-        listed = refusals.PHRASES if choices.drop_refusals else ()
-        turned_down = blocked_words.Phrases(listed + (blocked_words.read(choices.refusals) if choices.refusals else ()))
-        steps.append(test("refusal", lambda record: turned_down.found(record["messages"], "assistant")))
+        phrases = blocked_words.Phrases(blocked_words.read(choices.refusals) if choices.refusals else ())
+        steps.append(test("refusal", functools.partial(_refusal, choices.drop_refusals, phrases)))
     if choices.keep_lang is not None or choices.skip_lang is not None:
         keep = language.codes("--keep-lang", choices.keep_lang)
         skip = language.codes("--skip-lang", choices.skip_lang)
@@ -48,6 +47,13 @@ def judging(choices: Choices) -> list[Step]:
         moderator = Moderator(choices.moderation, choices.moderation_model)
         steps.append(Step("moderation", functools.partial(_moderation, moderator)))
     return steps
+
+
+def _refusal(known: bool, phrases: blocked_words.Phrases, record: Record) -> str | None:
+    for place, message in enumerate(record["messages"] if known else ()):
+        if message["role"] == "assistant" and (declined := refusals.found(message["content"])):
+            return f"messages[{place}]: {declined}"
+    return phrases.found(record["messages"], "assistant")
 
 
 def _special(record: Record) -> str | None:
