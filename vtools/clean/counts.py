@@ -36,8 +36,8 @@ class Tally(filtering.Rejects):
         self.extra["html_converted"] += made.converted
         self.turns_in += made.turns
         if made.lost:
-            self.turns_merged += made.lost["merged"]
-            self.lost.update({reason: turns for reason, turns in made.lost.items() if reason != "merged"})
+            self.turns_merged += made.lost.pop("merged", 0)
+            self.lost.update(made.lost)
         if made.redacted:
             self.redacted.update(made.redacted)
         if made.language:

@@ -20,7 +20,7 @@ class Draft:
         self.language: str | None = None
         self.converted = 0  # answers that were HTML
         self.turns = 0  # as read
-        self.lost: Counter[str] | None = None  # turns by why they went, and those that were merged into another
+        self.lost: dict[str, int] = {}  # turns by why they went, and those that were merged into another
         self.key = 0  # `duplicates.key`
         self.starts: list[int] = []  # the same of each shorter beginning
         self.sketch: Any = None

@@ -11,6 +11,7 @@ from vtools.records.jsonl import Record
 
 _TOOLS = ("tools", "functions")
 _CALLS = ("tool_calls", "function_call", "reasoning_content")
+_BESIDE = frozenset((*_TOOLS, "rejected"))
 _NOTHING = ("[]", "{}", "null", "")  # of tools written as JSON text
 
 
@@ -53,7 +54,9 @@ def key(record: Record, texts: bytes | None = None) -> int:
     `texts` are the texts in UTF-8 joined by \\xff, if the caller has them.
     """
     messages = record["messages"]
-    answer = rejected(record) if "rejected" in record else []
+    if _BESIDE.isdisjoint(record) and not any([len(message) > 2 for message in messages]):  # the usual case
+        return conversation.text_key(messages, texts)
+    answer = rejected(record)
     beside = [[message["role"], message["content"].strip()] for message in answer]
     return _with(conversation.text_key(messages, texts), _tools(record), list(map(_marks, messages)), beside)
 

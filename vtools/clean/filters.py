@@ -52,6 +52,10 @@ _INLINE_CODE = re.compile(r"(`{1,2})[^`\n]+\1")
 _TWICE_ONE = re.compile(
     r"\n1\. .*(?P<below>(?:\n(?!\d+[.)][ \t]|#{1,6} )\S.*)*+)(?P<rest>(?:\n(?:[ \t\r].*)?(?=\n))*+)(?=\n1\. )"
 )
+# The same in all texts at once: after an item numbered 1, no line with a 2 before the next 1 or what may be a fence.
+_MAY_RESTART = re.compile(
+    rb"\n1\. [^\n\xff]*+(?:\n(?![12]\. |(?:[ \t>*+-]|\d+[.)])*+(?:```|~~~))[^\n\xff]*+)*+\n(?!2\. )"
+)
 _CODE = "```"
 _BELONGS_ABOVE = (_CODE, "- ", "* ", "+ ", "|", ">")  # starts of lines that can be no heading of a second list
 
@@ -95,7 +99,8 @@ def wrong_list(record: Record) -> str | None:
     The lines directly below an item belong to it, also where their indent is lost; a paragraph or heading after a blank
     line begins another list.
     """
-    if b"\n1. " not in joined(record["messages"]):
+    begins = [message["content"][:3] == "1. " for message in record["messages"]]
+    if not any(begins) and not _MAY_RESTART.search(joined(record["messages"])):
         return None
     for place, message in enumerate(record["messages"]):
         text = message["content"]

@@ -2,7 +2,7 @@
 
 import functools
 import importlib.util
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 from vtools import provenance
@@ -118,14 +118,14 @@ def _readable(message: Message, engine: str) -> str:
 
 
 def _turns(choices: Choices, made: Draft) -> None:
-    before, lost = made.record["messages"], Counter[str]()
+    before = made.record["messages"]
+    lost: turns.Lost = defaultdict(int)
     messages = turns.ordered(before, choices.merge_same_role, lost)
     # Two joined texts may look like HTML although neither does.
     if choices.merge_same_role and messages is not before and "html" not in choices.keep:
         messages = each(messages, lambda message: _readable(message, choices.engine))
     kept = turns.answered(messages, lost)
-    made.record["messages"] = kept
-    made.lost = +lost or None
+    made.record["messages"], made.lost = kept, lost
     if "rejected" in made.record and (answer := rejected(made.record)):
         if lost["unanswered"] or kept[-1] is not messages[-1]:
             raise Reject("empty", "the chosen answer, or its question")

@@ -7,7 +7,6 @@ lists (`filter_wrong_format.py`) are programs of their own, and not part of this
 """
 
 import functools
-from collections import Counter
 from typing import Any
 
 from vtools.clean.draft import Draft, Step, each, rejected
@@ -38,7 +37,8 @@ def _read(made: Draft) -> None:
     }
     made.record = conversation.read(known)
     messages = made.record["messages"]
-    made.turns, made.lost = len(messages), Counter[str]()  # FastChat knows no system messages: each counts
+    made.turns = len(messages)  # FastChat knows no system messages: each counts
+    made.lost = {"no_question": 0, "unanswered": 0}
     if len(messages) > 1 and messages[0]["role"] != _HUMAN:
         made.lost["no_question"] = 1
         messages = messages[1:]
@@ -89,7 +89,6 @@ def _texts(engine: str, made: Draft) -> None:
     kept = kept[: len(kept) // 2 * 2]
     if count < SHORTEST or not kept:
         raise Reject("too_short", f"{count} characters in {len(kept)} messages")
-    assert made.lost is not None
     made.lost["empty"] = len(made.record["messages"]) - len(kept)
     if "rejected" in made.record and (answer := rejected(made.record)):
         answer = each(answer, lambda message: _converted(engine, made, message["content"]))
