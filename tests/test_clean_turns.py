@@ -178,6 +178,7 @@ def test_every_turn_is_written_merged_or_counted_by_its_reason_in_clean_and_in_s
     assert runs[0].stderr == runs[1].stderr
     for name in "sr":
         assert (folder / f"{name}1").read_bytes() == (folder / f"{name}2").read_bytes()
+    assert run(*options, stdin=runs[0].stdout).stdout == runs[0].stdout
     stats = json.loads((folder / "s1").read_bytes())
     assert stats["turns_in"] == readable(records, every)
     assert stats["turns_in"] == stats["turns_out"] + stats["turns_dropped"]
