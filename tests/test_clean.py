@@ -47,10 +47,12 @@ def test_a_leading_system_message_is_kept():
 @pytest.mark.parametrize(
     "blank", ["", " \n\t", "\u200b", "\ufeff \u200b", "<p></p>", "<div><p>\u200b</p>&nbsp;</div>", "\x00"]
 )
-def test_an_empty_answer_ends_the_conversation_before_its_question(blank):
+def test_an_empty_answer_goes_with_its_question_and_the_rest_stays(blank):
     assert cleaned("first question", "first answer", "second", blank, "third", "answer") == [
         "first question",
         "first answer",
+        "third",
+        "answer",
     ]
     with pytest.raises(Reject) as caught:
         cleaned("only question here", blank)
@@ -77,7 +79,7 @@ def test_an_answer_that_begins_with_a_zero_width_space_is_no_empty_answer():
         ({"text": "no conversation"}, "bad_schema"),
         (shared("use a plug-in, please", "done, it says", plugins=[{"id": "p"}]), "plugin"),
         (shared("a long question", "!Too many requests in 1 hour. Try again later."), "blocked_response"),
-        (shared("count to a lot", "here: 1 000000000 2"), "rep_digits"),
+        (shared("count to a lot", "here: 1 00000000000000000000 2"), "rep_digits"),
         (shared("list things, please", "Sure:\n1. one\n1. next\n1. last"), "wrong_list"),
     ],
 )
@@ -126,7 +128,7 @@ def test_the_same_texts_are_kept_once_whatever_their_ids_and_the_same_id_may_hol
 
 
 def test_a_filter_is_switched_off_by_its_name():
-    record = shared("use a plug-in, please", "000000000\n1. a\n1. b\n1. ", plugins=[])
+    record = shared("use a plug-in, please", "00000000000000000000\n1. a\n1. b\n1. ", plugins=["p"])
     names = [name for name in ("plugin", "rep_digits", "wrong_list", "dup_exact")]
     done = run(*itertools.chain(*(("--keep", name) for name in names)), stdin=jsonl(record, record))
     assert len(done.stdout.splitlines()) == 2

@@ -53,7 +53,71 @@ def test_the_keys_of_the_starts_of_a_conversation_are_those_of_the_shorter_ones(
     roles = ["system"] * system + ["user", "assistant"] * 5
     messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
     ends = [end for end in range(1, len(messages)) if messages[end - 1]["role"] == "assistant"]
-    assert duplicates.starts(messages) == [conversation.text_key(messages[:end]) for end in ends]
+    assert duplicates.starts({"messages": messages}) == [conversation.text_key(messages[:end]) for end in ends]
+
+
+def asked(*extra: dict, **keys) -> dict:
+    """A record whose message N has the keys of `extra[N]`."""
+    messages = [{**message, **more} for message, more in zip(chat(*GOOD), (*extra, {}, {}), strict=False)]
+    return {"messages": messages, **keys}
+
+
+CALL = [{"id": "c", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}]
+WORSE = [{"role": "assistant", "content": "The worse answer."}]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (asked(tools=[{"name": "look_up"}]), asked()),
+        (asked(tools=[{"name": "look_up"}]), asked(tools=[{"name": "look_it_up"}])),
+        (asked(functions=[{"name": "look_up"}]), asked()),
+        (asked(tools='[{"name": "look_up"}]'), asked()),
+        (asked({}, {"tool_calls": CALL}), asked()),
+        (asked({}, {"weight": 0}), asked()),
+        (asked({}, {"train": False}), asked({}, {"train": True})),
+        (asked(rejected=WORSE), asked()),
+        (asked(rejected=WORSE), asked(rejected=[{**WORSE[0], "content": "Another one."}])),
+        ({"messages": chat(*GOOD, system="Be brief.")}, {"messages": chat(*GOOD, system="Be kind.")}),
+        ({"messages": chat(*GOOD, system="Be brief.")}, asked()),
+    ],
+)
+def test_what_a_model_will_see_differently_is_no_duplicate(one, other):
+    assert ids(run(stdin=jsonl({"id": "1", **one}, {"id": "2", **other}))) == ["1", "2"]
+    assert ids(run(stdin=jsonl({"id": "1", **one}, {"id": "2", **one}))) == ["1"]
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        *(asked(tools=nothing) for nothing in (None, [], {}, "", "[]", " null ")),
+        asked({"name": "jo", "weight": 0}, {"tool_calls": None, "weight": 1}),
+        asked(source={"uri": "x"}, rejected=[]),
+    ],
+)
+def test_what_a_model_will_not_see_makes_no_difference(same):
+    assert ids(run(stdin=jsonl({"id": "1", **asked()}, {"id": "2", **same}))) == ["1"]
+
+
+def test_the_order_of_a_tools_keys_makes_no_difference():
+    one, other = ({"name": "look_up", "n": 1}, {"n": 1, "name": "look_up"})
+    assert ids(run(stdin=jsonl({"id": "1", **asked(tools=[one])}, {"id": "2", **asked(tools=[other])}))) == ["1"]
+
+
+def test_a_shorter_version_has_the_same_tools_and_system_message_as_the_longer_one():
+    longer = chat(*GOOD, "And then?", "Then comes the end.")
+    data = jsonl(
+        {"id": "none", "messages": longer[:2]},
+        {"id": "tools", "messages": longer[:2], "tools": ["t"]},
+        {"id": "system", "messages": chat(*GOOD, system="Be brief.")},
+        {"id": "context", "messages": [longer[0], {**longer[1], "weight": 0}]},
+        {"id": "pair", "messages": longer[:2], "rejected": WORSE},
+        {"id": "longer", "messages": longer, "tools": ["t"]},
+        {"id": "longer system", "messages": chat(system="Be brief.") + longer, "tools": []},
+        {"id": "longer context", "messages": [longer[0], {**longer[1], "weight": 0}, *longer[2:]]},
+    )
+    kept = ids(run("--dedupe", "longest", stdin=data))
+    assert kept == ["none", "pair", "longer", "longer system", "longer context"]
 
 
 def test_the_longest_share_of_a_chat_stays_wherever_it_stands(tmp_path):

@@ -38,10 +38,11 @@ def test_a_text_that_the_html_step_passes_over_is_one_that_the_converter_leaves_
 
 
 def test_the_first_reason_that_applies_is_the_one_that_is_given():
-    everything = shared("1", "<p>000000000</p>", plugins=[])
+    zeros = "0" * 20
+    everything = shared("1", f"<p>{zeros}</p>", plugins=["p"])
     assert rejected(everything)[0] == "plugin"
-    assert rejected({**everything, "plugins": None})[0] == "too_short"
-    assert rejected(shared("a question", "<p>000000000</p>"))[0] == "rep_digits"
+    assert rejected({**everything, "plugins": None})[0] == "rep_digits"
+    assert rejected(shared("1", "<p>000000000</p>"))[0] == "too_short"
     assert rejected(shared("a question", ""), drop_refusals=True)[0] == "empty"
 
 
@@ -76,7 +77,7 @@ def test_stats_tell_reasons_redactions_and_languages(tmp_path):
 PIECES = st.sampled_from(
     [
         "a@corp.io", "@", "415-555-2671", "4111 1111 1111 1111", "4111111111111111", "sk-aB3dE5gH7jK9mN1pQ3sT5vW7", "91.198.174.192", "+49 30 901820",
-        "</s>", "<s>", "<|im_end|>", "<|", "|>", "[INST]", "[", "<p>", "</p>", "<b>", "&lt;/s&gt;", "&#60;", "000000000", "0", "1", "\n1. ", "2", "- ",
+        "</s>", "<s>", "<|im_end|>", "<|", "|>", "[INST]", "[", "<p>", "</p>", "<b>", "&lt;/s&gt;", "&#60;", "00000000000000000000", "0", "1", "\n1. ", "2", "- ",
         "openai", "Open", "AI", "I cannot fulfill this request", "word", "der Fluss und die Stadt", " ", "\n", "-", ".", "x", "é", "这条河", "\u200b", "\x00",
         "Compose an engaging travel blog post", "about a recent trip to Hawaii", "Copy1 chars / 2 words", "2 / 2\n\n", "```\n",
     ]

@@ -9,7 +9,7 @@ import running
 from chats import chat, jsonl, shared
 from cleaning import GOOD, LANGUAGES, ids, rejected, run
 
-from vtools.clean import clean_record, control_tokens, refusals
+from vtools.clean import clean_record, control_tokens
 from vtools.records import language
 
 # Blocked words and refusals
@@ -85,7 +85,7 @@ def test_a_list_of_words_that_is_missing_empty_or_no_text_is_a_plain_error(tmp_p
 def test_a_refusal_drops_a_conversation_if_asked_for(text):
     reason, detail = rejected(shared(GOOD[0], text), drop_refusals=True)
     assert reason == "refusal"
-    assert detail.partition(": ")[2] in refusals.PHRASES
+    assert detail.partition(": ")[2] in text.lower().replace("\u2019", "'")
     assert rejected(shared(GOOD[0], text)) is None
 
 

@@ -8,13 +8,13 @@ from vtools import __version__
 FILE = "vtools.json"  # in a model's folder: records what its weights were made from
 
 
-def stamp(record: dict[str, Any], op: str) -> dict[str, Any]:
-    """Note in the record that a tool has processed it; a second identical note is not added."""
+def stamp(record: dict[str, Any], op: str, **found: Any) -> dict[str, Any]:
+    """Note in the record that a tool has processed it, and what it `found`; a second note of a version is not added."""
     note = {"op": op, "v": __version__}
     notes = record.get("vtools")
     notes = list(notes) if isinstance(notes, list) else []
-    if note not in notes:
-        notes.append(note)
+    if not any([isinstance(old, dict) and note.items() <= old.items() for old in notes]):
+        notes.append(note | found)
     record.pop("vtools", None)
     record["vtools"] = notes
     return record

@@ -5,7 +5,6 @@ import enum
 import functools
 import importlib.util
 import os
-from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -14,6 +13,7 @@ import typer
 from vtools import options, process
 from vtools.clean import duplicates, steps
 from vtools.clean.choices import Choices
+from vtools.clean.counts import Tally
 from vtools.clean.draft import Draft
 from vtools.process import UsageFailure, say
 from vtools.records import conversation, filtering, jsonl, naming, streams
@@ -35,24 +35,6 @@ class Filter(enum.StrEnum):
 def clean_record(value: Record, **chosen: Any) -> Record:
     """Clean one record of any shape, without the duplicate checks; `chosen` are fields of `Choices`. Raises Reject."""
     return steps.draft(Choices(**chosen), value).record
-
-
-class Counts(filtering.Rejects):
-    """The counts of a run, including personal data found."""
-
-    def __init__(self, rejects: str | None, files: list[str]) -> None:
-        super().__init__("clean", rejects, files)
-        self.redacted: Counter[str] = Counter()
-        self.languages: Counter[str] = Counter()
-
-    def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
-        super().add(reject, value, record)
-        if reject.reason == "lang":
-            self.languages[reject.detail] += 1
-
-    def summary(self) -> dict[str, Any]:
-        found = {"redacted": self.redacted, "languages": self.languages}
-        return super().summary() | {name: dict(counts.most_common()) for name, counts in found.items() if counts}
 
 
 def clean(
@@ -127,12 +109,15 @@ def clean(
 
     Reads every format that `vtools fetch` reads. Only answers that begin with an HTML block are converted; questions
     and Markdown stay byte for byte, except for control characters. A conversation is cut to begin with its first
-    question, and to end with its last answer or before the first empty message. Cleaning twice changes nothing.
+    question and to end with its last answer; a question that is empty, or has an empty answer, goes with its answer.
+    Turns that go are counted by reason: no_question, unanswered, empty, or rejected with their record; those that
+    --merge-same-role joins stay. Cleaning twice changes nothing.
 
-    Always rejected: role_order (two messages of one role in a row), empty (no question with an answer), html_parse
-    (HTML that cannot be converted). Rejected unless --keep NAME: too_short (under 16 characters), dup_exact (a repeated
-    conversation), plugin (it used plug-ins), blocked_response (a rate-limit notice as an answer), rep_digits (nine
-    equal digits in a row), wrong_list (a list that restarts at 1). --keep html leaves HTML as it is.
+    Always rejected: role_order (two messages of one role in a row), empty (no question with an answer, or half a
+    preference pair), html_parse (HTML that cannot be converted). Rejected unless --keep NAME: too_short (under 16
+    characters), dup_exact (a repeated conversation: the same texts, tools and trained answers), plugin (it used
+    plug-ins), blocked_response (a notice of the site as an answer), rep_digits (twenty equal digits in a row outside
+    code), wrong_list (a list that restarts at 1, unless this tool converted it). --keep html leaves HTML as it is.
 
     Rejected on request: blocked_word, refusal, lang, pii, special_token, dup_near (near-duplicates), contaminated (test
     questions), moderation. These filters check the text as it will be written, code included; language detection skips
@@ -181,7 +166,7 @@ def clean(
 
             tell(explain, choices, values, ordered, output)
             return
-        counts = Counts(rejects, inputs)
+        counts = Tally(rejects, inputs)
         work: Any = functools.partial(steps.draft, choices)  # returns drafts, which `finish` turns into records
 
         def finish(made: Draft) -> Record | Reject:
@@ -189,10 +174,9 @@ def clean(
                 for step in ordered:
                     step.take(made)
             except Reject as reject:
+                reject.turns = made.turns
                 return reject
-            counts.redacted.update(made.redacted or ())
-            if made.language:
-                counts.languages[made.language] += 1
+            counts.take(made)
             return made.record
 
         def write(record: Record) -> None:

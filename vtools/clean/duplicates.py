@@ -1,7 +1,17 @@
 """Conversations that occurred before, or are the start of a longer copy of the same chat."""
 
-from vtools.records import conversation
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from vtools.records import conversation, preferences
 from vtools.records.conversation import Message
+from vtools.records.jsonl import Record
+
+_TOOLS = ("tools", "functions")
+_CALLS = ("tool_calls", "function_call", "reasoning_content")
+_BESIDE = frozenset((*_TOOLS, "rejected"))
+_NOTHING = ("[]", "{}", "null", "")  # of tools written as JSON text
 
 
 class Exact:
@@ -37,16 +47,56 @@ class Longer:
         return f"record {self.starts[key]} is a longer version of the same chat" if key in self.starts else None
 
 
-def starts(messages: list[Message]) -> list[int]:
-    """For each answer except the last, the `conversation.text_key` of the conversation up to there."""
+def key(record: Record, texts: bytes | None = None) -> int:
+    """128 bits that depend on what a model will see of a record: `conversation.text_key`, tools and trained answers.
+
+    `texts` are the texts in UTF-8 joined by \\xff, if the caller has them.
+    """
+    messages = record["messages"]
+    if _BESIDE.isdisjoint(record) and not any([len(message) > 2 for message in messages]):  # the usual case
+        return conversation.text_key(messages, texts)
+    answer = preferences.of(record)
+    beside = [[message["role"], message["content"].strip()] for message in answer]
+    return _with(conversation.text_key(messages, texts), _tools(record), list(map(_marks, messages)), beside)
+
+
+def starts(record: Record) -> list[int]:
+    """For each answer except the last, the `key` of the conversation up to there."""
     import hashlib
 
+    tools, marks = _tools(record), list(map(_marks, record["messages"]))
     texts, roles, keys = hashlib.blake2b(digest_size=16), b"", []
-    for place, message in enumerate(messages[:-1]):
+    for place, message in enumerate(record["messages"][:-1]):
         texts.update((b"\xff" if place else b"") + conversation.bare(message["content"]))
         roles += b"\0" + message["role"].encode()
         if message["role"] == "assistant":
             digest = texts.copy()
             digest.update(roles)
-            keys.append(int.from_bytes(digest.digest()))
+            keys.append(_with(int.from_bytes(digest.digest()), tools, marks[: place + 1]))
     return keys
+
+
+def _tools(record: Record) -> dict[str, Any]:
+    """The tools that a record describes; none if they are null, empty or an empty list as text."""
+    found = {name: record[name] for name in _TOOLS if record.get(name)}
+    return {name: tools for name, tools in found.items() if not isinstance(tools, str) or tools.strip() not in _NOTHING}
+
+
+def _marks(message: Message) -> dict[str, Any] | None:
+    """What a model sees of a message besides its role and text, and whether it learns it; None is the usual case."""
+    if len(message) == 2:
+        return None
+    calls = {name: message[name] for name in _CALLS if message.get(name)}
+    context = message["role"] == "assistant" and not conversation.is_trained(message)
+    return {**calls, "weight": 0} if context else calls
+
+
+def _with(texts: int, tools: dict[str, Any], marks: list[Any], beside: Sequence[Any] = ()) -> int:
+    """A key of texts, changed by what else there is, if there is anything."""
+    if not (tools or beside or any(marks)):
+        return texts
+    import hashlib
+
+    parts = [f"{texts:032x}", tools, [mark or None for mark in marks], beside]
+    digest = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16)
+    return int.from_bytes(digest.digest())

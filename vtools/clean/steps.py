@@ -2,14 +2,15 @@
 
 import functools
 import importlib.util
+from collections import defaultdict
 from typing import Any
 
 from vtools import provenance
 from vtools.clean import duplicates, filters, turns
 from vtools.clean.choices import Choices
-from vtools.clean.draft import Draft, Step, each, test, with_texts
+from vtools.clean.draft import Draft, Step, change, each, test, with_texts
 from vtools.clean.html import convert, questions
-from vtools.records import conversation
+from vtools.records import conversation, preferences
 from vtools.records.conversation import Message
 from vtools.records.jsonl import Record, Reject
 from vtools.records.naming import Names
@@ -26,10 +27,10 @@ def pure(choices: Choices) -> tuple[Step, ...]:
         steps = [
             Step("read", functools.partial(_read, choices.names)),
             test("plugin", filters.plugin),
-            Step("html", functools.partial(_html, choices.engine, _converter(choices.engine))),
+            change("html", functools.partial(_html, choices.engine, _converter(choices.engine))),
             Step("turns", functools.partial(_turns, choices)),
         ]
-    judging = [] if choices.preset else [test(one.__name__, one) for one in filters.FILTERS]
+    judging = [] if choices.preset else _JUDGING
     if choices.has_optional():
         from vtools.clean import optional
 
@@ -57,22 +58,28 @@ def ordered(choices: Choices, longer: duplicates.Longer | None = None, explain: 
 
 
 def draft(choices: Choices, value: Record) -> Draft:
-    """A record after all steps that need no other record. Raises Reject."""
+    """A record after all steps that need no other record. Raises Reject, which has the record's turns."""
     made = Draft(value)
-    for step in pure(choices):
-        step.take(made)
+    try:
+        for step in pure(choices):
+            step.take(made)
+    except Reject as reject:
+        reject.turns = made.turns
+        raise
     prepare(choices, made)
     return made
 
 
 def prepare(choices: Choices, made: Draft) -> None:
     """Stamp the record and compute the keys that the ordered steps need: in parallel here, not in their one process."""
-    provenance.stamp(made.record, "clean")
+    provenance.stamp(made.record, "clean", **({_CONVERTED: made.converted} if made.converted else {}))
     messages = made.record["messages"]
+    if choices.pii == "tag" and made.redacted:
+        made.record["pii"] = dict(sorted(made.redacted.items()))
     if "dup_exact" not in choices.keep:
-        made.key = conversation.text_key(messages, turns.joined(messages))
+        made.key = duplicates.key(made.record, turns.joined(messages))
     if choices.dedupe == "longest":
-        made.starts = duplicates.starts(messages)
+        made.starts = duplicates.starts(made.record)
     if choices.near_duplicates is not None:
         from vtools.clean import near_duplicates
 
@@ -81,6 +88,7 @@ def prepare(choices: Choices, made: Draft) -> None:
 
 def _read(names: Names, made: Draft) -> None:
     made.record = conversation.read(made.record, names)
+    made.turns = turns.count(made.record["messages"])
 
 
 def _html(engine: str, converter: str, made: Draft) -> str | None:
@@ -92,9 +100,10 @@ def _html(engine: str, converter: str, made: Draft) -> str | None:
     answers = [place for place, message in enumerate(before) if message["role"] == "assistant"]
     tags = b"<" in turns.joined(before)
     if tags or any([convert.has_counter(texts[place]) for place in answers]):
-        converted, made.converted = convert.counted([texts[place] for place in answers], engine)
+        converted, count = convert.counted([texts[place] for place in answers], engine)
         for place, text in zip(answers, converted, strict=True):
             texts[place] = text
+        made.converted += count
     if made.converted:
         asked = [place for place, message in enumerate(before) if message["role"] == "user"]
         for place, text in zip(asked, questions.unescaped([texts[place] for place in asked]), strict=True):
@@ -115,11 +124,37 @@ def _readable(message: Message, engine: str) -> str:
 
 def _turns(choices: Choices, made: Draft) -> None:
     before = made.record["messages"]
-    messages = turns.ordered(before, choices.merge_same_role)
+    lost: turns.Lost = defaultdict(int)
+    messages = turns.ordered(before, choices.merge_same_role, lost)
     # Two joined texts may look like HTML although neither does.
     if choices.merge_same_role and messages is not before and "html" not in choices.keep:
         messages = each(messages, lambda message: _readable(message, choices.engine))
-    made.record["messages"] = turns.until_empty(messages)
+    kept = turns.answered(messages, lost)
+    made.record["messages"], made.lost = kept, lost
+    if "rejected" in made.record and (answer := preferences.of(made.record)):
+        if lost["unanswered"] or kept[-1] is not messages[-1]:
+            raise Reject("empty", "the chosen answer, or its question")
+        if any([turns.is_empty(message["content"]) for message in answer]):
+            raise Reject("empty", "the rejected answer")
+
+
+def _wrong_list(made: Draft) -> None:
+    """No list that this tool converted: its numbers are those of the page, where each list begins at its own."""
+    notes = made.record.get("vtools")
+    earlier = isinstance(notes, list) and any([isinstance(note, dict) and note.get(_CONVERTED) for note in notes])
+    if not made.converted and not earlier:
+        _WRONG_LIST.take(made)
+
+
+_CONVERTED = "html"  # in the note of this tool: how many answers it converted
+_WRONG_LIST = test("wrong_list", filters.wrong_list, alike=True)
+# A rejected answer may be the worse one for being in a loop of digits, or short; never for what its site did to it.
+_JUDGING = [
+    test("too_short", filters.too_short),
+    test("blocked_response", filters.blocked_response, alike=True),
+    test("rep_digits", filters.rep_digits),
+    Step("wrong_list", _wrong_list),
+]
 
 
 def _exact(exact: duplicates.Exact, longer: duplicates.Longer | None, made: Draft) -> None:

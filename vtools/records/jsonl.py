@@ -34,6 +34,8 @@ KINDS = {
 class Reject(Exception):
     """A rejected record: a reason from the fixed list, and the details. Returned or raised."""
 
+    turns = 0  # of the record, where its filter counts them
+
     def __init__(self, reason: str, detail: str = "") -> None:
         if reason not in REASONS:
             raise ValueError(f"{reason!r} is not a reason")
