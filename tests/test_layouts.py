@@ -231,7 +231,7 @@ def test_what_is_wrong_with_a_line_is_said_in_plain_words_with_the_place(raw):
 
 
 FLAT = {
-    "objects over several lines": lambda number: written({"id": number, "text": "word " * 200}, 1) + b"\n",
+    "objects over several lines": lambda number: b'{\n "id": %d,\n "text": "%s"\n}\n' % (number, b"word " * 200),
     "lists of turns": lambda number: jsonl(chat(f"Q{number}", "word " * 200)),
     "rows of a table": lambda number: b'%d,"word\n' % number + b"word " * 200 + b'"\n',
 }

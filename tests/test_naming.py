@@ -81,7 +81,7 @@ HEADERS = {
     b"Question\tAnswer\n": "the column question is not in the header: Question, Answer",
     b"question,answer\ra,b\r": "a table with the line ends of old Macs; convert it: tr '\\r' '\\n' < FILE",
     b"<a>,<b>\n": "the column question is not in the header: <a>, <b>",
-    b"just a text\n": "the column question is not in the header: just a text",
+    b"one text alone\n": "the column question is not in the header: one text alone",
     b"<html>\n": "an HTML page, not JSON; was a page saved instead of the file?",
 }
 
