@@ -8,7 +8,6 @@ UNUSUAL = re.compile("[\t\n\r\f\xa0]")  # white space that becomes a space
 # In brackets, because engines look at the character next to emphasis, and held text begins and ends with punctuation.
 TOKEN = re.compile("(\\(\x02\\d+\x03\\))")
 HELD = re.compile("\\(\x02(\\d+)\x03\\)")
-_SEPARATOR = re.compile("(?:\n[ >]*)?\n[ >]*\x02\x03(?!\x02)|^[ >]*\x02\x03\n(?:[ >]*\n)?", re.MULTILINE)
 _SIDES = re.compile(" *\x0e([-lcr]+)\x0f([^\n]*\n[^|\n]*)[-| ]+")  # how the columns of a table are aligned
 _RULES = {"l": " :--- |", "c": " :---: |", "r": " ---: |", "-": " --- |"}
 END = "\x02\x03\x02"  # end of one document among several
@@ -39,7 +38,8 @@ def hidden(text: str) -> str:
 def restored(markdown: str, kept: list[str]) -> str:
     """Put what was held back into an engine's result; blocks are indented like their first line."""
     if "\x02\x03" in markdown:
-        markdown = _SEPARATOR.sub("", markdown)
+        *parts, last = markdown.split("\x02\x03")
+        markdown = "".join([*map(_without_last_line, parts), last])
     if "\x04" in markdown or "\x05" in markdown or "\x06" in markdown:
         markdown = markdown.translate(_FROM_CONTROLS)
     if "\x0e" in markdown:
@@ -47,6 +47,13 @@ def restored(markdown: str, kept: list[str]) -> str:
     if kept:
         markdown = HELD.sub(lambda match: _indented(kept[int(match[1])], match), markdown)
     return markdown.strip("\n ")
+
+
+def _without_last_line(text: str) -> str:
+    """Text without its last line of indent and quote marks, and without an empty line before."""
+    before = text.rstrip(" >").removesuffix("\n")
+    bare = before.rstrip(" >")
+    return bare[:-1] if bare.endswith("\n") else before
 
 
 def _indented(text: str, match: re.Match[str]) -> str:

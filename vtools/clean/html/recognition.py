@@ -32,6 +32,8 @@ _CLASS = re.compile(
     r"|font|break|self|leading|dark|light|relative|absolute|group|language|lang|contains-task-list|task-list-item|math"
     r"|footnotes?|sr-only|result-streaming|empty)(?:-\S+)?!?"
 )
+_OPENING = re.compile("<[a-zA-Z][^<>]*>")
+_CODE_SPAN = re.compile("<code>[^<]*+</code>")
 _TAG = re.compile("</?[a-zA-Z][^<>]*>")
 _ATTRIBUTE = re.compile(r"""\s([^\s"'<>/=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>]*)))?""")
 _LONG = 1 << 20
@@ -55,9 +57,11 @@ def is_page(text: str) -> bool:
         return True
     if "<pre" not in text and next(markdown.fences(text), None):
         return False
-    prose = _without_code(text) if "<code" in text or "<pre" in text else text
+    prose = _CODE_SPAN.sub("<br>", text)
+    if "<code" in prose or "<pre" in prose:
+        prose = _without_code(prose)
     for start in range(0, len(prose), _LONG):  # the tags of all of a long text would take many times its memory
-        if any(map(_is_foreign, set(_TAG.findall(prose, start, start + _LONG)))):
+        if any(map(_is_foreign, set(_OPENING.findall(prose, start, start + _LONG)))):
             return False
     prose = _EMPTY_LINES.sub("\n\n", prose)
     if _SOURCE.search(prose) or (("{" in prose or "<?" in prose or "<%" in prose) and _PLACEHOLDER.search(prose)):
