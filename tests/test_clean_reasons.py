@@ -229,5 +229,7 @@ def test_a_pair_whose_chosen_answer_is_lost_is_rejected_whole(texts, preset):
 
 
 def test_a_key_named_rejected_that_is_no_answer_passes_through():
-    for value in (False, "no", [], None, 3, ["x"], [{"a": 1}]):
+    for value in (False, "no", 3, ["x"], [{"a": 1}]):
         assert clean_record({"messages": chat(*GOOD), "rejected": value})["rejected"] == value
+    for value in (None, []):
+        assert "rejected" not in clean_record({"messages": chat(*GOOD), "rejected": value})

@@ -53,7 +53,7 @@ def test_a_blocked_word_inside_another_word_is_none(words, phrase, text):
 
 
 def test_blocked_words_are_looked_for_in_texts_and_not_in_attributes_of_html(words):
-    linked = shared(GOOD[0], '<p class="openai">See <span data-x="openai">this</span> long answer</p>')
+    linked = shared(GOOD[0], '<p dir="openai">See <span class="openai">this</span> long answer</p>')
     assert rejected(linked, blocked_words=words("openai")) is None
     assert rejected(shared(GOOD[0], "<p>See <b>OpenAI</b></p>"), blocked_words=words("openai"))[0] == "blocked_word"
 

@@ -247,7 +247,7 @@ BAD = [
     ({"chosen": "A", "rejected": "B"}, "bad_schema", "no question"),
     ({"prompt": "Q", "chosen": chat("Q"), "rejected": "B"}, "bad_schema", "does not end with an answer"),
     ({"messages": chat("Q", "A"), "chosen": "C", "rejected": "B"}, "bad_schema", "another answer"),
-    ({"messages": chat("Q"), "rejected": chat("Q", "B")}, "bad_schema", "no chosen answer"),
+    ({"messages": chat("Q"), "rejected": chat("Q", "B")}, "empty", "no chosen one"),
     ({}, "bad_schema", "no keys"),
     ({"messages": None, "text": "x"}, "bad_schema", "messages"),
     ({"messages": "text"}, "bad_schema", "messages is not a list"),

@@ -81,7 +81,7 @@ HEADERS = {
     b"Question\tAnswer\n": "the column question is not in the header: Question, Answer",
     b"question,answer\ra,b\r": "a table with the line ends of old Macs; convert it: tr '\\r' '\\n' < FILE",
     b"<a>,<b>\n": "the column question is not in the header: <a>, <b>",
-    b"one text alone\n": "the column question is not in the header: one text alone",
+    b"a single text\n": "the column question is not in the header: a single text",
     b"<html>\n": "an HTML page, not JSON; was a page saved instead of the file?",
 }
 

@@ -1,5 +1,7 @@
 """Preference rows: the chosen answer ends the conversation, the rejected one stays beside it; and labels of answers."""
 
+from typing import Any, TypeGuard
+
 from vtools.records.jsonl import Record, Reject
 from vtools.records.message import Message, Roles, messages_of, text_of
 
@@ -22,15 +24,15 @@ def settle(rest: Record, messages: list[Message], roles: Roles) -> list[Message]
     good = _taken(rest, "chosen", roles)
     given = rest.get("rejected") or rest.get("rejected_messages")
     whole = messages if good is None else _whole(messages, good, "chosen")
-    if good is None and not (isinstance(given, list) and all(isinstance(turn, dict) for turn in given)):
-        if not given:  # null columns
-            rest.pop("rejected", None)
-            rest.pop("rejected_messages", None)
+    if good is None and not _are_turns(given):
+        for key in ("rejected", "rejected_messages"):
+            if rest.get(key) is None or rest[key] == []:  # tables of mixed shapes have null columns
+                rest.pop(key, None)
         return whole
     bad = _taken(rest, "rejected", roles)
     if bad is not None:
         if not whole or whole[-1]["role"] != "assistant":
-            raise Reject("bad_schema", "rejected has no chosen answer beside it")
+            raise Reject("empty", "there is a rejected answer and no chosen one")
         bad = _whole(messages if good is not None else messages[:-1], bad, "rejected")
         if len(bad) == len(whole) and all(map(_same, bad, whole)):
             raise Reject("bad_label", "the rejected answer is the chosen one")
@@ -44,7 +46,14 @@ def settle(rest: Record, messages: list[Message], roles: Roles) -> list[Message]
 def of(record: Record) -> list[Message]:
     """The messages of the rejected answer; none if the record has no preference."""
     found = record.get("rejected")
-    return found if isinstance(found, list) and all(isinstance(message, dict) for message in found) else []
+    return found if _are_turns(found) else []
+
+
+def _are_turns(given: Any) -> TypeGuard[list[Message]]:
+    """Whether messages are under a key that other people may use for anything."""
+    return isinstance(given, list) and all(
+        isinstance(turn, dict) and not {"content", "value"}.isdisjoint(turn) for turn in given
+    )
 
 
 def _taken(rest: Record, name: str, roles: Roles) -> list[Message] | None:

@@ -23,6 +23,7 @@ _LOOSE = re.compile(
     "<(?:[uo]l[^<>]*>(?! ?<li>)|/li>(?! ?(?:<li>|</[uo]l>))|(?:t(?:able|r)>|/t[rdh]>)(?! ?<)"
     "|(?:p|div|blockquote|h[1-6])(?: [^<>]*)?> ?</|(/[uo]l> ?)(?=<[uo]l))"
 )
+_CLOSING = re.compile("# ?(?:</(?:strong|em)> ?)*</h")  # a parser drops #s at the end of a heading
 _TWO_LISTS = re.compile("(</[uo]l>) ?(?=<[uo]l)")
 _GROUPS = re.compile("</?t(?:head|body)>")
 _FLAT = tuple(f"<{name}" for name in sorted(tags.FLAT))
@@ -59,7 +60,7 @@ def document(text: str) -> placeholders.Document | None:
     if crowded is None:
         return None
     loose = _LOOSE.findall(body)
-    if "#" in body and ("#</h" in body or "# </h" in body):
+    if "#" in body and _CLOSING.search(body):
         return None
     if "" in loose or "\t" in body or "\r" in body or "\f" in body:
         return None
