@@ -33,6 +33,7 @@ def reason(answer: str, **chosen) -> str | None:
         "Do this:\n1. Install it:\n```\npip install 2\n2. no item\n```\n1. Run it",
         "Tips:\n1. Sleep:\n* eight hours\n* in the dark\n\n1. Eat:\n* fruit",
         "Tips:\n1. Sleep:\nIt keeps you awake later.\n\n1. Eat:\nIt is good for you.",
+        "Tips:\n1. Sleep\n\nIt keeps you awake later.\n\nTry it.\n\n1. Eat\n\nIt is good for you.",
     ],
 )
 def test_a_list_that_restarts_after_its_first_item_is_broken_whatever_its_items_hold(answer):
@@ -50,6 +51,7 @@ def test_a_list_that_restarts_after_its_first_item_is_broken_whatever_its_items_
         "Monday\n1. milk\nTuesday\n1. bread",
         "## Monday\n1. milk\n## Tuesday\n1. bread",
         "On Monday we buy:\n\n1. milk\n\nOn the day after that:\n\n1. bread",
+        "**Monday**\n\n1. milk\n\nIt is for the cat.\n\n**Tuesday**\n\n1. bread",
         "Two plans:\n1. one\n2. two\n\n1. first\n2. second",
         "Two plans:\n1. one\n2. two\n1. first",
         "Nested:\n\n- a\n  1. b\n- c\n  1. d",

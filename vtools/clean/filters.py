@@ -48,14 +48,8 @@ _NOTICE = re.compile(rf"\W*(?:(?:{'|'.join(_NOTICES)})\W*)+", re.IGNORECASE)
 _DIGITS = 20  # in a row: more than in a GUID of zeros, in the wei of an ether or in a third as a decimal
 _RUN = re.compile(rf"([0-9])\1{{{_DIGITS - 1}}}")
 _INLINE_CODE = re.compile(r"(`{1,2})[^`\n]+\1")
-# An item numbered 1, the lines below it without a blank line between, blank and indented lines, and again a 1.
-_TWICE_ONE = re.compile(
-    r"\n1\. .*(?P<below>(?:\n(?!\d+[.)][ \t]|#{1,6} )\S.*)*+)(?P<rest>(?:\n(?:[ \t\r].*)?(?=\n))*+)(?=\n1\. )"
-)
-# The same in all texts at once: after an item numbered 1, no line with a 2 before the next 1 or what may be a fence.
-_MAY_RESTART = re.compile(
-    rb"\n1\. [^\n\xff]*+(?:\n(?![12]\. |(?:[ \t>*+-]|\d+[.)])*+(?:```|~~~))[^\n\xff]*+)*+\n(?!2\. )"
-)
+# An item numbered 1, and the lines up to the next 1 if none of them is numbered or a heading.
+_TWICE_ONE = re.compile(r"\n1\. .*(?P<between>(?:\n(?!\d+[.)][ \t]|#{1,6} ).*)*)(?=\n1\. )")
 _CODE = "```"
 _BELONGS_ABOVE = (_CODE, "- ", "* ", "+ ", "|", ">")  # starts of lines that can be no heading of a second list
 
@@ -94,22 +88,30 @@ def rep_digits(record: Record) -> str | None:
 
 
 def wrong_list(record: Record) -> str | None:
-    """A list of an answer restarts at 1 after its first item, as broken conversions write them.
-
-    The lines directly below an item belong to it, also where their indent is lost; a paragraph or heading after a blank
-    line begins another list.
-    """
-    begins = [message["content"][:3] == "1. " for message in record["messages"]]
-    if not any(begins) and not _MAY_RESTART.search(joined(record["messages"])):
+    """A list of an answer restarts at 1 after its first item, as broken conversions write them."""
+    if b"\n1. " not in joined(record["messages"]):
         return None
     for place, message in enumerate(record["messages"]):
         text = message["content"]
         if message["role"] == "assistant" and text.count("\n1. ") + text.startswith("1. ") > 1:
             for found in _TWICE_ONE.finditer("\n" + _without_blocks(text)):
-                below = found["below"]
-                if not below or found["rest"] or below[below.rindex("\n") + 1 :].startswith(_BELONGS_ABOVE):
+                if not _ends_before_a_list(found["between"].split("\n")[1:]):
                     return f"messages[{place}]: a list restarts at 1"
     return None
+
+
+def _ends_before_a_list(lines: list[str]) -> bool:
+    """Whether the lines between two items numbered 1 end in what introduces a list; else both are of one list.
+
+    That is a line directly above the second item, or a paragraph of its own that ends in a colon or is a title.
+    """
+    filled = [place for place, line in enumerate(lines) if line.strip()]
+    last = lines[filled[-1]] if filled else ""
+    if not last or last[0] in " \t" or last.startswith(_BELONGS_ABOVE):
+        return False
+    if filled[-1] == len(lines) - 1:
+        return True
+    return filled[-1] > len(filled) - 1 and last.rstrip().endswith((":", "\uff1a", "**", "__"))
 
 
 def _without_blocks(text: str) -> str:
