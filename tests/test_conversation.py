@@ -239,7 +239,7 @@ BAD = [
         "thinking",
     ),
     ({"messages": [{**ANSWER, "content": [{"type": "tool_use", "name": "x"}]}]}, "tool", "tool_use"),
-    ({"messages": [{**ANSWER, "content": [{"type": "chart", "text": "x"}]}]}, "bad_schema", "a chart part"),
+    ({"messages": [{**ANSWER, "content": [{"type": "chart", "text": "x"}]}]}, "bad_schema", "of type chart"),
     ({"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\nQ"}, A]}, "media", "<image>"),
     ({"prompt": "Q", "completion": "A", "label": False}, "bad_label", "label is false"),
     ({"conversations": [Q, A], "kto_tag": False}, "bad_label", "kto_tag is false"),
