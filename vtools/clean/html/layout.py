@@ -321,9 +321,8 @@ class Layout:
                 self.table.rows.append((len(self.out) - 1, self.table.column))
         if name in BLOCKS:
             self._begin(self.out[-1] if self.out else "")
-        if name in CELLS:
-            for _ in range(self.table.wide - 1):
-                self._push_empty(name)
+        for _ in range(self.table.wide - 1 if name in CELLS else 0):
+            self._push_empty(name)
 
     def _push_empty(self, name: str) -> None:
         """An empty cell, where a wide or tall one goes on."""
@@ -357,9 +356,8 @@ class Layout:
             self.fresh = self.fresh or self.out[-1:] == ["<br>"] or self.last != ""
             return
         if last == "<br>":  # so does a line break, and white space
-            self.out.pop()
-            self.marks.append((start, len(self.out), name))
-            self.out += ["", "<br>"]
+            self.marks.append((start, len(self.out) - 1, name))
+            self.out[-1:] = ["", "<br>"]
             return
         spaced = last[-1:] == " "
         if spaced:  # white space belongs outside the marks
