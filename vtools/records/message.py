@@ -101,7 +101,8 @@ def _part(part: Any, where: str) -> str:
         part = {"text": part.get("refusal") or part.get("text")}
     elif kind not in _TEXT_PARTS:
         known = str(kind).removesuffix("_url")
-        raise Reject(_PARTS.get(known) or _PARTS.get(known.split("_")[0]) or "bad_schema", f"{where} has a part of type {kind}")
+        reason = _PARTS.get(known) or _PARTS.get(known.split("_")[0]) or "bad_schema"
+        raise Reject(reason, f"{where} has a part of type {kind}")
     texts = [part[key] for key in ("text", "value", "content") if part.get(key)] if isinstance(part, dict) else [part]
     if isinstance(part, dict) and not texts and "text" in part and part["text"] is not None:
         return ""

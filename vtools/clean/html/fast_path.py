@@ -35,6 +35,7 @@ _INSIDE = dict.fromkeys((tags.BLOCKS - tags.PARTS) | {"hr"}, _OUTSIDE) | {
 }  # fmt: skip
 _ANY_ATTRIBUTE = tags.HEADINGS | {"div", "p", "blockquote"}
 _DEEPEST = 50
+_REMEMBERED = 4096  # tags
 
 
 def document(text: str) -> placeholders.Document | None:
@@ -91,7 +92,6 @@ def _without_blocks(text: str, kept: list[str]) -> str | None:
     return "".join([*pieces, text[position:]]) if pieces else text
 
 
-@lru_cache(4096)
 def _plain(tag: str) -> str:
     """The name, with its slash, of a tag that an engine may see as is; empty for any other."""
     name, kind = tags.kind(tag)
@@ -103,21 +103,49 @@ def _plain(tag: str) -> str:
     return name
 
 
+class _Element(dict[str, "_Element | None"]):
+    """An open element: by tag, the element that it opens; `_CLOSED` for its closing tag, None for one it cannot have.
+
+    A lookup is all the work for most tags: an answer has hundreds.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __missing__(self, tag: str) -> "_Element | None":
+        name = _plain(tag)
+        allowed = name == f"/{self.name}" if name[:1] == "/" else self.name in _INSIDE.get(name, ())
+        found = (_CLOSED if name[:1] == "/" else _element(name)) if allowed else None
+        if len(self) < _REMEMBERED:
+            self[tag] = found
+        return found
+
+
+_CLOSED = _Element("/")
+
+
+@lru_cache
+def _element(name: str) -> _Element:
+    return _Element(name)
+
+
 def _nested(found: list[str]) -> bool | None:
     """Whether a list item is crowded; None unless the tags are known and properly nested."""
-    names, crowded = [""], False  # names of the open elements
+    here, crowded = _element(""), False
+    around: list[_Element] = []
     for tag in found:
-        name = _plain(tag)
-        if name[:1] == "/":
-            if names.pop() != name[1:]:
-                return None
-        elif names[-1] not in _INSIDE.get(name, ()) or len(names) > _DEEPEST:
+        after = here[tag]
+        if after is None or len(around) > _DEEPEST:
             return None
-        else:
-            crowded = crowded or (name in tags.CROWDING and "li" in names)
-            if name != "hr":
-                names.append(name)
-    return crowded if names == [""] else None
+        if after is _CLOSED:
+            here = around.pop()
+            continue
+        if after.name in tags.CROWDING and not crowded:
+            crowded = any([element.name == "li" for element in (*around, here)])
+        if after.name != "hr":
+            around.append(here)
+            here = after
+    return None if around else crowded
 
 
 def _even(body: str) -> bool:

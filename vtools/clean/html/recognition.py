@@ -55,7 +55,7 @@ def is_page(text: str) -> bool:
     """Judge a text that begins with a block by all of it: its tags, and what stands outside of them."""
     if _PAGE.search(text):
         return True
-    if "<pre" not in text and next(markdown.fences(text), None):
+    if ("```" in text or "~~~" in text) and "<pre" not in text and next(markdown.fences(text), None):
         return False
     prose = _CODE_SPAN.sub("<br>", text)
     if "<code" in prose or "<pre" in prose:
