@@ -107,9 +107,10 @@ def clean(
 ) -> None:
     """Clean conversations: convert HTML answers to Markdown, put turns in order, drop broken records.
 
-    Reads every format that `vtools fetch` reads. Only answers that begin with an HTML block are converted; questions
-    and Markdown stay byte for byte, except for control characters. A conversation is cut to begin with its first
-    question and to end with its last answer; a question that is empty, or has an empty answer, goes with its answer.
+    Reads every format that `vtools fetch` reads. Only answers that are HTML of ChatGPT's page are converted. Markdown,
+    and HTML that was asked for, stay byte for byte, except for control characters; so do questions, unless the site
+    escaped them. A conversation is cut to begin with its first question and to end with its last answer; a question
+    that is empty, or has an empty answer, goes with its answer.
     Turns that go are counted by reason: no_question, unanswered, empty, or rejected with their record; those that
     --merge-same-role joins stay. Cleaning twice changes nothing.
 
