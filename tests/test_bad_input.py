@@ -62,7 +62,7 @@ MATRIX = {
     ],
     "no turns, one turn, empty answer": [
         "test_a_record_is_rejected_for_its_reason",
-        "test_an_empty_answer_ends_the_conversation_before_its_question",
+        "test_an_empty_answer_goes_with_its_question_and_the_rest_stays",
         "test_what_has_no_turns_is_rejected_by_split_and_counted_by_stats",
     ],
     "700 lists in each other, 20,000 open <b>": [
@@ -96,7 +96,7 @@ MATRIX = {
     "</s> and <s> in a text": [
         "test_no_text_ever_becomes_a_control_token",
         "test_a_look_alike_of_a_control_token_drops_or_is_broken",
-        "test_tokens_are_those_of_the_texts_with_names_of_control_tokens_as_text",
+        "test_without_a_template_tokens_are_those_of_the_texts_with_names_of_control_tokens_as_text",
     ],
     "exact and near duplicates, the same id with other texts": [
         "test_the_same_texts_are_kept_once_whatever_their_ids_and_the_same_id_may_hold_other_texts",
@@ -148,9 +148,10 @@ BAD = {
     b'{"conversations": [{"from": "human"}]}': "bad_schema",
     b'{"conversations": [{"from": "human", "value": null}]}': "bad_schema",
     b'{"conversations": [{"from": "human", "value": 5}]}': "bad_schema",
-    b'{"conversations": [{"from": "human", "value": [{"type": "image"}]}]}': "bad_schema",
+    b'{"conversations": [{"from": "human", "value": [{"type": "image"}]}]}': "media",
     b'{"mapping": {"a": {"message": null}}, "current_node": "a"}': "bad_schema",
-    b'{"conversations": [{"from": "tool", "value": "x"}]}': "unknown_role",
+    b'{"conversations": [{"from": "tool", "value": "x"}]}': "tool",
+    b'{"conversations": [{"from": "helper", "value": "x"}]}': "unknown_role",
     b'{"conversations": [{"from": "", "value": "x"}]}': "unknown_role",
     b'{"conversations": [{"from": 7, "value": "x"}]}': "unknown_role",
     b'{"conversations": [{"value": "x"}]}': "unknown_role",
@@ -184,9 +185,9 @@ def test_of_two_keys_of_one_name_the_last_counts(vtools):
 
 
 def test_a_list_of_text_parts_is_one_text(vtools):
-    parts = [{"type": "text", "text": "A question "}, "in ", {"type": "text", "text": "parts?"}]
-    (item,) = vtools("clean", stdin=jsonl(shared(parts, ["and ", "its answer"]))).records
-    assert [message["content"] for message in item["messages"]] == ["A question in parts?", "and its answer"]
+    parts = [{"type": "text", "text": "A question"}, "in", {"type": "text", "text": "parts?"}]
+    (item,) = vtools("clean", stdin=jsonl(shared(parts, ["and", "its answer"]))).records
+    assert [message["content"] for message in item["messages"]] == ["A question\nin\nparts?", "and\nits answer"]
 
 
 def test_a_missing_id_is_made_from_the_content(vtools, tool):

@@ -99,6 +99,8 @@ def _part(part: Any, where: str) -> str:
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "refusal":
         part = {"text": part.get("refusal") or part.get("text")}
+    elif not (kind is None or isinstance(kind, str)):
+        raise Reject("bad_schema", f"{where} has a part whose type is {KINDS[type(kind)]}")
     elif kind not in _TEXT_PARTS:
         known = str(kind).removesuffix("_url")
         reason = _PARTS.get(known) or _PARTS.get(known.split("_")[0]) or "bad_schema"
