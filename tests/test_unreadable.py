@@ -69,7 +69,8 @@ def test_no_input_and_records_that_are_dropped_are_no_failure(vtools, command):
 def test_if_nothing_comes_out_the_closing_line_quotes_the_first_reason(vtools):
     done = vtools("clean", stdin=jsonl({"messages": chat("Hi", "Ho")}))
     assert done.returncode == 0
-    assert "1 in, 0 out, 1 rejected (too_short 1), the first: stdin:1: too_short: " in done.errors
+    assert "1 in, 0 out, 1 rejected (too_short 1), turns_in 2, " in done.errors
+    assert ", the first: stdin:1: too_short: " in done.errors
     done = vtools("clean", stdin=jsonl({"messages": chat("Hi", "Ho")}, HELPED, HELPED))
     assert done.returncode == 0
     assert ", most cannot be read, the first: stdin:2: unknown_role: " in done.errors

@@ -43,13 +43,13 @@ class Tally(filtering.Rejects):
         if made.language:
             self.languages[made.language] += 1
 
-    def line(self) -> str:
-        """The counts as one line for people, with those of turns if some were dropped."""
+    def turns(self) -> list[str]:
+        """The counts of turns, if some were dropped."""
         if not (dropped := self.lost.total()):
-            return super().line()
+            return []
         reasons = ", ".join(f"{reason} {turns}" for reason, turns in self.lost.most_common() if turns)
         out = self.turns_in - dropped
-        return f"{super().line()}, turns_in {self.turns_in}, turns_out {out}, turns_dropped {dropped} ({reasons})"
+        return [f"turns_in {self.turns_in}, turns_out {out}, turns_dropped {dropped} ({reasons})"]
 
     def summary(self) -> dict[str, Any]:
         """The counts as one object, for --stats."""

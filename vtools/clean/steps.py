@@ -72,10 +72,10 @@ def draft(choices: Choices, value: Record) -> Draft:
 
 def prepare(choices: Choices, made: Draft) -> None:
     """Stamp the record and compute the keys that the ordered steps need: in parallel here, not in their one process."""
-    provenance.stamp(made.record, "clean", **({_CONVERTED: made.converted} if made.converted else {}))
     messages = made.record["messages"]
     if choices.pii == "tag" and made.redacted:
         made.record["pii"] = dict(sorted(made.redacted.items()))
+    provenance.stamp(made.record, "clean", **({_CONVERTED: made.converted} if made.converted else {}))
     if "dup_exact" not in choices.keep:
         made.key = duplicates.key(made.record, turns.joined(messages))
     if choices.dedupe == "longest":

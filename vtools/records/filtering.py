@@ -90,10 +90,15 @@ class Rejects:
         if self.reasons:
             parts.append("(" + ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common()) + ")")
         parts += [f"{name} {count}" for name, count in [("repaired", self.repaired), *self.extra.items()] if count]
+        parts += self.turns()
         if self.rejected and (self.kept == 0 or self.kept * 100 < self.received):
             most = self._unread() * 2 > self.rejected
             parts.append(f"most cannot be read, the first: {self.unreadable}" if most else f"the first: {self.first}")
         return ", ".join(parts).replace(", (", " (")
+
+    def turns(self) -> list[str]:
+        """The counts of turns for that line, of a tool that counts them there."""
+        return []
 
     def _unread(self) -> int:
         return sum(self.reasons[reason] for reason in UNREADABLE)
