@@ -40,7 +40,7 @@ def messages_of(turns: list[Any], where: str, roles: Roles = ROLES) -> list[Mess
 
     `where` names the list in the errors.
     """
-    if turns and all([isinstance(turn, str) for turn in turns]) and len(turns) > 1:
+    if len(turns) > 1 and isinstance(turns[0], str) and all(isinstance(turn, str) for turn in turns):
         return [{"role": ("user", "assistant")[place % 2], "content": turn} for place, turn in enumerate(turns)]
     messages = []
     for place, turn in enumerate(turns):
