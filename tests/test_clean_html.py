@@ -94,6 +94,11 @@ HOSTILE = {  # a length, and HTML of it
     "open math": (30_000, lambda n: "<p>" + '<span class="katex">' * n + "x"),
     "open comments": (200_000, lambda n: "<p>" + "<!--" * n),
     "counters": (50_000, lambda n: "Copy1 chars / 1 words" * n + "<p>x</p>"),
+    "breaks after tags": (20_000, lambda n: "<p>" + "<sup>" * n + "<br>" * n),
+    "breaks in bold": (20_000, lambda n: "<p>x" + "<b><br></b>" * n),
+    "tall cells": (20_000, lambda n: "<table>" + "<tr><td rowspan=9>x" * n),
+    "captions": (20_000, lambda n: "<table>" + "<caption>x" * n),
+    "crowded items": (20_000, lambda n: "<ul>" + "<li>x<hr>" * n),
     "stars": (100_000, lambda n: "<p>" + "*a " * n),
     "references": (50_000, lambda n: "<p>" + "&#2;0&#3;&#x1;&" * n),
 }

@@ -155,7 +155,7 @@ class Layout:
     def _add_break(self) -> None:
         """Break the line at the end of `out`, outside of marks and tags that begin there; not where a block begins."""
         place = len(self.out)
-        after = self.marks[-1][1] + 1 if self.marks else 0  # the last closing mark
+        after = max(self.marks[-1][1] + 1 if self.marks else 0, place - 20)  # not beyond a closing mark, nor forever
         while place - 1 in self.begun or (place > after and self._is_before_text(place - 1)):
             place -= 1
         if place and self.out[place - 1][:1] != "<":
@@ -166,10 +166,8 @@ class Layout:
 
     def _is_before_text(self, place: int) -> bool:
         """Whether a piece is white space or an opening tag that stays as it is."""
-        if self.out[place] in ("", " "):
-            return True
         held = placeholders.HELD.fullmatch(self.out[place])
-        return held is not None and self.kept[int(held[1])].startswith("<s")
+        return self.out[place] in ("", " ") or (held is not None and self.kept[int(held[1])].startswith("<s"))
 
     def rule(self) -> None:
         """Add a horizontal rule, where a block is allowed."""
