@@ -88,12 +88,14 @@ def test_no_json_ends_a_filter_in_an_unexpected_error_or_comes_out_invalid(tool,
     check(tool, tmp_path, data)
 
 
+@pytest.mark.slow
 @whatever
 @given(LINES, st.sampled_from(["user=prompt,assistant=completion", "user=question,assistant=answer,system=system,id=id", "messages=data"]))  # fmt: skip
 def test_no_json_ends_a_filter_badly_if_columns_and_roles_are_named(tool, tmp_path, data, columns):
     check(tool, tmp_path, data, columns=columns, role=["helper=assistant", "tool=user"])
 
 
+@pytest.mark.slow
 @whatever
 @given(st.lists(RECORDS, min_size=1, max_size=4))
 def test_no_row_ends_a_filter_in_an_unexpected_error_or_comes_out_invalid(tool, tmp_path, records):
