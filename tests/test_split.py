@@ -101,8 +101,7 @@ def test_without_a_tokenizer_it_asks_for_one(vtools):
     assert "--tokenizer MODEL" in done.errors
 
 
-@pytest.mark.parametrize("name", ["identity", "example", "Zr4kQ1w"])
-@pytest.mark.parametrize("step", [1, 5])
+@pytest.mark.parametrize(("name", "step"), [("identity", 1), ("example", 5), ("Zr4kQ1w", 1)])
 def test_ids_that_only_count_the_rows_are_conversations_of_their_own(vtools, eot, tmp_path, name, step):
     records = [{"id": f"{name}_{n * step}", "messages": chat("Hi", f"Hello {n}")} for n in range(100)]
     train, held = hold_out(vtools, eot, "\n".join(map(json.dumps, records)), tmp_path)

@@ -390,18 +390,17 @@ def test_a_token_that_is_not_special_stays_a_token_in_answers_only(eot, tmp_path
     assert found == [True, False]  # the answer's, and the template's own after it
 
 
-@pytest.mark.parametrize("key", ["weight", "train"])
 @pytest.mark.parametrize(
     ("model", "name"), [("llama", name) for name in TRAINABLE if name != "chatml"] + [("smollm2", "chatml")]
 )
-def test_an_answer_with_a_weight_of_zero_is_context_and_changes_no_token(tokenizers, model, name, key):
+def test_an_answer_with_a_weight_of_zero_is_context_and_changes_no_token(tokenizers, model, name):
     render = load_template(name, tokenizers[model])
     messages = chat("Hi", "One answer.", "More?", "Another answer.", "And?", "The last one.")
     whole = render.render(messages)
-    middle = [*messages[:3], {**messages[3], key: 0}, *messages[4:]]
+    middle = [*messages[:3], {**messages[3], "weight": 0}, *messages[4:]]
     ids, mask = render.render(middle)
     assert ids == whole.ids
     answers = [list(run) for on, run in itertools.groupby(range(len(ids)), lambda place: whole.mask[place]) if on]
     assert len(answers) == 3
     assert [place for place, on in enumerate(mask) if on] == answers[0] + answers[2]
-    assert not any(render.render([{**message, key: 0} for message in messages]).mask)
+    assert not any(render.render([{**message, "train": False} for message in messages]).mask)
