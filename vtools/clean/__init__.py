@@ -110,9 +110,9 @@ def clean(
     Reads every format that `vtools fetch` reads. Only answers that are HTML of ChatGPT's page are converted. Markdown,
     and HTML that was asked for, stay byte for byte, except for control characters; so do questions, unless the site
     escaped them. A conversation is cut to begin with its first question and to end with its last answer; a question
-    that is empty, or has an empty answer, goes with its answer.
-    Turns that go are counted by reason: no_question, unanswered, empty, or rejected with their record; those that
-    --merge-same-role joins stay. Cleaning twice changes nothing.
+    that is empty, or has an empty answer, goes with its answer. Turns that go are counted by reason: no_question,
+    unanswered, empty, or rejected with their record; those that --merge-same-role joins stay. Cleaning twice changes
+    nothing.
 
     Always rejected: role_order (two messages of one role in a row), empty (no question with an answer, or half a
     preference pair), html_parse (HTML that cannot be converted). Rejected unless --keep NAME: too_short (under 16

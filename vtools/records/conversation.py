@@ -196,8 +196,8 @@ def _identity(rest: Record) -> str | None:
         for key in _IDS:
             rest.pop(key, None)
         return None
-    rest.pop("id", None) if found[0] != "id" else None
     given = rest.pop(found[0])
+    rest.pop("id", None)
     if isinstance(given, dict) and len(given) == 1 and "$oid" in given:  # MongoDB's export
         given = given["$oid"]
     return given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, separators=(",", ":"))

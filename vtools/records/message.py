@@ -105,9 +105,9 @@ def _part(part: Any, where: str) -> str:
         known = str(kind).removesuffix("_url")
         reason = _PARTS.get(known) or _PARTS.get(known.split("_")[0]) or "bad_schema"
         raise Reject(reason, f"{where} has a part of type {kind}")
-    texts = [part[key] for key in ("text", "value", "content") if part.get(key)] if isinstance(part, dict) else [part]
-    if isinstance(part, dict) and not texts and "text" in part and part["text"] is not None:
-        return ""
-    if len(texts) == 0 or not isinstance(texts[0], str):
+    text = None
+    if isinstance(part, dict):
+        text = next((part[key] for key in ("text", "value", "content") if part.get(key)), part.get("text"))
+    if not isinstance(text, str):
         raise Reject("bad_schema", f"{where} has a part that is not text")
-    return texts[0]
+    return text

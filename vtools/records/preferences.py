@@ -19,8 +19,9 @@ def settle(rest: Record, messages: list[Message], roles: Roles) -> list[Message]
     An answer may be a text, a message, a list of messages, or the whole conversation. Raises Reject, also for a label
     that says that the answer is bad.
     """
-    if rest.get("label") is False or rest.get("kto_tag") is False:
-        raise Reject("bad_label", f"{'label' if rest.get('label') is False else 'kto_tag'} is false")
+    for key in ("label", "kto_tag"):
+        if rest.get(key) is False:
+            raise Reject("bad_label", f"{key} is false")
     good = _taken(rest, "chosen", roles)
     given = rest.get("rejected") or rest.get("rejected_messages")
     whole = messages if good is None else _whole(messages, good, "chosen")
