@@ -109,6 +109,11 @@ def test_twenty_equal_digits_in_a_row_are_a_broken_text(answer):
     assert reason(answer, preset="vicuna") is None  # FastChat's test is a program of its own, as is that for lists
 
 
+@pytest.mark.parametrize("digits, found", [(20, "rep_digits"), (19, None)])
+def test_a_run_of_digits_is_found_wherever_it_begins(digits, found):
+    assert {reason("." * before + "7" * digits + " is the result.") for before in range(20)} == {found}
+
+
 # Notices of the page
 
 NOTICES = [

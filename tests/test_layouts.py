@@ -239,7 +239,7 @@ FLAT = {
 
 @pytest.mark.parametrize("name", FLAT)
 def test_memory_does_not_grow_with_the_number_of_records(name):
-    names = Names(columns={"user": "q", "assistant": "a"})
+    names = Names({}, {"user": "q", "assistant": "a"})
     made = itertools.chain([b"q,a\n"] if "table" in name else [], map(FLAT[name], range(5_000)))
     tracemalloc.start()
     assert sum(1 for _ in streams.split(made, "file", names)) == 5_000  # 5 MB

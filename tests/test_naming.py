@@ -19,7 +19,7 @@ from vtools.records import jsonl as reader
 from vtools.records.jsonl import Reject
 from vtools.records.naming import Names
 
-COLUMNS = Names(columns={"user": "question", "assistant": "answer"})
+COLUMNS = Names({}, {"user": "question", "assistant": "answer"})
 
 
 def cut(data: bytes, names: Names = COLUMNS, sizes: tuple[int, ...] = (1 << 16,)) -> list[streams.Value]:

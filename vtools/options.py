@@ -1,10 +1,8 @@
 """The options that mean the same in every command, declared once."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -92,8 +90,7 @@ SystemText = Annotated[  # "" if it is to be empty
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Common:
+class Common(NamedTuple):
     """The options of every filter: output, rejects and counts files; number of jobs; whether it is quiet."""
 
     out: str | None = None
@@ -104,5 +101,5 @@ class Common:
 
 
 def fields_from(kind: Any, given: Mapping[str, Any]) -> Any:
-    """An instance of a dataclass, its fields taken by name from a command's arguments."""
-    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind) if field.name in given})
+    """An instance of a class of fields, each taken by name from a command's arguments."""
+    return kind(**{name: given[name] for name in kind.__annotations__ if name in given})

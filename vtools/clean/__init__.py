@@ -1,6 +1,5 @@
 """`vtools clean`: convert HTML to Markdown, put turns in order, drop broken, empty and duplicate conversations."""
 
-import dataclasses
 import enum
 import functools
 import importlib.util
@@ -197,7 +196,7 @@ def _note_starts(
         longer.note(made.starts, made.record["id"])
         return made.record
 
-    work: Any = functools.partial(steps.draft, dataclasses.replace(choices, near_duplicates=None))
+    work: Any = functools.partial(steps.draft, choices._replace(near_duplicates=None))
     common = options.Common(jobs=common.jobs, quiet=True)
     counts = filtering.Rejects("clean", os.devnull)
     filtering.run(counts, values, work, common, write=lambda record: None, finish=note, leaves=False)

@@ -1,12 +1,11 @@
 """The options of `vtools clean`, each under the name of its option."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from vtools.records.naming import NONE, Names
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(NamedTuple):
     """The options that decide about a record. Hashable (files by name): each process caches its steps by it."""
 
     engine: str = "auto"

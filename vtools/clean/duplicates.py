@@ -65,14 +65,14 @@ def starts(record: Record) -> list[int]:
     import hashlib
 
     tools, marks = _tools(record), list(map(_marks, record["messages"]))
-    texts, roles, keys = hashlib.blake2b(digest_size=16), b"", []
+    texts, roles, keys = hashlib.sha256(), b"", []
     for place, message in enumerate(record["messages"][:-1]):
         texts.update((b"\xff" if place else b"") + conversation.bare(message["content"]))
         roles += b"\0" + message["role"].encode()
         if message["role"] == "assistant":
             digest = texts.copy()
             digest.update(roles)
-            keys.append(_with(int.from_bytes(digest.digest()), tools, marks[: place + 1]))
+            keys.append(_with(int.from_bytes(digest.digest()[:16]), tools, marks[: place + 1]))
     return keys
 
 

@@ -234,7 +234,7 @@ def content_id(messages: list[Message]) -> str:
 
 
 def text_key(messages: list[Message], texts: bytes | None = None) -> int:
-    """128 bits that depend on the roles and on the texts as `bare` returns them (BLAKE2b): equal for exact duplicates.
+    """128 bits that depend on the roles and on the texts as `bare` returns them (SHA-256): equal for exact duplicates.
 
     `texts` are the texts in UTF-8 joined by \\xff, if the caller has them.
     """
@@ -244,9 +244,9 @@ def text_key(messages: list[Message], texts: bytes | None = None) -> int:
     stripped = [content.strip(_EDGES) for content in contents]
     if texts is None or stripped != contents or b"\r" in texts:
         texts = b"\xff".join([bare(content) for content in contents])
-    digest = hashlib.blake2b(texts, digest_size=16)
+    digest = hashlib.sha256(texts)  # processors have it: twice as quick as BLAKE2b
     digest.update("\0".join(["", *[message["role"] for message in messages]]).encode())
-    return int.from_bytes(digest.digest())
+    return int.from_bytes(digest.digest()[:16])
 
 
 _EDGES = " \t\r\n"

@@ -1,7 +1,7 @@
 """Names of other people's data: `--role THEIRS=OURS` and `--columns OURS=THEIRS,...`."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from vtools.process import UsageFailure
 
@@ -9,18 +9,17 @@ ROLES = ("system", "user", "assistant")
 COLUMNS = (*ROLES, "id", "messages")
 
 
-@dataclass(frozen=True)
-class Names:
+class Names(NamedTuple):
     """Their roles (in lower case) and what they are here; our columns and what they are there. Hashable."""
 
-    roles: dict[str, str] = field(default_factory=dict)
-    columns: dict[str, str] = field(default_factory=dict)
+    roles: dict[str, str]
+    columns: dict[str, str]
 
     def __hash__(self) -> int:
         return hash((tuple(self.roles.items()), tuple(self.columns.items())))
 
 
-NONE = Names()
+NONE = Names({}, {})
 
 
 def parse(roles: Sequence[str] | None, columns: str | None) -> Names:

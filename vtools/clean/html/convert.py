@@ -1,6 +1,8 @@
 """HTML answers to Markdown; any other text stays as is."""
 
+import functools
 import re
+from collections.abc import Callable
 
 _CONTROLS = bytes([*range(9), 11, 12, *range(14, 32)])
 _TO_NUL = bytes(0 if byte in _CONTROLS else byte for byte in range(256))
@@ -22,11 +24,14 @@ def looks_like_html(text: str) -> bool:
 def _start(text: str) -> int | None:
     """Where the HTML of an answer begins; None if it is not HTML."""
     match = _HTML.match(text)
-    if match is None:
-        return None
-    from vtools.clean.html import recognition
+    return match.end() if match and _is_page()(text[match.end() :]) else None
 
-    return match.end() if recognition.is_page(text[match.end() :]) else None
+
+@functools.cache
+def _is_page() -> Callable[[str], bool]:
+    from vtools.clean.html import recognition  # here: Markdown does not need it
+
+    return recognition.is_page
 
 
 def has_counter(text: str) -> bool:

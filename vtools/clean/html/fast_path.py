@@ -44,9 +44,10 @@ def document(text: str) -> placeholders.Document | None:
     body = _without_blocks(text, kept)
     if not text.startswith("<") or body is None:
         return None
-    body = _CODE.sub(lambda match: placeholders.token(kept, escape.code(code.unescape(match[1]))), body)
-    if "\x03)(\x02" in body:  # two adjacent code spans
-        return None
+    if "<code" in body:
+        body = _CODE.sub(lambda match: placeholders.token(kept, escape.code(code.unescape(match[1]))), body)
+        if "\x03)(\x02" in body:  # two adjacent code spans
+            return None
     body = body.replace("\n", " ").replace("\xa0", " ").replace("&nbsp;", " ")
     if "</table>" in body:
         body = _GROUPS.sub("", body)
@@ -135,7 +136,7 @@ def _nested(found: list[str]) -> bool | None:
     around: list[_Element] = []
     for tag in found:
         after = here[tag]
-        if after is None or len(around) > _DEEPEST:
+        if after is None:
             return None
         if after is _CLOSED:
             here = around.pop()
@@ -145,6 +146,8 @@ def _nested(found: list[str]) -> bool | None:
         if after.name != "hr":
             around.append(here)
             here = after
+            if len(around) > _DEEPEST:
+                return None
     return None if around else crowded
 
 

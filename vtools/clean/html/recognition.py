@@ -53,11 +53,11 @@ _TEXT_LINE = re.compile(rf"\n(?<=[>\s]\n)[ \t]*+(?:[^\s<]|<(?!/?(?:{_BLOCKS}|[bh
 
 def is_page(text: str) -> bool:
     """Judge a text that begins with a block by all of it: its tags, and what stands outside of them."""
-    if _PAGE.search(text):
+    if "class=" in text and _PAGE.search(text):
         return True
     if ("```" in text or "~~~" in text) and "<pre" not in text and next(markdown.fences(text), None):
         return False
-    prose = _CODE_SPAN.sub("<br>", text)
+    prose = _CODE_SPAN.sub("<br>", text) if "<code" in text else text
     if "<code" in prose or "<pre" in prose:
         prose = _without_code(prose)
     for start in range(0, len(prose), _LONG):  # the tags of all of a long text would take many times its memory
