@@ -44,11 +44,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--old-markdownify", type=Path, help="a folder that holds markdownify 0.11.6")
     parser.add_argument("--tokenizer", default=str(ROOT.parent / "shared/data/llama-tokenizer"), help="for split")
+    parser.add_argument("--before", type=Path, help="a checkout of vtools whose commands are to run beside these")
     parser.add_argument("--keep", type=Path, help="leave the made files in this folder")
     settings = parser.parse_args()
+    settings.tokenizer = str(Path(settings.tokenizer).resolve())
     with contextlib.ExitStack() as stack:
         folder = settings.keep or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vtools-bench-")))
         folder.mkdir(parents=True, exist_ok=True)
+        folder = folder.resolve()  # the commands run elsewhere: the working folder comes before PYTHONPATH
         # In a process of its own: children start with the peak memory of the one that starts them.
         subprocess.run([sys.executable, __file__, "_make", str(folder), str(settings.records)], check=True)
         versions = ("fschat", "markdownify", "turbohtml", "datatrove", "transformers", "tokenizers", "ijson")
@@ -66,7 +69,8 @@ def main() -> None:
             elif section == "converter":
                 converter(folder)
             else:
-                compare(section, globals()[section](folder, settings), settings.rounds)
+                contenders: dict[str, Command] = globals()[section](folder, settings)
+                compare(section, contenders | before(contenders, settings.before), settings.rounds)
 
 
 MODULES = {"fschat": "fastchat"}
@@ -187,6 +191,16 @@ def vtools(*arguments: str) -> Command:
     return [sys.executable, "-m", "vtools", *arguments, "-q"], {"PYTHONPATH": str(ROOT)}
 
 
+def before(contenders: dict[str, Command], checkout: Path | None) -> dict[str, Command]:
+    """Our commands as they are in another checkout."""
+    if checkout is None:
+        return {}
+    path = {"PYTHONPATH": str(checkout.resolve())}
+    return {
+        f"before: {name}": (command, path) for name, (command, had) in contenders.items() if str(ROOT) in had.values()
+    }
+
+
 def fastchat(module: str, *arguments: str, path: str = "") -> Command:
     return [sys.executable, "-m", f"fastchat.data.{module}", *arguments], {"PYTHONPATH": path}
 
@@ -195,7 +209,7 @@ def cleaners(folder: Path, settings: argparse.Namespace, name: str) -> dict[str,
     files = "--in", str(folder / f"{name}.json"), "--out", str(folder / "peer.json")
     found = {"FastChat clean": fastchat("clean_sharegpt", *files)}
     if settings.old_markdownify:
-        old = str(settings.old_markdownify)
+        old = str(settings.old_markdownify.resolve())
         found["FastChat clean, markdownify 0.11.6"] = fastchat("clean_sharegpt", *files, path=old)
     return found
 
@@ -332,7 +346,9 @@ def measured(command: Command, limit: float = 3600) -> cost.Cost:
     """The cost of a run with at most `limit` CPU seconds for each of its processes. Raises CalledProcessError."""
     arguments, environment = command
     quiet = {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
-    return cost.of(["/bin/sh", "-c", f'ulimit -t {limit:.0f}; exec "$@"', "sh", *arguments], quiet | environment)
+    return cost.of(
+        ["/bin/sh", "-c", f'ulimit -t {limit:.0f}; exec "$@"', "sh", *arguments], quiet | environment, Path("/")
+    )
 
 
 def compare(section: str, contenders: dict[str, Command], rounds: int) -> None:

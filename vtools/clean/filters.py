@@ -80,7 +80,7 @@ def blocked_response(record: Record) -> str | None:
 def rep_digits(record: Record) -> str | None:
     """One digit occurs twenty times in a row outside code."""
     # No twenty digits in a row at all: they would be four in a row of every fifth byte, which is quicker to see.
-    if b"0000" not in shape(record["messages"], _DIGITS // 4):
+    if b"0000" not in shape(record["messages"], _DIGITS // 4) or b"0" * _DIGITS not in shape(record["messages"]):
         return None
     for place, message in enumerate(record["messages"]):
         if found := _RUN.search(_INLINE_CODE.sub("", _without_blocks(message["content"]))):

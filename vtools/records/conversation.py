@@ -191,6 +191,8 @@ def _refuse_media(rest: Record, messages: list[Message]) -> None:
 
 def _identity(rest: Record) -> str | None:
     """The id of an object, as text."""
+    if type(rest.get("id")) is str and rest["id"]:  # the usual case
+        return str(rest.pop("id"))
     found = [key for key in _IDS if rest.get(key) not in (None, "")]
     if not found:
         for key in _IDS:
@@ -212,6 +214,14 @@ def flaw(record: Record) -> str | None:
         messages, role, content = record.get("conversations"), "from", "value"
     if type(messages) is not list:
         return "the messages are not a list"
+    try:  # the usual case, in a third of the time
+        for message in messages:
+            if type(message[content]) is not str or (message[role] not in _WRITTEN and role == "role"):
+                break
+        else:
+            return None
+    except (KeyError, TypeError):
+        pass
     for place, message in enumerate(messages):
         if type(message) is not dict or type(message.get(content)) is not str:
             return f"messages[{place}] has no text"
