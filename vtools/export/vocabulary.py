@@ -199,7 +199,6 @@ def _tell(text: str, quiet: bool) -> None:
 def _end(chat: Template) -> int | None:
     """The token with which the template ends an answer."""
     try:
-        pieces = chat.skeleton(("user", "assistant"), False)
+        return next((piece.token for piece in chat.answer_ends if piece.token is not None), None)
     except Reject:
         return None
-    return next((piece.token for piece in pieces if piece.trained and piece.token is not None), None)

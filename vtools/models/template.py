@@ -1,21 +1,21 @@
 """Prompt templates: a conversation to text, token ids and loss mask, built from pieces.
 
-Every template is a Jinja chat template. It is rendered with a marker in place of each message's text; splitting the
-result at the markers gives the literal pieces between the texts. Control tokens are recognised only in the literals, so
-what a user typed stays text. The loss mask is known by construction: each answer and the token that ends it.
+Every template is a Jinja chat template. It is rendered with a mark in place of each message's text; splitting the
+result at the marks gives the literal pieces between the texts. Where a template looks at the texts, each conversation
+is rendered for real too, and its texts are found in that. Control tokens are recognised only in the literals, so what a
+user typed stays text. The loss mask is known by construction: each answer and what ends it.
 """
 
 import itertools
 import json
 import re
-from dataclasses import dataclass
-from datetime import date
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtools.files.atomic import write
-from vtools.models import default_system
+from vtools.models import default_system, rendering
+from vtools.models.pieces import Cutter, Piece
 from vtools.models.published_templates import SOURCES, STOP_STRINGS
 from vtools.models.text_encoders import AFTER_TOKEN, FIRST, INSIDE, encoders
 from vtools.models.tokenizer import Tokenizer
@@ -25,7 +25,6 @@ from vtools.records.message import is_trained
 
 NAMES = (*SOURCES, "auto")
 
-_MARK = re.compile("\ue000(\\d+)\ue001")
 _LLAMA_VOCABULARY = 32000
 
 
@@ -44,21 +43,6 @@ class Run(NamedTuple):
     place: int  # index of its first piece in the skeleton
     text: str = ""
     token: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A control token (`token`), or text: a literal, or the text of message number `slot`."""
-
-    answer: int | None  # the number of the message that it is trained with
-    token: int | None = None
-    text: str = ""
-    slot: int | None = None
-
-    @property
-    def trained(self) -> bool:
-        """Whether an answer is trained with it, unless that is context."""
-        return self.answer is not None
 
 
 def load_template(name: str | None, tokenizer: Tokenizer, system: str | None = None) -> "Template":
@@ -114,38 +98,35 @@ class Template:
     """A chat template bound to a tokenizer."""
 
     def __init__(self, name: str, source: str, stop_strings: tuple[str, ...], tokenizer: Tokenizer) -> None:
-        self.name, self.source, self.stop_strings, self.tokenizer = name, source, stop_strings, tokenizer
-        self._jinja = _compile(source, f"{tokenizer.folder}: chat template")
-        self._tokens = {
-            text: number for text in tokenizer.added if text and (number := tokenizer.id_of(text)) is not None
-        }
-        self._names = {number: text for text, number in self._tokens.items()}
-        alternatives = "|".join(re.escape(text) for text in sorted(self._tokens, key=len, reverse=True))
-        self._control = re.compile(f"({alternatives})" if alternatives else r"(?!)")
-        # What ends an answer: any special token, and the declared end token even if it is not flagged special.
-        self._finals = {number: text for text, number in self._tokens.items() if number in tokenizer.special_ids}
-        declared = {*tokenizer.end_ids, self._tokens.get(tokenizer.eos or "")}
-        self._finals |= {number: text for text, number in self._tokens.items() if number in declared}
-        ends = [*self._finals.values(), *stop_strings]
-        self._end = re.compile(rf"\s*?(?:{'|'.join(re.escape(text) for text in sorted(ends, key=len, reverse=True))})")
-        self._has_ends = bool(ends)
-        self.skeleton = lru_cache(maxsize=4096)(self._build)
-        self._prompt_end = lru_cache(maxsize=4096)(
-            lambda roles: _MARK.split(self._render_jinja(_marked(roles), True))[-1]
-        )
+        self.name, self.source, self.tokenizer = name, source, tokenizer
+        names = {f"{kind}_token": getattr(tokenizer, kind) or "" for kind in ("bos", "eos", "pad")}
+        program = rendering.Program(name, source, f"{tokenizer.folder}: chat template", names)
+        self._cutter = Cutter(program, tokenizer, stop_strings)
+        self.stop_strings = self._cutter.stop_strings  # with the template's own text that ends an answer
+        self.skeleton = self._cutter.skeleton
         self.encoders = encoders(tokenizer)
         # Tokens that text must never become: special ones and, for text typed by users, those that the template itself
         # writes. An answer may contain the latter (such as <think> of a reasoning model).
-        self._trimmed = self._trims()
-        self.forbidden = {True: self._finals, False: self._finals | self._written()}
+        finals = self._cutter.finals
+        self.forbidden = {True: finals, False: finals | self._used()}
         self._ids = lru_cache(maxsize=256)(self._encode)
+
+    @property
+    def looks_at_texts(self) -> bool:
+        """Whether what it writes depends on the texts, so that a rendering may not be its skeleton's."""
+        return self._cutter.looks
+
+    @property
+    def answer_ends(self) -> list[Piece]:
+        """What it writes after an answer for the model to learn; empty if nothing ends an answer."""
+        return self._cutter.answer_ends
 
     @property
     def system(self) -> str | None:
         """The system text written where a conversation has none; None if the template has no place for one."""
         try:
-            without = self._render_jinja(_marked(("user",)), True)
-            given = _MARK.split(self._render_jinja(_marked(("system", "user")), True))
+            without = self._cutter.written(("user",), True)
+            given = rendering.MARK.split(self._cutter.written(("system", "user"), True))
         except Reject:
             return None
         if given[1::2] != ["0", "1"]:
@@ -163,11 +144,23 @@ class Template:
             raise Failure(f"--system: the template {self.name} has no place for a system message")
         return made
 
+    def check_ends(self) -> None:
+        """Raise Failure if nothing ends an answer: a model trained so would never stop."""
+        try:
+            ends = self.answer_ends
+        except Reject as reject:
+            raise Failure(f"{self.tokenizer.folder}: {reject.detail}; choose another --template") from None
+        if not ends:
+            raise Failure(
+                f"{self.tokenizer.folder}: its chat template writes nothing that ends an answer, so the model would"
+                f" never stop; choose another --template ({', '.join(SOURCES)}), or end each answer with"
+                f" {self.tokenizer.eos or 'a token of its own'} in chat_template.jinja"
+            )
+
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids of tokens that end an answer: the end tokens of template, tokenizer and generation config."""
-        probe = self.skeleton(("user", "assistant"), False)
-        ends = {piece.token for piece in probe if piece.trained and piece.token is not None}
+        ends = [piece.token for piece in self.answer_ends]
         eos = self.tokenizer.id_of(self.tokenizer.eos) if self.tokenizer.eos else None
         return frozenset(number for number in (*ends, eos, *self.tokenizer.end_ids) if number is not None)
 
@@ -206,14 +199,20 @@ class Template:
 
         With `generation`, those of `prompt`. Raises Reject as `render` does.
         """
+        return self._runs(messages, self._pieces(messages, generation))
+
+    def _pieces(self, messages: list[dict[str, Any]], generation: bool) -> list[Piece]:
         if not generation:
             refuse_empty(messages)
+        return self._cutter.cut(messages, generation)
+
+    def _runs(self, messages: list[dict[str, Any]], pieces: list[Piece]) -> list[Run]:
         runs = []
         parts: list[str] = []
         encoder, trained, begun = FIRST, False, 0
         untrained = _untrained(messages)
         skipped = False
-        for place, piece in enumerate(self.skeleton(tuple(message["role"] for message in messages), generation)):
+        for place, piece in enumerate(pieces):
             skips = piece.answer in untrained
             if piece.token is not None or piece.trained != trained or skips != skipped:
                 if text := "".join(parts):
@@ -224,11 +223,12 @@ class Template:
             if piece.token is not None:
                 encoder, begun = AFTER_TOKEN, place + 1
                 runs.append(Run(encoder, trained, place, token=piece.token))
-            elif piece.slot is None:
-                parts.append(piece.text)
             else:
-                message = messages[piece.slot]
-                parts.append(message["content"].strip() if message["role"] in self._trimmed else message["content"])
+                text = piece.text
+                if piece.slot is not None:
+                    text = text or self._cutter.text(messages[piece.slot])
+                    text = text.lstrip() if place and self._cutter.swallows(pieces[place - 1]) else text
+                parts.append(text)
         if text := "".join(parts):
             runs.append(Run(encoder, trained, begun, text))
         return runs
@@ -240,9 +240,9 @@ class Template:
     def _assemble(self, messages: list[dict[str, Any]], generation: bool, context: int = 0) -> Rendered:
         ids: list[int] = []
         mask: list[bool] = []
-        pieces = self.skeleton(tuple(message["role"] for message in messages), generation)
+        pieces = self._pieces(messages, generation)
         untrained = _untrained(messages).union(range(context))
-        for run in self.runs(messages, generation):
+        for run in self._runs(messages, pieces):
             # Long texts rarely repeat, and caching them would take hundreds of megabytes.
             short = run.token is None and len(run.text) < 1 << 14
             found = self._ids(run.encoder, run.text, run.trained) if short else self.encode(run)
@@ -250,81 +250,13 @@ class Template:
             mask.extend([run.trained and pieces[run.place].answer not in untrained] * len(found))
         return Rendered(ids, mask)
 
-    def _build(self, roles: tuple[str, ...], generation: bool) -> list[Piece]:
-        """The pieces of a conversation with these roles, whatever its texts."""
-        parts = _MARK.split(self._render_jinja(_marked(roles), generation))
-        literals, slots = parts[0::2], [int(number) for number in parts[1::2]]
-        if slots != list(range(len(roles))):
-            lost = next((index for index in range(len(roles)) if index not in slots), 0)
-            raise Reject("template_error", f"messages[{lost}]: the template {self.name} does not render this message")
-        pieces: list[Piece] = []
-        for index, literal in enumerate(literals):
-            if index and roles[index - 1] == "assistant" and (end := self._has_ends and self._end.match(literal)):
-                ending, literal = self._literal(literal[: end.end()], index - 1), literal[end.end() :]
-                last = ending[-1].token
-                if last is not None and self.tokenizer.added[self._names[last]].rstrip:
-                    literal = literal.lstrip()
-                pieces += ending
-            if index == len(roles):
-                pieces += self._literal(literal)
-                break
-            answer = roles[index] == "assistant"
-            prompt, own = self._opening(roles[:index], literal) if answer else (literal, "")
-            if answer and not own and prompt.endswith(" "):
-                # Tokenizers join a space to the next word, so this one belongs to the answer.
-                prompt, own = prompt[:-1], " "
-            pieces += self._literal(prompt) + self._literal(own, index)
-            pieces.append(Piece(index if answer else None, slot=index))
-        return pieces
-
-    def _opening(self, roles: tuple[str, ...], literal: str) -> tuple[str, str]:
-        """Split the literal before an answer where a prompt would end: the model must generate the rest itself."""
-        try:
-            prompt = self._prompt_end(roles)
-        except Reject:
-            return literal, ""
-        own = literal.removeprefix(prompt)
-        if not prompt or own == literal or any(name in own for name in self._finals.values()):
-            return literal, ""
-        return prompt, own
-
-    def _trims(self) -> frozenset[str]:
-        """The roles whose texts the template strips."""
-        for roles in (("system", "user", "assistant"), ("user", "assistant")):
-            marked = _marked(roles, edge="\t")
-            try:
-                text = self._render_jinja(marked, False)
-            except Reject:
-                continue
-            return frozenset(
-                role for role, message in zip(roles, marked, strict=True) if message["content"] not in text
-            )
-        return frozenset()
-
-    def _literal(self, literal: str, answer: int | None = None) -> list[Piece]:
-        """The control tokens of a literal, and the text between them."""
-        pieces = []
-        strip = False
-        for index, part in enumerate(self._control.split(literal)):
-            if index % 2 == 0:
-                part = part.lstrip() if strip else part
-                if part:
-                    pieces.append(Piece(answer, text=part))
-                continue
-            token = self.tokenizer.added[part]
-            if token.lstrip and pieces and pieces[-1].token is None:
-                pieces[-1] = Piece(answer, text=pieces[-1].text.rstrip())
-            strip = token.rstrip
-            pieces.append(Piece(answer, token=self._tokens[part]))
-        return pieces
-
-    def _written(self) -> dict[int, str]:
+    def _used(self) -> dict[int, str]:
         """The control tokens that the template writes between texts, by id."""
         try:
             pieces = self.skeleton(("user", "assistant", "user", "assistant"), False)
         except Reject:  # it needs other roles than these
             return {}
-        written = {piece.token: self._names[piece.token] for piece in pieces if piece.token is not None}
+        written = {piece.token: self._cutter.names[piece.token] for piece in pieces if piece.token is not None}
         # White space is always text, although Gemma's line breaks are added tokens.
         return {number: name for number, name in written.items() if len(name) > 1 and name.strip()}
 
@@ -343,56 +275,7 @@ class Template:
             )
         return ids
 
-    def _render_jinja(self, messages: list[dict[str, Any]], generation: bool) -> str:
-        try:
-            return self._jinja.render(
-                messages=messages,
-                add_generation_prompt=generation,
-                bos_token=self.tokenizer.bos or "",
-                eos_token=self.tokenizer.eos or "",
-                pad_token=self.tokenizer.pad or "",
-            )
-        except Exception as error:  # templates are programs, which can fail in any way
-            if "strftime_now" in str(error) and "strftime_now" not in self._jinja.globals:
-                self._jinja.globals["strftime_now"] = date(2024, 1, 1).strftime
-                return self._render_jinja(messages, generation)
-            raise Reject("template_error", f"the template {self.name} refuses the conversation: {error}") from None
-
 
 def _untrained(messages: list[dict[str, Any]]) -> frozenset[int]:
     """The numbers of the messages that are context."""
     return frozenset([place for place, message in enumerate(messages) if not is_trained(message)])
-
-
-def _marked(roles: tuple[str, ...], edge: str = "") -> list[dict[str, Any]]:
-    """Messages with these roles, and a marker in place of each text."""
-    return [{"role": role, "content": f"{edge}\ue000{index}\ue001{edge}"} for index, role in enumerate(roles)]
-
-
-def _compile(source: str, where: str) -> Any:
-    """Compile a chat template as transformers does (transformers.utils.chat_template_utils), without importing it.
-
-    It has no clock: a template that asks for today's date uses its own default or gets a fixed one, so that the same
-    input gives the same tokens on any day.
-    """
-    import jinja2
-    import jinja2.sandbox
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    # transformers' own block for marking answers; our pieces mark them already.
-    source = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", source)
-    source = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", source)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise Failure(f"{where} does not compile: {error}") from None

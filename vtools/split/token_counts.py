@@ -28,7 +28,8 @@ from vtools.records.jsonl import Reject
 if TYPE_CHECKING:
     import tokenizers
 
-    from vtools.models.template import Piece, Run, Template
+    from vtools.models.pieces import Piece
+    from vtools.models.template import Run, Template
     from vtools.models.tokenizer import Tokenizer
 
 CACHED = 1 << 18  # units cached; then the cache is cleared
@@ -249,6 +250,8 @@ class Rendering:
         def pieces(number: int) -> list[Piece]:
             return self.template.skeleton(("system",) * system + ("user", "assistant") * number, False)
 
+        if self.template.looks_at_texts:
+            return None
         try:
             first, two, whole = pieces(1), pieces(2), pieces(pairs)
         except Reject:

@@ -22,6 +22,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
     """
     tokenizer = load_tokenizer(request.model)
     chosen = load_template(request.template, tokenizer, request.system)
+    chosen.check_ends()
     vocabulary, limit = _sizes(tokenizer.folder)
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
     rope = None
