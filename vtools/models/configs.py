@@ -33,5 +33,53 @@ def fit_config(folder: Path, dtype: str | None, rows: int | None = None) -> None
     if rows is not None and config.get("vocab_size") is not None:
         config["vocab_size"] = rows
     if dtype in TORCH_NAMES:  # `torch_dtype` before transformers 5
-        config["dtype" if "dtype" in config else "torch_dtype"] = TORCH_NAMES[dtype]
+        for key in {"dtype", "torch_dtype"}.intersection(config) or ("torch_dtype",):
+            config[key] = TORCH_NAMES[dtype]
     write(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+# Settings of generation_config.json that only sampling and only beams have, and the values that are as none.
+_SAMPLING = {
+    "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "top_h": None, "typical_p": 1.0,
+    "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+}  # fmt: skip
+_BEAMS = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "constraints", "force_words_ids")
+
+
+def generation_settings(base: dict[str, Any]) -> dict[str, Any]:
+    """A base's generation_config.json for a model made from it, in a form that transformers loads and saves again.
+
+    Where the base says `do_sample: false`, or a temperature of 0, sampling settings go; where it has some and does not
+    say (as LLaMA's own file), it samples. transformers refuses to save either as they are (GenerationConfig.validate).
+    """
+    made = {key: value for key, value in base.items() if value is not None}
+    if made.get("do_sample") is False or made.get("temperature") == 0:
+        made = {key: value for key, value in made.items() if key not in _SAMPLING} | {"do_sample": False}
+    elif any(made.get(key, neutral) != neutral for key, neutral in _SAMPLING.items()):
+        made["do_sample"] = True
+    if made.get("num_beams", 1) == 1:
+        made = {key: value for key, value in made.items() if key not in _BEAMS}
+    if isinstance(pad := made.get("pad_token_id"), int) and pad < 0:
+        del made["pad_token_id"]
+    return made | {"use_cache": True}
+
+
+def in_both_forms(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with dtype and rotary settings under the names of transformers 5 and of those before it.
+
+    Version 4.57 reads `rope_parameters` without a warning as if they were not there.
+    """
+    made = dict(config)
+    if dtype := made.get("dtype") or made.get("torch_dtype"):
+        made |= {"dtype": dtype, "torch_dtype": dtype}
+    rope = made.get("rope_parameters")
+    if not isinstance(rope, dict) or not rope:
+        return made
+    kinds = {name: settings for name, settings in rope.items() if isinstance(settings, dict)}  # by kind of layer
+    main = dict(kinds.get("full_attention") or next(iter(kinds.values()))) if kinds else dict(rope)
+    if "sliding_attention" in kinds:
+        made["rope_local_base_freq"] = kinds["sliding_attention"].get("rope_theta")
+    made |= {key: main.pop(key) for key in ("rope_theta", "partial_rotary_factor") if main.get(key) is not None}
+    if not kinds and main.get("rope_type", "default") != "default":
+        made["rope_scaling"] = main
+    return made

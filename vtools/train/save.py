@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from vtools import provenance
 from vtools.files.atomic import part_of, sync, sync_all, write
-from vtools.models import tokenizer
+from vtools.models import configs, tokenizer
 from vtools.models.template import Template
 from vtools.process import Failure
 from vtools.train import card, lora, shard
@@ -49,7 +49,7 @@ def export(
         _save_weights(model, part, DTYPES[dtype])
         if adapters:
             lora.save(model, part / "adapter", about["base"])
-        _save_configs(model, part, dtype)
+        _save_configs(model, part, dtype, template.tokenizer.folder)
         _copy_tokenizer(template, part)
         template.save(part)
         (part / "README.md").write_text(card.card(about), encoding="utf-8")
@@ -130,17 +130,20 @@ def _verify(path: Path, tensors: dict[str, torch.Tensor]) -> None:
                 raise Failure(f"{path}: tensor {found.name} reads back differently than written; check the disk")
 
 
-def _save_configs(model: PreTrainedModel, part: Path, dtype: str) -> None:
+def _save_configs(model: PreTrainedModel, part: Path, dtype: str, base: Path) -> None:
     config = model.config
     config.dtype = DTYPES[dtype]
     config.use_cache = True
     config.save_pretrained(part)
-    generation = model.generation_config
-    generation.use_cache = True
-    sampled = (generation.temperature or 1.0) != 1.0 or (generation.top_p or 1.0) != 1.0
-    if sampled:  # missing in LLaMA's own files; transformers refuses to save them without
-        generation.do_sample = True
-    generation.save_pretrained(part)
+    named = configs.read_json(base / "generation_config.json")
+    if not named:
+        named = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    made = {
+        "config.json": configs.in_both_forms(configs.read_json(part / "config.json")),
+        "generation_config.json": configs.generation_settings(named),
+    }
+    for name, settings in made.items():
+        (part / name).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _copy_tokenizer(template: Template, part: Path) -> None:
