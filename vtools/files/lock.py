@@ -29,9 +29,13 @@ def own(path: Path, busy: str, wait: bool = False) -> int:
 
 
 @contextlib.contextmanager
-def lock(folder: Path | str, wait: bool = False) -> Iterator[None]:
-    """Lock an output folder for the length of the block; if another process holds it, wait or raise TryAgain."""
+def lock(folder: Path | str, wait: bool = False, tidy: bool = False) -> Iterator[None]:
+    """Lock an output folder for the length of the block; if another process holds it, wait or raise TryAgain.
+
+    With `tidy`, a folder that was made here and has nothing in it at the end is removed.
+    """
     folder = Path(folder)
+    tidy = tidy and not folder.exists()
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # removed by its owner, which finished meanwhile
@@ -41,4 +45,8 @@ def lock(folder: Path | str, wait: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
+        if tidy and os.listdir(folder) == [".lock"]:
+            (folder / ".lock").unlink()
+            with contextlib.suppress(OSError):  # another process is in it already
+                folder.rmdir()
         os.close(handle)

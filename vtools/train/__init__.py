@@ -176,7 +176,7 @@ def train(
     if nnodes > 1 or "RANK" in os.environ:  # rank 0 locks the shared folder
         job.run(request, out)
         return
-    with lock(out):
+    with lock(out, tidy=True):
         job.run(request, out)
 
 

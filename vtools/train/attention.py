@@ -51,6 +51,11 @@ def document_attention(
     `cu_seq_lens_q` (int32, documents + 1) holds the start of each document, and the end. The name is transformers', so
     that flash attention takes the same batch.
     """
+    if cu_seq_lens_q is None and query.shape[0] == 1:  # StableLM's layers do not hand them on
+        raise Failure(
+            f"{type(module).__name__}: transformers' code for this architecture does not tell its attention where"
+            " documents end, so it cannot be trained with packing"
+        )
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
         raise ValueError("packed rows need cu_seq_lens_q and max_length_q, and a batch size of 1")
     unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]

@@ -74,6 +74,7 @@ class Corpus:
         counts = filtering.Rejects("train", None)
         counts.received, counts.kept, counts.repaired = self.received, len(self), self.repaired
         counts.reasons.update(self.reasons)
+        counts.extra["truncated"] = self.truncated
         return counts.line()
 
 

@@ -5,14 +5,17 @@ import math
 import os
 from pathlib import Path
 
+from vtools.models.configs import read_json
 from vtools.models.reference import model_folder
 from vtools.models.template import load_template
-from vtools.models.tokenizer import load_tokenizer
+from vtools.models.tokenizer import HUB_FILES, load_tokenizer
 from vtools.process import Failure, UsageFailure, say
 from vtools.train import schedule, token_cache
 from vtools.train.request import Inputs, Job, Request
 
 DEFAULT_MAX_TOKENS = 2048
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_FEW_STEPS = 20
 
 
 def read(request: Request, weights: bool = True) -> Inputs:
@@ -20,6 +23,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
 
     Without `weights`, those of a hub model are not downloaded.
     """
+    _refuse(request.model, model_folder(request.model, HUB_FILES))
     tokenizer = load_tokenizer(request.model)
     chosen = load_template(request.template, tokenizer, request.system)
     chosen.check_ends()
@@ -64,6 +68,14 @@ def read(request: Request, weights: bool = True) -> Inputs:
             f"the whole run is one warm-up step at rate 0 ({len(corpus)} conversations, --batch {request.batch}): "
             f"nothing would be learned; lower --batch, raise --epochs, or give --warmup 0"
         )
+    if not quiet:
+        _say_small(request, len(corpus), steps)
+        if corpus.truncated * 2 > len(corpus):
+            say(
+                "train",
+                f"{corpus.truncated:,} of {len(corpus):,} conversations have over {max_tokens} tokens and were cut; "
+                f"raise --max-tokens, or cut them between turns with `vtools split`",
+            )
     folder = model_folder(request.model) if weights else tokenizer.folder
     return Inputs(
         folder, chosen.name, chosen.source, corpus, held_out, max_tokens, rope, steps, warmup, _ranks_here(request)
@@ -89,6 +101,36 @@ def run(request: Request, out: Path) -> None:
     from vtools.train import launch  # torch is imported after the tokenising pool was forked
 
     launch.run(Job(request, inputs, out))
+
+
+def _refuse(model: str, folder: Path) -> None:
+    """Raise Failure for what is no model that can be trained here, before any work."""
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+        raise Failure(f"{model}: an adapter (LoRA), not a model: merge it into {base} first, and train the result")
+    config = read_json(folder / "config.json")
+    config = config.get("text_config") or config
+    quantised = config.get("quantization_config")
+    if isinstance(quantised, dict):
+        method = quantised.get("quant_method") or "unknown method"
+        raise Failure(f"{model}: its weights are quantised ({method}); train the model as published in bf16 or fp16")
+    experts = next((config[key] for key in _EXPERTS if isinstance(config.get(key), int) and config[key] > 1), None)
+    if experts:
+        raise Failure(f"{model}: a mixture of {experts} experts; only dense models can be trained here")
+
+
+def _say_small(request: Request, conversations: int, steps: int) -> None:
+    """Warn of a run of few steps, and name a batch that suits."""
+    if request.max_steps is not None or steps >= _FEW_STEPS or request.batch == 1:
+        return
+    batch = max(1, 2 ** int(math.log2(max(1, conversations * request.epochs / (2 * _FEW_STEPS)))))
+    if batch < request.batch:
+        better = schedule.number_of_steps(conversations, batch, request.epochs, None)
+        say(
+            "train",
+            f"{conversations:,} conversations at --batch {request.batch} are only {steps} steps: "
+            f"--batch {batch} would be {better}",
+        )
 
 
 def _sizes(folder: Path) -> tuple[int | None, int | None]:

@@ -223,7 +223,12 @@ def _make(
         with contextlib.ExitStack() as stack:
             writer = _Writer({name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS})
             common = Common(jobs=jobs, quiet=quiet)
-            filtering.run(counts, values, work, common, write=writer.add, leaves=False)
+
+            def add(row: Record) -> None:
+                writer.add(row)
+                counts.extra["truncated"] += row["truncated"]
+
+            filtering.run(counts, values, work, common, write=add, leaves=False)
         assert counts.stream is not None
         counts.stream.close()
         if _state(given.stream) != given.state:
