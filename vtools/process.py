@@ -116,6 +116,8 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(signum) is not signal.SIG_IGN:  # respect nohup
                 signal.signal(signum, _raise_interrupted)
+        with signals_held():  # orjson crashes if an exception meets it while it is imported
+            import orjson  # noqa: F401
         caught: BaseException
         try:
             function(*args, **kwargs)
