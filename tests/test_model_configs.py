@@ -26,6 +26,7 @@ FORMS = [
     ({"temperature": 0, "top_k": 1}, False),
     ({"top_k": 64, "top_p": 0.95}, True),  # Gemma
     ({"min_p": 0.05}, True),
+    ({"min_p": 0.0}, None),
     ({"typical_p": 0.9}, True),
     ({"temperature": 1.0, "top_k": 50, "top_p": 1.0}, None),
     ({"temperature": None, "top_p": None}, None),

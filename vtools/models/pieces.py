@@ -85,7 +85,7 @@ class Cutter:
         texts = [written[span.start : span.end] for span in spans]
         literals = [written[end:start] for end, start in zip([0, *ends], [*starts, len(written)], strict=True)]
         slots = [span.slot for span in spans]
-        if self.answer_ends and not self.program.marks_answers:
+        if self._has_end and not self.program.marks_answers:
             for slot, literal in zip(slots, literals[1:], strict=True):
                 if roles[slot] == "assistant" and not self._end.match(literal):
                     raise rendering.changed(slot, self.program.name)
@@ -97,6 +97,12 @@ class Cutter:
         probe = self.skeleton(("user", "assistant"), False)
         place = next(place for place, piece in enumerate(probe) if piece.slot == 1)
         return [piece for piece in probe[place + 1 :] if piece.trained]
+
+    @cached_property
+    def _has_end(self) -> bool:
+        with contextlib.suppress(Reject):
+            return bool(self.answer_ends)
+        return False
 
     @cached_property
     def looks(self) -> bool:
@@ -176,15 +182,14 @@ class Cutter:
     ) -> list[Piece]:
         """The same where the template's author marks what is trained (`{% generation %}`)."""
         pieces: list[Piece] = []
-        inside = False
+        inside, owner = False, None
         for index, literal in enumerate(literals):
             for part in _AUTHORS.split(literal):
                 if part in (rendering.BEGIN, rendering.END):
                     inside = part == rendering.BEGIN
-                    # What is marked belongs to the answer that follows, or to the one before it has ended.
-                    owner = slots[min(index, len(slots) - 1)] if inside else None
+                    owner = slots[min(index, len(slots) - 1)] if inside else None  # the answer that follows
                 elif part := self._after(pieces, part):
-                    pieces += self._literal(part, owner if inside else None)
+                    pieces += self._literal(part, owner)
             if index < len(slots):
                 slot = slots[index]
                 trained = inside and roles[slot] == "assistant"
