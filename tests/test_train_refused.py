@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from typing import Any
 import pytest
 import tiny
 from running import run
+
+from vtools.process import Failure
+from vtools.train import job
+from vtools.train.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +45,25 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("settings", "says"), REFUSED)
-def test_a_base_that_cannot_be_trained_is_named_before_any_work(settings, says, base, data, tmp_path):
-    model = changed(base, tmp_path / "model", **settings)
+def test_a_base_that_cannot_be_trained_is_named_before_any_work(settings, says, base, tmp_path):
+    with pytest.raises(Failure, match=re.escape(says)):
+        job.read(Request(model=str(changed(base, tmp_path / "model", **settings))))
+
+
+def test_a_failed_start_leaves_no_folder_behind(base, data, tmp_path):
+    model = changed(base, tmp_path / "model", **REFUSED[0][0])
     done = run("train", "--model", model, "--data", data, "--out", tmp_path / "out")
-    assert done.returncode == 1 and says in done.errors and done.errors.count("\n") == 1
+    assert done.returncode == 1 and REFUSED[0][1] in done.errors and done.errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
-def test_an_adapter_is_named_with_its_base(tmp_path, data):
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    done = run("train", "--model", tmp_path / "adapter", "--data", data, "--out", tmp_path / "out")
-    assert done.returncode == 1 and "an adapter (LoRA), not a model: merge it into some/base first" in done.errors
+def test_an_adapter_is_named_with_its_base(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    with pytest.raises(Failure, match=r"an adapter \(LoRA\), not a model: merge it into some/base first"):
+        job.read(Request(model=str(tmp_path)))
 
 
+@pytest.mark.slow
 def test_an_architecture_that_keeps_documents_apart_in_no_way_is_named(base, data, tmp_path):
     transformers = pytest.importorskip("transformers")
     vocabulary = json.loads((base / "config.json").read_text())["vocab_size"]
@@ -68,13 +78,13 @@ def test_an_architecture_that_keeps_documents_apart_in_no_way_is_named(base, dat
     assert "Traceback" not in done.errors
 
 
-def test_a_template_whose_answers_never_end_is_refused(base, data, tmp_path):
+def test_a_template_whose_answers_never_end_is_refused(base, tmp_path):
     shutil.copytree(base, tmp_path / "model")
     (tmp_path / "model" / "chat_template.jinja").write_text(
         "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
     )
-    done = run("train", "--model", tmp_path / "model", "--data", data, "--out", tmp_path / "out")
-    assert done.returncode == 1 and "the model would never stop; choose another --template" in done.errors
+    with pytest.raises(Failure, match="the model would never stop; choose another --template"):
+        job.read(Request(model=str(tmp_path / "model"), template=None, system=None))
 
 
 def test_few_steps_and_cut_conversations_are_said(base, data):
