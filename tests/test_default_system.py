@@ -77,8 +77,8 @@ def test_any_text_is_stored_and_read_back_and_replaced(eot_tokenizer, text):
 def test_the_rest_of_the_template_renders_as_before(smollm2, source):
     tokenizer = load_tokenizer(smollm2)
     messages = chat("Hi", system="S")
-    before = Template("x", source, (), tokenizer)._render_jinja(messages, False)
-    assert Template("x", default_system.replaced(source, "T"), (), tokenizer)._render_jinja(messages, False) == before
+    before = Template("x", source, (), tokenizer)._cutter.program.render(messages)
+    assert Template("x", default_system.replaced(source, "T"), (), tokenizer)._cutter.program.render(messages) == before
 
 
 def test_a_template_that_refuses_system_messages_says_so(eot, tmp_path):

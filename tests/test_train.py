@@ -233,7 +233,7 @@ def test_a_disk_without_room_ends_the_run_in_one_line_and_leaves_no_torn_checkpo
     )  # fmt: skip
     message = done.errors
     assert done.returncode == 1 and "cannot be saved" in message and "Traceback" not in message
-    assert len([row for row in done.records if "loss" in row]) == 2
+    assert len([row for row in done.records if "loss" in row]) in (2, 3)  # the third may run while that is written
     assert list((tmp_path / "out" / "checkpoints").iterdir()) == []
 
 

@@ -363,7 +363,7 @@ def test_a_conversation_shown_has_its_trained_tokens_marked(template: Template, 
     for message in records[0]["messages"]:
         if message["role"] == "assistant":
             assert f"<|head|>assistant<|/head|>\n\n⟦{message['content']}<|eot|>⟧" in shown
-    assert shown.replace("⟦", "").replace("⟧", "") == template._render_jinja(records[0]["messages"], False)
+    assert shown.replace("⟦", "").replace("⟧", "") == template._cutter.program.render(records[0]["messages"])
 
 
 def test_one_object_becomes_ids_and_mask_or_a_reject(template: Template) -> None:

@@ -62,7 +62,7 @@ class Converter(MarkdownConverter):
         bullet = f"{number}. " if el.parent.name == "ol" else "- "
         indent = " " * len(bullet)
         first = next((child for child in el.children if isinstance(child, Tag)), None)  # `find` costs twenty times more
-        if first is not None and first.name in _OWN_LINE and not (first.previous_sibling or "").strip():
+        if first is not None and first.name in _OWN_LINE and not str(first.previous_sibling or "").strip():
             text = "\n" + text
         lines = [indent + line if line else "" for line in text.split("\n")]
         last, holder = el.contents[-1] if el.contents else None, el.parent.parent
