@@ -24,13 +24,17 @@ def _special(*names: str) -> dict[str, dict[str, bool]]:
 
 _TURNS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 _HEADER = "{{- '<|start_header_id|>' + ROLE + '<|end_header_id|>\\n\\n' }}"
+# Llama 3's turns, and the start of an answer.
+_TURNS_OF_LLAMA = (
+    "{%- for message in messages %}"
+    + _HEADER.replace("ROLE", "message['role']")
+    + "{{- message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
+    + GENERATION.replace("PROMPT", _HEADER.replace("ROLE", "'assistant'"))
+)
 
 FAMILIES = {
     "llama-3": Family(
-        "{{- bos_token }}{%- for message in messages %}"
-        + _HEADER.replace("ROLE", "message['role']")
-        + "{{- message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
-        + GENERATION.replace("PROMPT", _HEADER.replace("ROLE", "'assistant'")),
+        "{{- bos_token }}" + _TURNS_OF_LLAMA,
         _special("<|begin_of_text|>", "<|eot_id|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
         "<|eot_id|>",
         {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
@@ -41,10 +45,7 @@ FAMILIES = {
         "{%- set messages = messages[1:] %}{%- else %}{%- set about = '' %}{%- endif %}"
         + _HEADER.replace("ROLE", "'system'")
         + "{{- 'Cutting Knowledge Date: December 2023\\nToday Date: ' + date_string + '\\n\\n' }}"
-        "{{- about }}{{- '<|eot_id|>' }}{%- for message in messages %}"
-        + _HEADER.replace("ROLE", "message['role']")
-        + "{{- message['content'] | trim + '<|eot_id|>' }}{%- endfor %}"
-        + GENERATION.replace("PROMPT", _HEADER.replace("ROLE", "'assistant'")),
+        "{{- about }}{{- '<|eot_id|>' }}" + _TURNS_OF_LLAMA,
         _special("<|begin_of_text|>", "<|eot_id|>", "<|eom_id|>", "<|start_header_id|>", "<|end_header_id|>"),
         "<|eot_id|>",
         {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},

@@ -24,6 +24,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object for people to read, whole or not at all."""
+    write(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
 def fit_config(folder: Path, dtype: str | None, rows: int | None = None) -> None:
     """Update a model's config.json to match its weights: dtype, and rows of the embedding."""
     path = folder / "config.json"
@@ -35,7 +40,7 @@ def fit_config(folder: Path, dtype: str | None, rows: int | None = None) -> None
     if dtype in TORCH_NAMES:  # `torch_dtype` before transformers 5
         for key in {"dtype", "torch_dtype"}.intersection(config) or ("torch_dtype",):
             config[key] = TORCH_NAMES[dtype]
-    write(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    write_json(path, config)
 
 
 # Settings of generation_config.json that only sampling and only beams have, and the values that are as none.

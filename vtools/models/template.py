@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from vtools.files.atomic import write
 from vtools.models import default_system, rendering
+from vtools.models.configs import write_json
 from vtools.models.pieces import Cutter, Piece
 from vtools.models.published_templates import SOURCES, STOP_STRINGS
 from vtools.models.text_encoders import AFTER_TOKEN, FIRST, INSIDE, encoders
@@ -192,7 +193,7 @@ class Template:
         path = folder / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         if config.pop("chat_template", None) is not None:  # it would compete with this one
-            write(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+            write_json(path, config)
 
     def runs(self, messages: list[dict[str, Any]], generation: bool = False) -> list[Run]:
         """The runs of a rendering, in order: their ids (see `encode`), concatenated, are those of `render`.

@@ -1,7 +1,6 @@
 # ruff: noqa: TID253
 """Saving the finished model: safetensors, tokenizer, template, configs and provenance."""
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from vtools import provenance
-from vtools.files.atomic import part_of, sync, sync_all, write
+from vtools.files.atomic import part_of, sync, sync_all
 from vtools.models import configs, tokenizer
 from vtools.models.template import Template
 from vtools.process import Failure
@@ -68,7 +67,7 @@ def export(
         os.replace(path, out / path.name)
     part.rmdir()
     sync(out)
-    write(out / provenance.FILE, (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
+    configs.write_json(out / provenance.FILE, about)
     ranks.wait()
 
 
@@ -138,12 +137,8 @@ def _save_configs(model: PreTrainedModel, part: Path, dtype: str, base: Path) ->
     named = configs.read_json(base / "generation_config.json")
     if not named:
         named = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    made = {
-        "config.json": configs.in_both_forms(configs.read_json(part / "config.json")),
-        "generation_config.json": configs.generation_settings(named),
-    }
-    for name, settings in made.items():
-        (part / name).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    configs.write_json(part / "config.json", configs.in_both_forms(configs.read_json(part / "config.json")))
+    configs.write_json(part / "generation_config.json", configs.generation_settings(named))
 
 
 def _copy_tokenizer(template: Template, part: Path) -> None:
