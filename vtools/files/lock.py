@@ -1,31 +1,59 @@
 """One owner at a time: a lock file that one process holds, and the folder that it guards."""
 
 import contextlib
+import errno
 import fcntl
+import functools
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from vtools.process import TryAgain
 
+# What network file systems answer that have no locks: NFS without its lock service, Lustre mounted without `flock`.
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+
 
 def own(path: Path, busy: str, wait: bool = False) -> int:
     """Lock a file, created if missing, until the returned file descriptor is closed.
 
-    Raises TryAgain(busy) while another process holds it, unless told to `wait`.
+    Raises TryAgain(busy) while another process holds it, unless told to `wait`. Where the file system has no locks,
+    says so once and goes on.
     """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            hold(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), path)
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 return handle
         except FileNotFoundError:
             pass
-        except BlockingIOError:
+        except OSError as error:
             os.close(handle)
+            if not isinstance(error, BlockingIOError):
+                raise
             raise TryAgain(busy) from None
         os.close(handle)  # its owner renamed or removed it between our open and lock
+
+
+def hold(handle: int, operation: int, path: Path) -> None:
+    """fcntl.flock, but where the file system of `path` has no locks, says so once."""
+    try:
+        fcntl.flock(handle, operation)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        _say_unlocked(path.parent)
+
+
+@functools.cache
+def _say_unlocked(folder: Path) -> None:
+    print(
+        f"vtools: {folder}: this file system has no locks, so nothing stops a second vtools process from writing here: "
+        "run one at a time (or mount NFS with its lock service, Lustre with -o flock)",
+        file=sys.stderr,
+    )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from array import array
 from pathlib import Path
 from typing import Any, Literal
 
+from vtools.files import lock
 from vtools.models.template import Template
 from vtools.process import Failure
 from vtools.records import conversation, filtering
@@ -32,7 +33,7 @@ class Corpus:
         self.folder = Path(folder)
         try:
             with open(self.folder / ABOUT, "rb") as stream:
-                fcntl.flock(stream, fcntl.LOCK_SH)
+                lock.hold(stream.fileno(), fcntl.LOCK_SH, self.folder / ABOUT)
                 # The mapping keeps the lock: no other run deletes the entry as unused while this object lives.
                 self._in_use = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
             about = json.loads(self._in_use[:])
