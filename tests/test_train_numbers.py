@@ -261,6 +261,27 @@ def test_activations_made_again_change_nothing(
     assert [(row["loss"], row["grad_norm"]) for row in plain] == [(row["loss"], row["grad_norm"]) for row in again]
 
 
+def test_gradients_of_an_embedding_that_is_also_the_head_are_added_in_fp32(
+    template: Template, tmp_path: Path, alone: Any
+) -> None:
+    tied, untied = (load(tiny.make(tmp_path / str(one), tied=one)) for one in (True, False))
+    weights = tied.state_dict()
+    untied.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
+    untied.save_pretrained(tmp_path / "False")
+    corpus = corpus_of(template, tmp_path, 9)
+    row = pack.pack(map(corpus.conversation, range(9)), CPU)
+    gradients = []
+    for folder in ("True", "False"):
+        network = sharded(tmp_path / folder, alone, torch.bfloat16)
+        network(loss.summed_loss, row).backward()
+        gradients.append({name: one.grad.to_local() for name, one in network.named_parameters()})
+    together, apart = gradients
+    both = apart["model.embed_tokens.weight"] + apart["lm_head.weight"]
+    assert torch.equal(together["model.embed_tokens.weight"], both)
+    assert not torch.equal(both, both.bfloat16().float())  # it is not rounded either
+    assert torch.equal(together["model.norm.weight"], apart["model.norm.weight"])
+
+
 def test_a_micro_batch_without_a_conversation_changes_nothing(base: Path, alone: Any) -> None:
     network = sharded(base, alone)
     found = network(loss.summed_loss, pack.pack([], CPU))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from vtools.train import shard
 from vtools.train.pack import Packed, hidden_states
 
 # Logits per chunk: each chunk adds to the gradient of the head, and takes memory. Within a chunk, the CPU computes the
@@ -51,7 +52,6 @@ class LinearCrossEntropy(torch.autograd.Function):
                 else:
                     weight_grad += slope.T @ inputs
         ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.dtype = weight.dtype
         return total * scale
 
     @staticmethod
@@ -60,7 +60,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         slope = grad_outputs[0].float()
         return (
             None if hidden_grad is None else hidden_grad.mul_(slope),
-            None if weight_grad is None else weight_grad.mul_(slope).to(ctx.dtype),
+            None if weight_grad is None else weight_grad.mul_(slope),
             None,
             None,
         )
@@ -69,7 +69,11 @@ class LinearCrossEntropy(torch.autograd.Function):
 def summed_loss(model: PreTrainedModel, packed: Packed, scale: float = 1.0) -> torch.Tensor:
     """The loss summed over the trained tokens of a micro-batch, times `scale` (float64 scalar)."""
     hidden = hidden_states(model, packed).index_select(0, packed.predicting)
-    weight = model.get_output_embeddings().weight
+    return shard.with_head(model, _loss, hidden, packed.targets, scale)  # type: ignore[no-any-return]
+
+
+def _loss(head: Any, hidden: torch.Tensor, targets: torch.Tensor, scale: float) -> torch.Tensor:
+    weight = head.weight
     if not torch.is_grad_enabled():  # inside the function it cannot be detected
         hidden, weight = hidden.detach(), weight.detach()
-    return LinearCrossEntropy.apply(hidden, weight, packed.targets, scale)  # type: ignore[no-any-return]
+    return LinearCrossEntropy.apply(hidden, weight, targets, scale)  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from vtools.process import Failure
+from vtools.train import shard
 
 # The relative difference between packed and unpacked logits that rounding explains; contamination is far larger.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -73,7 +74,11 @@ def hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
 
 def logits(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """The logits [tokens, vocabulary] of a packed row, in fp32."""
-    return (hidden_states(model, packed) @ model.get_output_embeddings().weight.T).float()
+    return shard.with_head(model, _products, hidden_states(model, packed)).float()
+
+
+def _products(head: Any, hidden: torch.Tensor) -> torch.Tensor:
+    return hidden @ head.weight.T
 
 
 def logits_alone(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:

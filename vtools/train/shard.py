@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -79,7 +79,8 @@ def shard(
     """Shard the model's parameters over the ranks of `mesh`; they are gathered in `dtype` when needed.
 
     Weights and gradients stay in fp32; gradients are summed, not averaged. Afterwards `model(work, …)` runs
-    `work(model, …)` with the embeddings, the last norm and the head gathered.
+    `work(model, …)` with the last norm gathered, and layers, embedding and head while they run. An embedding that is
+    also the head stays gathered.
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     if compiled and recompute == "selective":
@@ -87,7 +88,13 @@ def shard(
     recompute_layers(model, recompute, compiled)
     for layer in layers_of(model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
-    model.forward = functools.partial(_with_root, model)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if embedding.weight is not head.weight:
+        fully_shard(embedding, mesh=mesh, mp_policy=policy)
+        fully_shard(head, mesh=mesh, mp_policy=policy, reshard_after_forward=False)  # its backward pass follows at once
+        head.run = functools.partial(_run, head)
+        register_fsdp_forward_method(head, "run")
+    model.forward = functools.partial(_run, model)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     for module in model.modules():
         if isinstance(module, FSDPModule) and mesh.size() > 1:
@@ -96,9 +103,16 @@ def shard(
 
 
 def reshard(model: PreTrainedModel) -> None:
-    """Shard the model again after a forward pass without a backward pass, which leaves the root gathered."""
-    assert isinstance(model, FSDPModule)
-    model.reshard()
+    """Shard the model again after a forward pass without a backward pass, which leaves root and head gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def with_head(model: PreTrainedModel, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run `work(head, …)` with the head's weight gathered, inside a run of the model."""
+    head: Any = model.get_output_embeddings()
+    return head.run(work, *arguments) if "run" in vars(head) else work(head, *arguments)
 
 
 def recompute_layers(model: PreTrainedModel, recompute: str, compiled: bool = False) -> None:
@@ -114,8 +128,13 @@ def recompute_layers(model: PreTrainedModel, recompute: str, compiled: bool = Fa
             layer.forward = _recomputing(layer.forward, recompute == "selective")
 
 
-def _with_root(model: PreTrainedModel, work: Callable[..., Any], *arguments: Any) -> Any:
-    return work(model, *arguments)
+def _run(module: torch.nn.Module, work: Callable[..., Any], *arguments: Any) -> Any:
+    for parameter in module.parameters():
+        # Gradients of what is gathered here are added in fp32: the head's, and those of an embedding that is also the
+        # head. A group's gradients must have one dtype.
+        if parameter.requires_grad and not isinstance(parameter, DTensor):
+            parameter.grad_dtype = torch.float32
+    return work(module, *arguments)
 
 
 def _recomputing(forward: Callable[..., Any], selective: bool) -> Callable[..., Any]:
