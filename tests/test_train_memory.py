@@ -77,7 +77,8 @@ def test_published_models_have_their_known_size_arithmetic_and_state(
 ) -> None:
     shape = shape_of(config)
     assert shape.parameters == shape.trainable == parameters
-    assert shape.root_parameters + shape.layers * shape.layer_parameters == parameters
+    ends = shape.root_parameters + shape.embedding_parameters + shape.head_parameters
+    assert ends + shape.layers * shape.layer_parameters == parameters
     assert float(f"{flops.operations(shape, 2048, 2048**2) / 2048 / 1e9:.2f}") == pytest.approx(gigaflops, abs=0.05)
     needed = memory.needed(shape, memory.Activations(0, 0, 0), 1, 2048, BF16, "cuda", 0)
     assert round(needed.state / 1e9, 1) == state
@@ -215,6 +216,38 @@ def test_vicuna_7b_fits_one_h200_and_13b_does_not_and_says_what_would_do() -> No
     assert choose(LLAMA_13B, "H200", 2).memory.state == 8 * 13_015_864_320
     assert choose(LLAMA_7B, "A100-80G", 8).micro_tokens == 8192
     assert choose(LLAMA_13B, "A100-80G", 8).micro_tokens >= 2048
+
+
+def test_the_buffers_of_deterministic_attention_are_those_of_flash_attention_2() -> None:
+    """Its backward pass: [splits, tokens + 128 documents, heads, size in 32s] fp32, where splits fill the GPU."""
+
+    def buffers(config: Any, tokens: int, documents: int) -> float:
+        return memory._attention_buffers(shape_of(config), BF16, "cuda", tokens, documents)
+
+    splits = math.ceil(170 / 32)  # one document, 32 heads
+    assert buffers(LLAMA_7B, 8192, 1) == splits * (8192 + 128) * 4096 * 4
+    assert buffers(LLAMA_7B, 8192, 600) == (8192 + 128 * 600) * 4096 * 4  # many short ones: padding counts for more
+    grouped = 2 * 8192 * 4096 * 2  # gradients of keys and values for each query head
+    assert buffers(LLAMA_8B, 8192, 1) == splits * (8192 + 128) * 4096 * 4 + grouped
+    odd = llama(320, 640, 2, 8, 8, 300)  # heads of 40 in memory for 64
+    assert buffers(odd, 1000, 1) == math.ceil(170 / 8) * (1000 + 128) * 8 * 64 * 4
+    assert memory._attention_buffers(shape_of(LLAMA_7B), FP32, "cuda", 8192, 1) == 0
+    assert memory._attention_buffers(shape_of(LLAMA_7B), BF16, "cpu", 8192, 1) == 0
+
+
+def test_each_moment_of_a_step_that_may_need_the_most_is_counted() -> None:
+    """What FSDP2 holds in a layer, at the head's loss and at the embedding's gradient, from the sizes alone."""
+    layer, head = 202_383_360, 131_072_000
+    nothing, full = memory.Activations(0, 0, 0), memory.Activations(8192, 0, 400_000)
+    shape = shape_of(LLAMA_7B)
+    for world in (1, 8):
+        weights = 2 if world == 1 else 3 + 1 / world  # in use and in flight, two bytes each
+        within = memory.needed(shape, full, world, 8192, BF16, "cuda", 0)
+        reduced = 2 + 4 + 4 + 4 / world  # a gradient, and in fp32 this one, the one before, and this rank's sum
+        expected = layer * (2 * weights + reduced) + 4 * head + 6 * 4096
+        assert within.gathered == int(expected)
+        at_the_head = memory.needed(shape, nothing, world, 128, BF16, "cuda", 0)
+        assert at_the_head.gathered + at_the_head.logits >= head * (2 * weights + 4 + 4 / world + 4 + 2)
 
 
 def test_a_remedy_is_only_named_where_it_helps() -> None:

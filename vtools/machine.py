@@ -71,11 +71,11 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def available_memory(device: torch.device, processes: int = 1) -> int:
-    """Bytes that a rank may use: all of a GPU's memory, or 1 / `processes` of the host's free memory."""
+    """Bytes that a rank may use: what others left of a GPU's memory, or 1 / `processes` of the host's free memory."""
     if device.type == "cuda":
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[1])
+        return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     return min([free, *_control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]) // processes

@@ -25,10 +25,18 @@ def choose(wanted: str, device_type: str) -> str:
     return FLASH_NAME if there and device_type == "cuda" and wanted != "torch" else NAME
 
 
-def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a variable-length kernel exists: in 16-bit dtypes, on GPUs since Ampere."""
+def has_kernel(device: torch.device, dtype: torch.dtype, size: int) -> bool:
+    """Whether a variable-length kernel exists: in 16-bit dtypes, on GPUs since Ampere, for this head size.
+
+    FlashAttention 2 takes sizes that are multiples of 8 up to 256; scaled_dot_product_attention takes and pads others.
+    """
     new = device.type == "meta" or (device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0))
-    return new and dtype in (torch.bfloat16, torch.float16)
+    return new and dtype in (torch.bfloat16, torch.float16) and size % 8 == 0 and size <= 256
+
+
+def head_size(config: Any) -> int:
+    """The size of an attention head, by a text model's configuration."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def document_attention(
@@ -63,7 +71,7 @@ def document_attention(
         raise Failure(
             f"{type(module).__name__}: this kind of attention ({', '.join(unknown)}) cannot be trained with packing"
         )
-    if has_kernel(value.device, value.dtype) and (flash or not dropout):
+    if has_kernel(value.device, value.dtype, value.shape[-1]) and (flash or not dropout):
         kernel: Any = _flash if flash else _varlen
         row = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
@@ -91,10 +99,15 @@ def _varlen(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: 
     """torch's own variable-length flash attention (CUDA, fp16 or bf16)."""
     from torch.nn.attention.varlen import varlen_attn
 
+    known = inspect.signature(varlen_attn).parameters  # they differ from one torch version to the next
     options: dict[str, Any] = {"window_size": window}
-    if "enable_gqa" in inspect.signature(varlen_attn).parameters:
+    if "window_size" not in known:
+        if window != (-1, 0):
+            raise Failure(f"torch {torch.__version__} has no sliding-window attention: use a newer torch")
+        options = {"is_causal": True}
+    if "enable_gqa" in known:
         options["enable_gqa"] = True
-    else:  # torch 2.11 and 2.12
+    else:
         key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
     return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, **options)
 

@@ -19,11 +19,12 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from transformers import PreTrainedModel
 
 from vtools.files.atomic import part_of, seal
-from vtools.process import Failure
+from vtools.process import Failure, say
 from vtools.train.ranks import Ranks
 
 NOTE = "note.json"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+BYTES = 4 * (1 + len(MOMENTS))  # of a trained parameter, in fp32
 
 
 @dataclass
@@ -46,11 +47,12 @@ class Checkpoints:
         # The copy to write in the background uses the same pinned memory each time.
         pinned = StagingOptions(use_shared_memory=False, use_async_staging=False)
         self._stager = DefaultStager(pinned) if ranks.device.type == "cuda" else None
+        self._aside = True
 
     def save(
         self, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer, note: dict[str, Any], wait: bool
     ) -> None:
-        """Write a checkpoint: before returning if `wait`, else in the background, from a copy.
+        """Write a checkpoint: before returning if `wait` or if no memory can be pinned, else in the background.
 
         Raises Failure if it cannot be written; earlier checkpoints stay intact.
         """
@@ -66,16 +68,30 @@ class Checkpoints:
         state = state_of(model, optimizer)
         self._pending = _Pending(step, note, part, None)
         with self._explained(step), _silent():
-            if wait:
+            written = None if wait else self._begun(state, part)
+            if written is None:  # other ranks may have begun: both ways exchange the same
                 dcp.save(state, checkpoint_id=part, process_group=self.ranks.saving)
-            else:
-                future = dcp.async_save(
-                    state, checkpoint_id=part, process_group=self.ranks.saving, async_stager=self._stager
-                )
-                assert isinstance(future, Future)
-                self._pending.written = future
+            self._pending.written = written
         if wait:
             self.finish()
+
+    def _begun(self, state: dict[str, Any], part: Path) -> Future[Any] | None:
+        """Begin to write a copy of the state in the background; None where the host has no memory to pin for it."""
+        if not self._aside:
+            return None
+        try:
+            future = dcp.async_save(
+                state, checkpoint_id=part, process_group=self.ranks.saving, async_stager=self._stager
+            )
+        except RuntimeError as error:
+            if "Registering memory failed" not in str(error):
+                raise
+            self.close()
+            self._aside = False
+            say("train", "no host memory can be pinned for a copy of the weights: training waits for checkpoints")
+            return None
+        assert isinstance(future, Future)
+        return future
 
     def poll(self) -> None:
         """Seal the checkpoint being written, if it is done."""
@@ -87,6 +103,11 @@ class Checkpoints:
         if self._pending:
             self._seal()
         self.ranks.wait()
+
+    def close(self) -> None:
+        """Free the pinned memory."""
+        if self._stager:
+            self._stager.close()
 
     def _seal(self) -> None:
         """Give a checkpoint its name, only once all its files are on disk; then remove older ones."""

@@ -45,7 +45,7 @@ def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, A
     import torch  # after the tokenising pool was forked
 
     from vtools import machine
-    from vtools.train import attention, device, flops, memory, rank
+    from vtools.train import attention, checkpoint, device, flops, memory, rank
 
     here = torch.device("cuda" if torch.cuda.is_available() and not request.gpu else "cpu")
     kind = "cuda" if request.gpu else here.type
@@ -61,7 +61,8 @@ def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, A
     problem, chosen = None, None
     try:
         where = (size, inputs.longest, dtype, kind, available)
-        chosen = memory.choose(network, *where, request.recompute, request.micro_tokens, request.compiled)
+        wanted = (request.recompute, request.micro_tokens, request.compiled)
+        chosen = memory.choose(network, *where, *wanted, request.batch)
     except Failure as failure:
         problem = str(failure)
     lengths = inputs.corpus.lengths
@@ -77,6 +78,8 @@ def _costs(request: Request, inputs: Inputs, price: float | None) -> dict[str, A
         "recompute": chosen.recompute if chosen else None,
         "micro_tokens": chosen.micro_tokens if chosen else None,
         "memory_gb": gigabytes,
+        "checkpoint_gb": round(checkpoint.BYTES * shape.trainable / 1e9, 2),
+        "checkpoint_copy_gb": round(checkpoint.BYTES * shape.trainable * inputs.nproc / size / 1e9, 2),
         "problem": problem,
         **expected(operations, *speed, size if kind == "cuda" else request.nnodes, price),
     }
@@ -109,6 +112,8 @@ def _in_words(report: dict[str, Any], request: Request) -> str:
         f"  {report['steps']} steps of {report['tokens_per_step']:,} tokens on {report['ranks']} x {report['device']}\n"
         f"  memory of each: {memory.get('total', '?')} GB of {memory.get('available', '?')} "
         f"(micro-batches of {report['micro_tokens']} tokens, recompute {report['recompute']})\n"
+        f"  a checkpoint: {report['checkpoint_gb']} GB on disk, and while it is written a copy of "
+        f"{report['checkpoint_copy_gb']} GB in each machine's memory (not of GPUs), if half of what is free will do\n"
         f"  {report['flops']:.3g} operations, about {hours} at {100 * report['assumed_mfu']:.0f} % of the peak, "
         f"cost {price}{fits}"
     )

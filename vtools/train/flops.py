@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from vtools.train import shard
+from vtools.train import attention, shard
 
 
 @dataclass(frozen=True)
@@ -19,18 +19,24 @@ class Shape:
     matmul_parameters: int  # used in matrix products: without the embedding, with the head
     trained_matmul_parameters: int
     layers: int
+    heads: int  # of queries
+    key_heads: int
     attention_width: int  # query heads * head size
     vocabulary: int
     hidden: int
     layer_parameters: int  # of the largest layer
-    root_parameters: int  # embedding, last norm, head
+    embedding_parameters: int  # 0, as is the next, where the embedding is also the head
+    head_parameters: int
+    root_parameters: int  # gathered from beginning to end: the last norm, and an embedding that is also the head
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
     """The shape of a causal language model, on any device, sharded or not. Raises Failure."""
     config: Any = model.config.get_text_config()
     every = list(model.parameters())
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    embedding: Any = model.get_input_embeddings().weight
+    head: Any = model.get_output_embeddings().weight
+    tied = embedding is head
     products = [one for one in every if one.dim() > 1 and (one is not embedding or one is head)]
     layers = shard.layers_of(model)
     sizes = [_count(layer.parameters()) for layer in layers]
@@ -41,12 +47,15 @@ def shape_of(model: PreTrainedModel) -> Shape:
         matmul_parameters=_count(products),
         trained_matmul_parameters=_count(one for one in products if one.requires_grad),
         layers=len(layers),
-        attention_width=config.num_attention_heads
-        * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads),
+        heads=config.num_attention_heads,
+        key_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+        attention_width=config.num_attention_heads * attention.head_size(config),
         vocabulary=head.shape[0],
         hidden=config.hidden_size,
         layer_parameters=max(sizes),
-        root_parameters=_count(every) - sum(sizes),
+        embedding_parameters=0 if tied else embedding.numel(),
+        head_parameters=0 if tied else head.numel(),
+        root_parameters=_count(every) - sum(sizes) - (0 if tied else embedding.numel() + head.numel()),
     )
 
 

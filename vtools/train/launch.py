@@ -2,6 +2,7 @@
 """Starting a run's ranks through torch elastic, forwarding signals to them, and reporting how they ended."""
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -21,26 +22,37 @@ from vtools.files.lock import lock
 from vtools.process import Failure, Interrupted, TryAgain, UsageFailure
 from vtools.train import rank, ranks
 from vtools.train.request import Job
+from vtools.train.shrinking import Shrunk
 
 
 class Died(Failure):
     """A rank died without reporting a reason."""
 
 
-FAILURES: dict[str, type[Failure]] = {kind.__name__: kind for kind in (Failure, TryAgain, UsageFailure)}
+FAILURES: dict[str, type[Failure]] = {kind.__name__: kind for kind in (Failure, TryAgain, UsageFailure, Shrunk)}
 LESS_MEMORY = "use more ranks, --recompute full, a lower --micro-tokens, or --lora"
 DEATH_REPORT_WAIT = 3.0  # seconds
 
 
 def run(job: Job) -> None:
     """Run the job on all its ranks, here or with other machines. Raises Failure, TryAgain, Interrupted."""
-    if "RANK" in os.environ:
-        _under_torchrun(job)
-    elif job.inputs.nproc > 1 or job.request.nnodes > 1:
-        _launch(job)
-    else:
-        with _joined() as here:
-            rank.work(job, here, alone=True)
+    while True:
+        try:
+            if "RANK" in os.environ:
+                return _under_torchrun(job)
+            if job.inputs.nproc > 1 or job.request.nnodes > 1:
+                return _launch(job)
+            with _joined() as here:
+                return rank.work(job, here, alone=True)
+        except Shrunk as shrunk:
+            if "RANK" in os.environ or job.request.nnodes > 1:  # other launchers may not have ended yet
+                raise TryAgain(f"{shrunk}: repeat the command") from None
+            if not job.request.quiet:
+                process.say("train", str(shrunk))
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager
@@ -62,7 +74,7 @@ def _under_torchrun(job: Job) -> None:
         try:
             rank.work(job, here, alone=False)
         except Failure as failure:
-            if os.environ.get("LOCAL_RANK") == "0":
+            if os.environ.get("LOCAL_RANK") == "0" or isinstance(failure, Shrunk):  # the first may be well
                 raise
             time.sleep(1)  # torchrun kills all ranks when one ends; give each machine's first rank time to report
             os._exit(failure.exit_code)
@@ -93,26 +105,26 @@ def _launch(job: Job) -> None:
             signal.signal(signum, forward)
     os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = ""
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // job.inputs.nproc)))
-    if request.nnodes == 1:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # so that a host with an unresolvable name can train
+    host = (request.rdzv or "localhost").rpartition(":")[0] or "localhost"
     config = LaunchConfig(
         min_nodes=request.nnodes,
         max_nodes=request.nnodes,
         nproc_per_node=job.inputs.nproc,
-        run_id="vtools",
+        run_id=f"vtools-{job.out.resolve().name}",  # two runs may meet at one place, each with its own machines
         rdzv_backend="c10d",
         rdzv_endpoint=request.rdzv or "localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
         start_method="spawn",
         signals_to_handle="",
-        local_addr="localhost" if request.nnodes == 1 else None,
+        # By default it is the host's name, which other machines may not know.
+        local_addr="localhost" if request.nnodes == 1 else ranks.address_towards(host),
     )
     try:
         elastic_launch(config, _rank)(job, os.getpid())
     except ChildFailedError as error:
         ended = _failure(error, request.verbose)
-        if asked and isinstance(ended, Died):
+        if asked and isinstance(ended, Died | Shrunk):
             ended = TryAgain("ended before it could save again; repeat the command to resume from the last checkpoint")
     else:
         return

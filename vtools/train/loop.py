@@ -102,13 +102,17 @@ class Trainer:
     def warm_up(self) -> None:
         """Compile for the same row of full length every time: kernels are specialised for the first row they see.
 
-        A resumed run would begin with another row, and its kernels would add in another order.
+        A resumed run would begin with another row, and its kernels would add in another order. All that a step needs is
+        in memory then: Adam's moments, and in the second pass gradients to add to.
         """
+        checkpoint.state_of(self.model, self.optimizer)
         self.model.train()
         vocabulary = self.model.config.get_text_config().vocab_size
-        ids = [token % vocabulary for token in range(self.recipe.micro_tokens)]
+        size = max(self.recipe.micro_tokens, max(self.corpus.lengths))
+        ids = [token % vocabulary for token in range(size)]
         row = pack([(ids, b"\0" + b"\1" * (len(ids) - 1))], self.ranks.device)
-        self.model(summed_loss, row, 0.0).backward()
+        for _ in range(2):
+            self.model(summed_loss, row, 0.0).backward()
         self.optimizer.zero_grad(set_to_none=True)
         if self.evaluation is not None:
             self.model.eval()
@@ -154,6 +158,7 @@ class Trainer:
                 if step == recipe.steps:
                     # Exporting the model may fail, and can then be repeated.
                     self._save(wait=True, only_after=0 if self.saving.last else WORTH_SAVING)
+                    self.checkpoints.close()
                     return result
                 before = time.monotonic()
                 metrics = self._step(step)

@@ -27,6 +27,8 @@ SLOWDOWN: dict[Recompute, float] = {"none": 1.0, "selective": 1.04, "full": 1.3}
 # Each micro-batch gathers and casts all weights and reduces all gradients: the time of about this many tokens.
 TOKENS_OF_A_PASS = 512
 ADAM_BYTES = 16  # fp32: weight, gradient, two moments
+# Multiprocessors of the largest known GPU (RTX 5090): the kernel of attention splits its work over them.
+MULTIPROCESSORS = 170
 FRAGMENTS = 0.05  # allocator fragmentation, as a share of all temporary memory
 RUNTIME_BYTES = {"cpu": 600_000_000, "cuda": 1_500_000_000}  # the process; plus CUDA's context, cuBLAS and NCCL
 
@@ -64,9 +66,9 @@ def _alive(
     if getattr(config, "sliding_window", None):
         config.sliding_window = None
     config.attention_dropout = 0.0
-    # Attention has its own kernel for 16-bit dtypes on CUDA, which accepts meta tensors. Other kernels are chosen by
-    # device, so the tensors must claim to be on one.
-    meta = device_type == "cuda" and dtype != torch.float32
+    # Attention's own kernel accepts meta tensors. Other kernels are chosen by device, so the tensors must claim to be
+    # on one.
+    meta = device_type == "cuda" and attention.has_kernel(torch.device("meta"), dtype, attention.head_size(config))
     starts = torch.arange(0, tokens + 1, tokens // 4, dtype=torch.int32)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention.NAME)
@@ -122,10 +124,10 @@ class _Meter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes on one rank, by purpose."""
+    """Bytes on one rank at the moment when it needs the most, by purpose."""
 
     state: int  # this rank's shards of weights, gradients and Adam's moments
-    gathered: int  # gathered weights and gradients of the root and of active layers
+    gathered: int  # weights gathered from all ranks and gradients being reduced, with the buffers of both
     activations: int
     logits: int
     overhead: int
@@ -141,24 +143,54 @@ def needed(
     dtype: torch.dtype,
     device_type: str,
     available: int,
+    documents: int = 1,
 ) -> Memory:
-    """The memory of one of `world` ranks for micro-batches of `micro_tokens` (at least the longest conversation)."""
+    """The memory of one of `world` ranks for micro-batches of `micro_tokens` (at least the longest conversation).
+
+    `documents` is the largest number of conversations in one.
+    """
     size = dtype.itemsize
     trained = shape.trainable / shape.parameters
     state = (ADAM_BYTES * shape.trainable + shape.frozen_bytes) / world
-    # The root and two layers (one active, one prefetched); the gradients of the root and of a layer, and two in fp32
-    # being reduced.
-    gathered = 1.0 * (shape.root_parameters + 2 * shape.layer_parameters) * size
-    gathered += trained * (shape.root_parameters * size + shape.layer_parameters * (size + 2 * 4))
-    active = micro_tokens * (shape.layers * layer.kept + layer.outside + layer.passing)
+    # Copies of gathered weights: on one rank what is used and a tensor being cast; on several also a flat buffer of
+    # what is used, and of what comes next with this rank's share of it.
+    copies = (2 if world == 1 else 3 + 1 / world) * size
+    reduced = trained * (4 + 4 / world)  # a gradient being reduced in fp32, and this rank's sum of it
+    layers = shape.layer_parameters * (copies + trained * (size + 4) + reduced)  # 4: the layer before, still reducing
+    root = shape.root_parameters * (size + trained * 4)
+    embedding, head = shape.embedding_parameters, shape.head_parameters
+    kept = micro_tokens * (shape.layers * layer.kept + layer.outside)
     # A chunk of logits in fp32 and its exponentials; the trained positions' hidden states, their gradient and its
     # scatter; the head's gradient in fp32 and a chunk's contribution to it.
     chunk = min(max(1, CHUNK_LOGITS[device_type] // shape.vocabulary), micro_tokens)
     logits = 8.0 * chunk * shape.vocabulary + 3 * micro_tokens * shape.hidden * size
     logits += trained * shape.vocabulary * shape.hidden * (4 + size)
+    backward = micro_tokens * layer.passing + _attention_buffers(shape, dtype, device_type, micro_tokens, documents)
+    moments = (
+        (root + layers + trained * 4 * head, kept + backward, 3.0 * micro_tokens * shape.hidden * size),
+        (root + head * (copies + reduced), kept, logits),
+        # The embedding's gradient comes last, then all that remains is reduced at once.
+        (root + embedding * (copies + trained * size + reduced) + shape.root_parameters * reduced, 0, 0),
+    )
+    gathered, active, logits = max(moments, key=sum)
     overhead = RUNTIME_BYTES[device_type] + FRAGMENTS * (gathered + active + logits)
     total = state + gathered + active + logits + overhead
     return Memory(*map(int, (state, gathered, active, logits, overhead, total, available)))
+
+
+def _attention_buffers(shape: Shape, dtype: torch.dtype, device_type: str, tokens: int, documents: int) -> float:
+    """Bytes that FlashAttention 2's deterministic backward pass allocates besides its results.
+
+    Queries' gradients in fp32, once for each group of thread blocks that add in turn, with 128 rows between documents
+    and head sizes in multiples of 32; keys' and values' gradients for each query head where heads are grouped.
+    """
+    size = shape.attention_width // shape.heads
+    if device_type != "cuda" or not attention.has_kernel(torch.device("meta"), dtype, size):
+        return 0
+    most = range(1, max(1, min(documents, tokens // 2)) + 1)
+    rows = max(-(-MULTIPROCESSORS // (number * shape.heads)) * (tokens + 128 * number) for number in most)
+    expanded = 2 * dtype.itemsize * tokens * shape.attention_width if shape.key_heads != shape.heads else 0
+    return 4.0 * rows * shape.heads * -(-size // 32) * 32 + expanded
 
 
 @dataclass(frozen=True)
@@ -181,10 +213,12 @@ def choose(
     recompute: Recompute | Literal["auto"] = "auto",
     micro_tokens: int | None = None,
     compiled: bool | None = None,
+    documents: int = 1,
 ) -> Plan:
     """The fastest plan that fits `available` bytes per rank, respecting given settings. Raises Failure.
 
-    A micro-batch is never smaller than the `longest` conversation, because conversations are never cut.
+    A micro-batch is never smaller than the `longest` conversation, because conversations are never cut, and holds at
+    most as many `documents`.
     """
     shape, adapters = shape_of(model), lora.rank_of(model)
     sizes = [micro_tokens or max(MICRO_TOKENS[device_type], longest)]
@@ -195,7 +229,8 @@ def choose(
     ways = sorted(product(modes, sizes), key=lambda way: SLOWDOWN[way[0]] * (1 + TOKENS_OF_A_PASS / way[1]))
 
     def taken(way: tuple[Recompute, int], ranks: int) -> Memory:
-        return needed(shape, measured(way[0]), ranks, max(way[1], longest), dtype, device_type, available)
+        size = max(way[1], longest)
+        return needed(shape, measured(way[0]), ranks, size, dtype, device_type, available, documents)
 
     for way in ways:
         found = taken(way, world)

@@ -1,9 +1,11 @@
 # ruff: noqa: TID253
 """One rank of a training run, from the token cache to the saved model."""
 
+import contextlib
 import dataclasses
+import functools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,12 @@ from vtools.train import (
     sample,
     save,
     shard,
+    shrinking,
 )  # fmt: skip
 from vtools.train.ranks import Ranks
 from vtools.train.request import Inputs, Job, Request
+
+WORTH_SAYING = 1_000_000_000  # bytes
 
 
 def work(job: Job, ranks: Ranks, alone: bool) -> None:
@@ -47,12 +52,11 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     finished, found = _earlier(job, identity, ranks)
     if finished:
         if first:
-            if request.keep is None:
-                shutil.rmtree(out / "checkpoints", ignore_errors=True)  # the run was killed right after its last file
+            _tidy(request, out)  # the run was killed right after its last file
             _say(request, f"{out}: this run is finished; nothing to do")
         return
     network, chosen, shape = _built(job, ranks, dtype, found[1] if found else None)
-    plan = {name: getattr(chosen, name) for name in PLAN}
+    plan = {name: getattr(chosen, name) for name in shrinking.DECIDED}
     decided = {**vars(request), **plan, "steps": inputs.steps, "warmup": inputs.warmup, "dtype": dtype}
     recipe = options.fields_from(loop.Recipe, decided)
     saving = loop.Saving(
@@ -60,12 +64,13 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         request.save_every,
         keep=request.keep or 2,
         note={"run": identity, "ranks": ranks.size, "plan": plan},
-        aside=_can_hold_a_copy(shape, inputs, ranks),
+        aside=_can_hold_a_copy(request, shape, inputs, ranks),
         last=request.keep is not None,
     )
     trainer = loop.Trainer(network, inputs.corpus, inputs.held_out, recipe, saving, ranks, alone)
-    if chosen.compiled:
-        trainer.warm_up()
+    with _shrinking(job, ranks, network, plan, trainer):
+        if chosen.compiled or ranks.device.type == "cuda":
+            trainer.warm_up()
     if first:
         _clear(request, out, found[1]["step"] if found else 0)
     ranks.wait()
@@ -86,12 +91,12 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
 
     with jsonl.output(None if first else "/dev/null") as output:
         output.write({"step": resumed, **inputs.summary()})
-        with jsonl.progress("train", request.quiet or not first, inputs.steps, " steps") as tick:
+        progress = jsonl.progress("train", request.quiet or not first, inputs.steps, " steps")
+        with progress as tick, _shrinking(job, ranks, network, plan, trainer):
             result = trainer.run(output.write, tick, samples if request.samples else None, share if peak else None)
     save.export(network, text, out, request.save_dtype, card.describe(request, inputs, identity, result), ranks)
     if first:
-        if request.keep is None:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        _tidy(request, out)
         after = f" (resumed at {resumed})" if resumed else ""
         held = [f"{loss:.4f}" for _, loss in sorted(result.held_out.items())]
         ends = f", held-out loss {held[0]} to {held[-1]}" if held else ""
@@ -107,13 +112,23 @@ def _built(
     network = empty(request, inputs, dtype, attention.choose(request.attention, ranks.device.type))
     shape = flops.shape_of(network)
     available = -ranks.largest(-machine.available_memory(ranks.device, inputs.nproc))[0]  # the smallest over all ranks
-    quick = attention.has_kernel(ranks.device, dtype) and not getattr(network.config, "attention_dropout", 0)
+    if ranks.device.type == "cuda":
+        total = torch.cuda.get_device_properties(ranks.device).total_memory
+        (taken,) = ranks.largest(total - machine.available_memory(ranks.device))
+        if ranks.rank == 0 and taken > memory.RUNTIME_BYTES["cuda"] + WORTH_SAYING:
+            _say(request, f"other processes hold up to {taken / 1e9:.1f} GB of a GPU's {total / 1e9:.1f} GB")
+    text = network.config.get_text_config()
+    quick = attention.has_kernel(ranks.device, dtype, attention.head_size(text))
+    quick = quick and not getattr(text, "attention_dropout", 0)
     compiled = request.compiled if quick else request.compiled or False
-    where = (ranks.size, inputs.longest, dtype, ranks.device.type, available)
-    chosen = memory.choose(network, *where, request.recompute, request.micro_tokens, compiled)
-    if note and note["ranks"] == ranks.size:  # free memory varies, but the same bits need the same micro-batches
-        before = {name: note["plan"][name] for name in PLAN if getattr(request, name) in (None, "auto")}
-        chosen = dataclasses.replace(chosen, **before)
+    chosen = _choice(job, ranks, network, dtype)(available, request.recompute, request.micro_tokens, compiled)
+    # Free memory varies, but the same bits need the same micro-batches.
+    (before, *_) = ranks.gathered(shrinking.noted(job.out, ranks.size))
+    if not before and note and note["ranks"] == ranks.size:
+        before = note["plan"]
+    if before:
+        open_ones = (name for name in shrinking.DECIDED if getattr(request, name) in (None, "auto"))
+        chosen = dataclasses.replace(chosen, **{name: before[name] for name in open_ones})
     shard.shard(network, ranks.mesh, dtype, chosen.recompute, chosen.compiled)
     base = shard.Weights(inputs.folder)
 
@@ -124,6 +139,7 @@ def _built(
     shard.fill(network, read, ranks.device)
     corpus = inputs.corpus
     probe = [list(corpus.conversation(place % len(corpus))[0][:length]) for place, length in enumerate((32, 24, 16))]
+    ranks.wait()  # for the slowest to load: GPUs wait for each other for minutes only
     with device.uncompiled():
         gap = pack.self_check(network, probe, dtype, ranks.device)
     shard.reshard(network)
@@ -134,7 +150,32 @@ def _built(
     return network, chosen, shape
 
 
-PLAN = ("recompute", "micro_tokens", "compiled")  # same names in Plan and in Request
+def _choice(job: Job, ranks: Ranks, network: PreTrainedModel, dtype: torch.dtype) -> Callable[..., memory.Plan]:
+    """memory.choose for this run."""
+    where = (ranks.size, job.inputs.longest, dtype, ranks.device.type)
+    return functools.partial(memory.choose, network, *where, documents=job.request.batch)
+
+
+@contextlib.contextmanager
+def _shrinking(
+    job: Job, ranks: Ranks, network: PreTrainedModel, plan: dict[str, Any], trainer: loop.Trainer
+) -> Iterator[None]:
+    """Raise Shrunk if memory runs out before the end of this process's first step; later, the error itself."""
+    first = trainer.result.step
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        if trainer.result.step > first:
+            raise
+        smaller = shrinking.smaller(plan, _choice(job, ranks, network, trainer.recipe.dtype), job.request)
+        raise shrinking.shrink(job.out, ranks.size, plan, smaller) from None
+
+
+def _tidy(request: Request, out: Path) -> None:
+    """Remove what only an unfinished run needs."""
+    if request.keep is None:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    (out / shrinking.FILE).unlink(missing_ok=True)
 
 
 def empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
@@ -145,11 +186,21 @@ def empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> 
     return network
 
 
-def _can_hold_a_copy(shape: flops.Shape, inputs: Inputs, ranks: Ranks) -> bool:
-    """Whether every host has memory for a copy to save in the background: 12 bytes per trained parameter."""
-    copies = 12 * shape.trainable / ranks.size * inputs.nproc
-    (short,) = ranks.largest(2 * copies > machine.available_memory(torch.device("cpu")))
-    return not short
+def _can_hold_a_copy(request: Request, shape: flops.Shape, inputs: Inputs, ranks: Ranks) -> bool:
+    """Whether a copy to save in the background takes at most half of the free memory of every host."""
+    copies = checkpoint.BYTES * shape.trainable * inputs.nproc // ranks.size
+    free = -ranks.largest(-machine.available_memory(torch.device("cpu")))[0]
+    there = 2 * copies <= free
+    if ranks.rank == 0 and copies > WORTH_SAYING:
+        size = f"{copies / 1e9:.1f} GB of each machine's memory"
+        _say(
+            request,
+            f"checkpoints are written while training goes on, from a copy in {size}"
+            if there
+            else f"training waits for checkpoints: a copy to write from would take {size}, of which {free / 1e9:.1f} GB"
+            " are free, and may take half of them",
+        )
+    return there
 
 
 def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[bool, tuple[Path, dict[str, Any]] | None]:
