@@ -37,7 +37,8 @@ def export(
     adapters = lora.rank_of(model) is not None
     if ranks.rank:
         for _ in whole(model, DTYPES[dtype]):
-            pass
+            ranks.wait()  # GPUs wait for each other for minutes only, and rank 0 may write for longer
+        ranks.wait()
         if adapters:
             lora.state(model)
         ranks.wait()
@@ -45,7 +46,8 @@ def export(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
-        _save_weights(model, part, DTYPES[dtype])
+        _save_weights(model, part, DTYPES[dtype], ranks)
+        ranks.wait()
         if adapters:
             lora.save(model, part / "adapter", about["base"])
         _save_configs(model, part, dtype, template.tokenizer.folder)
@@ -86,7 +88,7 @@ def whole(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tor
             yield name, buffer.cpu().contiguous()
 
 
-def _save_weights(model: PreTrainedModel, part: Path, dtype: torch.dtype) -> None:
+def _save_weights(model: PreTrainedModel, part: Path, dtype: torch.dtype, ranks: Ranks) -> None:
     """Write files of at most SHARD_BYTES, each read back and compared, and their index if there are several."""
     files: list[tuple[Path, list[str]]] = []
     total = held = 0
@@ -106,6 +108,7 @@ def _save_weights(model: PreTrainedModel, part: Path, dtype: torch.dtype) -> Non
             held = 0
         tensors[name] = tensor
         held, total = held + size, total + size
+        ranks.wait()
     flush()
     if len(files) == 1:
         files[0][0].rename(part / "model.safetensors")
