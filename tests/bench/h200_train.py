@@ -10,6 +10,11 @@ left out and said so:
   stall       the same with --save-every 8: ckpt_ms and the steps around it; then SIGTERM: seconds to exit 75
   7b          vtools train on the 7B shape
   1b-peers, 7b-peers   TRL packed, TRL padded, HF Trainer padded (and TRL packed with liger, where it is installed)
+  preempt     a small shape: SIGTERM ten times, the same command each time; the weights must be those of a run in one go
+
+What the plan said about memory stands beside the measured peak, and what Vicuna-7B and 13B would cost at the measured
+speed at the end. All of it becomes an entry of RESULTS.md (--results; a dry run writes DIR/RESULTS.md). A section that
+fails says so, and the others go on; the exit status is 1 then. What did not fit into --minutes is had by --only.
 
 A first look at a new GPU is --sweep: the 1.1B shape alone, with each --recompute, --compile or not, and micro-batches
 of 8,192 and 16,384 tokens; the fastest is the last of its table. Token cache and compiled kernels begin
@@ -27,6 +32,7 @@ with two-layer models, and through the GPU's attention path with meta tensors.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -45,6 +51,7 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
+import h200_results
 import trl_train
 from random_llama import MAX_TOKENS
 
@@ -55,12 +62,14 @@ Shape = dict[str, int]
 SHAPES: dict[str, Shape] = {
     "1b": {"width": 2048, "inner": 5632, "layers": 22, "heads": 32, "groups": 4, "vocabulary": VOCABULARY},
     "7b": {"width": 4096, "inner": 11008, "layers": 32, "heads": 32, "groups": 32, "vocabulary": VOCABULARY},
+    "13b": {"width": 5120, "inner": 13824, "layers": 40, "heads": 40, "groups": 40, "vocabulary": VOCABULARY},
+    "small": {"width": 1024, "inner": 2816, "layers": 4, "heads": 16, "groups": 4, "vocabulary": VOCABULARY},
 }
+PREEMPTIONS = 10
 TINY: Shape = {"width": 64, "inner": 128, "layers": 2, "heads": 4, "groups": 2, "vocabulary": 512}
 STALL_BATCH = 64
-BATCH = {"1b": 32, "7b": 16}  # conversations a step, about 1,130 tokens each
+BATCH = {"1b": 32, "7b": 16, "small": 8}  # conversations a step, about 1,130 tokens each
 STEPS = {"vtools": 12, "peer": 5}
-UNCOUNTED = {"vtools": 4, "peer": 2}
 # Settings that are tried in turn until one fits: rows at a time, gradient checkpointing.
 PEER_SETTINGS = {
     ("1b", "packed"): [(2, False), (1, False), (1, True)],
@@ -77,7 +86,7 @@ SWEEP = [
 ]
 PEERS = ["trl packed", "trl padded", "hf padded", "trl packed liger"]
 # Seconds that each part is expected to take on the H200: whether it is still begun.
-EXPECTED = {"attention": 30, "1b": 75, "stall": 80, "7b": 120, "1b-peers": 45, "7b-peers": 70}
+EXPECTED = {"attention": 30, "1b": 75, "stall": 80, "7b": 120, "1b-peers": 45, "7b-peers": 70, "preempt": 240}
 EXPECTED_OF_SWEEP = 45  # one run
 
 
@@ -89,6 +98,7 @@ class Bench:
         self.dry: bool = settings.dry_run
         self.began = time.monotonic()
         self.results: list[dict[str, Any]] = []
+        self.lines: list[str] = []
         self.environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             "HF_HUB_OFFLINE": "1",
@@ -106,6 +116,8 @@ class Bench:
     def left_s(self) -> float:
         return self.settings.minutes * 60 - (time.monotonic() - self.began)
 
+    shapes = SHAPES
+
     def shape(self, name: str) -> Shape:
         return TINY if self.dry else SHAPES[name]
 
@@ -115,6 +127,11 @@ class Bench:
 
     def batch(self, name: str) -> int:
         return self.settings.batch or (4 if self.dry else BATCH[name])
+
+    def say(self, line: str) -> None:
+        """Print a line of the summary, and keep it for RESULTS.md."""
+        self.lines.append(line)
+        print(line, flush=True)
 
     def note(self, section: str, **found: Any) -> None:
         """Print a result as it comes, and append it to DIR/results.jsonl."""
@@ -153,6 +170,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.2, help="begin nothing that would not end by then")
     parser.add_argument("--all-settings", action="store_true", help="every setting of a peer, not the first that fits")
     parser.add_argument("--batch", type=int, help="conversations a step (default: 32 for 1b, 16 for 7b)")
+    parser.add_argument("--results", type=Path, help="where to add an entry (default: RESULTS.md beside this script)")
+    parser.add_argument(
+        "--usd-hour", type=float, help="price of the GPU (default: of h200 in recipes/data/prices.json)"
+    )
     parser.add_argument("--peak", type=float, default=989, help="TFLOP/s that are 100 %% MFU (dense bf16)")
     parser.add_argument(
         "--vtools",
@@ -178,6 +199,7 @@ def main() -> None:
         "7b": lambda bench: ours(bench, "7b"),
         "1b-peers": lambda bench: peers(bench, "1b"),
         "7b-peers": lambda bench: peers(bench, "7b"),
+        "preempt": preempt,
     }
     with tempfile.TemporaryDirectory(prefix="vtools-bench-", dir=settings.work) as name:
         bench = Bench(settings, Path(name))
@@ -186,7 +208,11 @@ def main() -> None:
             if section not in settings.skip and (not settings.only or section in settings.only):
                 with bench.guarded(section):
                     run(bench)
-        summary(bench)
+        with bench.guarded("summary"):
+            h200_results.summary(bench)
+        h200_results.record(bench)
+    if any("error" in one for one in bench.results):
+        sys.exit(1)
 
 
 def about(bench: Bench) -> None:
@@ -233,6 +259,7 @@ def ours(bench: Bench, name: str) -> None:
         return
     folder = made(bench, name)
     several = bench.settings.vtools or [""]
+    planned: dict[str, dict[str, Any]] = {}
     short = name == "7b" or bench.settings.sweep  # 13.5 GB need not be exported to know the speed
     for number, options in enumerate(several):
         if number and not bench.fits(name, options, EXPECTED_OF_SWEEP if bench.settings.sweep else None):
@@ -244,8 +271,11 @@ def ours(bench: Bench, name: str) -> None:
                 if short and step["step"] >= last:
                     trl_train.end(child)
 
-            found = vtools_train(bench, folder, name, ["--max-steps", str(last), *shlex.split(options)], enough)
-            report(bench, name, f"vtools {options}".strip(), found, "vtools", killed=short)
+            more = ["--max-steps", str(last), *shlex.split(options)]
+            with bench.guarded(name, "plan"):
+                planned[options] = plan(bench, folder, name, more)
+            found = vtools_train(bench, folder, name, more, enough)
+            h200_results.report(bench, name, f"vtools {options}".strip(), found, "vtools", short, planned.get(options))
 
 
 def stall(bench: Bench) -> None:
@@ -265,7 +295,7 @@ def stall(bench: Bench) -> None:
     steps = found["steps"]
     # Before the first save nothing is written; what the steps after a save take longer than these is its price,
     # wherever in the loop it is paid.
-    plain = [step["seconds"] / step["tokens"] for step in steps if UNCOUNTED["vtools"] < step["step"] < 8]
+    plain = [step["seconds"] / step["tokens"] for step in steps if h200_results.UNCOUNTED["vtools"] < step["step"] < 8]
     rate = statistics.median(plain) if plain else float("nan")
     price = {
         save: sum(step["seconds"] - step["tokens"] * rate for step in steps if save <= step["step"] < save + 8)
@@ -282,6 +312,54 @@ def stall(bench: Bench) -> None:
         said=found["stderr"],
         host_rss_gb=found["tree_mib"] * 2**20 / 1e9,
     )
+
+
+def preempt(bench: Bench) -> None:
+    """Ten times SIGTERM, then the same command again: losses and weights must be those of a run in one go."""
+    if not bench.fits("preempt"):
+        return
+    folder, steps = made(bench, "small"), 2 * PREEMPTIONS + 2
+    options = ["--max-steps", str(steps), "--save-dtype", "fp32", "--save-every", "1h"]
+    whole, out = bench.work / "whole", bench.work / "preempted"
+    expected = vtools_train(bench, folder, "small", options, out=whole)
+    if expected["exit"]:
+        raise RuntimeError(f"exit {expected['exit']}: {expected['stderr']}")
+    exits, losses, saving = [], {}, []
+    for end in [*range(2, steps - 1, 2), steps]:
+        asked = [0.0]
+
+        def ask(step: dict[str, Any], child: subprocess.Popen[str], end: int = end, asked: list[float] = asked) -> None:
+            losses[step["step"]] = step["loss"]
+            if step["step"] == end < steps:
+                asked[0] = time.monotonic()
+                child.send_signal(signal.SIGTERM)
+
+        found = vtools_train(bench, folder, "small", options, ask, out=out)
+        exits.append(found["exit"])
+        if asked[0]:
+            saving.append(found["wall_s"] - (asked[0] - found["began"]))
+        if found["exit"] not in (0, 75):
+            raise RuntimeError(f"exit {found['exit']} after step {end}: {found['stderr']}")
+    same = [hashlib.sha256((one / "model.safetensors").read_bytes()).hexdigest() for one in (whole, out)]
+    bench.note(
+        "preempt",
+        preemptions=exits.count(75),
+        bit_equal=same[0] == same[1] and losses == {step["step"]: step["loss"] for step in expected["steps"]},
+        sigterm_to_exit_s=statistics.median(saving),
+        exits=exits,
+    )
+    if same[0] != same[1] or exits.count(75) < PREEMPTIONS:
+        raise RuntimeError(f"{exits.count(75)} preemptions, weights equal: {same[0] == same[1]}")
+
+
+def plan(bench: Bench, folder: Path, name: str, options: list[str]) -> dict[str, Any]:
+    """What the command's own --dry-run foresees: GB by purpose, recomputation, tokens of a micro-batch."""
+    command = [*train_command(bench, folder, name, options), "--dry-run", "--quiet"]
+    done = subprocess.run(command, env=bench.environment, capture_output=True, text=True, timeout=180)
+    if done.returncode:
+        raise RuntimeError(f"exit {done.returncode}: {done.stderr.strip()[-500:]}")
+    found = json.loads(done.stdout)
+    return {key: found[key] for key in ("memory_gb", "recompute", "micro_tokens", "problem")}
 
 
 def peers(bench: Bench, name: str) -> None:
@@ -322,7 +400,7 @@ def peer(bench: Bench, name: str, contender: str) -> None:
         command = [sys.executable, trl_train.__file__, "_peer", str(folder), json.dumps(job)]
         found = measured(bench, command)
         setting = f"{contender}, {rows} rows{', checkpointing' if checkpointing else ''}"
-        report(bench, f"{name}-peers", setting, found, "peer")
+        h200_results.report(bench, f"{name}-peers", setting, found, "peer")
         shutil.rmtree(out, ignore_errors=True)
         fitted = len(found["steps"]) == STEPS["peer"] or "out of memory" not in found["stderr"].lower()
         if (fitted and not bench.settings.all_settings) or not bench.fits(f"{name}-peers", contender):
@@ -334,19 +412,24 @@ def vtools_train(
     folder: Path,
     name: str,
     options: list[str],
-    each: Callable[[dict[str, Any], subprocess.Popen[str]], None],
+    each: Callable[[dict[str, Any], subprocess.Popen[str]], None] = lambda step, child: None,
     batch: int | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
-    """The command itself, as people run it."""
-    out = tempfile.mkdtemp(dir=bench.work)
+    """The command itself, as people run it; without `out` its results are removed."""
+    place = out or Path(tempfile.mkdtemp(dir=bench.work))
+    try:
+        return measured(bench, [*train_command(bench, folder, name, options, batch), "--out", str(place)], each)
+    finally:
+        if not out:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def train_command(bench: Bench, folder: Path, name: str, options: list[str], batch: int | None = None) -> list[str]:
     base = json.loads((folder / "base.json").read_text())
     command = [sys.executable, "-m", "vtools", "train", "--model", base, "--data", str(folder / "chats.jsonl")]
-    command += ["--out", out, "--batch", str(batch or bench.batch(name)), "--max-tokens", str(bench.max_tokens)]
-    command += ["--dtype", "bf16", "--lr", "2e-5", *options]
-    try:
-        return measured(bench, command, each)
-    finally:
-        shutil.rmtree(out, ignore_errors=True)
+    command += ["--batch", str(batch or bench.batch(name)), "--max-tokens", str(bench.max_tokens)]
+    return [*command, "--dtype", "bf16", "--lr", "2e-5", *options]
 
 
 def measured(
@@ -375,76 +458,6 @@ def measured(
     return {**found, "card_gb": peak[0] * 2**20 / 1e9}
 
 
-def report(bench: Bench, section: str, contender: str, found: dict[str, Any], kind: str, killed: bool = False) -> None:
-    """Speed, MFU and memory over the counted steps, or why there are none."""
-    steps = found["steps"][UNCOUNTED[kind] :]
-    if not steps:
-        text = f"{len(found['steps'])} steps, exit {found['exit']}: {found['stderr']}"
-        bench.note(section, contender=contender, error=text, card_gb=found["card_gb"])
-        return
-    name = section.removesuffix("-peers")
-    flops = flops_per_token(bench.shape(name), bench.work / name)
-    speed = statistics.median(step["tokens"] / step["seconds"] for step in steps)
-    ended = "killed" if killed and found["exit"] == -signal.SIGKILL else found["exit"]
-    bench.note(
-        section,
-        contender=contender,
-        tokens_per_s=speed,
-        mfu=speed * flops / (bench.settings.peak * 1e12),
-        own_mfu=statistics.median(step.get("mfu") or 0 for step in steps),
-        mem_gb=max(step.get("mem_gb") or 0 for step in found["steps"]),
-        card_gb=found["card_gb"],
-        host_rss_gb=found["tree_mib"] * 2**20 / 1e9,
-        step_s=statistics.median(step["seconds"] for step in steps),
-        data_ms=statistics.median(step.get("data_ms") or 0 for step in steps),
-        first_step_s=found["steps"][0]["seconds"],
-        loss=trl_train.mean_loss(found["steps"]),
-        counted_steps=len(steps),
-        exit=ended,
-        after_last_step_s=found["after_last_step_s"],
-        said=found["stderr"] if ended not in (0, "killed") else "",
-        steps=found["steps"],
-    )
-
-
-def flops_per_token(shape: Shape, folder: Path) -> float:
-    """FLOPs of training one real token: matrix products, and causal attention within documents."""
-    width, size = shape["width"], shape["width"] // shape["heads"]
-    layer = 2 * width * width + 2 * width * size * shape["groups"] + 3 * width * shape["inner"]
-    matrices = shape["layers"] * layer + width * shape["vocabulary"]
-    lengths = [len(json.loads(text)["input_ids"]) for text in (folder / "tokens.jsonl").open()]
-    seen = sum(length * length for length in lengths) / sum(lengths)
-    return 6 * matrices + 6 * shape["layers"] * width * seen
-
-
-def summary(bench: Bench) -> None:
-    """Ours over each peer, in one run."""
-    print()
-    for name in SHAPES:
-        mine = [one for one in bench.results if one["section"] == name and "tokens_per_s" in one]
-        rivals = [one for one in bench.results if one["section"] == f"{name}-peers" and "tokens_per_s" in one]
-        for one in sorted(mine, key=lambda one: one["tokens_per_s"]) + rivals:
-            print(
-                f"{name} {one['contender']:<62} {one['tokens_per_s']:9.0f} tok/s  {100 * one['mfu']:5.1f} % MFU  "
-                f"{one['mem_gb']:6.1f} GB, card {one['card_gb']:6.1f} GB, first step {one['first_step_s']:5.1f} s"
-            )
-        if mine and rivals:
-            best = max(mine, key=lambda one: one["tokens_per_s"])
-            for one in rivals:
-                memory = "".join(
-                    f", {best[key] / one[key]:.2f} x its {what}"
-                    for key, what in (("mem_gb", "allocated memory"), ("card_gb", "memory of the card"))
-                    if one[key]
-                )
-                print(f"{name} vtools is {best['tokens_per_s'] / one['tokens_per_s']:.2f} x {one['contender']}{memory}")
-    for one in bench.results:
-        if "error" in one or "skipped" in one:
-            print(
-                f"{one['section']} {one.get('contender') or one.get('part', '')}: {one.get('error') or one['skipped']}"
-            )
-    print(f"{(time.monotonic() - bench.began) / 60:.1f} minutes; all of it in {bench.settings.out / 'results.jsonl'}")
-
-
 # Models and conversations
 
 
@@ -455,9 +468,10 @@ def made(bench: Bench, name: str) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         began = time.monotonic()
-        most = max(bench.batch(name) * STEPS["vtools"], 0 if bench.dry or name == "7b" else 20 * STALL_BATCH)
+        steps = 2 * PREEMPTIONS + 2 if name == "small" else STEPS["vtools"]
+        most = max(bench.batch(name) * steps, 20 * STALL_BATCH if name == "1b" and not bench.dry else 0)
         job = {**bench.shape(name), "max_tokens": bench.max_tokens, "conversations": most, "dry": bench.dry}
-        job |= {"take": bench.batch(name) * STEPS["vtools"]}
+        job |= {"take": bench.batch(name) * steps}
         command = [sys.executable, str(HERE / "random_llama.py"), str(folder), json.dumps(job)]
         done = subprocess.run(command, env=bench.environment, capture_output=True, text=True, timeout=240)
         if done.returncode:
