@@ -24,6 +24,24 @@ print(ranks.address_towards(sys.argv[1]))
 ranks.choose_interfaces()
 print(os.environ.get("GLOO_SOCKET_IFNAME"), os.environ.get("NCCL_SOCKET_IFNAME"))
 """
+# A machine with one GPU, as far as joining goes: NCCL's place is taken by gloo.
+ONE_GPU = """
+import torch, torch.distributed as dist
+torch.cuda.is_available = torch.cuda.is_initialized = lambda: True
+torch.cuda.device_count = torch.accelerator.device_count = lambda: 1
+torch.cuda.set_device = lambda device: print(device)
+torch.accelerator.current_accelerator = lambda check_available=False: torch.device("cuda")
+begin = dist.init_process_group
+dist.init_process_group = lambda backends, **options: begin(backends.replace("nccl", "gloo"), **options)
+from vtools.train import ranks
+here = ranks.join()
+print(dist.group.WORLD.bound_device_id)
+for group in (dist.group.WORLD, here.control, here.saving):
+    print(group._get_backend(torch.device("cuda")).options._timeout)
+for group in (here.control, here.saving):
+    dist.barrier(group=group)
+print(here.gathered("word"))
+"""
 # A network like that of a machine: loopback, and one interface that leads to the others.
 NETWORK = (
     "ip link set lo up && ip link add net7 type veth peer name net8 && ip addr add 10.1.2.3/24 dev net7"
@@ -72,6 +90,13 @@ def test_machines_meet_by_the_network_that_leads_to_the_meeting_place(host: str,
     set_by_user = {"GLOO_SOCKET_IFNAME": "mine", "NCCL_SOCKET_IFNAME": "=mine"}
     done = execute(run, env={"MASTER_ADDR": host, "WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", **set_by_user})
     assert done.stdout.decode().split() == [address, "mine", "=mine"]
+
+
+def test_gpus_wait_for_minutes_and_files_for_hours_and_neither_uses_the_other() -> None:
+    done = execute([command()[0], "-c", ONE_GPU])
+    assert done.returncode == 0, done.errors
+    times = ["0:10:00", "2:00:00", "2:00:00"]
+    assert done.stdout.decode().splitlines() == ["cuda:0", "cuda:0", *times, "['word']"]
 
 
 def test_one_machine_needs_no_name_that_resolves() -> None:

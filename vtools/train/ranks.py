@@ -76,6 +76,8 @@ def join() -> Ranks:
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", **options)
     mesh = init_device_mesh(device.type, (size,))
     control, saving = (dist.new_group(backend="gloo", timeout=FILES_TIMEOUT) for _ in range(2))
+    for group in (control, saving):
+        group.bound_device_id = None  # inherited: their barriers would use the GPU
     return Ranks(rank, size, device, mesh, control, saving)
 
 
