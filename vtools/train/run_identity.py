@@ -8,7 +8,7 @@ from typing import Any
 from vtools import provenance
 from vtools.process import Failure
 from vtools.train.request import Inputs, Request
-from vtools.weights.model_files import weight_files
+from vtools.weights import model_digest
 
 # Options whose values are not in the identity. For the first ones, their results are; the others only change the order
 # of additions, so that a run short of memory or GPUs can be resumed. Any other option is part of the identity.
@@ -27,7 +27,7 @@ def identity(request: Request, inputs: Inputs, dtype: str) -> dict[str, Any]:
     source = hashlib.blake2b(inputs.template_source.encode(), digest_size=8).hexdigest()
     others = BY_OUTCOME | UNDECIDING
     return {
-        "--model": _base_digest(inputs.folder),
+        "--model": model_digest.digest(inputs.folder, request.quiet),
         "--template": f"{inputs.template_name} {source}",
         "data": inputs.corpus.digest,
         "--eval": inputs.held_out.digest if inputs.held_out is not None else None,
@@ -65,17 +65,3 @@ def refuse_differences(out: Path, before: dict[str, Any], now: dict[str, Any]) -
             f"{out}: contains another run: {'; '.join(found)}. "
             f"Repeat its command, choose another --out, or start over with --resume never"
         )
-
-
-def _base_digest(folder: Path) -> str:
-    """Identify a base model without reading it whole: its configuration, and the end of each weight file."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in ("config.json", "tokenizer.json"):
-        if (folder / name).is_file():
-            digest.update((folder / name).read_bytes())
-    for path in weight_files(folder):
-        with open(path, "rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(max(0, size - (1 << 20)))
-            digest.update(f"{path.name}:{size}:".encode() + stream.read())
-    return digest.hexdigest()
