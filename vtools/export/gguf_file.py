@@ -25,7 +25,7 @@ from vtools.models.reference import HUB_FILES, HUB_PICKLED
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, UsageFailure, say
 from vtools.records import jsonl, parallel
-from vtools.weights import model_files
+from vtools.weights import model_files, tied_head
 from vtools.weights.dtypes import Bytes
 from vtools.weights.tensor import Files
 
@@ -108,7 +108,7 @@ def laid_out(folder: Path, name: str, kind: str, template: str | None, quiet: bo
     """Read the configuration, the tokenizer and all headers. Raises Failure for a model that cannot be exported."""
     found = architecture.read(folder)
     stored = model_files.tensors(folder)
-    found = replace(found, tied=found.tied and tensor_names.tied(stored))
+    found = replace(found, tied=found.tied and not tied_head.apart(stored))
     entries = tensor_names.plan(folder, stored, found, kind)
     if found.window and not quiet:
         say(

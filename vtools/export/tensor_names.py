@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gguf
-import numpy as np
 
 from vtools.export.architecture import Architecture
 from vtools.process import Failure
 from vtools.weights.dtypes import FLOATS
 from vtools.weights.model_files import is_buffer
-from vtools.weights.tensor import Files, Tensor
+from vtools.weights.tensor import Tensor
 
 # The parts of a layer, by transformers' and llama.cpp's names.
 PARTS = {
@@ -55,21 +54,6 @@ class GgufTensor:
 def ggml_type(name: str) -> gguf.GGMLQuantizationType:
     """GGUF's number of a type."""
     return gguf.GGMLQuantizationType[name.upper()]
-
-
-def tied(tensors: dict[str, Tensor]) -> bool:
-    """Whether config.json ties the output matrix to the embedding, and it is not stored or has the same bytes.
-
-    transformers 5 keeps both if they differ.
-    """
-    head, embedding = tensors.get("lm_head.weight"), tensors.get("model.embed_tokens.weight")
-    if head is None or embedding is None:
-        return True
-    if (head.dtype, head.shape) != (embedding.dtype, embedding.shape):
-        return False
-    with Files() as files:
-        chunks = zip(files.chunks_of(head), files.chunks_of(embedding), strict=True)
-        return all(np.array_equal(ours, theirs) for ours, theirs in chunks)
 
 
 def plan(folder: Path, tensors: dict[str, Tensor], model: Architecture, wanted: str) -> list[GgufTensor]:

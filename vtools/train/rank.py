@@ -130,7 +130,7 @@ def _built(
         open_ones = (name for name in shrinking.DECIDED if getattr(request, name) in (None, "auto"))
         chosen = dataclasses.replace(chosen, **{name: before[name] for name in open_ones})
     shard.shard(network, ranks.mesh, dtype, chosen.recompute, chosen.compiled)
-    base = shard.Weights(inputs.folder)
+    base = shard.Weights(inputs.folder, {"--dtype": dtype, "--save-dtype": device.DTYPES[request.save_dtype]})
 
     def read(name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
         made = lora.initial(name, shape, request.seed)
@@ -222,7 +222,7 @@ def _earlier(job: Job, identity: dict[str, Any], ranks: Ranks) -> tuple[bool, tu
                 finished = run_identity.finished(out, identity)
                 found = None if finished else checkpoint.latest(folder)
             if found:
-                run_identity.refuse_differences(out, found[1]["run"], identity)
+                run_identity.refuse_other_checkpoint(out, found[1]["run"], identity)
         except Failure as stopped:
             failure = stopped
     finished, found, failure = ranks.gathered((finished, found, failure))[0]

@@ -57,6 +57,11 @@ def differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [f"{key} was {before.get(key)}, now {now[key]}" for key in now if before.get(key) != now[key]]
 
 
+def refuse_other_checkpoint(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise Failure if the checkpoint in `out` is another run's. Its result may be saved in any dtype."""
+    refuse_differences(out, before, {key: value for key, value in now.items() if key != "--save-dtype"})
+
+
 def refuse_differences(out: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise Failure naming what differs between the run in `out` and this one."""
     found = differences(before, now)

@@ -1,6 +1,7 @@
 # ruff: noqa: TID253
 """Saving the finished model: safetensors, tokenizer, template, configs and provenance."""
 
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -57,6 +58,9 @@ def export(
         for path in part.rglob("*.safetensors"):
             shutil.copymode(part / "README.md", path)  # safetensors creates files that only their owner can read
         sync_all(part)
+    except Failure:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise Failure(f"{out}: the model cannot be saved ({error}); free space and repeat the command") from None
@@ -81,11 +85,24 @@ def whole(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, tor
     shard.reshard(model)
     with torch.no_grad():
         for name, tensor in lora.merged(model):
+            _refuse_infinite(name, tensor, dtype)
             yield name, tensor.to(dtype).cpu().contiguous()
     stored = model.state_dict().keys()
     for name, buffer in model.named_buffers():
         if name in stored:
             yield name, buffer.cpu().contiguous()
+
+
+def _refuse_infinite(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """Raise Failure, on all ranks alike, for a tensor that would be saved with NaN or infinity."""
+    largest = shard.largest_of(tensor)
+    if not math.isfinite(largest):
+        raise Failure(f"tensor {name} contains NaN or infinity: training has diverged in its last step; lower --lr")
+    if largest > torch.finfo(dtype).max:
+        raise Failure(
+            f"tensor {name} {shard.too_large(largest, dtype)}: nothing was saved; repeat the command with --save-dtype "
+            "bf16 or fp32, which resumes from the last checkpoint"
+        )
 
 
 def _save_weights(model: PreTrainedModel, part: Path, dtype: torch.dtype, ranks: Ranks) -> None:

@@ -1,7 +1,9 @@
 # ruff: noqa: TID253
 """The model of one rank: created without weights, sharded over the ranks (FSDP2), filled with its rows of the base."""
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from vtools.process import Failure
 from vtools.train import attention
+from vtools.weights import tied_head
 from vtools.weights.model_files import tensors
 from vtools.weights.tensor import Files
 
@@ -38,6 +41,8 @@ def empty(
         config = AutoConfig.from_pretrained(folder)
         if rope:
             _stretch(config, rope)
+        if getattr(config, "tie_word_embeddings", False) and keeps_its_head(folder):
+            config.tie_word_embeddings = False
         _refuse_history(config)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -48,6 +53,13 @@ def empty(
     model.set_attn_implementation(attention_name)
     model.config.use_cache = False
     return model
+
+
+def keeps_its_head(folder: Path) -> bool:
+    """Whether the files hold a head that differs from the embedding, which transformers 5 does not tie to it."""
+    with contextlib.suppress(Failure):  # no weights here: a dry run of a model on the hub
+        return tied_head.apart(tensors(folder))
+    return False
 
 
 def _stretch(config: Any, rope: dict[str, Any]) -> None:
@@ -186,22 +198,41 @@ def rows_of(parameter: torch.Tensor) -> tuple[int, int]:
 class Weights:
     """The tensors of a model's folder by name, read by rows."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._files = folder, Files()
+    def __init__(self, folder: Path, dtypes: dict[str, torch.dtype] | None = None) -> None:
+        """`dtypes` are those that weights must fit into, by the option that chooses each."""
+        self.folder, self._files, self._dtypes = folder, Files(), dtypes or {}
         self._tensors = tensors(folder)
 
     def read(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
-        """Rows of a tensor that must have this shape. Raises Failure."""
+        """Rows of a tensor that must have this shape and contain no NaN or infinity. Raises Failure."""
         found = self._tensors.get(name)
         if found is None:
-            raise Failure(f"{self.folder}: no tensor {name}, which config.json requires")
+            hint = "; if the head is the embedding, set tie_word_embeddings to true" if name == tied_head.HEAD else ""
+            raise Failure(f"{self.folder}: no tensor {name}, which config.json requires{hint}")
         if found.shape != shape:
             raise Failure(f"{self.folder}: tensor {name} is {list(found.shape)}, config.json requires {list(shape)}")
         if found.dtype not in FLOATS:
             raise Failure(f"{found.file}: tensor {name} is {found.dtype}; only floating-point weights can be trained")
         rows = torch.empty((stop - start, *shape[1:]), dtype=FLOATS[found.dtype])
         self._files.read(found.file, found.start + start * found.bytes // shape[0], bytes_of(rows).numpy().data)
+        largest = largest_of(rows)
+        if not math.isfinite(largest):
+            raise Failure(f"{found.file}: tensor {name} contains NaN or infinity: damaged, or from a run that diverged")
+        for option, dtype in self._dtypes.items():
+            if largest > torch.finfo(dtype).max:
+                raise Failure(f"{found.file}: tensor {name} {too_large(largest, dtype)}; give {option} bf16 or fp32")
         return rows
+
+
+def largest_of(tensor: torch.Tensor) -> float:
+    """The largest magnitude in a tensor; NaN if it contains NaN."""
+    low, high = torch.aminmax(tensor)
+    return max(-low.item(), high.item()) if low == low else math.nan
+
+
+def too_large(largest: float, dtype: torch.dtype) -> str:
+    """Words for a magnitude that is beyond a dtype."""
+    return f"reaches {largest:g}, and {str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:g}"
 
 
 def bytes_of(tensor: torch.Tensor) -> torch.Tensor:
