@@ -108,11 +108,27 @@ def test_attention_counts_conversations_and_not_the_row_they_are_packed_in() -> 
     assert alone / (products + alone) == pytest.approx(0.039, abs=0.001)
 
 
+def test_embeddings_trained_beside_adapters_are_in_the_plan() -> None:
+    pytest.importorskip("peft")
+    plans, shapes = [], []
+    for embeddings in (False, True):
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(LLAMA_7B, dtype=BF16)
+        lora.inject(model, lora.Adapters(16, 32, embeddings=embeddings))
+        shapes.append(flops.shape_of(model))
+        plans.append(memory.choose(model, 1, 2048, BF16, "cuda", machine.gpu("H200")[1], "none", 2048).memory)
+    both = 2 * 32000 * 4096
+    assert shapes[1].trainable == shapes[0].trainable + both
+    assert plans[1].state - plans[0].state == 16 * both - 2 * both  # fp32, gradient and moments instead of bf16
+    # The head's gradient in fp32, a chunk's share of it, and what is reduced.
+    assert plans[1].gathered + plans[1].logits > plans[0].gathered + plans[0].logits + both // 2 * (4 + 2 + 4)
+
+
 def test_adapters_are_trained_and_the_frozen_base_costs_two_thirds() -> None:
     pytest.importorskip("peft")
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(LLAMA_7B, dtype=BF16)
-    lora.inject(model, 16)
+    lora.inject(model, lora.Adapters(16, 32))
     shape = flops.shape_of(model)
     base = shape.parameters - shape.trainable
     assert base == 6_738_415_616 and shape.frozen_bytes == 2 * base
@@ -121,7 +137,7 @@ def test_adapters_are_trained_and_the_frozen_base_costs_two_thirds() -> None:
     assert 2 / 3 < share < 0.68
     plan = memory.choose(model, 1, 2048, BF16, "cuda", machine.gpu("RTX 4090")[1])
     assert plan.memory.state == int(2 * base + 16 * shape.trainable)
-    assert memory.activations(SMALL, "none", FP32, "cpu", adapters=16).kept > 0
+    assert memory.activations(SMALL, "none", FP32, "cpu", adapters=lora.Adapters(16, 32)).kept > 0
 
 
 # Memory

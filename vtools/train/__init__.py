@@ -70,6 +70,18 @@ def train(
         int | None,
         typer.Option(metavar="RANK", min=1, help="Train LoRA adapters of this rank on frozen weights (PEFT's format)."),
     ] = None,
+    lora_alpha: Annotated[
+        int | None, options.number(min=1, help="Scale adapters by N / RANK (--lora). Default: twice the rank.")
+    ] = None,
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES", help="Add adapters to these linear layers, such as q_proj,v_proj (--lora). Default: all."
+        ),
+    ] = None,
+    train_embeddings: Annotated[
+        bool, typer.Option("--train-embeddings", help="Train embedding and head in full beside the adapters (--lora).")
+    ] = False,
     evaluation: Annotated[
         str | None,
         typer.Option("--eval", metavar="FILE", help="Report the loss on this held-out data, before and after."),
@@ -153,6 +165,9 @@ def train(
         raise process.UsageFailure("--data and --eval cannot both be stdin")
     if nnodes > 1 and not rdzv:
         raise process.UsageFailure("--nnodes needs --rdzv HOST:PORT, the same on every machine")
+    for name in ("lora_alpha", "lora_targets", "train_embeddings"):
+        if given[name] and not lora:
+            raise process.UsageFailure(f"--{name.replace('_', '-')} needs --lora RANK, whose adapters it is about")
     if samples and not evaluation:
         raise process.UsageFailure("--samples needs --eval FILE, whose questions it asks")
     if gpu and not dry_run:
@@ -166,6 +181,12 @@ def train(
     from vtools.train.dry_run import foreseen
     from vtools.train.request import Request
 
+    if lora:
+        given["lora_alpha"] = lora_alpha or 2 * lora
+        targets = {name.strip() for name in (lora_targets or "").split(",")} - {""}
+        if lora_targets is not None and not targets:
+            raise process.UsageFailure(f"--lora-targets {lora_targets}: name linear layers, such as q_proj,v_proj")
+        given["lora_targets"] = sorted(targets) or None
     chosen = DEFAULTS | ({"lr": LORA_RATE} if lora else {}) | (PRESETS[preset] if preset else {})
     chosen |= {name: given[name] for name in chosen if given[name] is not None}
     request = Request(**given | chosen | {"save_every": every})

@@ -16,8 +16,8 @@ from vtools.train.request import Inputs, Request
 
 # The options shown in the card.
 ARGUMENTS = (
-    "epochs", "max_steps", "batch", "lr", "warmup", "schedule", "max_tokens", "overlong", "lora", "dtype", "save_dtype",
-    "seed",
+    "epochs", "max_steps", "batch", "lr", "warmup", "schedule", "max_tokens", "overlong", "lora", "lora_alpha",
+    "lora_targets", "train_embeddings", "dtype", "save_dtype", "seed",
 )  # fmt: skip
 
 
@@ -66,7 +66,9 @@ def card(about: dict[str, Any]) -> str:
     held = ""
     if result["eval_loss_before"] is not None:
         held = f" Held-out loss: {result['eval_loss_before']:.4f} before, {result['eval_loss_after']:.4f} after."
-    settings = "\n".join(f"| {name} | {value} |" for name, value in arguments.items() if value is not None)
+    settings = "\n".join(
+        f"| {name} | {value} |" for name, value in arguments.items() if value is not None and value is not False
+    )
     lines = "\n".join(head)
     return f"""---
 {lines}

@@ -27,6 +27,8 @@ class Shape:
     layer_parameters: int  # of the largest layer
     embedding_parameters: int  # 0, as is the next, where the embedding is also the head
     head_parameters: int
+    layers_trained: float  # the share of the layers' parameters that is trained
+    outer_trained: float  # that of embedding, head and last norm
     root_parameters: int  # gathered from beginning to end: the last norm, and an embedding that is also the head
 
 
@@ -40,9 +42,11 @@ def shape_of(model: PreTrainedModel) -> Shape:
     products = [one for one in every if one.dim() > 1 and (one is not embedding or one is head)]
     layers = shard.layers_of(model)
     sizes = [_count(layer.parameters()) for layer in layers]
+    trainable = _count(one for one in every if one.requires_grad)
+    within = _count(one for one in layers.parameters() if one.requires_grad)
     return Shape(
         parameters=_count(every),
-        trainable=_count(one for one in every if one.requires_grad),
+        trainable=trainable,
         frozen_bytes=sum(one.numel() * one.element_size() for one in every if not one.requires_grad),
         matmul_parameters=_count(products),
         trained_matmul_parameters=_count(one for one in products if one.requires_grad),
@@ -55,6 +59,8 @@ def shape_of(model: PreTrainedModel) -> Shape:
         layer_parameters=max(sizes),
         embedding_parameters=0 if tied else embedding.numel(),
         head_parameters=0 if tied else head.numel(),
+        layers_trained=within / sum(sizes),
+        outer_trained=(trainable - within) / (_count(every) - sum(sizes)),
         root_parameters=_count(every) - sum(sizes) - (0 if tied else embedding.numel() + head.numel()),
     )
 

@@ -43,11 +43,11 @@ class Activations:
 
 
 def activations(
-    config: Any, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: int | None = None
+    config: Any, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: lora.Adapters | None = None
 ) -> Activations:
     """Measure the live storages of a packed forward and backward pass over tensors without memory.
 
-    `adapters` is the LoRA rank. Compiled layers keep less. Sliding windows and attention dropout are ignored.
+    Compiled layers keep less. Sliding windows and attention dropout are ignored.
     """
     two, three = (_alive(config, layers, recompute, dtype, device_type, adapters) for layers in (2, 3))
     kept = three[0] - two[0]
@@ -55,7 +55,7 @@ def activations(
 
 
 def _alive(
-    config: Any, layers: int, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: int | None
+    config: Any, layers: int, recompute: Recompute, dtype: torch.dtype, device_type: str, adapters: lora.Adapters | None
 ) -> tuple[float, float]:
     """Live bytes per token after the forward pass, and at the peak of both passes."""
     tokens = 1 << 20  # so many that gradients of parameters are negligible; they are not real memory
@@ -150,27 +150,27 @@ def needed(
     `documents` is the largest number of conversations in one.
     """
     size = dtype.itemsize
-    trained = shape.trainable / shape.parameters
+    trained, outer = shape.layers_trained, shape.outer_trained
     state = (ADAM_BYTES * shape.trainable + shape.frozen_bytes) / world
     # Copies of gathered weights: on one rank what is used and a tensor being cast; on several also a flat buffer of
     # what is used, and of what comes next with this rank's share of it.
     copies = (2 if world == 1 else 3 + 1 / world) * size
-    reduced = trained * (4 + 4 / world)  # a gradient being reduced in fp32, and this rank's sum of it
-    layers = shape.layer_parameters * (copies + trained * (size + 4) + reduced)  # 4: the layer before, still reducing
-    root = shape.root_parameters * (size + trained * 4)
+    reduced = 4 + 4 / world  # a gradient being reduced in fp32, and this rank's sum of it
+    layers = shape.layer_parameters * (copies + trained * (size + 4 + reduced))  # 4: the layer before, still reducing
+    root = shape.root_parameters * (size + outer * 4)
     embedding, head = shape.embedding_parameters, shape.head_parameters
     kept = micro_tokens * (shape.layers * layer.kept + layer.outside)
     # A chunk of logits in fp32 and its exponentials; the trained positions' hidden states, their gradient and its
     # scatter; the head's gradient in fp32 and a chunk's contribution to it.
     chunk = min(max(1, CHUNK_LOGITS[device_type] // shape.vocabulary), micro_tokens)
     logits = 8.0 * chunk * shape.vocabulary + 3 * micro_tokens * shape.hidden * size
-    logits += trained * shape.vocabulary * shape.hidden * (4 + size)
+    logits += outer * shape.vocabulary * shape.hidden * (4 + size)
     backward = micro_tokens * layer.passing + _attention_buffers(shape, dtype, device_type, micro_tokens, documents)
     moments = (
-        (root + layers + trained * 4 * head, kept + backward, 3.0 * micro_tokens * shape.hidden * size),
-        (root + head * (copies + reduced), kept, logits),
+        (root + layers + outer * 4 * head, kept + backward, 3.0 * micro_tokens * shape.hidden * size),
+        (root + head * (copies + outer * reduced), kept, logits),
         # The embedding's gradient comes last, then all that remains is reduced at once.
-        (root + embedding * (copies + trained * size + reduced) + shape.root_parameters * reduced, 0, 0),
+        (root + embedding * (copies + outer * (size + reduced)) + shape.root_parameters * outer * reduced, 0, 0),
     )
     gathered, active, logits = max(moments, key=sum)
     overhead = RUNTIME_BYTES[device_type] + FRAGMENTS * (gathered + active + logits)
@@ -220,7 +220,7 @@ def choose(
     A micro-batch is never smaller than the `longest` conversation, because conversations are never cut, and holds at
     most as many `documents`.
     """
-    shape, adapters = shape_of(model), lora.rank_of(model)
+    shape, adapters = shape_of(model), lora.adapters_of(model)
     sizes = [micro_tokens or max(MICRO_TOKENS[device_type], longest)]
     while not micro_tokens and sizes[-1] > max(longest, SMALLEST_MICRO_TOKENS):
         sizes.append(max(sizes[-1] // 2, longest, SMALLEST_MICRO_TOKENS))

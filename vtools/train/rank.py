@@ -181,8 +181,8 @@ def _tidy(request: Request, out: Path) -> None:
 def empty(request: Request, inputs: Inputs, dtype: torch.dtype, kernel: str) -> PreTrainedModel:
     """The model to train, with adapters, before loading weights; frozen weights need no fp32."""
     network = shard.empty(inputs.folder, inputs.rope, dtype if request.lora else torch.float32, kernel)
-    if request.lora:
-        lora.inject(network, request.lora)
+    if adapters := lora.asked(request):
+        lora.inject(network, adapters)
     return network
 
 

@@ -35,7 +35,7 @@ def export(
     Raises Failure if a file cannot be written, or reads back differently.
     """
     part = part_of(out / "export")
-    adapters = lora.rank_of(model) is not None
+    adapters = lora.adapters_of(model) is not None
     if ranks.rank:
         for _ in whole(model, DTYPES[dtype]):
             ranks.wait()  # GPUs wait for each other for minutes only, and rank 0 may write for longer
