@@ -36,17 +36,24 @@ class Span(NamedTuple):
 class Program:
     """A chat template's program, bound to the names of a tokenizer's special tokens."""
 
-    def __init__(self, name: str, source: str, where: str, tokens: dict[str, str]) -> None:
-        """`tokens` are the variables bos_token, eos_token and pad_token. Raises Failure if it does not compile."""
+    def __init__(self, name: str, source: str, where: str, tokens: dict[str, str], clock: Any = None) -> None:
+        """`tokens` are the variables bos_token, eos_token and pad_token. Raises Failure if it does not compile.
+
+        `clock` is the function strftime_now, which gives the date where a template asks for it.
+        """
         self.name, self.tokens = name, tokens
         self._jinja = _compile(source, where)
+        if clock:
+            self._jinja.globals["strftime_now"] = clock
         self._named = _strings(self._jinja.environment, source)
         self.marks_answers = re.search(r"\{%-?\s*generation\b", source) is not None
 
     def render(self, messages: Sequence[dict[str, Any]], generation: bool = False) -> str:
         """What it writes, with BEGIN and END where its author marks the model's text. Raises Reject."""
         try:
-            written: str = self._jinja.render(messages=messages, add_generation_prompt=generation, **self.tokens)
+            written: str = self._jinja.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=generation, **self.tokens
+            )
         except Exception as error:  # templates are programs, which can fail in any way
             if "strftime_now" in str(error) and "strftime_now" not in self._jinja.globals:
                 self._jinja.globals["strftime_now"] = date(2024, 1, 1).strftime
@@ -158,8 +165,8 @@ def _compile(source: str, where: str) -> Any:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]

@@ -54,6 +54,7 @@ class Corpus:
             self.reasons: dict[str, int] = about["reasons"]
             self.rejected = sum(self.reasons.values())
             self.digest: str = about["digest"]  # hash of all tokens, masks and the order of the conversations
+            self.samples: list[str] = about.get("samples", [])  # the first conversations as they came in
             self.first: str | None = about["first"]
             self.broken: str | None = about["broken"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -5,8 +5,6 @@ import sys
 from datetime import timedelta
 from typing import Any
 
-from vtools.models.template import load_template
-from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
 from vtools.records import prices
 from vtools.train import data, job
@@ -18,7 +16,10 @@ def foreseen(request: Request) -> dict[str, Any]:
     price = prices.read(request.prices).gpu_hour(request.gpu or "here") if request.prices else None
     inputs = job.read(request, weights=False)
     corpus = inputs.corpus
-    chosen = load_template(request.template, load_tokenizer(request.model), request.system)
+    chosen = job.template(request.model, request.template, request.system)
+    from vtools.train import preflight  # torch, after the tokenising pool was forked
+
+    preflight.check(request, inputs, chosen)
     if not request.quiet:
         colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         on, off = ("\x1b[1;32m", "\x1b[0m") if colour else ("⟦", "⟧")

@@ -1,13 +1,14 @@
 """A training job from its command line to its ranks: reading input, checking it, starting."""
 
-import json
+import functools
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from vtools.models.configs import read_json
 from vtools.models.reference import model_folder
-from vtools.models.template import load_template
+from vtools.models.template import Template, load_template
 from vtools.models.tokenizer import HUB_FILES, load_tokenizer
 from vtools.process import Failure, UsageFailure, say
 from vtools.train import schedule, token_cache
@@ -23,11 +24,10 @@ def read(request: Request, weights: bool = True) -> Inputs:
 
     Without `weights`, those of a hub model are not downloaded.
     """
-    _refuse(request.model, model_folder(request.model, HUB_FILES))
-    tokenizer = load_tokenizer(request.model)
-    chosen = load_template(request.template, tokenizer, request.system)
+    config = _refuse(request.model, model_folder(request.model, HUB_FILES))
+    chosen = template(request.model, request.template, request.system)
     chosen.check_ends()
-    vocabulary, limit = _sizes(tokenizer.folder)
+    vocabulary, limit = config.get("vocab_size"), config.get("max_position_embeddings")
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
     rope = None
     if limit and max_tokens > limit:
@@ -76,10 +76,16 @@ def read(request: Request, weights: bool = True) -> Inputs:
                 f"{corpus.truncated:,} of {len(corpus):,} conversations have over {max_tokens} tokens and were cut; "
                 f"raise --max-tokens, or cut them between turns with `vtools split`",
             )
-    folder = model_folder(request.model) if weights else tokenizer.folder
+    folder = model_folder(request.model) if weights else chosen.tokenizer.folder
     return Inputs(
         folder, chosen.name, chosen.source, corpus, held_out, max_tokens, rope, steps, warmup, _ranks_here(request)
     )
+
+
+@functools.lru_cache(maxsize=1)
+def template(model: str, name: str | None, system: str | None) -> Template:
+    """The template that a run trains, loaded once in a process."""
+    return load_template(name, load_tokenizer(model), system)
 
 
 def _ranks_here(request: Request) -> int:
@@ -99,25 +105,29 @@ def run(request: Request, out: Path) -> None:
     if out.resolve() == model_folder(request.model).resolve():
         raise UsageFailure(f"--out {out}: is the base model; choose another folder")
     inputs = read(request)
-    from vtools.train import launch  # torch is imported after the tokenising pool was forked
+    from vtools.train import launch, preflight  # torch is imported after the tokenising pool was forked
 
+    preflight.check(request, inputs, template(request.model, request.template, request.system))
     launch.run(Job(request, inputs, out))
 
 
-def _refuse(model: str, folder: Path) -> None:
-    """Raise Failure for what is no model that can be trained here, before any work."""
+def _refuse(model: str, folder: Path) -> dict[str, Any]:
+    """The configuration of a model's text part. Raises Failure for what cannot be trained here, before any work."""
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
         raise Failure(f"{model}: an adapter (LoRA), not a model: merge it into {base} first, and train the result")
-    config = read_json(folder / "config.json")
-    config = config.get("text_config") or config
-    quantised = config.get("quantization_config")
+    whole = read_json(folder / "config.json")
+    if not whole:
+        raise Failure(f"{folder}: no readable config.json")
+    config: dict[str, Any] = whole.get("text_config") or whole
+    quantised = config.get("quantization_config") or whole.get("quantization_config")
     if isinstance(quantised, dict):
         method = quantised.get("quant_method") or "unknown method"
         raise Failure(f"{model}: its weights are quantised ({method}); train the model as published in bf16 or fp16")
     experts = next((config[key] for key in _EXPERTS if isinstance(config.get(key), int) and config[key] > 1), None)
     if experts:
         raise Failure(f"{model}: a mixture of {experts} experts; only dense models can be trained here")
+    return config
 
 
 def _say_small(request: Request, conversations: int, steps: int) -> None:
@@ -132,13 +142,3 @@ def _say_small(request: Request, conversations: int, steps: int) -> None:
             f"{conversations:,} conversations at --batch {request.batch} are only {steps} steps: "
             f"--batch {batch} would be {better}",
         )
-
-
-def _sizes(folder: Path) -> tuple[int | None, int | None]:
-    """The model's vocabulary and its number of positions, from config.json alone."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError):
-        raise Failure(f"{folder}: no readable config.json") from None
-    config = config.get("text_config") or config
-    return config.get("vocab_size"), config.get("max_position_embeddings")

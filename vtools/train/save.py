@@ -51,9 +51,7 @@ def export(
         ranks.wait()
         if adapters:
             lora.save(model, part / "adapter", about["base"])
-        _save_configs(model, part, dtype, template.tokenizer.folder)
-        _copy_tokenizer(template, part)
-        template.save(part)
+        write_beside(model, template, part, dtype)
         (part / "README.md").write_text(card.card(about), encoding="utf-8")
         for path in part.rglob("*.safetensors"):
             shutil.copymode(part / "README.md", path)  # safetensors creates files that only their owner can read
@@ -147,6 +145,13 @@ def _verify(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             files.read(path, found.start, saved.numpy().data)
             if not torch.equal(saved, ours):
                 raise Failure(f"{path}: tensor {found.name} reads back differently than written; check the disk")
+
+
+def write_beside(model: PreTrainedModel, template: Template, part: Path, dtype: str) -> None:
+    """Write what a model's folder has beside the weights: configs, tokenizer, template."""
+    _save_configs(model, part, dtype, template.tokenizer.folder)
+    _copy_tokenizer(template, part)
+    template.save(part)
 
 
 def _save_configs(model: PreTrainedModel, part: Path, dtype: str, base: Path) -> None:

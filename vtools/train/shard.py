@@ -20,7 +20,7 @@ from vtools.process import Failure
 from vtools.train import attention
 from vtools.weights import tied_head
 from vtools.weights.model_files import tensors
-from vtools.weights.tensor import Files
+from vtools.weights.tensor import Files, Tensor
 
 FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 # What `selective` keeps: expensive matrix products and attention; norms, RoPE and activations are recomputed.
@@ -201,18 +201,11 @@ class Weights:
     def __init__(self, folder: Path, dtypes: dict[str, torch.dtype] | None = None) -> None:
         """`dtypes` are those that weights must fit into, by the option that chooses each."""
         self.folder, self._files, self._dtypes = folder, Files(), dtypes or {}
-        self._tensors = tensors(folder)
+        self.stored = tensors(folder)
 
     def read(self, name: str, shape: tuple[int, ...], start: int, stop: int) -> torch.Tensor:
         """Rows of a tensor that must have this shape and contain no NaN or infinity. Raises Failure."""
-        found = self._tensors.get(name)
-        if found is None:
-            hint = "; if the head is the embedding, set tie_word_embeddings to true" if name == tied_head.HEAD else ""
-            raise Failure(f"{self.folder}: no tensor {name}, which config.json requires{hint}")
-        if found.shape != shape:
-            raise Failure(f"{self.folder}: tensor {name} is {list(found.shape)}, config.json requires {list(shape)}")
-        if found.dtype not in FLOATS:
-            raise Failure(f"{found.file}: tensor {name} is {found.dtype}; only floating-point weights can be trained")
+        found = self.find(name, shape)
         rows = torch.empty((stop - start, *shape[1:]), dtype=FLOATS[found.dtype])
         self._files.read(found.file, found.start + start * found.bytes // shape[0], bytes_of(rows).numpy().data)
         largest = largest_of(rows)
@@ -222,6 +215,18 @@ class Weights:
             if largest > torch.finfo(dtype).max:
                 raise Failure(f"{found.file}: tensor {name} {too_large(largest, dtype)}; give {option} bf16 or fp32")
         return rows
+
+    def find(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Where a tensor is that must have this shape. Raises Failure."""
+        found = self.stored.get(name)
+        if found is None:
+            hint = "; if the head is the embedding, set tie_word_embeddings to true" if name == tied_head.HEAD else ""
+            raise Failure(f"{self.folder}: no tensor {name}, which config.json requires{hint}")
+        if found.shape != shape:
+            raise Failure(f"{self.folder}: tensor {name} is {list(found.shape)}, config.json requires {list(shape)}")
+        if found.dtype not in FLOATS:
+            raise Failure(f"{found.file}: tensor {name} is {found.dtype}; only floating-point weights can be trained")
+        return found
 
 
 def largest_of(tensor: torch.Tensor) -> float:

@@ -35,6 +35,7 @@ from vtools.train import data
 from vtools.train.data import ABOUT, FORMATS, Corpus, Overlong
 
 REJECTS = "rejects.jsonl"
+SAMPLES = 8  # records kept as they came in, to be rendered by transformers too
 UNUSED = 30 * 24 * 3600.0  # seconds after which an unused entry may be deleted
 
 
@@ -224,8 +225,12 @@ def _make(
             writer = _Writer({name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS})
             common = Common(jobs=jobs, quiet=quiet)
 
+            samples: list[str] = []
+
             def add(row: Record) -> None:
                 writer.add(row)
+                if len(samples) < SAMPLES and counts.value is not None:
+                    samples.append(counts.value.raw.decode(errors="replace"))
                 counts.extra["truncated"] += row["truncated"]
 
             filtering.run(counts, values, work, common, write=add, leaves=False)
@@ -238,6 +243,7 @@ def _make(
             "digest": writer.digest.hexdigest(),
             "sources": writer.sources,
             "licenses": writer.licenses,
+            "samples": samples,
             **{name: getattr(counts, name) for name in ("received", "repaired", "reasons", "first", "broken")},
             "bytes": {name: (part / name).stat().st_size for name in (*FORMATS, REJECTS)},
         }
