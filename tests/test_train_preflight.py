@@ -119,6 +119,19 @@ def test_an_answer_that_does_not_end_in_a_stop_is_refused(base: Path, tmp_path: 
     assert said(model, once) == ""
 
 
+def test_an_answer_that_grows_together_with_what_stands_before_it_is_said(
+    base: Path, tmp_path: Path, said: Any
+) -> None:
+    begun = TEMPLATE.replace(
+        "{{ message.content }}", "{% if message.role == 'assistant' %} ca{% endif %}{{ message.content }}"
+    )
+    begun = begun.replace("assistant\\n' }}{% endif %}", "assistant\\n ca' }}{% endif %}")
+    model = changed(base, tmp_path / "model", begun)
+    text = said(model, [{"prompt": "who sat?", "completion": "t sat on a mat"}] * 3)
+    assert "conversation 1 as a whole has other tokens in transformers: " in text and text.count("\n") == 1
+    assert said(model, [{"prompt": "who sat?", "completion": " sat on a mat"}] * 3) == ""
+
+
 @pytest.mark.parametrize("name", ["vicuna-v1.1", "vicuna-v0", "alpaca", "llama-2", "chatml"])
 def test_the_published_templates_pass(name: str, base: Path, tmp_path: Path, said: Any) -> None:
     model = changed(base, tmp_path / "model", bos_token="<|endoftext|>")

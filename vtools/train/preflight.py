@@ -75,7 +75,9 @@ def _weights(request: Request, inputs: Inputs, network: PreTrainedModel, chosen:
         kind = (network.config.architectures or ["model"])[0]
         notes.append(f"{folder}: {len(ignored)} tensors are not part of a {kind} and are left out ({first})")
     if read_json(folder / "config.json").get("tie_word_embeddings") and not network.config.tie_word_embeddings:
-        notes.append(f"{folder}: its head differs from its embedding, although config.json ties them: they are kept apart")
+        notes.append(
+            f"{folder}: its head differs from its embedding, although config.json ties them: they are kept apart"
+        )
     if request.lora and not request.train_embeddings:
         names = untrained_tokens.found(base, network, chosen)
         if names:
