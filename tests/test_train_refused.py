@@ -39,6 +39,7 @@ def changed(base: Path, folder: Path, **settings: Any) -> Path:
 REFUSED = [
     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "its weights are quantised (gptq)"),
     ({"quantization_config": {"quant_method": "fp8"}}, "its weights are quantised (fp8)"),
+    ({"text_config": {"vocab_size": 9}, "quantization_config": {"quant_method": "awq"}}, "weights are quantised (awq)"),
     ({"num_local_experts": 8}, "a mixture of 8 experts; only dense models can be trained here"),
     ({"n_routed_experts": 64}, "a mixture of 64 experts"),
 ]

@@ -24,7 +24,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
 
     Without `weights`, those of a hub model are not downloaded.
     """
-    config = _refuse(request.model, model_folder(request.model, HUB_FILES))
+    config = _checked_config(request.model, model_folder(request.model, HUB_FILES))
     chosen = template(request.model, request.template, request.system)
     chosen.check_ends()
     vocabulary, limit = config.get("vocab_size"), config.get("max_position_embeddings")
@@ -111,7 +111,7 @@ def run(request: Request, out: Path) -> None:
     launch.run(Job(request, inputs, out))
 
 
-def _refuse(model: str, folder: Path) -> dict[str, Any]:
+def _checked_config(model: str, folder: Path) -> dict[str, Any]:
     """The configuration of a model's text part. Raises Failure for what cannot be trained here, before any work."""
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
