@@ -77,7 +77,11 @@ def test_a_scheduler_may_show_each_rank_one_gpu_and_a_person_may_not_ask_for_mor
         ("localhost", "127.0.0.1", "lo"),
     ],
 )
-def test_machines_meet_by_the_network_that_leads_to_the_meeting_place(host: str, address: str, interface: str) -> None:
+def test_machines_meet_by_the_network_that_leads_to_the_meeting_place(
+    host: str, address: str, interface: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):  # chosen for the process group of this test process
+        monkeypatch.delenv(name, raising=False)
     inside = ["unshare", "-rn", "sh", "-c", f'{NETWORK} && exec "$@"', "sh"]
     if not shutil.which("unshare") or execute([*inside, "true"]).returncode:
         pytest.skip("no network can be made here")
