@@ -37,6 +37,16 @@ def test_every_tool_has_help_with_examples(vtools, command, flag):
         assert "Examples:\n" in done.stdout.decode()
 
 
+@pytest.mark.parametrize(
+    "args",
+    [["clean", "--format", "messages", "--format", "sharegpt"], ["train", "--model", "a", "--compile", "--no-compile"],
+     ["judge", "--model=a", "--model", "b"], ["split", "-j", "1", "--jobs", "2"]],
+)  # fmt: skip
+def test_an_option_given_twice_is_refused_and_never_the_last_one_taken(vtools, args):
+    done = vtools(*args)
+    assert done.returncode == 2 and "is given 2 times: give it once" in done.errors and done.stdout == b""
+
+
 @pytest.mark.parametrize("args", [["--help"], *([command, "--help"] for command in COMMANDS), ["fetch"], ["clean"]])
 def test_start_up_imports_nothing_heavy(args):
     code = (

@@ -2,10 +2,12 @@
 
 import importlib
 import sys
+from collections import Counter
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from vtools import __version__, machine, process
 
@@ -24,6 +26,19 @@ COMMANDS = {
     "judge": "vtools.judge",
     "report": "vtools.report",
 }
+
+
+class _Command(TyperCommand):
+    """A command that refuses an option given twice, of which the last would win silently."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, times in Counter(given).items():
+            listed = getattr(option, "multiple", False)
+            same = getattr(option, "is_flag", False) and not option.secondary_opts
+            if times > 1 and not listed and not same:
+                ctx.fail(f"Option {max(option.opts, key=len)} is given {times} times: give it once.")
+        return super().parse_args(ctx, args)
 
 
 def _version(wanted: bool) -> None:
@@ -56,7 +71,7 @@ def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
     for name in names:
         function = getattr(importlib.import_module(COMMANDS[name]), name.replace("-", "_"))
         summary = (function.__doc__ or "").partition("\n")[0].rstrip(".")
-        app.command(name, short_help=summary)(process.command(name, function))
+        app.command(name, cls=_Command, short_help=summary)(process.command(name, function))
     return app
 
 
