@@ -14,7 +14,7 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,16 @@ def execute(
 def run(*arguments: object, **options: Any) -> Result:
     """`vtools ARGUMENTS` run to its end."""
     return execute(command(*arguments), **options)
+
+
+def with_options(arguments: Iterable[object], *more: object) -> list[object]:
+    """Arguments with more options and their values, each in place of the same option among them."""
+    kept = list(arguments)
+    for option in more[::2]:
+        if option in kept:
+            place = kept.index(option)
+            del kept[place : place + 2]
+    return [*kept, *more]
 
 
 def good(*arguments: object, **options: Any) -> list[dict]:

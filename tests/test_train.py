@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import tiny
-from running import bad, good, run
+from running import bad, good, run, with_options
 from training import finish
 
 torch = pytest.importorskip("torch")
@@ -132,7 +132,7 @@ def test_a_finished_run_given_again_changes_nothing_and_another_is_refused(finis
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
     again = run("train", *finished["arguments"], stdin=finished["text"])
     assert again.returncode == 0 and again.stdout == b"" and b"nothing to do" in again.stderr
-    other = run("train", *finished["arguments"], "--lr", 3e-3, stdin=finished["text"])
+    other = run("train", *with_options(finished["arguments"], "--lr", 3e-3), stdin=finished["text"])
     assert other.returncode == 1 and b"--lr was 0.01, now 0.003" in other.stderr
     other = run("train", *finished["arguments"], stdin=finished["text"] + '{"prompt": "a", "completion": "b"}\n')
     assert other.returncode == 1 and b"data was" in other.stderr and b"Traceback" not in other.stderr

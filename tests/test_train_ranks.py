@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 from loopback import closed_port
-from running import begun, command, execute, good, processes_of, ranks_of, start, wait_until
+from running import begun, command, execute, good, processes_of, ranks_of, start, wait_until, with_options
 from training import read_to
 
 
@@ -28,10 +28,11 @@ class Runs:
         self.held = tiny.write(folder / "held.jsonl", tiny.conversations(5, seed=5))
 
     def arguments(self, out: str, *more: object) -> list[object]:
-        return [
+        given = [
             "train", "--model", self.base, "--data", self.data, "--eval", self.held, "--out", self.folder / out, "--batch", 8,
-            "--lr", 1e-3, "--micro-tokens", 200, "--save-dtype", "fp32", *more,
+            "--lr", 1e-3, "--micro-tokens", 200, "--save-dtype", "fp32",
         ]  # fmt: skip
+        return with_options(given, *more)
 
     @contextlib.contextmanager
     def started(self, out: str, *more: object) -> Iterator[subprocess.Popen]:

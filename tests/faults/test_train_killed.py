@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import tiny
-from running import Result, begun, good, processes_of, ranks_of, run, start, wait_until
+from running import Result, begun, good, processes_of, ranks_of, run, start, wait_until, with_options
 from training import finish, read_to
 
 
@@ -39,7 +39,7 @@ class Job:
             10,
         ]
         self.arguments += ["--batch", 8, "--max-steps", 60, "--lr", 5e-3, "--micro-tokens", 200]
-        self.arguments += ["--save-every", 10, *more]
+        self.arguments = with_options([*self.arguments, "--save-every", 10], *more)
         done = self.finish(folder / "alone")
         self.metrics = exact(done.records)
         self.model = tiny.tree(folder / "alone")
@@ -154,7 +154,7 @@ def test_a_run_resumed_with_other_data_or_settings_is_refused_and_names_the_diff
     kept = saved(out)
 
     def refused(*more: object) -> str:
-        done = run(*job.arguments, "--out", out, *more)
+        done = run(*with_options(job.arguments, "--out", out, *more))
         assert done.returncode == 1 and "Traceback" not in done.errors and not done.stdout
         return done.errors
 
