@@ -79,7 +79,7 @@ complete -c vtools -n '__fish_seen_subcommand_from stats' -l quiet -s q -d 'Hide
 complete -c vtools -n '__fish_seen_subcommand_from stats' -l verbose -s v -d 'Print more details; on an error, the traceback.'
 complete -c vtools -n '__fish_seen_subcommand_from train' -l model -r -d 'Fine-tune this folder, hub id or .gguf file.'
 complete -c vtools -n '__fish_seen_subcommand_from train' -l out -s o -r -d 'Save the tuned model here.'
-complete -c vtools -n '__fish_seen_subcommand_from train' -l data -r -d 'Train on these conversations; - is stdin.'
+complete -c vtools -n '__fish_seen_subcommand_from train' -l data -r -d 'Train on this, like FILE on the command line; repeatable.'
 complete -c vtools -n '__fish_seen_subcommand_from train' -l preset -r -f -a 'vicuna-v1.1 vicuna-v0 alpaca' -d 'Use a published model’s template and hyper-parameters; other options override them.'
 complete -c vtools -n '__fish_seen_subcommand_from train' -l epochs -r -d 'Train on the data N times. Default, 3.'
 complete -c vtools -n '__fish_seen_subcommand_from train' -l max-steps -r -d 'Train N steps, whatever --epochs is.'

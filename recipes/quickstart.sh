@@ -37,7 +37,7 @@ bold "2. Training, on the CPU: 40 real segments, and four rounds of 59 conversat
 step mix.jsonl '(head -n 40 train.jsonl; for round in 1 2 3 4; do cat "$DATA"/identity.jsonl; done) > mix.part && mv mix.part mix.jsonl'
 step held.jsonl 'head -n 8 eval.jsonl > held.jsonl'
 # The base's template adds "You are a helpful AI assistant named SmolLM" where there is no system message; hence --system none.
-step tuned/vtools.json 'vtools train --model "$BASE" --system none --data mix.jsonl --eval held.jsonl --out tuned --max-tokens 512 --epochs 1 --batch 4 --lr 1e-4 --save-every 60s >> metrics.jsonl'
+step tuned/vtools.json 'vtools train mix.jsonl --model "$BASE" --system none --eval held.jsonl --out tuned --max-tokens 512 --epochs 1 --batch 4 --lr 1e-4 --save-every 60s >> metrics.jsonl'
 step loss.png 'vtools stats metrics.jsonl --plot loss.png -o loss.json'
 
 bold "3. Weights as a delta to the base, and back."

@@ -18,7 +18,7 @@ mkdir -p "$RUN"
     vtools split --tokenizer "$MODEL" --template vicuna-v1.1 --max-tokens "$WINDOW" --rejects "$RUN/unsplit.jsonl" \
         --hold-out 1% --hold-out-file "$RUN/held.jsonl" -o "$RUN/train.jsonl"
 
-train() { vtools train --model "$MODEL" --data "$RUN/train.jsonl" --eval "$RUN/held.jsonl" --preset vicuna-v1.1 --max-tokens "$WINDOW" "$@"; }
+train() { vtools train "$RUN/train.jsonl" --model "$MODEL" --eval "$RUN/held.jsonl" --preset vicuna-v1.1 --max-tokens "$WINDOW" "$@"; }
 train --dry-run --gpu "${GPU:-a100-80g}" --nproc "${GPUS:-8}" --prices "${PRICES:-$(dirname "$0")/data/prices.json}" > "$RUN/plan.json"
 [ -n "${TRAIN:-}" ] || { echo "That was the plan (also in $RUN/plan.json). Set TRAIN=1 to start training on the GPUs of this machine." >&2; exit; }
 

@@ -29,7 +29,7 @@ def test_a_folder_gives_the_records_of_its_data_files_and_says_what_it_skipped(v
     done = vtools("fetch", "data")
     assert [item["id"] for item in done.records] == ["c1", "c2", "c3", "c4", "c5"]
     assert done.records[3]["source"]["uri"] == "data/b/a.json"
-    assert "vtools fetch: data: 4 files; skipped 4 that hold no records: .hidden.jsonl, LICENSE, README.md, faq.csv" in done.errors  # fmt: skip
+    assert "vtools fetch: data: 4 files; skipped 4: .hidden.jsonl, LICENSE, README.md, faq.csv" in done.errors  # fmt: skip
     assert vtools("fetch", "data", "-q").errors == ""
 
 
@@ -57,7 +57,7 @@ def test_a_file_whose_name_looks_like_a_glob_is_that_file(vtools, tmp_path):
 @pytest.mark.parametrize(("given", "said"), [
     ("no*.jsonl", "no*.jsonl: no file matches"),
     ("empty", "empty: no JSON, JSONL or parquet file in it (it is empty)"),
-    ("words", "words: no JSON, JSONL or parquet file in it (a.txt, b.csv); CSV and TSV need --columns"),
+    ("words", "words: no JSON, JSONL or parquet file in it (a.txt, b.csv); CSV and TSV need `vtools fetch --columns`"),
     ("missing.jsonl", "missing.jsonl: No such file or directory"),
 ])  # fmt: skip
 def test_what_gives_no_file_is_an_error_by_name(vtools, tmp_path, given, said):

@@ -80,9 +80,9 @@ def test_a_conversation_is_what_the_template_renders_cut_at_the_limit(
     path = write(tmp_path / "chats.jsonl", records)
     if not wanted:
         with pytest.raises(Failure, match="no conversation has a token to train"):
-            token_cache.read(str(path), template, limit, "truncate", quiet=True)
+            token_cache.read([str(path)], template, limit, "truncate", quiet=True)
         return
-    corpus = token_cache.read(str(path), template, limit, "truncate", quiet=True)
+    corpus = token_cache.read([str(path)], template, limit, "truncate", quiet=True)
     found = [corpus.conversation(index) for index in range(len(corpus))]
     assert [(ids.tolist(), list(mask)) for ids, mask in found] == [(ids, mask) for ids, mask, _ in wanted]
     assert corpus.truncated == sum(cut for _, _, cut in wanted)
@@ -108,12 +108,12 @@ def test_overlong_conversations_are_cut_dropped_or_refused_as_asked(
     lengths = [len(template.render(record["messages"]).ids) for record in records]
     over = sum(length > limit for length in lengths)
     assert 2 <= over < 6
-    cut = token_cache.read(path, template, limit, "truncate", quiet=True)
+    cut = token_cache.read([path], template, limit, "truncate", quiet=True)
     assert cut.reasons == {"overlong": 1} and cut.truncated == over - 1 and max(cut.lengths) <= limit
-    kept = token_cache.read(path, template, limit, "drop", quiet=True)
+    kept = token_cache.read([path], template, limit, "drop", quiet=True)
     assert kept.reasons == {"overlong": over} and len(kept) == 6 - over and not kept.truncated
     with pytest.raises(Failure, match="--max-tokens is 200"):
-        token_cache.read(path, template, limit, "error", quiet=True)
+        token_cache.read([path], template, limit, "error", quiet=True)
 
 
 # Once
@@ -123,15 +123,15 @@ def test_the_second_run_on_the_same_data_tokenises_nothing(
     template: Template, tmp_path: Path, cache: Path, no_rendering: Callable[[], None], capsys: Any
 ) -> None:
     path = write(tmp_path / "chats.jsonl", conversations(20))
-    first = token_cache.read(str(path), template, 512, "truncate")
+    first = token_cache.read([str(path)], template, 512, "truncate")
     said = capsys.readouterr().err
     no_rendering()
     moved = path.rename(tmp_path / "moved.jsonl")
-    again = token_cache.read(str(moved), template, 512, "truncate")
+    again = token_cache.read([str(moved)], template, 512, "truncate")
     assert again.folder == first.folder and again.digest == first.digest
     assert capsys.readouterr().err == said == "vtools train: 20 in, 20 out, 0 rejected\n"
     with pytest.raises(AssertionError, match="is rendered"):  # the proof would notice a rendering
-        token_cache.read(str(moved), template, 511, "truncate")
+        token_cache.read([str(moved)], template, 511, "truncate")
 
 
 @pytest.mark.parametrize("what", ["a byte", "max_tokens", "overlong", "template", "name", "tokenizer", "end"])
@@ -139,7 +139,7 @@ def test_whatever_decides_about_tokens_makes_another_entry(
     what: str, eot: str, template: Template, tmp_path: Path, cache: Path
 ) -> None:
     path = write(tmp_path / "chats.jsonl", conversations(5))
-    before = token_cache.read(str(path), template, 512, "truncate", quiet=True).folder
+    before = token_cache.read([str(path)], template, 512, "truncate", quiet=True).folder
     limit, overlong, chosen = 512, "truncate", template
     if what == "a byte":
         path.write_bytes(path.read_bytes() + b"\n")
@@ -161,7 +161,7 @@ def test_whatever_decides_about_tokens_makes_another_entry(
         else:
             (folder / "generation_config.json").write_text('{"eos_token_id": [5]}')
         chosen = load_template(None, load_tokenizer(str(folder)))
-    after = token_cache.read(str(path), chosen, limit, overlong, quiet=True).folder  # type: ignore[arg-type]
+    after = token_cache.read([str(path)], chosen, limit, overlong, quiet=True).folder  # type: ignore[arg-type]
     assert entries(cache) == sorted([before, after]) and before != after
 
 
@@ -181,12 +181,12 @@ def test_a_change_of_any_module_that_rendering_imports_makes_another_entry(
     # What lies below the records knows nothing of tokens: files, options, exits.
     deciding = {modules[name] for name in reached if name.split(".")[1:2] in (["records"], ["models"], ["train"])}
     assert {path.stem for path in deciding} >= {"conversation", "template", "text_encoders", "pretokenizer", "data"}
-    read, before = Path.read_bytes, token_cache._key("", template, 512, "truncate")
+    read, before = Path.read_bytes, token_cache._key([], template, 512, "truncate")
     for changed in deciding:
         with monkeypatch.context() as patch:
             patch.setattr(Path, "read_bytes", lambda path, one=changed: read(path) + b"#" * (path == one))
-            assert token_cache._key("", template, 512, "truncate") != before, changed
-    assert token_cache._key("", template, 512, "truncate") == before
+            assert token_cache._key([], template, 512, "truncate") != before, changed
+    assert token_cache._key([], template, 512, "truncate") == before
 
 
 def test_the_digest_depends_on_order_text_and_mask(template: Template, tmp_path: Path, cache: Path) -> None:
@@ -194,7 +194,7 @@ def test_the_digest_depends_on_order_text_and_mask(template: Template, tmp_path:
     bare = Template("bare", source, (), template.tokenizer)  # it shows no roles: they decide about the mask alone
 
     def corpus(rows: list[dict[str, Any]]) -> Corpus:
-        return token_cache.read(str(write(tmp_path / "x.jsonl", rows)), bare, 512, "truncate", quiet=True)
+        return token_cache.read([str(write(tmp_path / "x.jsonl", rows))], bare, 512, "truncate", quiet=True)
 
     def spoken(*roles: str) -> list[dict[str, Any]]:
         return [{"messages": [{"role": role, "content": "the cat"} for role in roles]}]
@@ -220,7 +220,7 @@ def test_rejects_and_counts_are_the_same_when_nothing_is_read_again(
 ) -> None:
     path = mixed(tmp_path)
     saved = tmp_path / "rejects.jsonl"
-    corpus = token_cache.read(str(path), template, 60, "drop", rejects=str(saved))
+    corpus = token_cache.read([str(path)], template, 60, "drop", rejects=str(saved))
     first, said = saved.read_bytes(), capsys.readouterr().err
     rows = [json.loads(line) for line in first.splitlines()]
     reasons = [row["reason"] for row in rows]
@@ -231,16 +231,16 @@ def test_rejects_and_counts_are_the_same_when_nothing_is_read_again(
     assert f"35 in, {len(corpus)} out, {len(rows)} rejected" in said
     no_rendering()
     saved.unlink()
-    again = token_cache.read(str(path), template, 60, "drop", rejects=str(saved))
+    again = token_cache.read([str(path)], template, 60, "drop", rejects=str(saved))
     assert saved.read_bytes() == first and capsys.readouterr().err == said == f"vtools train: {again.line()}\n"
     other = shutil.copy(path, tmp_path / 'other "name".jsonl')
-    token_cache.read(str(other), template, 60, "drop", rejects=str(saved), quiet=True)
+    token_cache.read([str(other)], template, 60, "drop", rejects=str(saved), quiet=True)
     assert [json.loads(line) for line in saved.read_bytes().splitlines()] == [
         {**row, "source": str(other)} for row in rows
     ]
     assert b"123456789012345678901234567890" in saved.read_bytes()
     with pytest.raises(Failure, match="is an input file"):
-        token_cache.read(str(path), template, 60, "drop", rejects=str(path))
+        token_cache.read([str(path)], template, 60, "drop", rejects=str(path))
 
 
 def test_broken_input_ends_a_run_without_rejects_even_if_another_run_went_on(
@@ -248,11 +248,11 @@ def test_broken_input_ends_a_run_without_rejects_even_if_another_run_went_on(
 ) -> None:
     path = mixed(tmp_path)
     with pytest.raises(Failure, match=r"mixed\.jsonl:4: .*--rejects FILE") as first:
-        token_cache.read(str(path), template, 512, "truncate", quiet=True)
+        token_cache.read([str(path)], template, 512, "truncate", quiet=True)
     assert entries(cache) == []
-    token_cache.read(str(path), template, 512, "truncate", rejects=os.devnull, quiet=True)
+    token_cache.read([str(path)], template, 512, "truncate", rejects=os.devnull, quiet=True)
     with pytest.raises(Failure) as second:
-        token_cache.read(str(path), template, 512, "truncate", quiet=True)
+        token_cache.read([str(path)], template, 512, "truncate", quiet=True)
     assert str(first.value) == str(second.value)
 
 
@@ -266,18 +266,18 @@ def test_input_that_teaches_nothing_is_refused_with_its_rejects_saved(
         with pytest.raises(
             Failure, match=r"no conversation has a token to train on \(first: .*x\.jsonl:1: template_err"
         ):
-            token_cache.read(str(path), template, 512, "truncate", rejects=str(saved), quiet=True)
+            token_cache.read([str(path)], template, 512, "truncate", rejects=str(saved), quiet=True)
         assert json.loads(saved.read_bytes())["reason"] == "template_error"
         path.write_text("\n")
         with pytest.raises(Failure, match="there are no conversations"):
-            token_cache.read(str(path), template, 512, "truncate", quiet=True)
+            token_cache.read([str(path)], template, 512, "truncate", quiet=True)
 
 
 @pytest.mark.parametrize("name", [*data.FORMATS, token_cache.REJECTS, data.ABOUT])
 @pytest.mark.parametrize("damage", ["truncated", "grown", "missing"])
 def test_a_damaged_entry_is_made_again(name: str, damage: str, template: Template, tmp_path: Path, cache: Path) -> None:
     path = write(tmp_path / "chats.jsonl", [*conversations(5), {"some": "thing"}])
-    corpus = token_cache.read(str(path), template, 512, "truncate", quiet=True)
+    corpus = token_cache.read([str(path)], template, 512, "truncate", quiet=True)
     folder, whole = corpus.folder, contents(corpus.folder)
     if damage == "missing":
         (folder / name).unlink()
@@ -287,7 +287,7 @@ def test_a_damaged_entry_is_made_again(name: str, damage: str, template: Templat
         (folder / name).write_bytes(whole[name] + b"1")
     with pytest.raises(Failure, match="incomplete"):
         Corpus(folder)
-    again = token_cache.read(str(path), template, 512, "truncate", quiet=True)
+    again = token_cache.read([str(path)], template, 512, "truncate", quiet=True)
     assert again.folder == folder and contents(folder) == whole
 
 
@@ -299,7 +299,7 @@ def test_entries_that_no_run_has_used_for_a_month_go_unless_they_are_open(
 ) -> None:
     def made(seed: int) -> Corpus:
         path = write(tmp_path / f"{seed}.jsonl", conversations(3, seed))
-        return token_cache.read(str(path), template, 512, "truncate", quiet=True)
+        return token_cache.read([str(path)], template, 512, "truncate", quiet=True)
 
     def age(folder: Path, days: float) -> None:
         then = time.time() - days * 24 * 3600
@@ -329,7 +329,7 @@ def test_a_corpus_travels_as_its_path_and_opens_in_hardly_any_memory(
     template: Template, tmp_path: Path, cache: Path
 ) -> None:
     path = write(tmp_path / "chats.jsonl", conversations(1))
-    small = token_cache.read(str(path), template, 512, "truncate", quiet=True)
+    small = token_cache.read([str(path)], template, 512, "truncate", quiet=True)
     number, folder = 1_000_000, tmp_path / "million"
     folder.mkdir()
     length = small.lengths[0]
@@ -358,7 +358,7 @@ def test_a_corpus_travels_as_its_path_and_opens_in_hardly_any_memory(
 
 def test_a_conversation_shown_has_its_trained_tokens_marked(template: Template, tmp_path: Path, cache: Path) -> None:
     records = conversations(9)
-    corpus = token_cache.read(str(write(tmp_path / "x.jsonl", records)), template, 512, "truncate", quiet=True)
+    corpus = token_cache.read([str(write(tmp_path / "x.jsonl", records))], template, 512, "truncate", quiet=True)
     shown = data.marked(corpus, 0, template, "⟦", "⟧")
     for message in records[0]["messages"]:
         if message["role"] == "assistant":

@@ -62,7 +62,7 @@ def main():
     chosen = load_template(None, load_tokenizer(folder))
     options.setdefault("max_tokens", 512)
     options.setdefault("overlong", "truncate")
-    corpus = token_cache.read(file, chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
+    corpus = token_cache.read([file], chosen, options.pop("max_tokens"), options.pop("overlong"), **options)
     print(json.dumps({"digest": corpus.digest, "conversations": len(corpus), "folder": str(corpus.folder)}))
 
 process.command("train", main)()

@@ -29,7 +29,7 @@ def load(folder: Path) -> Any:
 
 def corpus_of(template: Template, folder: Path, number: int, seed: int = 0) -> data.Corpus:
     path = tiny.write(folder / f"{number}-{seed}.jsonl", tiny.conversations(number, seed))
-    return token_cache.read(str(path), template, 512, "error", quiet=True)
+    return token_cache.read([str(path)], template, 512, "error", quiet=True)
 
 
 def sharded(folder: Path, alone: ranks.Ranks, dtype: Any = torch.float32, recompute: str = "none") -> Any:

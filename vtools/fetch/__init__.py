@@ -49,7 +49,8 @@ def fetch(
       vtools fetch faq.csv --columns user=question,assistant=answer > raw.jsonl
       echo '{"prompt": "Hi", "completion": "Hello!"}' | vtools fetch
     """
-    from vtools.fetch import expand, source
+    from vtools.fetch import source
+    from vtools.records import expand
 
     names, files = naming.parse(role, columns), sources or ["-"]
     origin = source.Origin()
@@ -69,7 +70,7 @@ def fetch(
         return provenance.stamp(record, "fetch")
 
     with jsonl.output(out) as output:
-        files = expand.expanded(files, names, (out, rejects), quiet)
+        files = expand.expanded("fetch", files, names, (out, rejects), quiet)
         counts = filtering.Rejects("fetch", rejects, files)
         values = itertools.islice(source.values(files, origin, names), limit)
         filtering.run(counts, values, work, options.Common(out, rejects, stats, quiet=quiet), write=output.write)

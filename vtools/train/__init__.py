@@ -26,13 +26,22 @@ LORA_RATE = 2e-4  # ten times that of full fine-tuning: adapters start at zero
 
 
 def train(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE|FOLDER...]", help="Conversations: files, folders or globs; - is stdin (default)."
+        ),
+    ] = None,
+    *,
     model: Annotated[
         str, typer.Option(envvar="VTOOLS_MODEL", metavar="MODEL", help="Fine-tune this folder, hub id or .gguf file.")
     ],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="FOLDER", help="Save the tuned model here.")
     ] = None,
-    data: Annotated[str, typer.Option(metavar="FILE", help="Train on these conversations; - is stdin.")] = "-",
+    data: Annotated[
+        list[str] | None, typer.Option(metavar="FILE", help="Train on this, like FILE on the command line; repeatable.")
+    ] = None,
     preset: Annotated[
         Literal["vicuna-v1.1", "vicuna-v0", "alpaca"] | None,
         typer.Option(help="Use a published model's template and hyper-parameters; other options override them."),
@@ -154,15 +163,16 @@ def train(
     \b
     Examples:
       vtools split --tokenizer base chats.jsonl | vtools train --model base --out tuned > metrics.jsonl
-      vtools train --model base --data train.jsonl --preset vicuna-v1.1 -n --gpu a100 --nproc 8 --prices prices.json
-      vtools train --model base --data train.jsonl --eval held.jsonl --out tuned --save-every 30m >> metrics.jsonl
+      vtools train train.jsonl --model base --preset vicuna-v1.1 -n --gpu a100 --nproc 8 --prices prices.json
+      vtools train train.jsonl more/ --model base --eval held.jsonl --out tuned --save-every 30m >> metrics.jsonl
     """
-    given = dict(locals())
+    given = {name: value for name, value in locals().items() if name != "files"}
     if out is None and not dry_run:
         raise process.UsageFailure("--out FOLDER is required (or --dry-run)")
     every = _every(save_every)
-    if data == "-" and evaluation == "-":
-        raise process.UsageFailure("--data and --eval cannot both be stdin")
+    sources = [*(files or ()), *(data or ())] or ["-"]
+    if [*sources, evaluation].count("-") > 1:
+        raise process.UsageFailure("stdin (-) can be read once, as conversations or as --eval")
     if nnodes > 1 and not rdzv:
         raise process.UsageFailure("--nnodes needs --rdzv HOST:PORT, the same on every machine")
     for name in ("lora_alpha", "lora_targets", "train_embeddings"):
@@ -189,7 +199,7 @@ def train(
         given["lora_targets"] = sorted(targets) or None
     chosen = DEFAULTS | ({"lr": LORA_RATE} if lora else {}) | (PRESETS[preset] if preset else {})
     chosen |= {name: given[name] for name in chosen if given[name] is not None}
-    request = Request(**given | chosen | {"save_every": every})
+    request = Request(**given | chosen | {"data": sources, "save_every": every})
     if dry_run or out is None:
         with jsonl.output(None) as output:
             output.write(foreseen(request))

@@ -11,6 +11,7 @@ from vtools.models.reference import model_folder
 from vtools.models.template import Template, load_template
 from vtools.models.tokenizer import HUB_FILES, load_tokenizer
 from vtools.process import Failure, UsageFailure, say
+from vtools.records import expand
 from vtools.train import schedule, token_cache
 from vtools.train.request import Inputs, Job, Request
 
@@ -39,21 +40,23 @@ def read(request: Request, weights: bool = True) -> Inputs:
         rope = {"rope_type": request.rope_scaling, "factor": float(math.ceil(max_tokens / limit))}
     first = os.environ.get("RANK", "0") == "0"  # under torchrun every rank gets here, and finds the work of the first
     if "RANK" in os.environ:
-        for name, file in (("--data", request.data), ("--eval", request.evaluation)):
-            if file == "-":
-                raise UsageFailure(f"under torchrun every rank reads the data: give {name} FILE, not stdin")
+        for name, given in (("FILE", request.data), ("--eval", [request.evaluation])):
+            if "-" in given:
+                raise UsageFailure(f"under torchrun every rank reads the data: name files for {name}, not stdin")
     quiet = request.quiet or not first
     held_out = None
     if request.evaluation:
         held_out = token_cache.read(
-            request.evaluation, chosen, max_tokens, request.overlong,
+            [request.evaluation], chosen, max_tokens, request.overlong,
             rejects=os.devnull if request.rejects else None, jobs=request.jobs, quiet=True,
         )  # fmt: skip
         if held_out.rejected and not quiet:
             say("train", f"--eval: {held_out.line()}")
     rejects = request.rejects if first or not request.rejects else os.devnull
+    others = [rejects, request.evaluation, request.out and str(request.out)]
+    files = expand.expanded("train", request.data, others=others, quiet=quiet)
     corpus = token_cache.read(
-        request.data, chosen, max_tokens, request.overlong, rejects=rejects, jobs=request.jobs, quiet=quiet
+        files, chosen, max_tokens, request.overlong, rejects=rejects, jobs=request.jobs, quiet=quiet
     )
     largest = max(corpus.largest, held_out.largest if held_out else 0)
     if vocabulary and largest >= vocabulary:

@@ -8,18 +8,16 @@ import contextlib
 import fcntl
 import functools
 import hashlib
-import io
 import json
 import os
+import re
 import shutil
-import stat
-import tempfile
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 from vtools import __version__, models, process, records
 from vtools.files import cache
@@ -28,11 +26,12 @@ from vtools.files.lock import lock
 from vtools.models.template import Template
 from vtools.options import Common
 from vtools.process import Failure, say
-from vtools.records import filtering, jsonl, streams
+from vtools.records import filtering, streams
 from vtools.records.jsonl import Record, Reject
 from vtools.records.streams import Value
-from vtools.train import data
+from vtools.train import data, input_files
 from vtools.train.data import ABOUT, FORMATS, Corpus, Overlong
+from vtools.train.input_files import Input, read_once, writing
 
 REJECTS = "rejects.jsonl"
 SAMPLES = 8  # records kept as they came in, to be rendered by transformers too
@@ -40,7 +39,7 @@ UNUSED = 30 * 24 * 3600.0  # seconds after which an unused entry may be deleted
 
 
 def read(
-    file: str,
+    files: Sequence[str],
     template: Template,
     max_tokens: int,
     overlong: Overlong,
@@ -49,32 +48,37 @@ def read(
     jobs: int = 1,
     quiet: bool = False,
 ) -> Corpus:
-    """Every conversation of a file (`-` is stdin), tokenised now or by an earlier run; the rest are rejects.
+    """Every conversation of the files (`-` is stdin), tokenised now or by an earlier run; the rest are rejects.
 
     Raises Failure if there is nothing to train on, if the input is broken and `rejects` is not given, or if the cache
     cannot be written.
     """
-    name = "stdin" if file == "-" else file
-    saved = filtering.Rejects("train", rejects, [file]).stream  # opened before any work, in case it is not writable
+    saved = filtering.Rejects("train", rejects, files).stream  # opened before any work, in case it is not writable
     home = cache.home() / "tokens"
-    with saved or contextlib.nullcontext(), _input(file, home, quiet) as given:
-        key = _key(given.digest, template, max_tokens, overlong)
+    with saved or contextlib.nullcontext(), read_once(files, home, quiet) as inputs:
+        key = _key([given.digest for given in inputs], template, max_tokens, overlong)
+        place = re.compile(rf"{key}\.(\d+)")  # in the cache, the input files go by the key and their number
+
+        def named(text: str) -> str:
+            return place.sub(lambda found: inputs[int(found[1])].name, text)
+
         try:
             corpus, found = _whole(home / key), True
             if corpus is None:
-                with _writing(home), _alone(home, key, quiet):
+                with writing(home), _alone(home, key, quiet):
                     corpus = _whole(home / key)  # another run may have built it in the meantime
                     if corpus is None:
                         work = functools.partial(_tokenise, max_tokens=max_tokens, overlong=overlong)
-                        _make(home, key, given, template, work, strict=not rejects, jobs=jobs, quiet=quiet)
+                        _make(home, key, inputs, template, work, strict=not rejects, jobs=jobs, quiet=quiet)
                         corpus, found = Corpus(home / key), False
             if corpus.broken and not rejects:
                 raise Failure(corpus.broken)
-        except Failure as failure:  # in the cache the input is named by its key
-            raise type(failure)(str(failure).replace(key, name)) from None
+        except Failure as failure:
+            raise type(failure)(named(str(failure))) from None
         if saved:
-            with open(corpus.folder / REJECTS, "rb") as rows:
-                saved.writelines(row.replace(b'"%s' % key.encode(), jsonl.dumps(name)[:-2]) for row in rows)
+            with open(corpus.folder / REJECTS, encoding="utf-8") as rows:
+                for row in rows:
+                    saved.write(place.sub(lambda found: json.dumps(inputs[int(found[1])].name)[1:-1], row).encode())
     if found:
         with contextlib.suppress(OSError):  # the cache may be another user's
             os.utime(corpus.folder / ABOUT)
@@ -82,65 +86,24 @@ def read(
             say("train", corpus.line())
     else:
         _clear(home)
+    name = inputs[0].name + f" and {len(inputs) - 1} more" * (len(inputs) > 1)
     if not corpus.received:
         raise Failure(f"{name}: there are no conversations")
     if not len(corpus):
-        first = (corpus.first or "").replace(key, name)
         raise Failure(
-            f"{name}: no conversation has a token to train on (first: {first}); "
+            f"{name}: no conversation has a token to train on (first: {named(corpus.first or '')}); "
             f"look at one with --dry-run, and see --template and --max-tokens"
         )
     return corpus
 
 
-class _Input(NamedTuple):
-    """An input that can be read again from its stream's position; a digest of its bytes; its size and time."""
-
-    stream: io.BufferedReader
-    digest: str
-    state: tuple[int, int]
-
-
-def _state(stream: IO[bytes]) -> tuple[int, int]:
-    status = os.fstat(stream.fileno())
-    return status.st_size, status.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _input(file: str, home: Path, quiet: bool) -> Iterator[_Input]:
-    """Read the input once for its digest. What cannot be read twice is spooled to an unnamed file in the cache."""
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(streams.open_file(file))
-        state = _state(stream)
-        start, total, spool = 0, None, None
-        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-            start = stream.tell()  # another program may have read part of stdin
-            total = (state[0] - start + (1 << 20) - 1) >> 20
-        else:
-            with _writing(home):
-                home.mkdir(parents=True, exist_ok=True)
-                spool = stack.enter_context(tempfile.TemporaryFile(dir=home))
-        digest = hashlib.blake2b(digest_size=16)
-        with jsonl.progress("train: input", quiet, total, " MiB") as tick:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
-                if spool:
-                    with _writing(home):
-                        spool.write(chunk)
-                tick()
-        source: Any = spool or stream
-        with _writing(home):
-            source.seek(start)  # flushes the spool to its file
-        yield _Input(source, digest.hexdigest(), _state(source) if spool else state)
-
-
-def _key(digest: str, template: Template, max_tokens: int, overlong: Overlong) -> str:
+def _key(digests: Sequence[str], template: Template, max_tokens: int, overlong: Overlong) -> str:
     """32 hexadecimal digits from everything that decides ids, masks and rejects."""
     import tokenizers
 
     tokenizer = template.tokenizer
     parts = [
-        digest, template.name, template.source, template.stop_strings, tokenizer.bos, tokenizer.eos, tokenizer.pad,
+        *digests, template.name, template.source, template.stop_strings, tokenizer.bos, tokenizer.eos, tokenizer.pad,
         tokenizer.end_ids, max_tokens, overlong, __version__, tokenizers.__version__,
     ]  # fmt: skip
     key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16)
@@ -153,7 +116,7 @@ def _key(digest: str, template: Template, max_tokens: int, overlong: Overlong) -
 def rendering_code() -> list[Path]:
     """Our modules that decide tokens and masks: hashing them is safer than remembering a version number."""
     floors = [path for floor in (records, models) for path in sorted(Path(floor.__path__[0]).glob("*.py"))]
-    return [*floors, Path(data.__file__), Path(__file__)]
+    return [*floors, Path(data.__file__), Path(input_files.__file__), Path(__file__)]
 
 
 def _whole(folder: Path) -> Corpus | None:
@@ -161,20 +124,6 @@ def _whole(folder: Path) -> Corpus | None:
         return Corpus(folder)
     except Failure:
         return None
-
-
-@contextlib.contextmanager
-def _writing(home: Path) -> Iterator[None]:
-    """Explain what to do if the cache cannot be written."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise Failure(
-            f"{home}: tokenised data cannot be kept there: {error.strerror or error}; "
-            f"free space, or set VTOOLS_CACHE to another folder"
-        ) from None
 
 
 def _locks(home: Path, key: str) -> Path:
@@ -207,7 +156,7 @@ def _tokenise(value: Record, max_tokens: int, overlong: Overlong) -> Record:
 def _make(
     home: Path,
     key: str,
-    given: _Input,
+    inputs: Sequence[Input],
     template: Template,
     work: filtering.Work,
     *,
@@ -220,7 +169,9 @@ def _make(
     _template = template
     with atomic_folder(home / key) as part:
         counts = _Rejects(part / REJECTS, strict)
-        values = streams.split(iter(lambda: given.stream.read1(streams.CHUNK), b""), key)
+        values = (
+            value for number, given in enumerate(inputs) for value in streams.split(given.chunks(), f"{key}.{number}")
+        )
         with contextlib.ExitStack() as stack:
             writer = _Writer({name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS})
             common = Common(jobs=jobs, quiet=quiet)
@@ -236,8 +187,6 @@ def _make(
             filtering.run(counts, values, work, common, write=add, leaves=False)
         assert counts.stream is not None
         counts.stream.close()
-        if _state(given.stream) != given.state:
-            raise Failure(f"{key}: changed while it was being read; wait until it is complete, and run again")
         about = {
             **writer.totals,
             "digest": writer.digest.hexdigest(),

@@ -6,46 +6,56 @@ from collections.abc import Iterable, Iterator
 
 from vtools.process import Failure, say
 from vtools.records import streams
-from vtools.records.naming import Names
+from vtools.records.naming import NONE, Names
 
 
-def expanded(sources: Iterable[str], names: Names, written: Iterable[str | None], quiet: bool) -> list[str]:
+def expanded(
+    tool: str, sources: Iterable[str], names: Names = NONE, others: Iterable[str | None] = (), quiet: bool = False
+) -> list[str]:
     """The sources with each folder and each glob replaced by its data files, sorted by name.
 
-    What else is in a folder is skipped, and said; so are the files of `written`, which this run writes. Raises Failure
-    if there is nothing to read.
+    What else is in a folder is skipped, and said; so is what is one of `others`, or below it: files and folders that
+    this run writes, or reads for another purpose. Raises Failure if there is nothing to read.
     """
     found: list[str] = []
     for given in sources:
         if given == "-" or given.startswith(("http://", "https://")) or os.path.isfile(given):
             found.append(given)
         elif os.path.isdir(given):
-            found += _data_files(given, names, written, quiet)
+            found += _data_files(tool, given, names, others, quiet)
         elif not os.path.exists(given) and glob.has_magic(given):
             matches = sorted(glob.glob(given, recursive=True))
             if not matches:
                 raise Failure(f"{given}: no file matches")
             for match in matches:
-                found += _data_files(match, names, written, quiet) if os.path.isdir(match) else [match]
+                found += _data_files(tool, match, names, others, quiet) if os.path.isdir(match) else [match]
         else:
             found.append(given)  # a pipe, or a file that is missing: opening it says so
     return found
 
 
-def _data_files(folder: str, names: Names, written: Iterable[str | None], quiet: bool) -> list[str]:
-    ours = {os.path.realpath(path) for path in written if path}
+def _data_files(tool: str, folder: str, names: Names, others: Iterable[str | None], quiet: bool) -> list[str]:
+    used = {os.path.realpath(path) for path in others if path}
     found: list[str] = []
     skipped: list[str] = []
     for path in sorted(_files_below(folder)):
-        wanted = streams.is_data(os.path.relpath(path, folder), names) and os.path.realpath(path) not in ours
+        wanted = streams.is_data(os.path.relpath(path, folder), names) and not _is_below(os.path.realpath(path), used)
         (found if wanted else skipped).append(path)
     shown = ", ".join(os.path.relpath(path, folder) for path in skipped[:4]) + ", ..." * (len(skipped) > 4)
     if not found:
-        tables = "; CSV and TSV need --columns" if any(name.endswith(streams.TABLES) for name in skipped) else ""
+        tables = (
+            "; CSV and TSV need `vtools fetch --columns`"
+            if any(name.endswith(streams.TABLES) for name in skipped)
+            else ""
+        )
         raise Failure(f"{folder}: no JSON, JSONL or parquet file in it ({shown or 'it is empty'}){tables}")
     if skipped and not quiet:
-        say("fetch", f"{folder}: {len(found)} files; skipped {len(skipped)} that hold no records: {shown}")
+        say(tool, f"{folder}: {len(found)} files; skipped {len(skipped)}: {shown}")
     return found
+
+
+def _is_below(path: str, folders: set[str]) -> bool:
+    return any(path == folder or path.startswith(folder + os.sep) for folder in folders)
 
 
 def _files_below(folder: str) -> Iterator[str]:
