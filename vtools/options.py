@@ -88,6 +88,12 @@ SystemText = Annotated[  # "" if it is to be empty
         help="Set the system text of conversations without one, instead of the template's; none: empty.",
     ),
 ]
+FoldSystem = Annotated[
+    bool,
+    typer.Option(
+        "--fold-system", help="Write system messages into the first question, if the template has no place for them."
+    ),
+]
 
 
 class Common(NamedTuple):

@@ -79,8 +79,9 @@ class Cutter:
         spans = self.program.spans(plain, written, generation)
         placed = {span.slot for span in spans}
         for place, message in enumerate(plain):
-            if place not in placed and (found := self.control.search(message["content"])):
-                raise Reject("template_error", f"messages[{place}]: {found[0]} in a text that the template rewrites")
+            tokens = [token for token in self.control.findall(message["content"]) if token.strip()]
+            if place not in placed and tokens:
+                raise Reject("template_error", f"messages[{place}]: {tokens[0]} in a text that the template rewrites")
         starts, ends = [span.start for span in spans], [span.end for span in spans]
         texts = [written[span.start : span.end] for span in spans]
         literals = [written[end:start] for end, start in zip([0, *ends], [*starts, len(written)], strict=True)]

@@ -6,15 +6,16 @@ is rendered for real too, and its texts are found in that. Control tokens are re
 user typed stays text. The loss mask is known by construction: each answer and what ends it.
 """
 
+import contextlib
 import itertools
 import json
 import re
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtools.files.atomic import write
-from vtools.models import default_system, rendering
+from vtools.models import rendering, system_messages
 from vtools.models.configs import write_json
 from vtools.models.pieces import Cutter, Piece
 from vtools.models.published_templates import SOURCES, STOP_STRINGS
@@ -46,14 +47,18 @@ class Run(NamedTuple):
     token: int | None = None
 
 
-def load_template(name: str | None, tokenizer: Tokenizer, system: str | None = None) -> "Template":
+def load_template(
+    name: str | None, tokenizer: Tokenizer, system: str | None = None, fold_system: bool = False
+) -> "Template":
     """The template `name` for a tokenizer; without a name the stored one, or Vicuna's for LLaMA's vocabulary.
 
-    `system` is the text that it writes where a conversation has no system message; "" empties its own.
-    Raises Failure if there is no such template, the tokenizer lacks a token that it needs, or it has no place for a
-    system message.
+    `system` is the text that it writes where a conversation has no system message; "" empties its own. `fold_system`
+    has it write system messages into the first question. Raises Failure if there is no such template, the tokenizer
+    lacks a token that it needs, it has no place for a system message, or one and should fold them.
     """
     chosen = _by_name(name, tokenizer)
+    if fold_system:
+        chosen = chosen.folding_system()
     return chosen if system is None else chosen.with_system(system)
 
 
@@ -132,18 +137,31 @@ class Template:
             return None
         if given[1::2] != ["0", "1"]:
             return None
-        return default_system.found(without, given[0], f"{given[2]}\ue0000\ue001{given[4]}")
+        return system_messages.found(without, given[0], f"{given[2]}\ue0000\ue001{given[4]}")
 
     def with_system(self, text: str) -> "Template":
         """This template with another default system text. Raises Failure if it has no place for one."""
-        plain = default_system.original(self.source)
+        plain = system_messages.original(self.source)
         made = Template(self.name, plain, self.stop_strings, self.tokenizer)
         if not text and not made.system:
             return made
-        made = Template(self.name, default_system.replaced(plain, text), self.stop_strings, self.tokenizer)
+        made = Template(self.name, system_messages.replaced(plain, text), self.stop_strings, self.tokenizer)
         if made.system is None or made.system.strip() != text.strip():  # some templates strip it
             raise Failure(f"--system: the template {self.name} has no place for a system message")
         return made
+
+    def folding_system(self) -> "Template":
+        """This template, writing a system message into the first question. Raises Failure if it has a place for one."""
+        if self._has_system_role:
+            what = f"the template {self.name} has a place for a system message"
+            raise Failure(f"--fold-system: {what}; leave the option out")
+        return Template(self.name, system_messages.folded(self.source), self.stop_strings, self.tokenizer)
+
+    @cached_property
+    def _has_system_role(self) -> bool:
+        with contextlib.suppress(Reject):
+            return bool(self.skeleton(("system", "user"), True))
+        return False
 
     def check_ends(self) -> None:
         """Raise Failure if nothing ends an answer: a model trained so would never stop."""
@@ -172,7 +190,13 @@ class Template:
 
         Raises Reject("template_error") for an empty answer or a conversation that the template cannot render.
         """
-        return self._assemble(messages, False, context)
+        try:
+            return self._assemble(messages, False, context)
+        except Reject as reject:
+            if messages[0]["role"] != "system" or self._has_system_role:
+                raise
+            advice = "--fold-system writes system messages into the first question"
+            raise Reject(reject.reason, f"{reject.detail} ({advice})") from None
 
     def prompt(self, messages: list[dict[str, Any]]) -> list[int]:
         """Ids of a conversation up to the start of the assistant's next answer. Raises Reject."""

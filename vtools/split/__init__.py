@@ -22,6 +22,7 @@ def split(
     ] = None,
     template: options.TemplateName = None,
     system: options.SystemText = None,
+    fold_system: options.FoldSystem = False,
     overlong: Annotated[
         Literal["keep", "drop", "truncate", "split-answer"],
         typer.Option(help="How to treat a turn pair that is longer than a segment."),
@@ -93,8 +94,9 @@ def split(
         raise UsageFailure("--hold-out and --hold-out-file go together: give both")
     if group is not None and hold_out is None:
         raise UsageFailure("--group says what --hold-out keeps together: give both")
-    if preset and (template or system is not None or overlong != "keep" or overlap_turns or role or columns):
-        theirs = "--template, --system, --overlong, --overlap-turns, --role and --columns"
+    other = template or system is not None or fold_system or overlong != "keep" or overlap_turns or role or columns
+    if preset and other:
+        theirs = "--template, --system, --fold-system, --overlong, --overlap-turns, --role and --columns"
         raise UsageFailure(f"--preset {preset} is a fixed set of rules: leave out {theirs}")
     share = _share(hold_out) if hold_out else 0.0
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # -j limits the processors it uses
@@ -104,12 +106,13 @@ def split(
         vicuna.counter(tokenizer)
         work = functools.partial(vicuna.split, tokenizer=tokenizer, max_tokens=max_tokens)
     else:
-        segments.rendering(tokenizer, template, system)
+        segments.rendering(tokenizer, template, system, fold_system)
         work = functools.partial(
             segments.split,
             tokenizer=tokenizer,
             template=template,
             system=system,
+            fold_system=fold_system,
             max_tokens=max_tokens,
             overlong=overlong,
             overlap_turns=overlap_turns,

@@ -32,9 +32,9 @@ class Segment(dict[str, Any]):
 
 
 @lru_cache(maxsize=1)
-def rendering(tokenizer: str, template: str | None, system: str | None) -> Rendering:
+def rendering(tokenizer: str, template: str | None, system: str | None, fold_system: bool) -> Rendering:
     """The template and tokenizer that count, loaded once per process."""
-    return Rendering(load_template(template, load_tokenizer(tokenizer), system))
+    return Rendering(load_template(template, load_tokenizer(tokenizer), system, fold_system))
 
 
 def split(
@@ -43,6 +43,7 @@ def split(
     tokenizer: str,
     template: str | None,
     system: str | None = None,
+    fold_system: bool = False,
     max_tokens: int,
     overlong: Overlong = "keep",
     overlap_turns: int = 0,
@@ -59,7 +60,7 @@ def split(
     record = conversation.read(record, names)
     base = base_id(record)
     refuse_empty(record["messages"])
-    talk = _Talk(record["messages"], rendering(tokenizer, template, system), max_tokens)
+    talk = _Talk(record["messages"], rendering(tokenizer, template, system, fold_system), max_tokens)
     if not talk.pairs:
         return Reject("empty", "no turns")
     turns = talk.starts[-1]

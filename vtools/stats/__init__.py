@@ -28,6 +28,7 @@ def stats(
     ] = None,
     template: options.TemplateName = None,
     system: options.SystemText = None,
+    fold_system: options.FoldSystem = False,
     diff: Annotated[
         bool, typer.Option("--diff", help="Compare two files, BEFORE and AFTER, of records or of --stats counts.")
     ] = False,
@@ -55,13 +56,13 @@ def stats(
     names, theirs = files or [], naming.parse(role, columns)
     if diff and (len(names) != 2 or plot):
         raise UsageFailure("--diff compares two files and draws no chart: vtools stats --diff BEFORE AFTER")
-    if (template or system is not None) and not tokenizer:
-        raise UsageFailure("--template and --system count tokens: they need --tokenizer MODEL")
+    if (template or system is not None or fold_system) and not tokenizer:
+        raise UsageFailure("--template, --system and --fold-system count tokens: they need --tokenizer MODEL")
     if plot:
         from vtools import plots
 
         plots.check(plot)
-    counting_with = _counting_with(tokenizer, template, system, quiet) if tokenizer else None
+    counting_with = _counting_with(tokenizer, template, system, fold_system, quiet) if tokenizer else None
     counts = filtering.Rejects("stats", rejects, names)
     inputs = [_Input(given, counts, theirs, quiet) for given in ([[name] for name in names] if diff else [names])]
     found = [_sum_up(each, counting_with, counted_already=diff) for each in inputs]
@@ -104,12 +105,14 @@ class _Input:
             self.failure = failure
 
 
-def _counting_with(model: str, template: str | None, system: str | None, quiet: bool) -> Tokenizer | Template:
+def _counting_with(
+    model: str, template: str | None, system: str | None, fold_system: bool, quiet: bool
+) -> Tokenizer | Template:
     tokenizer = load_tokenizer(model)
     try:
-        return load_template(template, tokenizer, system)
+        return load_template(template, tokenizer, system, fold_system)
     except Failure as failure:
-        if template or system is not None or tokenizer.chat_template:
+        if template or system is not None or fold_system or tokenizer.chat_template:
             raise
         if not quiet:
             say("stats", f"{failure}; this counts the texts alone")

@@ -75,6 +75,7 @@ def train(
     ] = None,
     template: options.TemplateName = None,
     system: options.SystemText = None,
+    fold_system: options.FoldSystem = False,
     lora: Annotated[
         int | None,
         typer.Option(metavar="RANK", min=1, help="Train LoRA adapters of this rank on frozen weights (PEFT's format)."),

@@ -76,6 +76,7 @@ class Corpus:
         counts = filtering.Rejects("train", None)
         counts.received, counts.kept, counts.repaired = self.received, len(self), self.repaired
         counts.reasons.update(self.reasons)
+        counts.first = counts.unreadable = self.first
         counts.extra["truncated"] = self.truncated
         return counts.line()
 

@@ -16,7 +16,7 @@ def foreseen(request: Request) -> dict[str, Any]:
     price = prices.read(request.prices).gpu_hour(request.gpu or "here") if request.prices else None
     inputs = job.read(request, weights=False)
     corpus = inputs.corpus
-    chosen = job.template(request.model, request.template, request.system)
+    chosen = request.chat_template
     from vtools.train import preflight  # torch, after the tokenising pool was forked
 
     preflight.check(request, inputs, chosen)

@@ -1,6 +1,5 @@
 """A training job from its command line to its ranks: reading input, checking it, starting."""
 
-import functools
 import math
 import os
 from pathlib import Path
@@ -8,8 +7,7 @@ from typing import Any
 
 from vtools.models.configs import read_json
 from vtools.models.reference import model_folder
-from vtools.models.template import Template, load_template
-from vtools.models.tokenizer import HUB_FILES, load_tokenizer
+from vtools.models.tokenizer import HUB_FILES
 from vtools.process import Failure, UsageFailure, say
 from vtools.records import expand
 from vtools.train import schedule, token_cache
@@ -26,7 +24,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
     Without `weights`, those of a hub model are not downloaded.
     """
     config = _checked_config(request.model, model_folder(request.model, HUB_FILES))
-    chosen = template(request.model, request.template, request.system)
+    chosen = request.chat_template
     chosen.check_ends()
     vocabulary, limit = config.get("vocab_size"), config.get("max_position_embeddings")
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
@@ -85,12 +83,6 @@ def read(request: Request, weights: bool = True) -> Inputs:
     )
 
 
-@functools.lru_cache(maxsize=1)
-def template(model: str, name: str | None, system: str | None) -> Template:
-    """The template that a run trains, loaded once in a process."""
-    return load_template(name, load_tokenizer(model), system)
-
-
 def _ranks_here(request: Request) -> int:
     """Ranks on this node: from torchrun or --nproc, else one per GPU, else one."""
     import torch
@@ -110,7 +102,7 @@ def run(request: Request, out: Path) -> None:
     inputs = read(request)
     from vtools.train import launch, preflight  # torch is imported after the tokenising pool was forked
 
-    preflight.check(request, inputs, template(request.model, request.template, request.system))
+    preflight.check(request, inputs, request.chat_template)
     launch.run(Job(request, inputs, out))
 
 

@@ -13,8 +13,6 @@ import torch
 from transformers import PreTrainedModel
 
 from vtools import machine, options, provenance
-from vtools.models.template import load_template
-from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, say
 from vtools.records import jsonl
 from vtools.train import (
@@ -77,7 +75,7 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
     if found:
         trainer.restore(*found)
     resumed = trainer.result.step
-    text = load_template(request.template, load_tokenizer(request.model), request.system)
+    text = request.chat_template
     peak = machine.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
 
     def share(lengths: Sequence[int]) -> float:

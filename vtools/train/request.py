@@ -1,15 +1,28 @@
 """The input of a training run: the command line, what was read, and where the result goes."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from vtools.models.template import Template, load_template
+from vtools.models.tokenizer import load_tokenizer
 from vtools.train.data import Corpus
 
 
 class Request(SimpleNamespace):
     """The options of `train` by their names in its signature, with presets and defaults filled in."""
+
+    @property
+    def chat_template(self) -> Template:
+        """The template to train with, loaded once in a process. Raises Failure as load_template does."""
+        return _template(self.model, self.template, self.system, self.fold_system)
+
+
+@functools.lru_cache(maxsize=1)
+def _template(model: str, name: str | None, system: str | None, fold_system: bool) -> Template:
+    return load_template(name, load_tokenizer(model), system, fold_system)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import shutil
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ def read(
                     corpus = _whole(home / key)  # another run may have built it in the meantime
                     if corpus is None:
                         work = functools.partial(_tokenise, max_tokens=max_tokens, overlong=overlong)
-                        _make(home, key, inputs, template, work, strict=not rejects, jobs=jobs, quiet=quiet)
+                        counts = _Rejects(strict=not rejects, named=named)
+                        _make(home, key, inputs, template, work, counts, Common(jobs=jobs, quiet=quiet))
                         corpus, found = Corpus(home / key), False
             if corpus.broken and not rejects:
                 raise Failure(corpus.broken)
@@ -83,7 +84,7 @@ def read(
         with contextlib.suppress(OSError):  # the cache may be another user's
             os.utime(corpus.folder / ABOUT)
         if not quiet:
-            say("train", corpus.line())
+            say("train", named(corpus.line()))
     else:
         _clear(home)
     name = inputs[0].name + f" and {len(inputs) - 1} more" * (len(inputs) > 1)
@@ -159,22 +160,19 @@ def _make(
     inputs: Sequence[Input],
     template: Template,
     work: filtering.Work,
-    *,
-    strict: bool,
-    jobs: int,
-    quiet: bool,
+    counts: "_Rejects",
+    common: Common,
 ) -> None:
     """Tokenise the input into `home / key`, which the caller has locked; all or nothing."""
     global _template
     _template = template
     with atomic_folder(home / key) as part:
-        counts = _Rejects(part / REJECTS, strict)
+        counts.stream = open(part / REJECTS, "wb")  # noqa: SIM115  closed below
         values = (
             value for number, given in enumerate(inputs) for value in streams.split(given.chunks(), f"{key}.{number}")
         )
         with contextlib.ExitStack() as stack:
             writer = _Writer({name: stack.enter_context(open(part / name, "wb", 1 << 20)) for name in FORMATS})
-            common = Common(jobs=jobs, quiet=quiet)
 
             samples: list[str] = []
 
@@ -185,7 +183,6 @@ def _make(
                 counts.extra["truncated"] += row["truncated"]
 
             filtering.run(counts, values, work, common, write=add, leaves=False)
-        assert counts.stream is not None
         counts.stream.close()
         about = {
             **writer.totals,
@@ -202,9 +199,10 @@ def _make(
 class _Rejects(filtering.Rejects):
     """Rejects stored in the entry, whether or not this run needs them; notes where broken input ends a run."""
 
-    def __init__(self, path: Path, strict: bool) -> None:
-        super().__init__("train", str(path))
-        self.strict = strict
+    def __init__(self, strict: bool, named: Callable[[str], str]) -> None:
+        """`named` puts the names of the input files into a text."""
+        super().__init__("train", None)
+        self.strict, self.named = strict, named
         self.broken: str | None = None
 
     def add(self, reject: Reject, value: Value, record: Any = None) -> None:
@@ -217,6 +215,10 @@ class _Rejects(filtering.Rejects):
                     raise
                 self.broken = str(failure)
         super().add(reject, value, record)
+
+    def line(self) -> str:
+        """The counts as one line for people."""
+        return self.named(super().line())
 
 
 class _Writer:

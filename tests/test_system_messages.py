@@ -1,4 +1,4 @@
-"""--system: the text that a template writes where a conversation has no system message."""
+"""--system: the text that a template writes where a conversation has none. (--fold-system: test_fold_system.py.)"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from chats import chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vtools.models import default_system
+from vtools.models import system_messages
 from vtools.models.template import Template, load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure
@@ -65,10 +65,10 @@ def test_it_stands_where_the_published_formats_have_a_system_message(llama, name
 def test_any_text_is_stored_and_read_back_and_replaced(eot_tokenizer, text):
     tokenizer = eot_tokenizer
     plain = load_template(None, tokenizer)
-    stored = default_system.replaced(plain.source, text)
+    stored = system_messages.replaced(plain.source, text)
     assert Template("auto", stored, (), tokenizer).system == text
-    assert default_system.original(stored) == plain.source
-    assert default_system.replaced(stored, "other") == default_system.replaced(plain.source, "other")
+    assert system_messages.original(stored) == plain.source
+    assert system_messages.replaced(stored, "other") == system_messages.replaced(plain.source, "other")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,9 @@ def test_the_rest_of_the_template_renders_as_before(smollm2, source):
     tokenizer = load_tokenizer(smollm2)
     messages = chat("Hi", system="S")
     before = Template("x", source, (), tokenizer)._cutter.program.render(messages)
-    assert Template("x", default_system.replaced(source, "T"), (), tokenizer)._cutter.program.render(messages) == before
+    assert (
+        Template("x", system_messages.replaced(source, "T"), (), tokenizer)._cutter.program.render(messages) == before
+    )
 
 
 def test_a_template_that_refuses_system_messages_says_so(eot, tmp_path):
@@ -172,4 +174,4 @@ def test_a_server_is_sent_a_text_and_cannot_be_told_to_leave_out_its_own(vtools)
 def test_only_tokens_have_a_template(vtools):
     asked = vtools("stats", "--system", "none", stdin="")
     assert asked.returncode == 2
-    assert "--template and --system count tokens: they need --tokenizer MODEL" in asked.errors
+    assert "--template, --system and --fold-system count tokens: they need --tokenizer MODEL" in asked.errors
