@@ -234,7 +234,7 @@ def train(network: Any, corpus: data.Corpus, alone: Any, out: Path, **changes: A
         "dtype": torch.float32, "eval_every": 0,
     }  # fmt: skip
     saving = loop.Saving(out, (0, 0.0), 2, {}, False)
-    loop.Trainer(network, corpus, None, loop.Recipe(**recipe | changes), saving, alone).run(rows.append, lambda n: None)
+    loop.Trainer(network, corpus, None, loop.Recipe(**recipe | changes), saving, alone).run(rows.append)
     return rows
 
 
@@ -307,6 +307,6 @@ def test_half_precision_scales_the_loss_and_skips_a_step_that_overflows(
     }), loop.Saving(tmp_path, (0, 0.0), 2, {}, False), alone)  # fmt: skip
     trainer.result.scale = 2.0**40
     rows: list[dict[str, Any]] = []
-    result = trainer.run(rows.append, lambda n: None)
+    result = trainer.run(rows.append)
     assert rows[0]["grad_norm"] is None and result.scale == 2.0**39
     assert all(torch.equal(old, new) for old, new in zip(before, network.parameters(), strict=True))

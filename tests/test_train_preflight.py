@@ -24,7 +24,7 @@ from vtools.train.request import Request  # noqa: E402
 
 TEMPLATE = tiny.TEMPLATE
 OPTIONS: dict[str, Any] = {
-    "template": None, "system": None, "max_tokens": 512, "overlong": "truncate", "rejects": None, "jobs": 1, "quiet": False,
+    "template": None, "system": None, "fold_system": False, "max_tokens": 512, "overlong": "truncate", "rejects": None, "jobs": 1, "quiet": False,
     "evaluation": None, "rope_scaling": None, "batch": 1, "epochs": 3, "max_steps": None, "warmup": 0.03, "nproc": 1,
     "gpu": None, "lora": None, "lora_alpha": 8, "lora_targets": None, "train_embeddings": False, "dry_run": False,
     "resume": "auto", "keep": None, "save_dtype": "bf16", "out": None,
@@ -48,10 +48,10 @@ def said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
 
     def check(model: Path, records: list[dict[str, Any]] | None = None, **options: Any) -> str:
         data = tiny.write(tmp_path / "data.jsonl", records or tiny.conversations(12))
-        request = Request(**OPTIONS | options | {"model": str(model), "data": options.get("data", str(data))})
+        request = Request(**OPTIONS | options | {"model": str(model), "data": options.get("data", [str(data)])})
         inputs = job.read(request)
         capsys.readouterr()
-        preflight.check(request, inputs, job.template(request.model, request.template, request.system))
+        preflight.check(request, inputs, request.chat_template)
         return capsys.readouterr().err
 
     return check

@@ -85,7 +85,7 @@ def test_a_template_whose_answers_never_end_is_refused(base, tmp_path):
         "{% for message in messages %}{{ message.role + ': ' + message.content + '\\n' }}{% endfor %}"
     )
     with pytest.raises(Failure, match="the model would never stop; choose another --template"):
-        job.read(Request(model=str(tmp_path / "model"), template=None, system=None))
+        job.read(Request(model=str(tmp_path / "model"), template=None, system=None, fold_system=False))
 
 
 def test_few_steps_and_cut_conversations_are_said(base, data):

@@ -79,9 +79,18 @@ def signals_held() -> Iterator[None]:
             raise Interrupted(_held.pop())
 
 
+CLEAR = "\r\x1b[K"  # the line of a terminal
+
+
 def say(tool: str, text: str) -> None:
-    """Print a line for people, on stderr."""
-    print(f"vtools {tool}: {text}", file=sys.stderr)
+    """Print a line for people, on stderr; on a terminal in place of a progress bar."""
+    print(f"{CLEAR if sys.stderr.isatty() else ''}vtools {tool}: {text}", file=sys.stderr)
+
+
+def announce(tool: str, text: str) -> None:
+    """`say` from within a signal handler, which may have come while another line is written."""
+    clear = CLEAR if os.isatty(2) else ""
+    os.write(2, f"{clear}vtools {tool}: {text}\n".encode())
 
 
 def install(extra: str) -> str:

@@ -195,11 +195,15 @@ def parse(value: streams.Value) -> tuple[Record | Reject, bool]:
     return Reject("not_object", f"{KINDS[type(record)]}, not an object"), False
 
 
+def shares_terminal() -> bool:
+    """Whether stdout shows data on the terminal of stderr."""
+    return _stdout_shows_data and sys.stdout.isatty() and os.path.sameopenfile(1, 2)
+
+
 @contextlib.contextmanager
 def progress(tool: str, quiet: bool, total: int | None = None, unit: str = " records") -> Iterator[Callable[..., Any]]:
     """A progress bar if stderr is a terminal that does not show the data too; yields the function that advances it."""
-    shared = _stdout_shows_data and sys.stdout.isatty() and os.path.sameopenfile(1, 2)
-    if quiet or shared or not sys.stderr.isatty():
+    if quiet or shares_terminal() or not sys.stderr.isatty():
         yield lambda n=1: None
         return
     from tqdm import tqdm

@@ -11,6 +11,7 @@ from vtools.models.tokenizer import HUB_FILES
 from vtools.process import Failure, UsageFailure, say
 from vtools.records import expand
 from vtools.train import schedule, token_cache
+from vtools.train.progress import Progress
 from vtools.train.request import Inputs, Job, Request
 
 DEFAULT_MAX_TOKENS = 2048
@@ -100,9 +101,10 @@ def run(request: Request, out: Path) -> None:
     if out.resolve() == model_folder(request.model).resolve():
         raise UsageFailure(f"--out {out}: is the base model; choose another folder")
     inputs = read(request)
-    from vtools.train import launch, preflight  # torch is imported after the tokenising pool was forked
+    with Progress(request.quiet or os.environ.get("RANK", "0") != "0") as progress, progress.phase("checking the run"):
+        from vtools.train import launch, preflight  # torch is imported after the tokenising pool was forked
 
-    preflight.check(request, inputs, request.chat_template)
+        preflight.check(request, inputs, request.chat_template)
     launch.run(Job(request, inputs, out))
 
 

@@ -23,6 +23,7 @@ from vtools.process import Failure, Interrupted, TryAgain, UsageFailure
 from vtools.train import rank, ranks
 from vtools.train.request import Job
 from vtools.train.shrinking import Shrunk
+from vtools.train.signals import SAVING
 
 
 class Died(Failure):
@@ -91,6 +92,8 @@ def _launch(job: Job) -> None:
         if signum == signal.SIGUSR1:  # a rank that is still starting would die of the signal
             (job.out / "SAVE").touch()
             return
+        if not asked:
+            process.announce("train", SAVING)
         asked.append(signum)
         children = multiprocessing.active_children()
         for child in children:
@@ -129,6 +132,7 @@ def _launch(job: Job) -> None:
     else:
         return
     if asked and asked[0] != signal.SIGTERM and isinstance(ended, TryAgain):
+        process.say("train", str(ended).removeprefix("preempted and "))
         raise Interrupted(asked[0])
     raise ended
 

@@ -1,6 +1,7 @@
 # ruff: noqa: TID253
 """The training loop: steps, held-out loss, samples, metrics, checkpoints, signals."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -95,7 +96,7 @@ class Trainer:
         )
         self.result = Result()
         self.checkpoints = checkpoint.Checkpoints(saving.folder, saving.keep, ranks)
-        self.asked = Asked(alone)
+        self.asked = Asked(alone, says=alone)
         self.saved_step, self.saved_at = 0, time.monotonic()
         self.epoch, self.steps = -1, [[0]]
 
@@ -130,17 +131,16 @@ class Trainer:
     def run(
         self,
         write: Callable[[dict[str, Any]], None],
-        tick: Callable[[int], Any],
+        phase: Callable[[str], contextlib.AbstractContextManager[None]] = lambda what: contextlib.nullcontext(),
         sample: Callable[[], list[dict[str, str]]] | None = None,
         work: Callable[[Sequence[int]], float] | None = None,
     ) -> Result:
-        """Train to the last step; metrics go to `write`.
+        """Train to the last step; metrics go to `write`, and `phase` is around what takes long between steps.
 
         `sample` answers questions at each held-out loss. `work` gives the MFU of training on conversations of these
         lengths in one second. Raises TryAgain if preempted and saved, Failure if the loss is not finite.
         """
         recipe, result = self.recipe, self.result
-        tick(result.step)
         started, first = time.monotonic(), result.step
         with self.asked.listening():
             while True:
@@ -148,16 +148,19 @@ class Trainer:
                 due = step in (0, recipe.steps) or (recipe.eval_every and step % recipe.eval_every == 0)
                 if self.evaluation is not None and due and step not in result.held_out:
                     before = time.monotonic()
-                    loss = self._held_out_loss(self.evaluation)
+                    with phase("computing the held-out loss"):
+                        loss = self._held_out_loss(self.evaluation)
                     self._end_if_asked()
                     result.held_out[step] = loss
                     row = {"step": step, "eval_loss": loss, "eval_tokens": self.evaluation.trained_tokens}
-                    answers = {"samples": sample()} if sample else {}
+                    with phase("answering samples"):
+                        answers = {"samples": sample()} if sample else {}
                     write({**row, **answers, "ms": _ms(before)})
                 self._end_if_asked()
                 if step == recipe.steps:
                     # Exporting the model may fail, and can then be repeated.
-                    self._save(wait=True, only_after=0 if self.saving.last else WORTH_SAVING)
+                    with phase("saving the last step"):
+                        self._save(wait=True, only_after=0 if self.saving.last else WORTH_SAVING)
                     self.checkpoints.close()
                     return result
                 before = time.monotonic()
@@ -174,7 +177,6 @@ class Trainer:
                 elapsed = time.monotonic() - started
                 metrics["eta_s"] = round(elapsed / (result.step - first) * (recipe.steps - result.step))
                 write(metrics)
-                tick(1)
 
     def _step(self, step: int) -> dict[str, Any] | None:
         """Train step number `step` (from 0) and return its metrics; if asked to end, None with nothing changed.

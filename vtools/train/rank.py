@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from vtools import machine, options, provenance
-from vtools.process import Failure, say
+from vtools.process import Failure, Interrupted, say
 from vtools.records import jsonl
 from vtools.train import (
     attention,
@@ -31,6 +31,7 @@ from vtools.train import (
     shard,
     shrinking,
 )  # fmt: skip
+from vtools.train.progress import Progress
 from vtools.train.ranks import Ranks
 from vtools.train.request import Inputs, Job, Request
 
@@ -42,6 +43,15 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
 
     Raises Failure, TryAgain, Interrupted; on all ranks, unless the reason is one rank's own.
     """
+    first = ranks.rank == 0
+    with (
+        jsonl.output(None if first else "/dev/null") as output,
+        Progress(job.request.quiet or not first, job.inputs.steps) as progress,
+    ):
+        _work(job, ranks, alone, output, progress)
+
+
+def _work(job: Job, ranks: Ranks, alone: bool, output: jsonl.Output, progress: Progress) -> None:
     request, inputs, out = job.request, job.inputs, job.out
     first = ranks.rank == 0
     device.prepare(ranks.device)
@@ -53,7 +63,8 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
             _tidy(request, out)  # the run was killed right after its last file
             _say(request, f"{out}: this run is finished; nothing to do")
         return
-    network, chosen, shape = _built(job, ranks, dtype, found[1] if found else None)
+    with progress.phase(f"loading {request.model}"):
+        network, chosen, shape = _built(job, ranks, dtype, found[1] if found else None)
     plan = {name: getattr(chosen, name) for name in shrinking.DECIDED}
     decided = {**vars(request), **plan, "steps": inputs.steps, "warmup": inputs.warmup, "dtype": dtype}
     recipe = options.fields_from(loop.Recipe, decided)
@@ -66,14 +77,15 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         last=request.keep is not None,
     )
     trainer = loop.Trainer(network, inputs.corpus, inputs.held_out, recipe, saving, ranks, alone)
-    with _shrinking(job, ranks, network, plan, trainer):
+    with progress.phase("compiling and warming up"), _shrinking(job, ranks, network, plan, trainer):
         if chosen.compiled or ranks.device.type == "cuda":
             trainer.warm_up()
     if first:
         _clear(request, out, found[1]["step"] if found else 0)
     ranks.wait()
     if found:
-        trainer.restore(*found)
+        with progress.phase("reading the checkpoint"):
+            trainer.restore(*found)
     resumed = trainer.result.step
     text = request.chat_template
     peak = machine.peak_flops(torch.cuda.get_device_name()) if ranks.device.type == "cuda" else None
@@ -87,12 +99,21 @@ def work(job: Job, ranks: Ranks, alone: bool) -> None:
         with device.uncompiled():
             return sample.answers(network, sample.prompts(inputs.held_out, request.samples), text, ranks)
 
-    with jsonl.output(None if first else "/dev/null") as output:
-        output.write({"step": resumed, **inputs.summary()})
-        progress = jsonl.progress("train", request.quiet or not first, inputs.steps, " steps")
-        with progress as tick, _shrinking(job, ranks, network, plan, trainer):
-            result = trainer.run(output.write, tick, samples if request.samples else None, share if peak else None)
-    save.export(network, text, out, request.save_dtype, card.describe(request, inputs, identity, result), ranks)
+    def write(metrics: dict[str, Any]) -> None:
+        output.write(metrics)
+        progress.step(metrics)
+
+    write({"step": resumed, **inputs.summary()})
+    try:
+        with _shrinking(job, ranks, network, plan, trainer):
+            ask = samples if request.samples else None
+            result = trainer.run(write, progress.phase, ask, share if peak else None)
+    except Interrupted:
+        if first and trainer.saved_step == trainer.result.step > 0:
+            say("train", f"saved at step {trainer.saved_step} of {inputs.steps}; repeat the command to resume")
+        raise
+    with progress.phase(f"saving {out}"):
+        save.export(network, text, out, request.save_dtype, card.describe(request, inputs, identity, result), ranks)
     if first:
         _tidy(request, out)
         after = f" (resumed at {resumed})" if resumed else ""

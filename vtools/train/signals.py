@@ -6,13 +6,18 @@ from collections.abc import Iterator
 
 from vtools import process
 
+SAVING = "saving after this step; a second signal ends at once"
+
 
 class Asked:
     """Pending requests: SIGTERM, SIGINT and SIGHUP to save and end, SIGUSR1 to save and continue."""
 
-    def __init__(self, alone: bool) -> None:
-        """`alone`: no launcher forwards signals to this process, so a second one means: end now."""
-        self.alone = alone
+    def __init__(self, alone: bool, says: bool) -> None:
+        """`alone`: no launcher forwards signals to this process, so a second one means: end now.
+
+        `says`: this process tells the user that the signal was received.
+        """
+        self.alone, self.says = alone, says
         self.end: int | None = None
         self.save = False
 
@@ -22,6 +27,8 @@ class Asked:
         elif self.end is not None and self.alone:  # asked twice: do not wait for the checkpoint
             raise process.Interrupted(signum)
         else:
+            if self.end is None and self.says:
+                process.announce("train", SAVING)
             self.end = self.end or signum
 
     @contextlib.contextmanager
