@@ -1,6 +1,7 @@
 """llama.cpp as the reader of exported files, in a process of its own: as a server, and by its C functions for logits.
 
-Run as a program it reads one JSON request on stdin, {"file", "chats", "texts", "rows"}, and writes one JSON answer.
+Run as a program it reads one JSON request on stdin, {"file", "chats", "texts", "asked", "rows"}, and writes one JSON
+answer.
 """
 
 from __future__ import annotations
@@ -45,13 +46,16 @@ needs_llama_cpp = pytest.mark.skipif(library() is None, reason="the package xlla
 def main() -> None:
     """Answer the request on stdin: ids of chats and texts as the server has them, and what follows rows of ids."""
     request = json.load(sys.stdin)
-    answer = serve(request) if request.keys() & {"chats", "texts"} else {}
+    answer = serve(request) if request.keys() & {"chats", "texts", "asked"} else {}
     print(json.dumps(answer | (read(request["file"], request["rows"]) if "rows" in request else {})))
     sys.stdout.flush()
 
 
 def serve(request: dict[str, Any]) -> dict[str, Any]:
-    """Ids of chats under the file's template, up to the next answer, and of texts."""
+    """Ids of chats under the file's template, up to the next answer, and of texts; greedy answers to the asked chats.
+
+    An answer is its text and why it ended. The file alone says how to prompt and what stops; `stop` adds texts.
+    """
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -69,9 +73,15 @@ def serve(request: dict[str, Any]) -> dict[str, Any]:
     def tokenize(text: str) -> list[int]:
         return post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
+    def answer(chat: list[dict[str, str]]) -> list[str]:
+        settings = {"temperature": 0, "max_tokens": request["limit"], "stop": request.get("stop", [])}
+        (choice,) = post("/v1/chat/completions", {"messages": chat, **settings})["choices"]
+        return [choice["message"]["content"], choice["finish_reason"]]
+
     return {
         "chats": [tokenize(post("/apply-template", {"messages": chat})["prompt"]) for chat in request.get("chats", [])],
         "texts": [tokenize(text) for text in request.get("texts", [])],
+        "answers": [answer(chat) for chat in request.get("asked", [])],
     }
 
 

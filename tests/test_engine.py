@@ -226,6 +226,14 @@ def test_text_is_given_as_soon_as_it_is_certain():
     assert reader.push([], True) == "##"
 
 
+@pytest.mark.parametrize(("text", "given"), [(b" ab", "ab"), (b"  ab", " ab"), (b"ab", "ab"), (b" ", ""), (b"", "")])
+def test_white_space_before_an_answer_that_a_template_writes_is_no_part_of_it(text, given):
+    from vtools.inference.detokenize import Detokenizer
+
+    reader = Detokenizer(lambda ids: bytes(ids).decode(), [], lead=" ")
+    assert "".join([reader.push([byte], False) for byte in text] + [reader.push([], True)]) == given
+
+
 def test_closing_a_stream_ends_its_generation_and_whoever_waits_for_it(tmp_path):
     from vtools.inference import engine as generate
 

@@ -107,6 +107,24 @@ def test_a_prompt_is_transformers_prompt_and_the_start_of_what_is_trained(family
         assert render.render(messages).ids[: len(prompt)] == prompt
 
 
+@pytest.mark.parametrize("kind", ["plain", "several turns", "emoji"])
+def test_a_saved_template_ends_a_prompt_where_a_trained_answer_begins_for_transformers_too(family, kind, eot, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    name, render, theirs = family
+    theirs.save_pretrained(tmp_path)
+    render.save(tmp_path)
+    messages = RECORDS[kind]
+    ids, mask = render.render(messages)
+    begun = max(place for place in range(1, len(mask)) if mask[place] and not mask[place - 1])
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert ids[:begun] == list(
+        saved.apply_chat_template(messages[:-1], add_generation_prompt=True, tokenize=True, return_dict=False)
+    )
+    assert ids[:begun] == load_template(None, load_tokenizer(str(tmp_path))).prompt(messages[:-1])
+    assert saved.apply_chat_template(messages, tokenize=False) == theirs.apply_chat_template(messages, tokenize=False)
+    assert (render.untrained_prompt is not None) == (name == "deepseek-r1")
+
+
 LOOP = (
     "{% for message in messages %}{% if message.role == 'user' %}{{ 'Q: ' + message.content + '\\n' }}"
     "{% else %}{{ 'A: ' + message.content + END }}{% endif %}{% endfor %}"
@@ -123,9 +141,26 @@ def test_an_end_of_plain_text_is_trained_and_stops_the_answer(eot, tmp_path):
     render = loaded(eot, tmp_path, LOOP.replace("END", "'<reply_over>\\n'"))
     assert decoded(render, *render.render(TALK)) == [" Hello.<reply_over>", " Bye.<reply_over>"]
     assert render.stop_strings == ("<reply_over>",)
-    render.check_ends()
+    render.check()
     render.save(tmp_path)
     assert load_template(None, load_tokenizer(str(tmp_path))).stop_strings == ("<reply_over>",)
+
+
+def test_a_space_that_ends_prompts_is_the_answers_and_the_saved_template_leaves_it_out(eot, tmp_path):
+    render = loaded(eot, tmp_path, LOOP.replace("END", "'<|eot|>'").replace("{{ 'A:' }}", "{{ 'A: ' }}"))
+    assert decoded(render, *render.render(TALK)) == [" Hello.<|eot|>", " Bye.<|eot|>"]
+    assert render.answer_lead == " "
+    assert render.untrained_prompt == "\nA: "
+    saved = render.as_trained()
+    assert saved.prompt(TALK[:-1]) == render.render(TALK).ids[: len(saved.prompt(TALK[:-1]))]
+    assert saved.as_trained() is saved
+
+
+def test_a_template_whose_prompts_cannot_end_where_answers_begin_is_refused_before_training(eot, tmp_path):
+    asks = "{{ 'Q: ' + message.content + ('!' if loop.last else '') + '\\n' }}"
+    source = LOOP.replace("{{ 'Q: ' + message.content + '\\n' }}", asks).replace("END", "'<|eot|>'")
+    with pytest.raises(Failure, match=r"ends a prompt with '!\\nA:' and writes answers otherwise"):
+        loaded(eot, tmp_path, source).check()
 
 
 def test_an_end_that_is_an_added_token_without_a_flag_is_trained_and_stored(eot, tmp_path):
@@ -142,7 +177,7 @@ def test_an_end_that_is_an_added_token_without_a_flag_is_trained_and_stored(eot,
 def test_a_template_without_an_end_is_refused_before_training(eot, tmp_path, end):
     render = loaded(eot, tmp_path, LOOP.replace("END", end))
     with pytest.raises(Failure, match="would never stop; choose another --template"):
-        render.check_ends()
+        render.check()
 
 
 def test_what_the_author_marks_as_generated_is_what_is_trained(eot, tmp_path):

@@ -55,10 +55,11 @@ def metadata(tokenizer: Tokenizer, rows: int, template_name: str | None, quiet: 
             quiet,
         )
     tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    ends = chat.stop_ids if chat else frozenset()
     for number, token in added.items():
         tokens[number] = token.content
-        if kinds[number] != UNKNOWN:
-            kinds[number] = CONTROL if token.special else USER_DEFINED
+        if kinds[number] != UNKNOWN:  # what is no control token is shown, an end as well
+            kinds[number] = CONTROL if token.special or number in ends else USER_DEFINED
     if odd := [token.content for token in added.values() if _matched_otherwise(token, tokenizer.backend.normalizer)]:
         names = ", ".join(odd[:5]) + (f" and {len(odd) - 5} more" if len(odd) > 5 else "")
         _tell(
@@ -75,7 +76,7 @@ def metadata(tokenizer: Tokenizer, rows: int, template_name: str | None, quiet: 
         end = _end(chat)
         if end is not None and end != ids.get("eos"):
             ids["eot"] = end
-        keys["tokenizer.chat_template"] = chat.source
+        keys["tokenizer.chat_template"] = _stripped(chat)
     keys |= {f"tokenizer.ggml.{name}_token_id": number for name, number in ids.items() if number is not None}
     keys["tokenizer.ggml.add_bos_token"] = ids.get("bos") is not None and probe[:1] == [ids["bos"]]
     keys["tokenizer.ggml.add_eos_token"] = ids.get("eos") is not None and len(probe) > 1 and probe[-1] == ids["eos"]
@@ -194,6 +195,16 @@ def _template(tokenizer: Tokenizer, name: str | None, quiet: bool) -> Template |
 def _tell(text: str, quiet: bool) -> None:
     if not quiet:
         say("export", f"{text}")
+
+
+def _stripped(chat: Template) -> str:
+    """The template's source, without the white space that tokens swallow after them: llama.cpp reads it as text."""
+    source = chat.source
+    for pair in chat.swallowed:
+        # Jinja reads these string escapes as JSON writes them.
+        written, kept = (json.dumps(text, ensure_ascii=False) for text in pair)
+        source = f"{{% filter replace({written}, {kept}) %}}\n{source}{{% endfilter %}}"
+    return source
 
 
 def _end(chat: Template) -> int | None:

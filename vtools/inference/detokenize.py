@@ -4,11 +4,14 @@ from collections.abc import Callable, Iterable
 
 
 class Detokenizer:
-    """Token ids to text in pieces: whole characters only, holding back a possible start of a stop string."""
+    """Token ids to text in pieces: whole characters only, holding back a possible start of a stop string.
 
-    def __init__(self, decode: Callable[[list[int]], str], stops: Iterable[str]) -> None:
+    `lead` is what the text leaves out if it begins so.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str], stops: Iterable[str], lead: str = "") -> None:
         self.stopped = False
-        self._decode, self._stops = decode, tuple(stops)
+        self._decode, self._stops, self._lead = decode, tuple(stops), lead
         self._ids: list[int] = []
         self._start = self._read = 0
         self._held = ""
@@ -16,6 +19,10 @@ class Detokenizer:
     def push(self, ids: list[int], last: bool) -> str:
         """Take new ids and return the text that is now certain; with `last`, all of it."""
         self._held += self._characters(ids, last)
+        if self._lead and self._held:
+            if not last and self._lead != self._held and self._lead.startswith(self._held):
+                return ""
+            self._held, self._lead = self._held.removeprefix(self._lead), ""
         found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if found:
             self.stopped = True

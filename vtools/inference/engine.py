@@ -122,7 +122,8 @@ class Engine:
             else:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
             cancel = _canceller(self._manager, self._mailboxes, name)
-        text = Detokenizer(self.tokenizer.decode, (*self.template.stop_strings, *sampling.stop))
+        stops = (*self.template.stop_strings, *sampling.stop)
+        text = Detokenizer(self.tokenizer.decode, stops, self.template.answer_lead)
         return Stream(mailbox, cancel, text, len(prompt), frozenset(self._stop_ids))
 
     def close(self) -> None:

@@ -58,6 +58,7 @@ def generation_settings(base: dict[str, Any]) -> dict[str, Any]:
     say (as LLaMA's own file), it samples. transformers refuses to save either as they are (GenerationConfig.validate).
     """
     made = {key: value for key, value in base.items() if value is not None and (key, value) != ("min_p", 0)}
+    made.pop("_from_model_config", None)  # such a file gives way to config.json, with the base's end tokens
     if made.get("do_sample") is False or made.get("temperature") == 0:
         made = {key: value for key, value in made.items() if key not in _SAMPLING} | {"do_sample": False}
     elif any(made.get(key, neutral) != neutral for key, neutral in _SAMPLING.items()):

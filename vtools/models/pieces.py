@@ -18,10 +18,11 @@ from vtools.models.tokenizer import Tokenizer
 from vtools.records.jsonl import Reject
 
 Messages = Sequence[dict[str, Any]]
+ROUND = ("user", "assistant")
 _PROBED = (  # the first of these that a template accepts
     ("system", "user", "assistant", "user", "assistant"),
     ("user", "assistant", "user", "assistant"),
-    ("user", "assistant"),
+    ROUND,
 )
 _AUTHORS = re.compile(f"([{rendering.BEGIN}{rendering.END}])")
 
@@ -99,6 +100,25 @@ class Cutter:
         place = next(place for place, piece in enumerate(probe) if piece.slot == 1)
         return [piece for piece in probe[place + 1 :] if piece.trained]
 
+    @property
+    def before_answer(self) -> tuple[str, str]:
+        """What the template writes between a question and its answer, untrained and trained. Raises Reject."""
+        literal = rendering.MARK.split(self.written(ROUND, False))[-3]
+        if self.program.marks_answers:
+            before, _, own = literal.partition(rendering.BEGIN)
+            return before, own
+        return self._opening(ROUND[:1], literal)
+
+    @property
+    def untrained_prompt(self) -> str | None:
+        """What ends a prompt where what is trained does not follow it; else None."""
+        try:
+            prompt, (before, own) = self._prompt_end(ROUND[:1]), self.before_answer
+        except Reject:
+            return None
+        begun = self.program.marks_answers and prompt.startswith(before) and (before + own).startswith(prompt)
+        return None if not prompt or prompt == before or begun else prompt
+
     @cached_property
     def _has_end(self) -> bool:
         with contextlib.suppress(Reject):
@@ -144,6 +164,18 @@ class Cutter:
         """Whether a piece is a token that swallows the white space after it."""
         return piece.token is not None and self.tokenizer.added[self.names[piece.token]].rstrip
 
+    @property
+    def swallowed(self) -> list[tuple[str, str]]:
+        """Tokens that swallow white space, with what the template writes after them, and without; longest first."""
+        found = set()
+        for roles, more in ((_PROBED[0], False), (_PROBED[1], False), (ROUND[:1], True)):
+            with contextlib.suppress(Reject):
+                parts = self.control.split(rendering.MARK.sub("\ue000", self.written(roles, more)))
+                for name, after in zip(parts[1::2], parts[2::2], strict=True):
+                    if self.tokenizer.added[name].rstrip and (size := len(after) - len(after.lstrip())):
+                        found.add((name + after[:size], name))
+        return sorted(found, key=lambda pair: (-len(pair[0]), pair))
+
     def _skeleton(self, roles: tuple[str, ...], generation: bool) -> list[Piece]:
         """The pieces of a conversation with these roles, whatever its texts."""
         parts = rendering.MARK.split(self.written(roles, generation))
@@ -171,9 +203,6 @@ class Cutter:
             slot = slots[index]
             answer = roles[slot] == "assistant"
             prompt, own = self._opening(roles[:slot], literal) if answer else (literal, "")
-            if answer and not own and prompt.endswith(" "):
-                # Tokenizers join a space to the next word, so this one belongs to the answer.
-                prompt, own = prompt[:-1], " "
             pieces += self._literal(prompt) + self._literal(own, slot)
             pieces.append(Piece(slot if answer else None, text=texts[index], slot=slot))
         return pieces
@@ -199,13 +228,15 @@ class Cutter:
 
     def _opening(self, roles: tuple[str, ...], literal: str) -> tuple[str, str]:
         """Split the literal before an answer where a prompt would end: the model must generate the rest itself."""
-        try:
+        prompt = ""
+        with contextlib.suppress(Reject):
             prompt = self._prompt_end(roles)
-        except Reject:
-            return literal, ""
         own = literal.removeprefix(prompt)
         if not prompt or own == literal or any(name in own for name in self.finals.values()):
-            return literal, ""
+            prompt, own = literal, ""
+        if not own and prompt.endswith(" "):
+            # Tokenizers join a space to the next word, so this one belongs to the answer.
+            prompt, own = prompt[:-1], " "
         return prompt, own
 
     def _ending(self, declared: set[str]) -> re.Pattern[str]:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vtools.files.atomic import write
-from vtools.models import rendering, system_messages
+from vtools.models import generation_prompt, rendering, system_messages
 from vtools.models.configs import write_json
-from vtools.models.pieces import Cutter, Piece
+from vtools.models.pieces import ROUND, Cutter, Piece
 from vtools.models.published_templates import SOURCES, STOP_STRINGS
 from vtools.models.text_encoders import AFTER_TOKEN, FIRST, INSIDE, encoders
 from vtools.models.tokenizer import Tokenizer
@@ -163,8 +163,11 @@ class Template:
             return bool(self.skeleton(("system", "user"), True))
         return False
 
-    def check_ends(self) -> None:
-        """Raise Failure if nothing ends an answer: a model trained so would never stop."""
+    def check(self) -> None:
+        """Raise Failure if nothing ends an answer, or prompts cannot end where answers begin.
+
+        A model trained so would never stop, or be asked what it has not learned.
+        """
         try:
             ends = self.answer_ends
         except Reject as reject:
@@ -175,6 +178,40 @@ class Template:
                 f" never stop; choose another --template ({', '.join(SOURCES)}), or end each answer with"
                 f" {self.tokenizer.eos or 'a token of its own'} in chat_template.jinja"
             )
+        self.as_trained()
+
+    @property
+    def untrained_prompt(self) -> str | None:
+        """What ends a prompt where what is trained does not follow it; else None."""
+        return self._cutter.untrained_prompt
+
+    @property
+    def answer_lead(self) -> str:
+        """White space that the template puts before an answer and the model writes itself; "" if there is none."""
+        try:
+            own = self._cutter.before_answer[1]
+        except Reject:
+            return ""
+        return own if own.isspace() else ""
+
+    @property
+    def swallowed(self) -> list[tuple[str, str]]:
+        """What it writes between texts with white space that a token swallows after it, and the same without."""
+        return self._cutter.swallowed
+
+    def as_trained(self) -> "Template":
+        """This template, or one whose prompts end where its answers begin. Raises Failure where that cannot be."""
+        if self.untrained_prompt is None:
+            return self
+        after = rendering.MARK.split(self._cutter.written(ROUND[:1], False))[-1]
+        source = generation_prompt.replaced(self.source, self._cutter.before_answer[0].removeprefix(after))
+        made = Template(self.name, source, self.stop_strings, self.tokenizer)
+        if made.untrained_prompt is not None or made.skeleton(ROUND, False) != self.skeleton(ROUND, False):
+            raise Failure(
+                f"{self.tokenizer.folder}: its chat template ends a prompt with {self.untrained_prompt!r} and writes"
+                " answers otherwise, so the model would be asked what it has not learned; choose another --template"
+            )
+        return made
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -205,11 +242,11 @@ class Template:
     def save(self, folder: Path | str) -> None:
         """Store the template with a model: chat_template.jinja, and the end tokens in generation_config.json."""
         folder = Path(folder)
-        write(folder / "chat_template.jinja", self.source.encode())
+        write(folder / "chat_template.jinja", self.as_trained().source.encode())
         path = folder / "generation_config.json"
         config = json.loads(path.read_text()) if path.exists() else {}
         ends = sorted(self.stop_ids)
-        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+        config["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None  # transformers takes no empty list
         config.pop("stop_strings", None)
         if self.stop_strings:
             config["stop_strings"] = list(self.stop_strings)

@@ -26,7 +26,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
     """
     config = _checked_config(request.model, model_folder(request.model, HUB_FILES))
     chosen = request.chat_template
-    chosen.check_ends()
+    chosen.check()
     vocabulary, limit = config.get("vocab_size"), config.get("max_position_embeddings")
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
     rope = None
@@ -43,6 +43,11 @@ def read(request: Request, weights: bool = True) -> Inputs:
             if "-" in given:
                 raise UsageFailure(f"under torchrun every rank reads the data: name files for {name}, not stdin")
     quiet = request.quiet or not first
+    if not quiet and (prompted := chosen.untrained_prompt):
+        say(
+            "train",
+            f"the template ends a prompt with {prompted!r}, which no answer follows; the tuned model's leaves it out",
+        )
     held_out = None
     if request.evaluation:
         held_out = token_cache.read(
