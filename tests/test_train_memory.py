@@ -398,3 +398,14 @@ def test_time_and_dollars_follow_from_operations_and_price() -> None:
 def test_the_speed_of_a_cpu_is_measured() -> None:
     peak, assumed = machine.speed(CPU, FP32)
     assert peak is not None and math.isfinite(peak) and peak > 1e8 and assumed == 0.5
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_the_memory_of_a_model_of_few_layers_with_a_list_entry_for_each_can_be_foreseen(layers: int) -> None:
+    from transformers import SmolLM3Config
+
+    config = SmolLM3Config(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300, pad_token_id=0,
+    )  # fmt: skip
+    assert memory.activations(config, "none", BF16, "cpu").kept > 0

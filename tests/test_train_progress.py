@@ -66,6 +66,13 @@ def test_ctrl_c_is_answered_saves_and_the_same_command_goes_on(ranks: int, given
     assert child.returncode == -signal.SIGINT
 
 
+def test_a_run_says_once_which_template_and_default_system_text_it_trains(given: list[object], tmp_path: Path) -> None:
+    text = "one red bird that flew over seven green hills to find some cold rain"
+    done = run(*given, "--out", tmp_path / "out", "--max-steps", 2, "--warmup", 0, "--system", text)
+    said = "the model's own template; system text where a conversation has none: one red bird that flew over seven green hills to …"
+    assert done.errors.count(said) == 1 and done.errors.count("system text") == 1
+
+
 def test_nothing_is_drawn_where_there_is_no_terminal(given: list[object], tmp_path: Path) -> None:
     done = run(*given, "--out", tmp_path / "out", "--max-steps", 2, "--warmup", 0)
     assert done.returncode == 0 and "\r" not in done.errors and "loading" not in done.errors

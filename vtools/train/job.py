@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,13 @@ def run(request: Request, out: Path) -> None:
     if out.resolve() == model_folder(request.model).resolve():
         raise UsageFailure(f"--out {out}: is the base model; choose another folder")
     inputs = read(request)
-    with Progress(request.quiet or os.environ.get("RANK", "0") != "0") as progress, progress.phase("checking the run"):
+    quiet = request.quiet or os.environ.get("RANK", "0") != "0"
+    if not quiet:
+        chosen = request.chat_template
+        name = "the model's own template" if chosen.name == "auto" else f"the template {chosen.name}"
+        system = textwrap.shorten(chosen.system or "none", 60, placeholder=" …")
+        say("train", f"{name}; system text where a conversation has none: {system}")
+    with Progress(quiet) as progress, progress.phase("checking the run"):
         from vtools.train import launch, preflight  # torch is imported after the tokenising pool was forked
 
         preflight.check(request, inputs, request.chat_template)

@@ -60,9 +60,10 @@ def _alive(
     """Live bytes per token after the forward pass, and at the peak of both passes."""
     tokens = 1 << 20  # so many that gradients of parameters are negligible; they are not real memory
     config = copy.deepcopy(config.get_text_config())
+    for name, value in vars(config).items():  # an entry for each layer: layer_types, no_rope_layers
+        if isinstance(value, list) and len(value) == config.num_hidden_layers:
+            setattr(config, name, [value[place % len(value)] for place in range(layers)])
     config.num_hidden_layers = layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
     if getattr(config, "sliding_window", None):
         config.sliding_window = None
     config.attention_dropout = 0.0
