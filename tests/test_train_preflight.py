@@ -107,7 +107,8 @@ def test_an_export_that_could_not_be_loaded_fails_before_the_first_step_and_in_t
 
 def test_an_answer_that_does_not_end_in_a_stop_is_refused(base: Path, tmp_path: Path, said: Any) -> None:
     ends_once = TEMPLATE.replace(
-        "{{ '<|im_end|>\\n' }}", "{% if loop.last %}<|im_end|>{% else %}{{ '\\n' }}{% endif %}"
+        "{{ '<|im_end|>\\n' }}",
+        "{% if message.role == 'user' or loop.last %}{{ '<|im_end|>\\n' }}{% else %}{{ '\\n' }}{% endif %}",
     )
     assert ends_once != TEMPLATE
     model = changed(base, tmp_path / "model", ends_once)
@@ -205,7 +206,7 @@ def test_records_are_compared_from_the_cache_as_well(base: Path, tmp_path: Path,
     other = changed(base, tmp_path / "other", "{{ unk_token }}" + TEMPLATE, unk_token="<|endoftext|>")
     for _ in range(2):
         with pytest.raises(Failure, match="renders conversation 1"):
-            said(other, data=str(data))
+            said(other, data=[str(data)])
     assert os.listdir(tmp_path)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import tiny
-from running import ROOT, bad, good, run, start
+from running import ROOT, bad, good, run, start, with_options
 from training import read_to
 
 # Processes with this on their path have layers which run out of memory on rows of more than LIMIT tokens.
@@ -79,13 +79,14 @@ def test_a_first_step_that_runs_out_of_memory_is_repeated_with_smaller_micro_bat
 
 
 def test_ranks_follow_the_one_that_ran_out_of_memory(given: list[Any], tmp_path: Path) -> None:
-    two = [*given, "--nproc", 2, "--max-steps", 2]
+    given = with_options(given, "--max-steps", 2)
+    two = [*given, "--nproc", 2]
     done = run(*two, "--out", tmp_path / "small", env=small_memory(tmp_path / "memory", 1030, rank=1))
     assert done.returncode == 0, done.errors
     assert done.errors.count("out of memory with micro-batches of 2048 tokens") == 1
     told = good(*two, "--out", tmp_path / "told", "--micro-tokens", 1024)
     assert weights(tmp_path / "small") == weights(tmp_path / "told")
-    alone = good(*given, "--max-steps", 2, "--out", tmp_path / "alone")
+    alone = good(*given, "--out", tmp_path / "alone")
     losses, expected = ([row["loss"] for row in rows if "loss" in row] for rows in (told, alone))
     assert losses == pytest.approx(expected, rel=1e-6)
 
@@ -96,7 +97,7 @@ def test_a_run_killed_after_it_shrank_is_resumed_with_the_same_bits_where_there_
     good(*given, "--out", tmp_path / "told", "--micro-tokens", 1024)
     for name, saving in (("early", "1h"), ("late", "1")):  # before its first checkpoint, and after it
         out, memory = tmp_path / name, small_memory(tmp_path / f"memory-{name}", 1100)
-        with start(*given, "--max-steps", 4, "--out", out, "--save-every", saving, env=memory) as child:
+        with start(*given, "--out", out, "--save-every", saving, env=memory) as child:
             read_to(child, 3)
             child.send_signal(signal.SIGKILL)
         assert json.loads((out / ".plan.json").read_text())["plan"]["micro_tokens"] == 1024
@@ -105,7 +106,7 @@ def test_a_run_killed_after_it_shrank_is_resumed_with_the_same_bits_where_there_
 
 
 def test_where_no_plan_is_smaller_the_options_that_would_help_are_named(given: list[Any], tmp_path: Path) -> None:
-    options = ["--out", tmp_path / "out", "--recompute", "full", "--micro-tokens", 2048, "--quiet"]
-    said = bad(*given, *options, env=small_memory(tmp_path / "memory", 600))
+    given = with_options(given, "--out", tmp_path / "out", "--recompute", "full", "--micro-tokens", 2048)
+    said = bad(*given, "--quiet", env=small_memory(tmp_path / "memory", 600))
     assert "out of memory with micro-batches of 2048 tokens and recompute full; use more ranks" in said
     assert "a lower --micro-tokens" in said
