@@ -209,20 +209,25 @@ def test_the_loss_is_the_cross_entropy_of_the_trained_tokens_and_of_no_other(
     assert found == pytest.approx(by_hand, rel=1e-6)
 
 
+@pytest.mark.parametrize("cap", [None, 2.5], ids=["plain", "capped"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_chunked_cross_entropy_has_the_gradients_of_float64(dtype: Any, tolerance: float, monkeypatch: Any) -> None:
+def test_chunked_cross_entropy_has_the_gradients_of_float64(
+    dtype: Any, tolerance: float, cap: float | None, monkeypatch: Any
+) -> None:
     monkeypatch.setitem(loss.CHUNK_LOGITS, "cpu", 10 * 300)
+    monkeypatch.setitem(loss.SOFTMAX_LOGITS, "cpu", 12 * 300)
     torch.manual_seed(0)
-    hidden, weight = (torch.randn(37, 48).to(dtype), torch.randn(300, 48).mul_(0.2).to(dtype))
-    hidden.requires_grad_(), weight.requires_grad_()
+    shapes = ((37, 48), (300, 48), (300,))
+    hidden, weight, bias = (torch.randn(shape).mul_(0.4).to(dtype).requires_grad_() for shape in shapes)
     targets = torch.randint(300, (37,))
-    found = loss.LinearCrossEntropy.apply(hidden, weight, targets, 1 / 37)
+    found = loss.LinearCrossEntropy.apply(hidden, weight, targets, 1 / 37, bias, cap)
     found.backward()
-    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
-    expected = torch.nn.functional.cross_entropy(exact[0] @ exact[1].T, targets)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight, bias)]
+    logits = exact[0] @ exact[1].T + exact[2]
+    expected = torch.nn.functional.cross_entropy(logits if cap is None else (logits / cap).tanh() * cap, targets)
     expected.backward()
     assert found.item() == pytest.approx(expected.item(), rel=tolerance / 10)
-    for ours, reference in zip((hidden, weight), exact, strict=True):
+    for ours, reference in zip((hidden, weight, bias), exact, strict=True):
         assert (ours.grad - reference.grad).norm() < tolerance * reference.grad.norm()
 
 

@@ -108,6 +108,7 @@ def test_one_machine_needs_no_name_that_resolves() -> None:
     assert done.stdout.decode().split() == ["127.0.0.1", "lo", "None"]
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_meeting_place_do_not_meet(tmp_path: Path) -> None:
     """Machines join the run of their own --out, so that each of two runs waits for its own second machine."""
     base, data = tiny.make(tmp_path / "base"), tiny.write(tmp_path / "data.jsonl", tiny.conversations(8))

@@ -208,9 +208,3 @@ def test_records_are_compared_from_the_cache_as_well(base: Path, tmp_path: Path,
         with pytest.raises(Failure, match="renders conversation 1"):
             said(other, data=[str(data)])
     assert os.listdir(tmp_path)
-
-
-def test_a_head_that_changes_its_logits_is_refused_by_name(base: Path, tmp_path: Path, said: Any) -> None:
-    granite = {"model_type": "granite", "architectures": ["GraniteForCausalLM"], "logits_scaling": 8.0}
-    with pytest.raises(Failure, match=r"GraniteForCausalLM: its head changes the logits \(logits_scaling 8\)"):
-        said(changed(base, tmp_path / "granite", config=granite))

@@ -45,7 +45,7 @@ def test_every_phase_is_named_and_steps_show_loss_speed_and_time_left(given: lis
     assert shown.rstrip().splitlines()[-1].endswith(f"; saved {tmp_path / 'out'}")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ctrl_c_is_answered_saves_and_the_same_command_goes_on(ranks: int, given: list[object], tmp_path: Path) -> None:
     arguments = [*given, "--out", tmp_path / "out", "--max-steps", 3000, "--nproc", ranks]
     with start(*arguments) as child:

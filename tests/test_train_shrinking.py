@@ -78,6 +78,7 @@ def test_a_first_step_that_runs_out_of_memory_is_repeated_with_smaller_micro_bat
     assert weights(tmp_path / "small") != weights(tmp_path / "large")  # otherwise the comparison shows nothing
 
 
+@pytest.mark.slow
 def test_ranks_follow_the_one_that_ran_out_of_memory(given: list[Any], tmp_path: Path) -> None:
     given = with_options(given, "--max-steps", 2)
     two = [*given, "--nproc", 2]
@@ -91,6 +92,7 @@ def test_ranks_follow_the_one_that_ran_out_of_memory(given: list[Any], tmp_path:
     assert losses == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_it_shrank_is_resumed_with_the_same_bits_where_there_is_more_memory(
     given: list[Any], tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def document_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
     flash: bool = False,
@@ -66,36 +67,44 @@ def document_attention(
         )
     if cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1:
         raise ValueError("packed rows need cu_seq_lens_q and max_length_q, and a batch size of 1")
-    unknown = [name for name in ("softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    unknown = [name for name in ("s_aux", "position_bias") if options.get(name) is not None]
     if unknown:
         raise Failure(
             f"{type(module).__name__}: this kind of attention ({', '.join(unknown)}) cannot be trained with packing"
         )
-    if has_kernel(value.device, value.dtype, value.shape[-1]) and (flash or not dropout):
-        kernel: Any = _flash if flash else _varlen
+    if has_kernel(value.device, value.dtype, value.shape[-1]) and (flash or not (dropout or softcap)):
+        kernel: Any = functools.partial(_flash, dropout=dropout, softcap=softcap) if flash else _varlen
         row = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
-        return kernel(*row, cu_seq_lens_q, max_length_q, scaling, window, dropout).unsqueeze(0), None
+        return kernel(*row, cu_seq_lens_q, max_length_q, scaling, window).unsqueeze(0), None
     key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
     lengths = [end - start for start, end in pairwise(cu_seq_lens_q.tolist())]
     outputs = []
-    for rows in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True):
-        length = rows[0].shape[2]
+    for q, k, v in zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True):
+        length = q.shape[2]
         banded = sliding_window is not None and length > sliding_window
-        output = F.scaled_dot_product_attention(
-            rows[0],
-            rows[1],
-            rows[2],
-            attn_mask=_band(length, sliding_window or 0, value.device) if banded else None,
-            is_causal=not banded,
-            dropout_p=dropout,
-            scale=scaling,
-        )
+        mask = _band(length, sliding_window or length, value.device) if banded or softcap else None
+        if softcap:
+            output = _capped(q, k, v, mask, scaling, softcap, dropout)
+        else:
+            output = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=not banded, dropout_p=dropout, scale=scaling
+            )
         outputs.append(output.transpose(1, 2))
     return torch.cat(outputs, dim=1), None
 
 
-def _varlen(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: Any, window: Any, _: Any) -> Any:
+def _capped(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, scale: Any, cap: float, drop: float
+) -> torch.Tensor:
+    """Attention whose scores are capped at `cap` by tanh (Gemma 2: arXiv 2408.00118, section 2), under a mask."""
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = ((scores / cap).tanh() * cap).masked_fill(~mask, -torch.inf)
+    probabilities = scores.softmax(-1, dtype=torch.float32).to(value.dtype)
+    return F.dropout(probabilities, drop) @ value
+
+
+def _varlen(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: Any, window: Any) -> Any:
     """torch's own variable-length flash attention (CUDA, fp16 or bf16)."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -112,11 +121,14 @@ def _varlen(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: 
     return varlen_attn(query, key, value, starts, starts, longest, longest, scale=scale, **options)
 
 
-def _flash(query: Any, key: Any, value: Any, starts: Any, longest: int, scale: Any, window: Any, dropout: Any) -> Any:
+def _flash(
+    query: Any, key: Any, value: Any, starts: Any, longest: int, scale: Any, window: Any, dropout: float, softcap: Any
+) -> Any:
     """The flash-attn package, whose kernels may be newer than torch's (CUDA, fp16 or bf16)."""
     from flash_attn import flash_attn_varlen_func
 
     options = {"dropout_p": dropout, "softmax_scale": scale, "causal": True, "window_size": window}
+    options["softcap"] = softcap or 0.0
     options["deterministic"] = torch.are_deterministic_algorithms_enabled()
     return flash_attn_varlen_func(query, key, value, starts, starts, longest, longest, **options)
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from vtools.process import Failure
 from vtools.train import shard
+from vtools.train.head import head_of
 
 # The relative difference between packed and unpacked logits that rounding explains; contamination is far larger.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -74,11 +75,11 @@ def hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
 
 def logits(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """The logits [tokens, vocabulary] of a packed row, in fp32."""
-    return shard.with_head(model, _products, hidden_states(model, packed)).float()
+    return shard.with_head(model, _logits, hidden_states(model, packed), model)  # type: ignore[no-any-return]
 
 
-def _products(head: Any, hidden: torch.Tensor) -> torch.Tensor:
-    return hidden @ head.weight.T
+def _logits(module: torch.nn.Module, hidden: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    return head_of(model, module).logits(hidden)
 
 
 def logits_alone(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,6 @@ from vtools.weights import tied_head
 from vtools.weights.model_files import is_buffer, weight_files
 
 LOOKED_AT = 256  # conversations whose answers' ends are checked
-_CHANGES_OF_LOGITS = ("logits_scaling", "logit_scale", "final_logit_softcapping")
 # What tokenizers are known to treat differently: letters of two characters, widths, digits, white space.
 TEXTS = ("e\u0301t\u00e9 \ufb01 \uff21 12345", "  a\n\n\tb \r\n c  ", "I'm don't \u4f60\u597d \U0001f600")
 
@@ -45,7 +44,7 @@ def check(request: Request, inputs: Inputs, chosen: Template) -> None:
     quiet_transformers()
     quiet = request.quiet or os.environ.get("RANK", "0") != "0"
     network = rank.empty(request, inputs, torch.bfloat16, attention.NAME)
-    _check_architecture(network)
+    shard.layers_of(network)
     notes = _weights(request, inputs, network, chosen)
     notes += _room(request, network)
     with tempfile.TemporaryDirectory(prefix="vtools-") as folder:
@@ -54,19 +53,6 @@ def check(request: Request, inputs: Inputs, chosen: Template) -> None:
         notes += _texts(inputs.corpus, chosen, theirs)
     for note in [] if quiet else notes:
         say("train", note)
-
-
-def _check_architecture(network: PreTrainedModel) -> None:
-    """Raise Failure for an architecture that cannot be trained here."""
-    shard.layers_of(network)
-    config = network.config.get_text_config()
-    changes = {key: getattr(config, key, None) for key in _CHANGES_OF_LOGITS}
-    found = [f"{key} {value:g}" for key, value in changes.items() if value not in (None, 1)]
-    if getattr(network.get_output_embeddings(), "bias", None) is not None:
-        found.append("a bias of its head")
-    if found:
-        name = type(network).__name__
-        raise Failure(f"{name}: its head changes the logits ({', '.join(found)}), which training does not do here yet")
 
 
 def _weights(request: Request, inputs: Inputs, network: PreTrainedModel, chosen: Template) -> list[str]:
