@@ -130,7 +130,8 @@ def test_every_tool_counts_the_same_tokens_with_it_and_the_dry_run_shows_it(vtoo
         given = ("--system", text)
         model = ("--tokenizer", base / "base")
         split = vtools("split", base / "chats.jsonl", *model, *given, "--stats", "split.json", "-o", "segments.jsonl")
-        assert split.returncode == 0, split.errors
+        assert split.returncode == 0 and split.errors.count("\n") == 1, split.errors
+        assert split.errors.endswith(f"; the model's own template, default system text: {text}\n")
         counted = vtools("stats", base / "chats.jsonl", *model, *given).records[0]["tokens"]
         plan = vtools("train", "--model", base / "base", "--data", base / "chats.jsonl", *given, "-n", "--batch", 4)
         assert plan.returncode == 0, plan.errors

@@ -69,7 +69,7 @@ def test_ctrl_c_is_answered_saves_and_the_same_command_goes_on(ranks: int, given
 def test_a_run_says_once_which_template_and_default_system_text_it_trains(given: list[object], tmp_path: Path) -> None:
     text = "one red bird that flew over seven green hills to find some cold rain"
     done = run(*given, "--out", tmp_path / "out", "--max-steps", 2, "--warmup", 0, "--system", text)
-    said = "the model's own template; system text where a conversation has none: one red bird that flew over seven green hills to find some …"
+    said = "the model's own template, default system text: one red bird that flew over seven green hills to find some …"
     assert done.errors.count(said) == 1 and done.errors.count("system text") == 1
 
 

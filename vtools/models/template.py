@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import re
+import textwrap
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,6 +139,11 @@ class Template:
         if given[1::2] != ["0", "1"]:
             return None
         return system_messages.found(without, given[0], f"{given[2]}\ue0000\ue001{given[4]}")
+
+    def described(self) -> str:
+        """Its name, and the system text that it writes where a conversation has none, in words."""
+        name = "the model's own template" if self.name == "auto" else f"the template {self.name}"
+        return f"{name}, default system text: {textwrap.shorten(self.system or 'none', 60, placeholder=' …')}"
 
     def with_system(self, text: str) -> "Template":
         """This template with another default system text. Raises Failure if it has no place for one."""

@@ -104,9 +104,10 @@ def split(
     work: Any
     if preset:
         vicuna.counter(tokenizer)
+        rules = f"the rules of --preset {preset}, without a template"
         work = functools.partial(vicuna.split, tokenizer=tokenizer, max_tokens=max_tokens)
     else:
-        segments.rendering(tokenizer, template, system, fold_system)
+        rules = segments.rendering(tokenizer, template, system, fold_system).template.described()
         work = functools.partial(
             segments.split,
             tokenizer=tokenizer,
@@ -125,7 +126,7 @@ def split(
         size, gone = (
             (vicuna.size, "turns_lost") if preset else (functools.partial(segments.size, names=names), "turns_dropped")
         )
-        counts = Tally(rejects, files or [], size, gone)
+        counts = Tally(rejects, files or [], size, gone, rules)
         values, pieces = jsonl.values(files or [], names), None
         if share and group is None:
             sources = read_twice.Sources(files or [], names)

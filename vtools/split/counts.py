@@ -17,14 +17,17 @@ class Tally(filtering.Rejects):
     """Rejects that also count turns: `turns_in == turns_out + turns_dropped + turns_lost`, always."""
 
     def __init__(
-        self, rejects: str | None, files: list[str], size: Callable[[Record], tuple[int, int]], gone: str
+        self, rejects: str | None, files: list[str], size: Callable[[Record], tuple[int, int]], gone: str, rules: str
     ) -> None:
-        """`size` returns a rejected record's turns and pairs; `gone` is the count: turns_dropped or turns_lost."""
+        """`size` returns a rejected record's turns and pairs; `gone` is the count: turns_dropped or turns_lost.
+
+        `rules` are what counted, in words.
+        """
         super().__init__("split", rejects, files)
         self.extra = Counter(dict.fromkeys(_LINE, 0))
         self.stats: Counter[str] = Counter(turns_in=0, turns_out=0, turns_repeated=0, tokens=0)
         self.longest = 0
-        self._size, self._gone = size, gone
+        self._size, self._gone, self._rules = size, gone, rules
 
     def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
         """Count a reject and its turns, and save it."""
@@ -47,6 +50,10 @@ class Tally(filtering.Rejects):
         assert self.value is not None
         self.save(segment.reject, self.value, segment)
         return False
+
+    def line(self) -> str:
+        """The counts as one line for people, and what counted."""
+        return f"{super().line()}; {self._rules}"
 
     def summary(self) -> dict[str, Any]:
         """The counts as one object, for --stats."""

@@ -2,7 +2,6 @@
 
 import math
 import os
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +108,7 @@ def run(request: Request, out: Path) -> None:
     inputs = read(request)
     quiet = request.quiet or os.environ.get("RANK", "0") != "0"
     if not quiet:
-        chosen = request.chat_template
-        name = "the model's own template" if chosen.name == "auto" else f"the template {chosen.name}"
-        system = textwrap.shorten(chosen.system or "none", 60, placeholder=" …")
-        say("train", f"{name}; system text where a conversation has none: {system}")
+        say("train", request.chat_template.described())
     with Progress(quiet) as progress, progress.phase("checking the run"):
         from vtools.train import launch, preflight  # torch is imported after the tokenising pool was forked
 
