@@ -257,12 +257,14 @@ def test_how_a_step_is_cut_into_micro_batches_does_not_change_its_loss(
             ]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 def test_activations_made_again_change_nothing(
-    recompute: str, base: Path, template: Template, tmp_path: Path, alone: Any
+    recompute: str, dtype: Any, base: Path, template: Template, tmp_path: Path, alone: Any
 ) -> None:
     corpus = corpus_of(template, tmp_path, 13)
-    plain, again = (train(sharded(base, alone, recompute=how), corpus, alone, tmp_path) for how in ("none", recompute))
+    networks = (sharded(base, alone, dtype, how) for how in ("none", recompute))
+    plain, again = (train(network, corpus, alone, tmp_path, dtype=dtype) for network in networks)
     assert [(row["loss"], row["grad_norm"]) for row in plain] == [(row["loss"], row["grad_norm"]) for row in again]
 
 

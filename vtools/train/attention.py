@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface
 
 from vtools.process import Failure, install
+from vtools.train import cpu_attention, device
 
 # No mask is registered under these names, so transformers builds none and passes attention_mask=None.
 NAME, FLASH_NAME = "vtools_documents", "vtools_documents_flash"
@@ -77,6 +78,10 @@ def document_attention(
         row = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         window = (-1 if sliding_window is None else sliding_window - 1, 0)
         return kernel(*row, cu_seq_lens_q, max_length_q, scaling, window).unsqueeze(0), None
+    if value.device.type == "cpu" and value.dtype == torch.bfloat16 and not (dropout or softcap) and device.fast_bf16():
+        row = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return cpu_attention.attend(*row, cu_seq_lens_q, scale, sliding_window or 0).unsqueeze(0), None
     key, value = _repeated(key, query.shape[1]), _repeated(value, query.shape[1])
     lengths = [end - start for start, end in pairwise(cu_seq_lens_q.tolist())]
     outputs = []

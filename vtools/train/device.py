@@ -2,6 +2,7 @@
 """A device's compute dtype, determinism and peak memory."""
 
 import ctypes
+import functools
 import os
 import resource
 from typing import Any
@@ -22,8 +23,7 @@ def prepare(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with a fixed workspace
     else:
-        # Large tensors get their own mmap, which leaves no gaps in the heap; for smaller ones new pages cost more.
-        machine.tune_malloc(mapped=8 << 20)
+        machine.tune_malloc(mapped=None, kept=(1 << 31) - 1)  # `tidy` returns what is free, once per step
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -33,14 +33,15 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             return torch.float16
-        fast = True
-    else:
-        # Without these instructions oneDNN accepts bf16, but emulates it.
-        emulated = (
-            torch.backends.cpu.get_cpu_capability().startswith("AVX") and not torch.cpu._is_avx512_bf16_supported()
-        )
-        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated
-    return torch.bfloat16 if fast else torch.float32
+        return torch.bfloat16
+    return torch.bfloat16 if fast_bf16() else torch.float32
+
+
+@functools.cache
+def fast_bf16() -> bool:
+    """Whether this CPU has instructions for bf16: without them oneDNN emulates it, slower than fp32."""
+    emulated = torch.backends.cpu.get_cpu_capability().startswith("AVX") and not torch.cpu._is_avx512_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported() and not emulated
 
 
 def tidy(device: torch.device) -> None:

@@ -26,7 +26,7 @@ FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F
 # What `selective` keeps: expensive matrix products and attention; norms, RoPE and activations are recomputed.
 KEPT = {
     "aten::mm", "aten::addmm", "aten::_scaled_dot_product_flash_attention_for_cpu", "torch_attn::_varlen_attn",
-    "flash_attn::_flash_attn_varlen_forward",
+    "flash_attn::_flash_attn_varlen_forward", "vtools::document_attention",
 }  # fmt: skip
 
 
