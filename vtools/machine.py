@@ -43,15 +43,15 @@ def spin_shortly() -> None:
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
-def tune_malloc(mapped: int | None, kept: int) -> None:
-    """Have glibc mmap blocks from `mapped` bytes up (at most 32 MiB; None: no block), and keep `kept` freed bytes.
+def tune_malloc(mapped: int, kept: int) -> None:
+    """Have glibc mmap blocks from `mapped` bytes up (at most 32 MiB), and keep `kept` freed bytes.
 
-    A block that is mapped, and what is given back, costs a page fault for every 4 KiB when it is needed again.
+    What is mapped or given back costs a page fault for every 4 KiB when it is needed again; a heap has gaps.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has no mallopt and needs none
     if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold, m_mmap_max = -1, -3, -4
-        mallopt(m_mmap_max, 0) if mapped is None else mallopt(m_mmap_threshold, mapped)
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        mallopt(m_mmap_threshold, mapped)
         mallopt(m_trim_threshold, kept)
 
 

@@ -23,7 +23,7 @@ def prepare(device: torch.device) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is only repeatable with a fixed workspace
     else:
-        machine.tune_malloc(mapped=None, kept=(1 << 31) - 1)  # `tidy` returns what is free, once per step
+        machine.tune_malloc(mapped=32 << 20, kept=1 << 30)  # `tidy` gives back what is free, once per step
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
