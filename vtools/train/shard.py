@@ -63,18 +63,34 @@ def keeps_its_head(folder: Path) -> bool:
 
 
 def _stretch(config: Any, rope: dict[str, Any]) -> None:
-    """Add RoPE scaling for longer texts to the configuration: {"rope_type": …, "factor": …}."""
+    """Scale the positions of a configuration: {"rope_type": …, "factor": …, "max_position_embeddings": the new limit}.
+
+    vLLM, FastChat and SGLang take the limit before linear scaling for the one that is stated, and multiply it by the
+    factor; llama.cpp and transformers take the limit as stated. `max_sequence_length`, which the former look at too,
+    makes all of them right.
+    """
     before = dict(getattr(config, "rope_parameters", None) or {})
-    if before.get("rope_type", "default") != "default":
-        raise ValueError(f"its rotary embeddings are scaled already ({before['rope_type']})")
-    config.rope_parameters = before | rope
+    if not before or any(isinstance(settings, dict) for settings in before.values()):
+        raise ValueError("it has no rotary embeddings that are the same in all layers, so --rope-scaling has no effect")
+    scaling = {key: rope[key] for key in ("rope_type", "factor")}
+    limit = rope["max_position_embeddings"]
+    if rope["rope_type"] == "yarn":
+        scaling["original_max_position_embeddings"] = config.max_position_embeddings
+        if hasattr(config, "max_sequence_length"):
+            config.max_sequence_length = limit
+    else:
+        config.max_sequence_length = int(limit // rope["factor"])
+    config.rope_parameters = before | scaling
+    config.max_position_embeddings = limit
 
 
 def _refuse_history(config: Any) -> None:
     """Refuse rotary embeddings that depend on the longest row seen so far, and so on packing."""
-    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if kind in ("dynamic", "longrope"):
-        raise ValueError(f"{kind} position embeddings depend on the row length and cannot be trained with packing")
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    for settings in (rope, *rope.values()):
+        kind = settings.get("rope_type") if isinstance(settings, dict) else None
+        if kind in ("dynamic", "longrope"):
+            raise ValueError(f"{kind} position embeddings depend on the row length and cannot be trained with packing")
 
 
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
