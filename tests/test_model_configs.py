@@ -72,7 +72,12 @@ def test_the_limit_of_a_model_is_the_one_after_rope_scaling(config, limit):
 
 
 def test_what_only_older_programs_read_is_kept_from_the_base_and_code_that_is_not_copied_is_not_named():
-    base = {"model_type": "gemma3_text", "sliding_window_pattern": 6, "vocab_size": 8, "auto_map": {"AutoConfig": "code.A"}}
+    base = {
+        "model_type": "gemma3_text",
+        "sliding_window_pattern": 6,
+        "vocab_size": 8,
+        "auto_map": {"AutoConfig": "code.A"},
+    }
     made = configs.in_both_forms({"model_type": "gemma3_text", "vocab_size": 9}, base | {"_name_or_path": "/home/me"})
     assert made == {"model_type": "gemma3_text", "sliding_window_pattern": 6, "vocab_size": 9}
     assert configs.in_both_forms({"model_type": "llama"}, base) == {"model_type": "llama"}

@@ -75,7 +75,9 @@ def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
 
     They are `rope_parameters` since transformers 5; `rope_theta` and `rope_scaling`, its kind named `type`, before.
     """
-    old, rope = (given if isinstance(given := config.get(key), dict) else {} for key in ("rope_scaling", "rope_parameters"))
+    old, rope = (
+        given if isinstance(given := config.get(key), dict) else {} for key in ("rope_scaling", "rope_parameters")
+    )
     kinds = {name: settings for name, settings in rope.items() if isinstance(settings, dict)}  # by kind of layer
     rope = (kinds.get("full_attention") or next(iter(kinds.values()))) if kinds else rope
     made = {"rope_theta": config.get("rope_theta") or 10000.0, **old, **rope}
@@ -100,8 +102,8 @@ def context_limit(config: dict[str, Any]) -> int | None:
     return stated
 
 
-# Keys that say where a config.json came from, not what the model is. `auto_map` names code that is not copied.
-_ORIGIN = {"_name_or_path", "auto_map", "transformers_version"}
+CODE = "auto_map"  # names the code of a model or tokenizer, which is not copied
+_ORIGIN = {"_name_or_path", "transformers_version"}
 
 
 def in_both_forms(config: dict[str, Any], base: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -113,13 +115,13 @@ def in_both_forms(config: dict[str, Any], base: dict[str, Any] | None = None) ->
     base = base or {}
     kept = base if base.get("model_type") == config.get("model_type") else {}
     made = {key: value for key, value in kept.items() if key not in _ORIGIN} | config
-    made.pop("auto_map", None)
+    made.pop(CODE, None)
     if dtype := config.get("dtype") or config.get("torch_dtype"):
         made |= {"dtype": dtype, "torch_dtype": dtype}
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or not rope:
         return made
-    main = {key: value for key, value in rope_settings({"rope_parameters": rope}).items() if key != "type"}
+    main = rope_settings({"rope_parameters": rope})
     theta, part = main.pop("rope_theta"), main.pop("partial_rotary_factor", None)
     made["rope_theta"] = theta
     if part is not None:
@@ -129,6 +131,4 @@ def in_both_forms(config: dict[str, Any], base: dict[str, Any] | None = None) ->
     if isinstance(local := rope.get("sliding_attention"), dict):
         made["rope_local_base_freq"] = local.get("rope_theta")
     made["rope_scaling"] = main if main["rope_type"] != "default" else None
-    if main["rope_type"] == "yarn":  # 4.57 computes the factor from the limits, vLLM the limit from the factor
-        made["max_position_embeddings"] = context_limit(made)
     return made

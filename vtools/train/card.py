@@ -70,7 +70,9 @@ def card(about: dict[str, Any]) -> str:
     longer = ""
     if rope:
         limit, kind, factor = (rope[key] for key in ("max_position_embeddings", "rope_type", "factor"))
-        longer = f"\nIt reads up to {limit:,} tokens: its positions are scaled (RoPE scaling {kind}, factor {factor:g})."
+        longer = (
+            f"\nIt reads up to {limit:,} tokens: its positions are scaled (RoPE scaling {kind}, factor {factor:g})."
+        )
     settings = "\n".join(
         f"| {name} | {value} |" for name, value in arguments.items() if value is not None and value is not False
     )

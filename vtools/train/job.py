@@ -92,7 +92,7 @@ def _scaling(request: Request, config: dict[str, Any], limit: int, max_tokens: i
         raise UsageFailure(f"{asked}; add --rope-scaling linear to extend them, as Vicuna 16k did")
     factor = max_tokens / limit
     if request.rope_scaling == "linear":
-        factor = float(math.ceil(factor))  # as Vicuna 16k; transformers 4 computes yarn's from the limits
+        factor = float(math.ceil(factor))  # as for Vicuna 16k; yarn's must be the ratio of the limits
     return {"rope_type": request.rope_scaling, "factor": factor, "max_position_embeddings": max_tokens}
 
 

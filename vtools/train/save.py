@@ -168,14 +168,18 @@ def _save_configs(model: PreTrainedModel, part: Path, dtype: str, base: Path) ->
 
 
 def _copy_tokenizer(template: Template, part: Path) -> None:
-    """The base's tokenizer files as they are, but with the limit of a model that reads longer texts than its base."""
+    """The base's tokenizer files as they are, but for a limit that has grown, and code of its own."""
     source = template.tokenizer.folder
     for name in tokenizer.FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, part / name)
     if not (part / "tokenizer.json").exists():
         template.tokenizer.backend.save(str(part / "tokenizer.json"))
+    path = part / "tokenizer_config.json"
+    settings = configs.read_json(path)
+    changed = {key: value for key, value in settings.items() if key != configs.CODE}
     limit, before = (configs.context_limit(configs.read_json(folder / "config.json")) for folder in (part, source))
-    if limit and limit > (before or limit):
-        path = part / "tokenizer_config.json"
-        configs.write_json(path, configs.read_json(path) | {"model_max_length": limit})
+    if limit and before and limit > before:
+        changed["model_max_length"] = limit
+    if changed != settings:
+        configs.write_json(path, changed)

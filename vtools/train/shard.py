@@ -14,8 +14,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 
+from vtools.models import configs
 from vtools.process import Failure
 from vtools.train import attention
 from vtools.weights import tied_head
@@ -38,6 +40,9 @@ def empty(
 ) -> PreTrainedModel:
     """The model of a folder, with its buffers, and parameters on the meta device. Raises Failure."""
     try:
+        own = configs.read_json(folder / "config.json")
+        if own.get(configs.CODE) and own.get("model_type") not in CONFIG_MAPPING:
+            raise ValueError(f"its code comes with it (model type {own.get('model_type')}), and is not run here")
         config = AutoConfig.from_pretrained(folder)
         if rope:
             _stretch(config, rope)
@@ -47,8 +52,16 @@ def empty(
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
             config.architectures = [type(model).__name__]  # sharding the model changes its class
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise Failure(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    except Failure:
+        raise
+    except Exception as error:  # transformers raises errors of every class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise Failure(f"{folder}: cannot be loaded: {reason[0]}") from None
+    if get_model_conversion_mapping(model, add_legacy=False):
+        raise Failure(
+            f"{folder}: a {type(model).__name__} has other tensors in its files than in transformers, which renames or "
+            "joins them; it cannot be trained here"
+        )
     model.tie_weights()
     model.set_attn_implementation(attention_name)
     model.config.use_cache = False
