@@ -14,7 +14,6 @@ LIMIT = 128  # positions of a base; what is longer shows scaling
 WINDOW = 48
 
 TRAINED = "trained"
-LOGITS_CHANGED = "its head changes the logits"
 NO_LIST = "an architecture without a plain list of layers cannot be trained here"
 RENAMED = "has other tensors in its files than in transformers"
 NO_DOCUMENTS = "does not tell its attention where documents end"
@@ -32,6 +31,9 @@ class Base:
     export: str = EXPORTED
     generation: dict[str, Any] | None = None
     tokenizer: dict[str, Any] = field(default_factory=dict)
+    options: tuple[Any, ...] = ()  # of train
+    trained_as: dict[str, Any] = field(default_factory=dict)  # what these options make of config.json
+    context: int = LIMIT  # of the tuned model
     apart_in_4: bool = False  # transformers 4.57 reads the base itself in another way than 5 does
     told: str = ""  # what export says of a file that llama.cpp reads otherwise beyond the window
 
@@ -161,6 +163,7 @@ BASES = {
         ),
         generation={"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0, "temperature": 0.9, "top_p": 0.6},
         tokenizer={"model_max_length": 4 * LIMIT},
+        context=4 * LIMIT,
     ),
     "llama, dynamic": Base(
         llama(rope_scaling={"factor": 2.0, "type": "dynamic"}),
@@ -221,7 +224,8 @@ BASES = {
         tokenizer={"model_max_length": 4 * LIMIT},
     ),
     "qwen 2.5, yarn": Base(
-        qwen2(rope_scaling={"factor": 4.0, "original_max_position_embeddings": LIMIT, "type": "yarn"})
+        qwen2(rope_scaling={"factor": 4.0, "original_max_position_embeddings": LIMIT, "type": "yarn"}),
+        context=4 * LIMIT,
     ),
     "deepseek r1, qwen": Base(qwen2(rope_theta=10000, use_mrope=False, transformers_version="4.44.0")),
     "qwen 2, windows": Base(qwen2(use_sliding_window=True), told=f"{WINDOW} tokens back"),
@@ -230,7 +234,8 @@ BASES = {
         qwen3(
             max_position_embeddings=LIMIT + 32,
             rope_scaling={"factor": 4.0, "original_max_position_embeddings": LIMIT, "rope_type": "yarn"},
-        )
+        ),
+        context=4 * LIMIT,
     ),
     "qwen 3 of transformers 5": Base(
         saved_by_5(
@@ -251,7 +256,6 @@ BASES = {
             query_pre_attn_scalar=24, sliding_window=WINDOW, sliding_window_size=WINDOW, cache_implementation="hybrid",
             rope_theta=10000.0,
         ),
-        train=LOGITS_CHANGED,
         export=NO_GGUF,
     ),
     "gemma 3": Base(gemma3(rope_local_base_freq=20000, rope_scaling=None), export=NO_GGUF),
@@ -317,7 +321,6 @@ BASES = {
             architectures=["GraniteForCausalLM"], model_type="granite", attention_multiplier=0.0625,
             embedding_multiplier=12.0, logits_scaling=8.0, residual_multiplier=0.22, tie_word_embeddings=True,
         ),
-        train=LOGITS_CHANGED,
         export=NO_GGUF,
     ),
     "cohere": Base(
@@ -326,7 +329,6 @@ BASES = {
             logit_scale=0.0625, rope_theta=8000000.0, use_qk_norm=False, attention_bias=False, attention_dropout=0.0,
             tie_word_embeddings=True, pad_token_id=0,
         ),
-        train=LOGITS_CHANGED,
         export=NO_GGUF,
     ),
     "stablelm": Base(
@@ -354,6 +356,36 @@ BASES = {
             "torch_dtype": "float16", "transformers_version": "4.24.0", "use_parallel_residual": True,
         },
         train=RENAMED,
+        export=NO_GGUF,
+    ),
+    "llama 2, stretched": Base(
+        llama(rope_scaling=None, pretraining_tp=1),
+        options=("--max-tokens", 4 * LIMIT - 8, "--rope-scaling", "linear"),
+        trained_as={"rope_scaling": {"type": "linear", "factor": 4.0}},
+        context=4 * LIMIT - 8,
+    ),
+    "llama 1, stretched by yarn": Base(
+        llama(max_sequence_length=LIMIT, pad_token_id=0),
+        options=("--max-tokens", 3 * LIMIT, "--rope-scaling", "yarn"),
+        trained_as={"rope_scaling": {"type": "yarn", "factor": 3.0, "original_max_position_embeddings": LIMIT}},
+        context=3 * LIMIT,
+    ),
+    "qwen 3, stretched": Base(
+        qwen3(),
+        options=("--max-tokens", 2 * LIMIT, "--rope-scaling", "linear"),
+        trained_as={"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        context=2 * LIMIT,
+    ),
+    "gemma 3, stretched": Base(
+        gemma3(),
+        options=("--max-tokens", 2 * LIMIT, "--rope-scaling", "linear"),
+        train="--rope-scaling linear: its layers have no rotary embeddings, or those of several kinds",
+        export=NO_GGUF,
+    ),
+    "phi 3, stretched": Base(
+        phi3(original_max_position_embeddings=LIMIT, rope_scaling=None, sliding_window=None),
+        options=("--max-tokens", 2 * LIMIT, "--rope-scaling", "linear"),
+        train="--rope-scaling linear: `rope_parameters`'s type field must be one of ['longrope'], got linear",
         export=NO_GGUF,
     ),
     "a model of its own code": Base(

@@ -21,7 +21,11 @@ from running import good, run
 from test_model_configs import transformers_4  # noqa: F401
 
 np = pytest.importorskip("numpy")
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
+
+from training import CPU, sharded  # noqa: E402
+
+from vtools.train import pack  # noqa: E402
 
 ROW = np.random.default_rng(0).integers(3, 300, 2 * LIMIT + 50).tolist()  # longer than the base's limit, and its window
 READER = """
@@ -90,11 +94,11 @@ def difference(one: Any, other: Any) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BASES)
 def test_a_published_base_is_tuned_and_read_alike_everywhere_or_refused_by_name(
-    name: str, tmp_path: Path, in_5: Logits, in_4: Logits
+    name: str, tmp_path: Path, alone: Any, in_5: Logits, in_4: Logits
 ) -> None:
     expected = BASES[name]
     base, out = base_configs.make(name, tmp_path / "base"), tmp_path / "out"
-    done = tuned(base, tmp_path)
+    done = tuned(base, tmp_path, *expected.options or ("--max-tokens", expected.context))
     if expected.train != TRAINED:
         assert_refused(done, expected.train)
         assert not any("loss" in row for row in done.records) and not (out / "config.json").exists()
@@ -102,10 +106,12 @@ def test_a_published_base_is_tuned_and_read_alike_everywhere_or_refused_by_name(
     else:
         assert done.returncode == 0, done.errors
         before = in_5(base)
-        # The tuned weights under the base's own settings, as they were trained.
+        exporting.change(base, **expected.trained_as)
+        # The tuned weights under the base's own settings, and as the trainer computes with them.
         shutil.copy(out / "model.safetensors", base / "model.safetensors")
         wanted = in_5(base)
         assert difference(before, wanted) > 1e-2
+        assert pack.self_check(sharded(base, alone), [ROW, ROW[:WINDOW], ROW[::-1]], torch.float32, CPU) < 1e-5
         assert "auto_map" not in (out / "config.json").read_text() + (out / "tokenizer_config.json").read_text()
         read = {"5": difference(wanted, in_5(out)), "4.57": difference(wanted, in_4(out))}
         if not expected.apart_in_4:
@@ -118,6 +124,8 @@ def test_a_published_base_is_tuned_and_read_alike_everywhere_or_refused_by_name(
         assert_refused(done, expected.export)
         return
     assert done.returncode == 0 and expected.told in done.errors, done.errors
+    keys = exporting.metadata(file)
+    assert keys[f"{keys['general.architecture']}.context_length"] == expected.context
     if llama_cpp.library() is None:
         return
     found = llama_cpp.ask(file, rows=[ROW])["tops"][0]

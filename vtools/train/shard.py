@@ -83,8 +83,9 @@ def _stretch(config: Any, rope: dict[str, Any]) -> None:
     makes all of them right.
     """
     before = dict(getattr(config, "rope_parameters", None) or {})
+    asked = f"--rope-scaling {rope['rope_type']}"
     if not before or any(isinstance(settings, dict) for settings in before.values()):
-        raise ValueError("it has no rotary embeddings that are the same in all layers, so --rope-scaling has no effect")
+        raise ValueError(f"{asked}: its layers have no rotary embeddings, or those of several kinds")
     scaling = {key: rope[key] for key in ("rope_type", "factor")}
     limit = rope["max_position_embeddings"]
     if rope["rope_type"] == "yarn":
@@ -95,6 +96,10 @@ def _stretch(config: Any, rope: dict[str, Any]) -> None:
         config.max_sequence_length = int(limit // rope["factor"])
     config.rope_parameters = before | scaling
     config.max_position_embeddings = limit
+    try:
+        config.validate_rope()
+    except (ValueError, KeyError) as error:  # not one that this architecture has
+        raise ValueError(f"{asked}: {error}") from None
 
 
 def _refuse_history(config: Any) -> None:
