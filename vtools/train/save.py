@@ -168,7 +168,7 @@ def _save_configs(model: PreTrainedModel, part: Path, dtype: str, base: Path) ->
 
 
 def _copy_tokenizer(template: Template, part: Path) -> None:
-    """The base's tokenizer files as they are, but for a limit that has grown, and code of its own."""
+    """The base's tokenizer files, without the name of code that is not copied, and with a limit that has grown."""
     source = template.tokenizer.folder
     for name in tokenizer.FILES:
         if (source / name).is_file():
