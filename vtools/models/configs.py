@@ -126,8 +126,6 @@ def in_both_forms(config: dict[str, Any], base: dict[str, Any] | None = None) ->
     made["rope_theta"] = theta
     if part is not None:
         made["partial_rotary_factor"] = part
-    if config.get("model_type") == "gpt_neox":
-        made |= {"rotary_emb_base": theta, "rotary_pct": part}
     if isinstance(local := rope.get("sliding_attention"), dict):
         made["rope_local_base_freq"] = local.get("rope_theta")
     made["rope_scaling"] = main if main["rope_type"] != "default" else None
