@@ -50,6 +50,39 @@ def test_generation_settings_can_be_loaded_and_saved_again(base, sampled, tmp_pa
     assert kept.items() <= made.items()
 
 
+LIMITS = [
+    ({}, None),
+    ({"max_position_embeddings": 4096, "rope_scaling": None}, 4096),
+    # Vicuna 16k as published: vLLM multiplies the smallest limit by the factor.
+    ({"max_position_embeddings": 4096, "max_sequence_length": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
+    ({"max_position_embeddings": 16384, "max_sequence_length": 4096, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}, 16384),
+    ({"max_position_embeddings": 32768, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}, 131072),
+    ({"max_position_embeddings": 40960, "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}}, 131072),
+    ({"max_position_embeddings": 32768, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, 65536),
+    # Of these, the limit after scaling is stated.
+    ({"max_position_embeddings": 131072, "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}}, 131072),
+    ({"model_type": "gemma3_text", "max_position_embeddings": 131072, "rope_scaling": {"rope_type": "linear", "factor": 8.0}}, 131072),
+    ({"max_position_embeddings": 2048, "rope_scaling": "linear"}, 2048),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "limit"), LIMITS)
+def test_the_limit_of_a_model_is_the_one_after_rope_scaling(config, limit):
+    assert configs.context_limit(config) == limit
+
+
+def test_what_only_older_programs_read_is_kept_from_the_base_and_code_that_is_not_copied_is_not_named():
+    base = {
+        "model_type": "gemma3_text",
+        "sliding_window_pattern": 6,
+        "vocab_size": 8,
+        "auto_map": {"AutoConfig": "code.A"},
+    }
+    made = configs.in_both_forms({"model_type": "gemma3_text", "vocab_size": 9}, base | {"_name_or_path": "/home/me"})
+    assert made == {"model_type": "gemma3_text", "sliding_window_pattern": 6, "vocab_size": 9}
+    assert configs.in_both_forms({"model_type": "llama"}, base) == {"model_type": "llama"}
+
+
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SIZES = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,

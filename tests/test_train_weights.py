@@ -65,7 +65,7 @@ def test_an_exported_model_gives_the_logits_it_was_trained_to(
 
 
 ABOUT = {
-    "base": "base", "template": "chatml", "versions": {"vtools": "0"}, "arguments": {"lr": 1e-4},
+    "base": "base", "template": "chatml", "run": {"rope scaling": None}, "versions": {"vtools": "0"}, "arguments": {"lr": 1e-4},
     "data": {"conversations": 2, "data_tokens": 3, "data_trained_tokens": 1, "sources": {"own": 2}, "licenses": {}},
     "result": {"steps": 1, "loss": 1.5, "eval_loss_before": None, "eval_loss_after": None},
 }  # fmt: skip

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vtools.models.configs import context_limit, rope_settings
 from vtools.process import Failure
 
 
@@ -115,7 +116,7 @@ def read(folder: Path) -> Architecture:
         if kind not in SUPPORTED:
             raise Failure(f"{path}: model type {kind!r} cannot be exported to GGUF; supported: {', '.join(SUPPORTED)}")
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-        context = int(config.get("max_position_embeddings") or 2048)
+        context = int(context_limit(config) or 2048)
         sliding = config.get("use_sliding_window", kind == "mistral") and config.get("sliding_window")
         architecture = Architecture(
             *SUPPORTED[kind],
@@ -129,7 +130,7 @@ def read(folder: Path) -> Architecture:
             epsilon=float(config.get("rms_norm_eps") or 1e-6),
             vocabulary=int(config["vocab_size"]),
             tied=bool(config.get("tie_word_embeddings")),
-            rope=_rope(config, context),
+            rope=_rope(config),
             window=int(sliding) if sliding and sliding < context else None,
         )
         for key, value in architecture.metadata().items():
@@ -151,13 +152,12 @@ def read(folder: Path) -> Architecture:
     return architecture
 
 
-def _rope(config: dict[str, Any], context: int) -> dict[str, Any]:
-    """The rotary settings: `rope_parameters` since transformers 5, `rope_theta` and `rope_scaling` before."""
-    rope = {"rope_theta": config.get("rope_theta") or 10000.0, **(config.get("rope_scaling") or {})}
-    rope |= config.get("rope_parameters") or {}
-    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+def _rope(config: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings, with the limit before scaling."""
+    rope = rope_settings(config)
     if not rope.get("original_max_position_embeddings"):
-        rope["original_max_position_embeddings"] = config.get("original_max_position_embeddings") or context
+        stated = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+        rope["original_max_position_embeddings"] = stated or 2048
     part = rope.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1
     if part != 1:
         raise ValueError(f"partial_rotary_factor {part}: GGUF's llama rotates only whole heads")

@@ -21,6 +21,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from vtools.inference.client import TOKENS, Answer, Messages, Sampling
 from vtools.inference.detokenize import Detokenizer
 from vtools.inference.sampling import Sampler
+from vtools.models.configs import context_limit
 from vtools.models.load import load_model
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
@@ -60,7 +61,7 @@ class Engine:
         self.tokenizer = load_tokenizer(reference)
         self.template = load_template(template, self.tokenizer, system)
         self._model = cast(Any, load_model(reference, dtype)).to("cuda" if torch.cuda.is_available() else "cpu")
-        context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or MAX_CONTEXT
+        context = context_limit(self._model.config.get_text_config().to_dict()) or MAX_CONTEXT
         self.context: int = min(context, MAX_CONTEXT)
         self._stop_ids = sorted(self.template.stop_ids)
         self._numbers = itertools.count()

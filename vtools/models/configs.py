@@ -70,22 +70,63 @@ def generation_settings(base: dict[str, Any]) -> dict[str, Any]:
     return made | {"use_cache": True}
 
 
-def in_both_forms(config: dict[str, Any]) -> dict[str, Any]:
+def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The rotary settings of a text model's config.json, in one form: those of layers with full attention.
+
+    They are `rope_parameters` since transformers 5; `rope_theta` and `rope_scaling`, its kind named `type`, before.
+    """
+    old, rope = (
+        given if isinstance(given := config.get(key), dict) else {} for key in ("rope_scaling", "rope_parameters")
+    )
+    kinds = {name: settings for name, settings in rope.items() if isinstance(settings, dict)}  # by kind of layer
+    rope = (kinds.get("full_attention") or next(iter(kinds.values()))) if kinds else rope
+    made = {"rope_theta": config.get("rope_theta") or 10000.0, **old, **rope}
+    return made | {"rope_type": made.get("rope_type") or made.get("type") or "default"}
+
+
+def context_limit(config: dict[str, Any]) -> int | None:
+    """The longest text, in tokens, that a text model's config.json allows; None where it does not say.
+
+    With linear scaling, as in Vicuna 16k, the stated limit is the one before it: what vLLM makes of it is the smallest
+    that is stated, times the factor. With yarn, it is the original one times the factor. Gemma 3 states the last one.
+    """
+    stated = config.get("max_position_embeddings")
+    rope = rope_settings(config)
+    factor = rope.get("factor") or 1
+    if not stated or str(config.get("model_type")).startswith("gemma3"):
+        return stated
+    if rope["rope_type"] == "linear":
+        return max(stated, int(min(stated, config.get("max_sequence_length") or stated) * factor))
+    if rope["rope_type"] == "yarn":
+        return max(stated, int((rope.get("original_max_position_embeddings") or stated) * factor))
+    return stated
+
+
+CODE = "auto_map"  # names the code of a model or tokenizer, which is not copied
+_ORIGIN = {"_name_or_path", "transformers_version"}
+
+
+def in_both_forms(config: dict[str, Any], base: dict[str, Any] | None = None) -> dict[str, Any]:
     """A config.json with dtype and rotary settings under the names of transformers 5 and of those before it.
 
-    Version 4.57 reads `rope_parameters` without a warning as if they were not there.
+    Version 4.57 reads `rope_parameters` without a warning as if they were not there. Other settings of the `base`
+    that transformers 5 renames or leaves out are kept as they were.
     """
-    made = dict(config)
-    if dtype := made.get("dtype") or made.get("torch_dtype"):
+    base = base or {}
+    kept = base if base.get("model_type") == config.get("model_type") else {}
+    made = {key: value for key, value in kept.items() if key not in _ORIGIN} | config
+    made.pop(CODE, None)
+    if dtype := config.get("dtype") or config.get("torch_dtype"):
         made |= {"dtype": dtype, "torch_dtype": dtype}
-    rope = made.get("rope_parameters")
+    rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or not rope:
         return made
-    kinds = {name: settings for name, settings in rope.items() if isinstance(settings, dict)}  # by kind of layer
-    main = dict(kinds.get("full_attention") or next(iter(kinds.values()))) if kinds else dict(rope)
-    if "sliding_attention" in kinds:
-        made["rope_local_base_freq"] = kinds["sliding_attention"].get("rope_theta")
-    made |= {key: main.pop(key) for key in ("rope_theta", "partial_rotary_factor") if main.get(key) is not None}
-    if not kinds and main.get("rope_type", "default") != "default":
-        made["rope_scaling"] = main
+    main = rope_settings({"rope_parameters": rope})
+    theta, part = main.pop("rope_theta"), main.pop("partial_rotary_factor", None)
+    made["rope_theta"] = theta
+    if part is not None:
+        made["partial_rotary_factor"] = part
+    if isinstance(local := rope.get("sliding_attention"), dict):
+        made["rope_local_base_freq"] = local.get("rope_theta")
+    made["rope_scaling"] = main if main["rope_type"] != "default" else None
     return made

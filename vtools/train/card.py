@@ -66,6 +66,13 @@ def card(about: dict[str, Any]) -> str:
     held = ""
     if result["eval_loss_before"] is not None:
         held = f" Held-out loss: {result['eval_loss_before']:.4f} before, {result['eval_loss_after']:.4f} after."
+    rope = about["run"]["rope scaling"]
+    longer = ""
+    if rope:
+        limit, kind, factor = (rope[key] for key in ("max_position_embeddings", "rope_type", "factor"))
+        longer = (
+            f"\nIt reads up to {limit:,} tokens: its positions are scaled (RoPE scaling {kind}, factor {factor:g})."
+        )
     settings = "\n".join(
         f"| {name} | {value} |" for name, value in arguments.items() if value is not None and value is not False
     )
@@ -78,7 +85,7 @@ def card(about: dict[str, Any]) -> str:
 Trained with vtools {about["versions"]["vtools"]} on {data["conversations"]} conversations
 ({data["data_tokens"]:,} tokens, of which {data["data_trained_tokens"]:,}, the assistant's, were trained),
 in {result["steps"]} steps; the last loss was {result["loss"]:.4f}.{held}
-Its prompts follow the template `{about["template"]}`, stored beside the weights.
+Its prompts follow the template `{about["template"]}`, stored beside the weights.{longer}
 
 ## Data
 | | | conversations |

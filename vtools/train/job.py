@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vtools.models.configs import read_json
+from vtools.models.configs import context_limit, read_json, rope_settings
 from vtools.models.reference import model_folder
 from vtools.models.tokenizer import HUB_FILES
 from vtools.process import Failure, UsageFailure, say
@@ -27,16 +27,9 @@ def read(request: Request, weights: bool = True) -> Inputs:
     config = _checked_config(request.model, model_folder(request.model, HUB_FILES))
     chosen = request.chat_template
     chosen.check()
-    vocabulary, limit = config.get("vocab_size"), config.get("max_position_embeddings")
+    vocabulary, limit = config.get("vocab_size"), context_limit(config)
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
-    rope = None
-    if limit and max_tokens > limit:
-        if not request.rope_scaling:
-            raise UsageFailure(
-                f"--max-tokens {max_tokens}: {request.model} supports {limit} positions; "
-                f"add --rope-scaling linear to extend them, as Vicuna 16k did"
-            )
-        rope = {"rope_type": request.rope_scaling, "factor": float(math.ceil(max_tokens / limit))}
+    rope = _scaling(request, config, limit, max_tokens) if limit and max_tokens > limit else None
     first = os.environ.get("RANK", "0") == "0"  # under torchrun every rank gets here, and finds the work of the first
     if "RANK" in os.environ:
         for name, given in (("FILE", request.data), ("--eval", [request.evaluation])):
@@ -87,6 +80,20 @@ def read(request: Request, weights: bool = True) -> Inputs:
     return Inputs(
         folder, chosen.name, chosen.source, corpus, held_out, max_tokens, rope, steps, warmup, _ranks_here(request)
     )
+
+
+def _scaling(request: Request, config: dict[str, Any], limit: int, max_tokens: int) -> dict[str, Any]:
+    """How RoPE is scaled for rows that are longer than the model's limit. Raises UsageFailure if it cannot be."""
+    asked = f"--max-tokens {max_tokens}: {request.model} supports {limit} positions"
+    kind = rope_settings(config)["rope_type"]
+    if kind != "default":
+        raise UsageFailure(f"{asked}, and its RoPE is scaled already ({kind}); lower --max-tokens")
+    if not request.rope_scaling:
+        raise UsageFailure(f"{asked}; add --rope-scaling linear to extend them, as Vicuna 16k did")
+    factor = max_tokens / limit
+    if request.rope_scaling == "linear":
+        factor = float(math.ceil(factor))  # as for Vicuna 16k; yarn's must be the ratio of the limits
+    return {"rope_type": request.rope_scaling, "factor": factor, "max_position_embeddings": max_tokens}
 
 
 def _ranks_here(request: Request) -> int:

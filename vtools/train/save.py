@@ -162,15 +162,24 @@ def _save_configs(model: PreTrainedModel, part: Path, dtype: str, base: Path) ->
     named = configs.read_json(base / "generation_config.json")
     if not named:
         named = {key: getattr(config, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    configs.write_json(part / "config.json", configs.in_both_forms(configs.read_json(part / "config.json")))
+    written = configs.read_json(part / "config.json")
+    configs.write_json(part / "config.json", configs.in_both_forms(written, configs.read_json(base / "config.json")))
     configs.write_json(part / "generation_config.json", configs.generation_settings(named))
 
 
 def _copy_tokenizer(template: Template, part: Path) -> None:
-    """The base's tokenizer files as they are."""
+    """The base's tokenizer files, without the name of code that is not copied, and with a limit that has grown."""
     source = template.tokenizer.folder
     for name in tokenizer.FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, part / name)
     if not (part / "tokenizer.json").exists():
         template.tokenizer.backend.save(str(part / "tokenizer.json"))
+    path = part / "tokenizer_config.json"
+    settings = configs.read_json(path)
+    changed = {key: value for key, value in settings.items() if key != configs.CODE}
+    limit, before = (configs.context_limit(configs.read_json(folder / "config.json")) for folder in (part, source))
+    if limit and before and limit > before:
+        changed["model_max_length"] = limit
+    if changed != settings:
+        configs.write_json(path, changed)

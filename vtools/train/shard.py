@@ -14,8 +14,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 
+from vtools.models import configs
 from vtools.process import Failure
 from vtools.train import attention
 from vtools.weights import tied_head
@@ -38,6 +40,9 @@ def empty(
 ) -> PreTrainedModel:
     """The model of a folder, with its buffers, and parameters on the meta device. Raises Failure."""
     try:
+        own = configs.read_json(folder / "config.json")
+        if own.get(configs.CODE) and own.get("model_type") not in CONFIG_MAPPING:
+            raise ValueError(f"its code comes with it (model type {own.get('model_type')}), and is not run here")
         config = AutoConfig.from_pretrained(folder)
         if rope:
             _stretch(config, rope)
@@ -47,8 +52,16 @@ def empty(
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
             config.architectures = [type(model).__name__]  # sharding the model changes its class
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise Failure(f"{folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    except Failure:
+        raise
+    except Exception as error:  # transformers raises errors of every class
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise Failure(f"{folder}: cannot be loaded: {reason[0]}") from None
+    if get_model_conversion_mapping(model, add_legacy=False):
+        raise Failure(
+            f"{folder}: a {type(model).__name__} has other tensors in its files than in transformers, which renames or "
+            "joins them; it cannot be trained here"
+        )
     model.tie_weights()
     model.set_attn_implementation(attention_name)
     model.config.use_cache = False
@@ -63,18 +76,39 @@ def keeps_its_head(folder: Path) -> bool:
 
 
 def _stretch(config: Any, rope: dict[str, Any]) -> None:
-    """Add RoPE scaling for longer texts to the configuration: {"rope_type": …, "factor": …}."""
+    """Scale the positions of a configuration: {"rope_type": …, "factor": …, "max_position_embeddings": the new limit}.
+
+    vLLM, FastChat and SGLang take the limit before linear scaling for the one that is stated, and multiply it by the
+    factor; llama.cpp and transformers take the limit as stated. `max_sequence_length`, which the former look at too,
+    makes all of them right.
+    """
     before = dict(getattr(config, "rope_parameters", None) or {})
-    if before.get("rope_type", "default") != "default":
-        raise ValueError(f"its rotary embeddings are scaled already ({before['rope_type']})")
-    config.rope_parameters = before | rope
+    asked = f"--rope-scaling {rope['rope_type']}"
+    if not before or any(isinstance(settings, dict) for settings in before.values()):
+        raise ValueError(f"{asked}: its layers have no rotary embeddings, or those of several kinds")
+    scaling = {key: rope[key] for key in ("rope_type", "factor")}
+    limit = rope["max_position_embeddings"]
+    if rope["rope_type"] == "yarn":
+        scaling["original_max_position_embeddings"] = config.max_position_embeddings
+        if hasattr(config, "max_sequence_length"):
+            config.max_sequence_length = limit
+    else:
+        config.max_sequence_length = int(limit // rope["factor"])
+    config.rope_parameters = before | scaling
+    config.max_position_embeddings = limit
+    try:
+        config.validate_rope()
+    except (ValueError, KeyError) as error:  # not one that this architecture has
+        raise ValueError(f"{asked}: {error}") from None
 
 
 def _refuse_history(config: Any) -> None:
     """Refuse rotary embeddings that depend on the longest row seen so far, and so on packing."""
-    kind = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if kind in ("dynamic", "longrope"):
-        raise ValueError(f"{kind} position embeddings depend on the row length and cannot be trained with packing")
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    for settings in (rope, *rope.values()):
+        kind = settings.get("rope_type") if isinstance(settings, dict) else None
+        if kind in ("dynamic", "longrope"):
+            raise ValueError(f"{kind} position embeddings depend on the row length and cannot be trained with packing")
 
 
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
