@@ -424,5 +424,6 @@ def make(name: str, folder: Path) -> Path:
         for tensor_name, tensor in model.named_parameters():
             if tensor.dim() == 1:
                 tensor.add_(torch.randn_like(tensor) * (0.3 if tensor_name.endswith("bias") else 0.1))
+    model.generation_config.pad_token_id = None  # transformers 5.17 would not save -1
     model.save_pretrained(folder.parent / "weights")
     return (folder.parent / "weights" / "model.safetensors").replace(folder / "model.safetensors").parent
