@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -87,6 +87,18 @@ class Engine:
         the template refuses the conversation.
         """
         prompt = self.template.prompt(messages)
+        mailbox, cancel = self._submit(prompt, sampling, self._stop_ids)
+        stops = (*self.template.stop_strings, *sampling.stop)
+        text = Detokenizer(self.tokenizer.decode, stops, self.template.answer_lead)
+        return Stream(mailbox, cancel, text, len(prompt), frozenset(self._stop_ids))
+
+    def tokens(self, prompt: list[int], sampling: Sampling, stop_ids: frozenset[int]) -> "TokenStream":
+        """The ids of an answer as they come, until one of `stop_ids`."""
+        return TokenStream(*self._submit(prompt, sampling, sorted(stop_ids)), stop_ids)
+
+    any_id = 0
+
+    def _submit(self, prompt: list[int], sampling: Sampling, stop_ids: list[int]) -> tuple[Any, Any]:
         available = self.context - len(prompt)
         max_tokens = max(available, 1) if sampling.max_tokens is None else sampling.max_tokens
         if not 1 <= max_tokens <= available:
@@ -108,7 +120,7 @@ class Engine:
                     request_id=name,
                     max_new_tokens=max_tokens,
                     streaming=True,
-                    eos_token_id=self._stop_ids,
+                    eos_token_id=stop_ids or -1,
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
@@ -122,10 +134,7 @@ class Engine:
                     time.sleep(0.01)
             else:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
-            cancel = _canceller(self._manager, self._mailboxes, name)
-        stops = (*self.template.stop_strings, *sampling.stop)
-        text = Detokenizer(self.tokenizer.decode, stops, self.template.answer_lead)
-        return Stream(mailbox, cancel, text, len(prompt), frozenset(self._stop_ids))
+            return mailbox, _canceller(self._manager, self._mailboxes, name)
 
     def close(self) -> None:
         """Stop generating; running requests end in EngineStopped."""
@@ -246,3 +255,41 @@ class Stream:
             self._mailbox.put(None)
 
     __del__ = close
+
+
+class Found(NamedTuple):
+    ids: list[int]
+    finish: str | None
+
+
+class TokenStream:
+    def __init__(self, mailbox: Any, end: Any, stop_ids: frozenset[int]) -> None:
+        self._mailbox, self._end, self._stop_ids = mailbox, end, stop_ids
+        self._count, self._ended = 0, False
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Found:
+        if self._ended:
+            raise StopIteration
+        output = self._mailbox.get()
+        if output is None:
+            raise StopIteration
+        if isinstance(output, EngineStopped) or output.error is not None:
+            self.close()
+            raise output if isinstance(output, EngineStopped) else EngineStopped(str(output.error))
+        new = output.generated_tokens[self._count :]
+        self._count += len(new)
+        last = output.is_finished()
+        if last:
+            self._ended = True
+            self._end(False)
+        finish = ("stop" if new and new[-1] in self._stop_ids else "length") if last else None
+        return Found(new, finish)
+
+    def close(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._end(True)
+            self._mailbox.put(None)

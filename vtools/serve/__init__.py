@@ -1,5 +1,6 @@
 """`vtools serve`: serve local models over the OpenAI chat API."""
 
+import asyncio
 import os
 from typing import Annotated
 
@@ -31,6 +32,13 @@ def serve(
     max_requests: Annotated[
         int, options.number(min=1, help="Accept N requests per model at a time; further ones get HTTP 429.")
     ] = 64,
+    workers: Annotated[
+        int, options.number(min=1, help="Run N processes per model: where one dies, another goes on with its answers.")
+    ] = 1,
+    grace: Annotated[
+        float,
+        options.number(min=0, help="On SIGTERM, let running answers go on for N seconds; then they end in an error."),
+    ] = 25.0,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -38,7 +46,7 @@ def serve(
 
     Clients such as `vtools chat`, the openai library or curl use the base URL http://127.0.0.1:8000/v1. Requests that
     come at the same time share one batch, whether or not they are streamed; a request ends when its client disconnects.
-    On SIGTERM, running requests get 25 seconds to finish.
+    A dead worker is started again; another one, or itself, goes on with its answers, token for token.
 
     stdout: one JSON line per event: "ready" with the URL, then "request" for each answer, without its text. If
     VTOOLS_API_KEY is set, clients must send it as their API key.
@@ -58,35 +66,25 @@ def serve(
         raise UsageFailure(f"--host {host} is open to other machines: set {KEY} in the environment first")
 
     from vtools.models.reference import model_folder
+    from vtools.serve.supervisor import Supervisor
 
     for reference in named.values():
         model_folder(reference)
-    from vtools.inference.client import Sampling
-    from vtools.inference.engine import Engine
-
-    threads = max(1, len(os.sched_getaffinity(0)) // len(named))
-    engines = {}
-    for name, reference in named.items():
-        engines[name] = Engine(reference, template=template, system=system, dtype=dtype, threads=threads)
-        # Generate one token the way requests do: a model that loads may still not run.
-        engines[name].complete([{"role": "user", "content": "Hello"}], Sampling(max_tokens=1, temperature=0))
-
-    from vtools.serve.api import Api
-
+    listen.start(listener)
+    threads = max(1, len(os.sched_getaffinity(0)) // (len(named) * workers))
     events = listen.Events()
-    api = Api(engines, key=key, most=max_requests, event=events.put)
     url = listen.url(listener, host)
 
     def ready() -> None:
-        events.put({"event": "ready", "url": url, "models": list(engines)})
+        events.put({"event": "ready", "url": url, "models": list(named)})
         if not quiet:
-            say("serve", f"{', '.join(engines)} at {url} (Ctrl-C stops)")
+            say("serve", f"{', '.join(named)} at {url} (Ctrl-C stops)")
 
+    edge = {"template": template, "system": system, "most": max_requests, "grace": grace}
+    worker = {"dtype": dtype, "threads": threads}
     try:
-        listen.run(api.application, listener, ready)
+        asyncio.run(Supervisor(named, workers, listener, edge, worker, events.put).run(ready))
     finally:
-        for engine in engines.values():
-            engine.close()
         events.close()
 
 

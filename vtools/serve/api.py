@@ -1,9 +1,10 @@
 # ruff: noqa: TID253  imported by the command alone, once it is about to serve
-"""The OpenAI chat API over the engines of this process, as an ASGI application."""
+"""The OpenAI chat API over the workers of each model, as an ASGI application."""
 
 import asyncio
+import contextlib
 import hmac
-import threading
+import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,10 +19,13 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from vtools.inference.engine import Engine, EngineStopped, PromptTooLong, Stream
+from vtools.inference.detokenize import Detokenizer
+from vtools.models.template import Template
 from vtools.process import say
 from vtools.records.jsonl import Reject
+from vtools.serve.answer import Answer
 from vtools.serve.request import ApiError, Parameters, parse
+from vtools.serve.upstream import Broken, Model, NoWorker, Refused, Trace
 
 BODY = 1 << 20  # bytes of a request
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
@@ -33,13 +37,15 @@ Event = Callable[[dict[str, Any]], None]
 class Api:
     """The routes. Each model accepts at most `most` requests at a time, running and waiting."""
 
-    def __init__(self, engines: dict[str, Engine], *, key: str | None, most: int, event: Event) -> None:
-        self._engines, self._key, self._most, self._event = engines, key, most, event
-        self._taken = dict.fromkeys(engines, 0)
+    def __init__(self, models: dict[str, tuple[Model, Template]], *, key: str | None, most: int, event: Event) -> None:
+        self._models, self._key, self._most, self._event = models, key, most, event
+        self._taken = dict.fromkeys(models, 0)
+        self._idle = asyncio.Event()
+        self._draining = False
         self._started = int(time.time())
         routes = [
             Route("/v1/chat/completions", self._answer(self._chat), methods=["POST"]),
-            Route("/v1/models", self._answer(self._models), methods=["GET"]),
+            Route("/v1/models", self._answer(self._list), methods=["GET"]),
             Route("/v1/models/{name:path}", self._answer(self._model), methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
         ]
@@ -57,6 +63,18 @@ class Api:
 
         return answer
 
+    async def drain(self, grace: float) -> None:
+        """Take no new requests; wait for those that run, and after `grace` seconds end them with an error."""
+        self._draining = True
+        for seconds in (grace, 1.0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while any(self._taken.values()):
+                        self._idle.clear()
+                        await self._idle.wait()
+            for model, _ in self._models.values():
+                await model.close()
+
     def _admit(self, request: Request) -> None:
         if self._key is not None:
             scheme, _, given = request.headers.get("authorization", "").partition(" ")
@@ -70,30 +88,32 @@ class Api:
     async def _health(self, request: Request) -> Response:
         return _json({"status": "ok", "in_flight": sum(self._taken.values())})
 
-    async def _models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": [self._describe(name) for name in self._engines]})
+    async def _list(self, request: Request) -> Response:
+        return _json({"object": "list", "data": [self._describe(name) for name in self._models]})
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        self._engine(name)
+        self._model_of(name)
         return _json(self._describe(name))
 
     def _describe(self, name: str) -> dict[str, Any]:
-        context = self._engines[name].context
-        return {"id": name, "object": "model", "created": self._started, "owned_by": "vtools", "max_model_len": context}
+        about = {"id": name, "object": "model", "created": self._started, "owned_by": "vtools"}
+        return {**about, "max_model_len": self._models[name][0].context}
 
-    def _engine(self, name: str) -> Engine:
-        if name not in self._engines:
-            known = ", ".join(self._engines)
+    def _model_of(self, name: str) -> tuple[Model, Template]:
+        if name not in self._models:
+            known = ", ".join(self._models)
             raise ApiError(404, f"no model {name!r}; choose one of {known}", code="model_not_found", param="model")
-        return self._engines[name]
+        return self._models[name]
 
     async def _chat(self, request: Request) -> Response:
         reply = _Reply(self._event)
         try:
             wanted = parse(await _body(request))
-            engine = self._engine(wanted.model)
+            model, template = self._model_of(wanted.model)
             reply.model = wanted.model
+            if self._draining:
+                raise ApiError(503, "the server is stopping", code="stopping", headers={"retry-after": "5"})
             if self._taken[wanted.model] >= self._most:
                 later = {"retry-after": "1"}
                 raise ApiError(
@@ -101,7 +121,7 @@ class Api:
                 )
             self._taken[wanted.model] += 1
             reply.release = lambda: self._release(wanted.model)
-            reply.stream = await run_in_threadpool(_begin, engine, wanted)
+            reply.answer = await _begin(model, template, wanted, reply.trace)
             if wanted.stream:
                 return _Events(_chunks(reply, wanted), reply)
             return await _whole(request, reply, wanted)
@@ -118,6 +138,7 @@ class Api:
 
     def _release(self, model: str) -> None:
         self._taken[model] -= 1
+        self._idle.set()
 
 
 class _Reply:
@@ -125,7 +146,8 @@ class _Reply:
 
     def __init__(self, event: Event) -> None:
         self.model: str | None = None
-        self.stream: Stream | None = None
+        self.answer: Answer | None = None
+        self.trace = Trace()
         self.release: Callable[[], None] = lambda: None
         self.status = CLIENT_GONE  # until the last byte is sent
         self._event = event
@@ -133,15 +155,13 @@ class _Reply:
         self._closed = False
 
     def usage(self) -> dict[str, int]:
-        counts = self.stream.usage if self.stream else {"prompt_tokens": 0, "completion_tokens": 0}
+        counts = self.answer.usage if self.answer else {"prompt_tokens": 0, "completion_tokens": 0}
         return {**counts, "total_tokens": counts["prompt_tokens"] + counts["completion_tokens"]}
 
     def close(self, status: int) -> None:
         if self._closed:
             return
         self._closed = True
-        if self.stream:
-            self.stream.close()
         self.release()
         usage = self.usage()
         self._event(
@@ -149,7 +169,9 @@ class _Reply:
                 "event": "request",
                 "model": self.model,
                 "status": status,
-                "finish": self.stream.finish if self.stream else None,
+                "finish": self.answer.finish if self.answer else None,
+                "workers": self.trace.workers,
+                "resumes": self.trace.resumes,
                 "prompt_tokens": usage["prompt_tokens"],
                 "completion_tokens": usage["completion_tokens"],
                 "ms": round((time.monotonic() - self._began) * 1000),
@@ -171,51 +193,84 @@ class _Events(StreamingResponse):
             self._reply.close(self._reply.status)
 
 
-def _begin(engine: Engine, wanted: Parameters) -> Stream:
+async def _begin(model: Model, template: Template, wanted: Parameters, trace: Trace) -> Answer:
+    """An answer whose first worker is asked when it is iterated over."""
     try:
-        return engine.stream(wanted.messages, wanted.sampling)
-    except PromptTooLong as error:
-        raise ApiError(400, str(error), code="context_length_exceeded", param="messages") from None
+        prompt = await run_in_threadpool(template.prompt, wanted.messages)
     except Reject as reject:
         raise ApiError(400, reject.detail, code=reject.reason, param="messages") from None
-    except EngineStopped as error:
-        raise _unavailable(error) from None
+    sampling = wanted.sampling
+    try:
+        await model.ready()
+    except (NoWorker, Broken) as error:
+        raise _failed(error) from None
+    available = model.context - len(prompt)
+    limit = max(available, 1) if sampling.max_tokens is None else sampling.max_tokens
+    if not 1 <= limit <= available:
+        raise ApiError(
+            400,
+            f"the prompt has {len(prompt)} tokens and the answer may have {limit}: "
+            f"together more than the context of {model.context}",
+            code="context_length_exceeded",
+            param="messages",
+        )
+    options = {
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": secrets.randbits(63) if sampling.seed is None else sampling.seed,
+        "stop_token_ids": sorted(template.stop_ids),
+    }
+    stops = (*template.stop_strings, *sampling.stop)
+    text = Detokenizer(template.tokenizer.decode, stops, template.answer_lead)
+    return Answer(model.answer(prompt, limit, options, trace), text, len(prompt), template.stop_ids)
 
 
-def _unavailable(error: EngineStopped) -> ApiError:
-    return ApiError(503, str(error), code="engine_stopped", headers={"retry-after": "1"})
+def _failed(error: Exception) -> ApiError:
+    """What a client is told of an answer that could not be written."""
+    if isinstance(error, NoWorker | Broken):
+        code = "no_worker" if isinstance(error, NoWorker) else "answer_lost"
+        return ApiError(503, str(error), code=code, headers={"retry-after": "1"})
+    if isinstance(error, Refused):
+        return ApiError(400, str(error), code="refused", param="messages")
+    say("serve", f"{type(error).__name__}: {error}")
+    return ApiError(500, "the server failed; its log says why", code="internal_error")
 
 
 async def _whole(request: Request, reply: _Reply, wanted: Parameters) -> Response:
     """The whole answer at once; generation stops if the client disconnects."""
-    stream = reply.stream
-    assert stream is not None
+    answer = reply.answer
+    assert answer is not None
+
+    async def collect() -> str:
+        return "".join([piece async for piece in answer])
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        stream.close()
 
-    watcher = asyncio.create_task(watch())
+    collected, watched = asyncio.create_task(collect()), asyncio.create_task(watch())
     try:
-        text = "".join([piece async for piece in _pieces(stream)])
-    except EngineStopped as error:
-        raise _unavailable(error) from None
+        await asyncio.wait([collected, watched], return_when=asyncio.FIRST_COMPLETED)
+        if not collected.done():
+            reply.close(CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
+        text = collected.result()
+    except (NoWorker, Broken, Refused) as error:
+        raise _failed(error) from None
     finally:
-        watcher.cancel()
-    if stream.finish is None:
-        reply.close(CLIENT_GONE)
-        return Response(status_code=CLIENT_GONE)
+        for task in (collected, watched):
+            task.cancel()
+        await asyncio.wait([collected, watched])
     reply.close(200)
     message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": stream.finish}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish}
     return _json({**_head("chat.completion", wanted.model), "choices": [choice], "usage": reply.usage()})
 
 
 async def _chunks(reply: _Reply, wanted: Parameters) -> AsyncIterator[bytes]:
     """The answer as server-sent events. A stream that breaks off ends in an error and has no finish_reason."""
-    stream = reply.stream
-    assert stream is not None
+    answer = reply.answer
+    assert answer is not None
     head = _head("chat.completion.chunk", wanted.model)
     usage = {"usage": None} if wanted.include_usage else {}
 
@@ -225,43 +280,18 @@ async def _chunks(reply: _Reply, wanted: Parameters) -> AsyncIterator[bytes]:
 
     yield chunk({"role": "assistant", "content": ""})
     try:
-        async for piece in _pieces(stream):
+        async for piece in answer:
             yield chunk({"content": piece})
-    except EngineStopped as error:
-        reply.status = 503
-        yield _data(_unavailable(error).body())
+    except Exception as error:
+        failed = _failed(error)
+        reply.status = failed.status
+        yield _data(failed.body())
         return
-    if stream.finish is None:
-        return
-    yield chunk({}, stream.finish)
+    yield chunk({}, answer.finish)
     if wanted.include_usage:
         yield _data({**head, "choices": [], "usage": reply.usage()})
     reply.status = 200
     yield b"data: [DONE]\n\n"
-
-
-async def _pieces(stream: Stream) -> AsyncIterator[str]:
-    """A stream's pieces, read in a thread of its own. Raises what the stream raises."""
-    loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[str | Exception | None] = asyncio.Queue()
-
-    def put(item: str | Exception | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(arrived.put_nowait, item)
-
-    def pump() -> None:
-        try:
-            for piece in stream:
-                put(piece)
-            put(None)
-        except Exception as error:
-            put(error)
-
-    threading.Thread(target=pump, name="pump").start()  # ends when the stream is closed, at the latest with the engine
-    while (item := await arrived.get()) is not None:
-        if isinstance(item, Exception):
-            raise item
-        yield item
 
 
 async def _body(request: Request) -> bytes:

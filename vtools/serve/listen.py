@@ -1,18 +1,14 @@
-"""The socket, the server around the application, and its shutdown."""
+"""The socket that clients connect to, and the events on stdout."""
 
 import errno
 import ipaddress
 import queue
-import signal
 import socket
 import threading
-from collections.abc import Callable
 from typing import Any
 
-from vtools.process import Failure, Interrupted, UsageFailure
+from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
-
-GRACE = 25  # seconds for running requests to finish: spot machines give 30
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -71,32 +67,9 @@ class Events:
                 out.write(line)
 
 
-def run(application: Any, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM (returns) or SIGINT (raised again); both let requests finish."""
-    import uvicorn
-
+def start(listener: socket.socket) -> None:
+    """Listen; from now on clients wait for an answer. Raises Failure if another process has taken the port since."""
     try:
         listener.listen(2048)
     except OSError as error:  # another process bound the same port and listened first
         raise _taken(error, *listener.getsockname()[:2]) from None
-    config = uvicorn.Config(
-        application,
-        loop="asyncio",
-        http="h11",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-    )
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            ready()  # not before: from here on uvicorn handles the signals
-
-    try:
-        Server(config).run(sockets=[listener])
-    except Interrupted as interrupt:
-        if interrupt.signum != signal.SIGTERM:
-            raise
