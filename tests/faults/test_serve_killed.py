@@ -160,7 +160,7 @@ def test_an_edge_that_dies_is_back_and_the_workers_keep_their_weights(model) -> 
     pids = server.pids()
     with ThreadPoolExecutor(1) as pool:
         first = threading.Event()
-        future = pool.submit(streamed, server.url, requests("m", 3000)[0][1], first.set)
+        future = pool.submit(streamed, server.url, requests("m", 3000)[1][1], first.set)
         assert first.wait(60)
         (edge,) = [pid for pid in server.children() if pid not in pids.values()]
         os.kill(edge, signal.SIGKILL)
@@ -175,7 +175,7 @@ def test_an_edge_that_dies_is_back_and_the_workers_keep_their_weights(model) -> 
 
 def test_what_still_runs_when_the_grace_is_over_ends_in_an_error(model) -> None:
     server = Server(f"m={model}", "--grace", 4)
-    body = requests("m", 3800)[0][1]
+    body = requests("m", 3800)[1][1]
     with ThreadPoolExecutor(2) as pool:
         first = threading.Event()
         future = pool.submit(streamed, server.url, body, first.set)
