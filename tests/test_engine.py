@@ -143,9 +143,9 @@ def test_an_answer_that_fits_has_all_its_tokens_after_the_whole_prompt(narrow, m
 
 @pytest.mark.parametrize("most", [51, 63, 64, 100])
 def test_a_request_larger_than_the_context_is_refused_with_both_numbers(narrow, most):
-    from vtools.inference.engine import PromptTooLong
+    from vtools.inference.engine import AnswerTooLong, PromptTooLong
 
-    with pytest.raises(PromptTooLong, match=rf"14 tokens.* {most}.* 64"):
+    with pytest.raises(AnswerTooLong, match=rf"is {most}.* 14 tokens.* 50 .* 64"):
         narrow.stream(ask("?" * 13), Sampling(max_tokens=most))
     assert narrow.complete(ask("?" * 13), Sampling(max_tokens=None, temperature=0)).usage == {"in": 14, "out": 50}
     with pytest.raises(PromptTooLong):

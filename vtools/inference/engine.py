@@ -23,7 +23,7 @@ from vtools.inference.detokenize import Detokenizer
 from vtools.inference.sampling import Sampler
 from vtools.models.configs import context_limit
 from vtools.models.load import load_model
-from vtools.models.template import load_template
+from vtools.models.template import is_continued, load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, TryAgain
 
@@ -32,10 +32,15 @@ CACHE = 8192  # minimum tokens in the KV cache, shared by all requests
 PAGE = 64  # tokens per page of the cache
 BATCH_TOKENS = 512  # tokens per forward pass: long prompts are prefilled in chunks between other requests' tokens
 BATCH_REQUESTS = 32
+BEFORE = 16  # tokens of a continued text that are decoded with what follows, on which its spaces depend
 
 
 class PromptTooLong(Failure):
-    """The prompt and the requested answer do not fit into the context."""
+    """The prompt leaves no token of the context for an answer."""
+
+
+class AnswerTooLong(Failure):
+    """The prompt fits into the context, but not together with the requested answer."""
 
 
 class EngineStopped(TryAgain):
@@ -53,11 +58,15 @@ class Engine:
         system: str | None = None,
         dtype: str = "fp32",
         threads: int | None = None,
+        clamp: bool = False,
     ) -> None:
-        """Load tokenizer, template and weights; `threads` sets torch's threads in this process. Raises Failure."""
+        """Load tokenizer, template and weights; `threads` sets torch's threads in this process. Raises Failure.
+
+        With `clamp`, an answer that may be longer than the context allows ends there instead of being refused.
+        """
         if threads:
             torch.set_num_threads(threads)
-        self.name = reference
+        self.name, self._clamp = reference, clamp
         self.tokenizer = load_tokenizer(reference)
         self.template = load_template(template, self.tokenizer, system)
         self._model = cast(Any, load_model(reference, dtype)).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,19 +90,13 @@ class Engine:
         return Answer(text, stream.finish or "stop", usage, self.name, round((time.monotonic() - started) * 1000))
 
     def stream(self, messages: Messages, sampling: Sampling) -> "Stream":
-        """Start an answer and iterate over its text as it comes.
+        """Start an answer and iterate over its text as it comes; an assistant message at the end is continued.
 
-        Raises PromptTooLong (nothing is ever cut from a prompt), EngineStopped, and Reject("template_error") where
-        the template refuses the conversation.
+        Raises PromptTooLong (nothing is ever cut from a prompt), AnswerTooLong, EngineStopped, and
+        Reject("template_error") where the template refuses the conversation.
         """
         prompt = self.template.prompt(messages)
-        available = self.context - len(prompt)
-        max_tokens = max(available, 1) if sampling.max_tokens is None else sampling.max_tokens
-        if not 1 <= max_tokens <= available:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens and the answer may have {max_tokens}: "
-                f"together more than the context of {self.context}"
-            )
+        max_tokens = self._limit(len(prompt), sampling.max_tokens)
         name = str(next(self._numbers))
         mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with self._lock:
@@ -124,8 +127,26 @@ class Engine:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
             cancel = _canceller(self._manager, self._mailboxes, name)
         stops = (*self.template.stop_strings, *sampling.stop)
-        text = Detokenizer(self.tokenizer.decode, stops, self.template.answer_lead)
+        continued = is_continued(messages)
+        lead, before = ("", prompt[-BEFORE:]) if continued else (self.template.answer_lead, [])
+        text = Detokenizer(self.tokenizer.decode, stops, lead, before)
         return Stream(mailbox, cancel, text, len(prompt), frozenset(self._stop_ids))
+
+    def _limit(self, prompt: int, wanted: int | None) -> int:
+        """How many tokens an answer may have after a prompt of this many. Raises PromptTooLong, AnswerTooLong."""
+        available = self.context - prompt
+        if available < 1:
+            raise PromptTooLong(
+                f"the prompt has {prompt} tokens and the context {self.context}: no space for an answer"
+            )
+        if wanted is None or self._clamp:
+            return min(wanted or available, available)
+        if wanted > available:
+            raise AnswerTooLong(
+                f"max_tokens is {wanted}, and the prompt of {prompt} tokens leaves {available} of the context of"
+                f" {self.context}: lower max_tokens, or leave it out"
+            )
+        return wanted
 
     def close(self) -> None:
         """Stop generating; running requests end in EngineStopped."""

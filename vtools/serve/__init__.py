@@ -31,6 +31,12 @@ def serve(
     max_requests: Annotated[
         int, options.number(min=1, help="Accept N requests per model at a time; further ones get HTTP 429.")
     ] = 64,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN", help="Answer web pages of this origin, such as http://localhost:3000; repeatable."
+        ),
+    ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -50,10 +56,11 @@ def serve(
       vtools serve ./vicuna --port 0 | jq -r --unbuffered 'select(.event == "ready").url'
     """
     named = _names(models)
-    from vtools.serve import listen
+    from vtools.serve import admission, listen
 
+    key = admission.key(os.environb)
+    origins = admission.origins(allow_origin or [], key)
     listener = listen.bind(host, port)
-    key = os.environ.get(KEY) or None
     if key is None and not listen.is_loopback(listener):
         raise UsageFailure(f"--host {host} is open to other machines: set {KEY} in the environment first")
 
@@ -74,7 +81,8 @@ def serve(
     from vtools.serve.api import Api
 
     events = listen.Events()
-    api = Api(engines, key=key, most=max_requests, event=events.put)
+    admitted = admission.Admission(key, host)
+    api = Api(engines, admission=admitted, origins=origins, most=max_requests, event=events.put)
     url = listen.url(listener, host)
 
     def ready() -> None:

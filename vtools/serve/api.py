@@ -2,7 +2,6 @@
 """The OpenAI chat API over the engines of this process, as an ASGI application."""
 
 import asyncio
-import hmac
 import threading
 import time
 import uuid
@@ -13,18 +12,21 @@ import orjson
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from vtools.inference.engine import Engine, EngineStopped, PromptTooLong, Stream
+from vtools.inference.engine import AnswerTooLong, Engine, EngineStopped, PromptTooLong, Stream
 from vtools.process import say
 from vtools.records.jsonl import Reject
-from vtools.serve.request import ApiError, Parameters, parse
+from vtools.serve import body
+from vtools.serve.admission import Admission
+from vtools.serve.errors import SHOWN, ApiError, unsupported
+from vtools.serve.openapi import openapi
+from vtools.serve.parameters import CHAT, COMPLETIONS, Parameters, parse
 
-BODY = 1 << 20  # bytes of a request
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
 CLIENT_GONE = 499  # nginx's status for it; appears only in our events
 
 Event = Callable[[dict[str, Any]], None]
@@ -33,42 +35,41 @@ Event = Callable[[dict[str, Any]], None]
 class Api:
     """The routes. Each model accepts at most `most` requests at a time, running and waiting."""
 
-    def __init__(self, engines: dict[str, Engine], *, key: str | None, most: int, event: Event) -> None:
-        self._engines, self._key, self._most, self._event = engines, key, most, event
+    def __init__(
+        self, engines: dict[str, Engine], *, admission: Admission, origins: list[Middleware], most: int, event: Event
+    ) -> None:
+        self._engines, self._admission, self._most, self._event = engines, admission, most, event
         self._taken = dict.fromkeys(engines, 0)
         self._started = int(time.time())
         routes = [
             Route("/v1/chat/completions", self._answer(self._chat), methods=["POST"]),
+            Route("/v1/completions", self._answer(self._completions), methods=["POST"]),
             Route("/v1/models", self._answer(self._models), methods=["GET"]),
             Route("/v1/models/{name:path}", self._answer(self._model), methods=["GET"]),
+            Route("/openapi.json", self._answer(self._openapi), methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
         ]
-        self.application = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+        self.application = Starlette(routes=routes, middleware=origins, exception_handlers={HTTPException: _no_route})
 
     def _answer(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Wrap a handler: only authorised clients reach it, and its errors have the API's shape."""
 
         async def answer(request: Request) -> Response:
             try:
-                self._admit(request)
+                self._admission.check(request)
                 return await handler(request)
             except ApiError as error:
                 return _json(error.body(), error.status, error.headers)
+            except Exception as error:
+                return _json(_failed(error).body(), 500)
 
         return answer
 
-    def _admit(self, request: Request) -> None:
-        if self._key is not None:
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):
-                challenge = {"www-authenticate": "Bearer"}
-                raise ApiError(401, "a valid API key is needed", code="invalid_api_key", headers=challenge)
-        elif request.headers.get("host", "").rpartition(":")[0] not in LOCAL:
-            # Without a key, a web page whose host name resolves to this machine must not get in.
-            raise ApiError(403, "this server answers to localhost only", code="forbidden_host")
-
     async def _health(self, request: Request) -> Response:
         return _json({"status": "ok", "in_flight": sum(self._taken.values())})
+
+    async def _openapi(self, request: Request) -> Response:
+        return _json(openapi())
 
     async def _models(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._describe(name) for name in self._engines]})
@@ -85,13 +86,16 @@ class Api:
     def _engine(self, name: str) -> Engine:
         if name not in self._engines:
             known = ", ".join(self._engines)
-            raise ApiError(404, f"no model {name!r}; choose one of {known}", code="model_not_found", param="model")
+            raise ApiError(
+                404, f"no model {name[:SHOWN]!r}; choose one of {known}", code="model_not_found", param="model"
+            )
         return self._engines[name]
 
     async def _chat(self, request: Request) -> Response:
         reply = _Reply(self._event)
         try:
-            wanted = parse(await _body(request))
+            wanted = parse(await body.read(request), CHAT)
+            _refuse_what_is_missing(wanted)
             engine = self._engine(wanted.model)
             reply.model = wanted.model
             if self._taken[wanted.model] >= self._most:
@@ -108,13 +112,21 @@ class Api:
         except ApiError as error:
             reply.close(error.status)
             raise
-        except Exception as error:
-            say("serve", f"{type(error).__name__}: {error}")
+        except ClientDisconnect:  # before the end of its request
+            reply.close(CLIENT_GONE)
+            return Response(status_code=CLIENT_GONE)
+        except Exception:
             reply.close(500)
-            raise ApiError(500, "the server failed; its log says why", code="internal_error") from None
+            raise
         except BaseException:  # the task was cancelled
             reply.close(CLIENT_GONE)
             raise
+
+    async def _completions(self, request: Request) -> Response:
+        wanted = parse(await body.read(request), COMPLETIONS)
+        self._engine(wanted.model)
+        _refuse_what_is_missing(wanted)
+        raise AssertionError("all completions are refused")
 
     def _release(self, model: str) -> None:
         self._taken[model] -= 1
@@ -171,15 +183,32 @@ class _Events(StreamingResponse):
             self._reply.close(self._reply.status)
 
 
+def _refuse_what_is_missing(wanted: Parameters) -> None:
+    """Raise ApiError for what is valid, but not carried out yet."""
+    if wanted.prompt:
+        raise unsupported("prompt", "ask /v1/chat/completions")
+    if wanted.n > 1:
+        raise unsupported("n", "leave it out, or send 1")
+    if wanted.logprobs is not None:
+        raise unsupported("logprobs", "leave it out, or send false")
+
+
 def _begin(engine: Engine, wanted: Parameters) -> Stream:
     try:
         return engine.stream(wanted.messages, wanted.sampling)
     except PromptTooLong as error:
         raise ApiError(400, str(error), code="context_length_exceeded", param="messages") from None
+    except AnswerTooLong as error:
+        raise ApiError(400, str(error), code="context_length_exceeded", param="max_tokens") from None
     except Reject as reject:
         raise ApiError(400, reject.detail, code=reject.reason, param="messages") from None
     except EngineStopped as error:
         raise _unavailable(error) from None
+
+
+def _failed(error: Exception) -> ApiError:
+    say("serve", f"{type(error).__name__}: {error}")
+    return ApiError(500, "the server failed; its log says why", code="internal_error")
 
 
 def _unavailable(error: EngineStopped) -> ApiError:
@@ -227,9 +256,10 @@ async def _chunks(reply: _Reply, wanted: Parameters) -> AsyncIterator[bytes]:
     try:
         async for piece in _pieces(stream):
             yield chunk({"content": piece})
-    except EngineStopped as error:
-        reply.status = 503
-        yield _data(_unavailable(error).body())
+    except Exception as error:
+        told = _unavailable(error) if isinstance(error, EngineStopped) else _failed(error)
+        reply.status = told.status
+        yield _data(told.body())
         return
     if stream.finish is None:
         return
@@ -264,22 +294,6 @@ async def _pieces(stream: Stream) -> AsyncIterator[str]:
         yield item
 
 
-async def _body(request: Request) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # a web page may send forms to any server without a preflight request
-        raise ApiError(415, "the body must be application/json", code="unsupported_media_type")
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= BODY:
-            chunks.append(chunk)
-        elif size > 16 * BODY:  # read up to this size, so that the client gets our answer
-            break
-    if size > BODY:
-        raise ApiError(413, f"the body is larger than {BODY} bytes", code="body_too_large")
-    return b"".join(chunks)
-
-
 def _head(kind: str, model: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
@@ -294,5 +308,9 @@ def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | No
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return _json(ApiError(error.status_code, message, code="not_found").body(), error.status_code)
+    message = f"{request.method} {request.url.path[:SHOWN]}: {error.detail}"
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    headers = dict(error.headers or {})
+    if allowed := headers.get("Allow"):
+        message += f"; use {allowed}"
+    return _json(ApiError(error.status_code, message, code=code).body(), error.status_code, headers)
