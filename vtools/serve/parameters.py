@@ -69,14 +69,12 @@ def _kind(schema: Schema, wanted: str, accepts: Callable[[Any], bool]) -> Kind:
     return Kind(schema, read)
 
 
-def _whole(least: int | None = None, most: int | None = None) -> Kind:
-    limits = {"minimum": least, "maximum": most}
-    said = "a whole number" + (f" of at least {least}" if least is not None else "")
-    said = f"a whole number from {least} to {most}" if most is not None else said
+def _whole(least: int, most: int | None = None) -> Kind:
+    limits = {"minimum": least} if most is None else {"minimum": least, "maximum": most}
     return _kind(
-        {"type": "integer"} | {name: limit for name, limit in limits.items() if limit is not None},
-        said,
-        lambda value: type(value) is int and (least is None or value >= least) and (most is None or value <= most),
+        {"type": "integer", **limits},
+        f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most}",
+        lambda value: type(value) is int and value >= least and (most is None or value <= most),
     )
 
 
