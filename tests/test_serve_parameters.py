@@ -317,8 +317,7 @@ def test_without_a_key_only_the_names_of_this_machine_are_let_in(host, ours):
 
 
 @pytest.mark.parametrize(
-    "key",
-    [b"k", "schlüssel à".encode(), "钥匙🔑".encode(), b"\xff\xfe not utf-8", b"a b", "ends in à".encode()],
+    "key", [b"k", "schlüssel à".encode(), "钥匙🔑".encode(), b"\xff\xfe not utf-8", b"a b", "ends in à".encode()]
 )
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
 def test_a_key_is_read_without_its_line_end_and_may_be_any_text(key, end):
