@@ -8,8 +8,6 @@ import typer
 from vtools import options
 from vtools.process import UsageFailure, say
 
-KEY = "VTOOLS_API_KEY"
-
 
 def serve(
     models: Annotated[
@@ -21,7 +19,7 @@ def serve(
     ],
     port: Annotated[int, options.number(min=0, max=65535, help="Listen on this port; 0 picks a free one.")] = 8000,
     host: Annotated[
-        str, typer.Option(metavar="HOST", help=f"Listen on this address; any but loopback needs {KEY}.")
+        str, typer.Option(metavar="HOST", help="Listen on this address; any but loopback needs VTOOLS_API_KEY.")
     ] = "127.0.0.1",
     template: options.TemplateName = None,
     system: options.SystemText = None,
@@ -62,7 +60,7 @@ def serve(
     origins = admission.origins(allow_origin or [], key)
     listener = listen.bind(host, port)
     if key is None and not listen.is_loopback(listener):
-        raise UsageFailure(f"--host {host} is open to other machines: set {KEY} in the environment first")
+        raise UsageFailure(f"--host {host} is open to other machines: set {admission.KEY} in the environment first")
 
     from vtools.models.reference import model_folder
 

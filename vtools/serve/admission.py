@@ -12,9 +12,9 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 
 from vtools.process import UsageFailure
-from vtools.serve import KEY
 from vtools.serve.errors import ApiError
 
+KEY = "VTOOLS_API_KEY"
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#\s]+")
 
 
