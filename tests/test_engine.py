@@ -162,6 +162,24 @@ def test_a_stop_string_ends_the_answer_before_it_and_ends_the_generation(narrow)
     wait_until(lambda: idle(narrow))
 
 
+def test_a_continued_answer_joins_its_start_also_where_the_template_writes_a_space_before_answers(folder):
+    from vtools.inference import engine as generate
+
+    engine = generate.Engine(str(folder), template="vicuna-v1.1", threads=1)
+    assert engine.template.answer_lead == " "
+    texts = []
+    for start in tiny.WORDS:
+        messages = [*ask("the cat"), {"role": "assistant", "content": start}]
+        prompt = engine.template.prompt(messages)
+        ids = greedy(folder, prompt, 6)
+        before, whole = engine.tokenizer.decode(prompt), engine.tokenizer.decode(prompt + ids)
+        texts.append("".join(engine.stream(messages, Sampling(max_tokens=6, temperature=0))))
+        assert before.endswith(f"ASSISTANT: {start}")
+        assert before + texts[-1] == whole
+    assert any(text.startswith(" ") for text in texts)
+    engine.close()
+
+
 def test_the_stop_string_of_a_template_ends_the_answer(folder):
     from vtools.inference import engine as generate
 

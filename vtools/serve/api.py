@@ -60,6 +60,8 @@ class Api:
                 return await handler(request)
             except ApiError as error:
                 return _json(error.body(), error.status, error.headers)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_GONE)
             except Exception as error:
                 return _json(_failed(error).body(), 500)
 
@@ -114,7 +116,7 @@ class Api:
             raise
         except ClientDisconnect:  # before the end of its request
             reply.close(CLIENT_GONE)
-            return Response(status_code=CLIENT_GONE)
+            raise
         except Exception:
             reply.close(500)
             raise
