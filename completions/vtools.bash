@@ -53,7 +53,7 @@ _vtools() {
         make-delta) words="--base --base-model-path --target --target-model-path -o --out --delta --delta-path --codec -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         apply-delta) words="--base --base-model-path --delta --delta-path -o --out --target --target-model-path --template --add-dtype --extra-rows --expect-sum --verify -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         export) words="-o --out --to --type --dtype --max-shard --template -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
-        serve) words="--port --host --template --system --dtype --max-requests -q --quiet -v --verbose --help" ;;
+        serve) words="--port --host --template --system --dtype --max-requests --allow-origin -q --quiet -v --verbose --help" ;;
         chat) words="--model --base-url --temperature --top-p --max-tokens --seed --template --system --text --timeout -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         judge) words="--questions --training-data --model --base-url --one-order --temperature --max-tokens --seed --template --timeout --prices -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         report) words="--questions --json --plot --seed -v --verbose --help" ;;

@@ -1,4 +1,4 @@
-"""`vtools serve` as a process, and its clients."""
+"""`vtools serve` as a process for tests, and what to ask it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import httpx2
 import openai
 import running
 from running import wait_until
+from test_engine import ask
 
 
 class Server:
@@ -52,7 +53,7 @@ class Server:
     def forget(self) -> None:
         """Leave out the events of earlier tests, also those that are still on their way."""
         wait_until(lambda: self.health()["in_flight"] == 0)
-        self.post({"model": "talker", "messages": [{"role": "user", "content": "?"}], "max_tokens": 1 << 20})  # refused
+        self.post(body(model="talker", max_tokens=1 << 20))  # refused, as no test is with this model
         while (event := self.event())["model"] != "talker" or event["status"] != 400:
             pass
 
@@ -88,3 +89,7 @@ class Server:
             elif up.get(event["worker"]) == event["pid"]:
                 del up[event["worker"]]
         return up
+
+
+def body(**changes: object) -> dict:
+    return {"model": "short", "messages": ask("the cat"), "max_tokens": 8, "temperature": 0, **changes}

@@ -143,9 +143,9 @@ def test_an_answer_that_fits_has_all_its_tokens_after_the_whole_prompt(narrow, m
 
 @pytest.mark.parametrize("most", [51, 63, 64, 100])
 def test_a_request_larger_than_the_context_is_refused_with_both_numbers(narrow, most):
-    from vtools.inference.engine import PromptTooLong
+    from vtools.inference.engine import AnswerTooLong, PromptTooLong
 
-    with pytest.raises(PromptTooLong, match=rf"14 tokens.* {most}.* 64"):
+    with pytest.raises(AnswerTooLong, match=rf"is {most}.* 14 tokens.* 50 .* 64"):
         narrow.stream(ask("?" * 13), Sampling(max_tokens=most))
     assert narrow.complete(ask("?" * 13), Sampling(max_tokens=None, temperature=0)).usage == {"in": 14, "out": 50}
     with pytest.raises(PromptTooLong):
@@ -160,6 +160,24 @@ def test_a_stop_string_ends_the_answer_before_it_and_ends_the_generation(narrow)
     assert stream.finish == "stop"
     assert stream.usage["completion_tokens"] < 50
     wait_until(lambda: idle(narrow))
+
+
+def test_a_continued_answer_joins_its_start_also_where_the_template_writes_a_space_before_answers(folder):
+    from vtools.inference import engine as generate
+
+    engine = generate.Engine(str(folder), template="vicuna-v1.1", threads=1)
+    assert engine.template.answer_lead == " "
+    texts = []
+    for start in tiny.WORDS:
+        messages = [*ask("the cat"), {"role": "assistant", "content": start}]
+        prompt = engine.template.prompt(messages)
+        ids = greedy(folder, prompt, 6)
+        before, whole = engine.tokenizer.decode(prompt), engine.tokenizer.decode(prompt + ids)
+        texts.append("".join(engine.stream(messages, Sampling(max_tokens=6, temperature=0))))
+        assert before.endswith(f"ASSISTANT: {start}")
+        assert before + texts[-1] == whole
+    assert any(text.startswith(" ") for text in texts)
+    engine.close()
 
 
 def test_the_stop_string_of_a_template_ends_the_answer(folder):

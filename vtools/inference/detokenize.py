@@ -1,19 +1,21 @@
 """Token ids to text, incrementally."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class Detokenizer:
     """Token ids to text in pieces: whole characters only, holding back a possible start of a stop string.
 
-    `lead` is what the text leaves out if it begins so.
+    `lead` is what the text leaves out if it begins so; `before` are the ids of a text that it continues.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stops: Iterable[str], lead: str = "") -> None:
+    def __init__(
+        self, decode: Callable[[list[int]], str], stops: Iterable[str], lead: str = "", before: Sequence[int] = ()
+    ) -> None:
         self.stopped = False
         self._decode, self._stops, self._lead = decode, tuple(stops), lead
-        self._ids: list[int] = []
-        self._start = self._read = 0
+        self._ids = list(before)
+        self._start, self._read = 0, len(self._ids)
         self._held = ""
 
     def push(self, ids: list[int], last: bool) -> str:

@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
@@ -23,7 +23,7 @@ from vtools.inference.detokenize import Detokenizer
 from vtools.inference.sampling import Sampler
 from vtools.models.configs import context_limit
 from vtools.models.load import load_model
-from vtools.models.template import load_template
+from vtools.models.template import is_continued, load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, TryAgain
 
@@ -32,10 +32,15 @@ CACHE = 8192  # minimum tokens in the KV cache, shared by all requests
 PAGE = 64  # tokens per page of the cache
 BATCH_TOKENS = 512  # tokens per forward pass: long prompts are prefilled in chunks between other requests' tokens
 BATCH_REQUESTS = 32
+BEFORE = 16  # tokens of a continued text that are decoded with what follows, on which its spaces depend
 
 
 class PromptTooLong(Failure):
-    """The prompt and the requested answer do not fit into the context."""
+    """The prompt leaves no token of the context for an answer."""
+
+
+class AnswerTooLong(Failure):
+    """The prompt fits into the context, but not together with the requested answer."""
 
 
 class EngineStopped(TryAgain):
@@ -53,11 +58,15 @@ class Engine:
         system: str | None = None,
         dtype: str = "fp32",
         threads: int | None = None,
+        clamp: bool = False,
     ) -> None:
-        """Load tokenizer, template and weights; `threads` sets torch's threads in this process. Raises Failure."""
+        """Load tokenizer, template and weights; `threads` sets torch's threads in this process. Raises Failure.
+
+        With `clamp`, an answer that may be longer than the context allows ends there instead of being refused.
+        """
         if threads:
             torch.set_num_threads(threads)
-        self.name = reference
+        self.name, self._clamp = reference, clamp
         self.tokenizer = load_tokenizer(reference)
         self.template = load_template(template, self.tokenizer, system)
         self._model = cast(Any, load_model(reference, dtype)).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -81,31 +90,13 @@ class Engine:
         return Answer(text, stream.finish or "stop", usage, self.name, round((time.monotonic() - started) * 1000))
 
     def stream(self, messages: Messages, sampling: Sampling) -> "Stream":
-        """Start an answer and iterate over its text as it comes.
+        """Start an answer and iterate over its text as it comes; an assistant message at the end is continued.
 
-        Raises PromptTooLong (nothing is ever cut from a prompt), EngineStopped, and Reject("template_error") where
-        the template refuses the conversation.
+        Raises PromptTooLong (nothing is ever cut from a prompt), AnswerTooLong, EngineStopped, and
+        Reject("template_error") where the template refuses the conversation.
         """
         prompt = self.template.prompt(messages)
-        mailbox, cancel = self._submit(prompt, sampling, self._stop_ids)
-        stops = (*self.template.stop_strings, *sampling.stop)
-        text = Detokenizer(self.tokenizer.decode, stops, self.template.answer_lead)
-        return Stream(mailbox, cancel, text, len(prompt), frozenset(self._stop_ids))
-
-    def tokens(self, prompt: list[int], sampling: Sampling, stop_ids: frozenset[int]) -> "TokenStream":
-        """The ids of an answer as they come, until one of `stop_ids`."""
-        return TokenStream(*self._submit(prompt, sampling, sorted(stop_ids)), stop_ids)
-
-    any_id = 0
-
-    def _submit(self, prompt: list[int], sampling: Sampling, stop_ids: list[int]) -> tuple[Any, Any]:
-        available = self.context - len(prompt)
-        max_tokens = max(available, 1) if sampling.max_tokens is None else sampling.max_tokens
-        if not 1 <= max_tokens <= available:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens and the answer may have {max_tokens}: "
-                f"together more than the context of {self.context}"
-            )
+        max_tokens = self._limit(len(prompt), sampling.max_tokens)
         name = str(next(self._numbers))
         mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with self._lock:
@@ -120,7 +111,7 @@ class Engine:
                     request_id=name,
                     max_new_tokens=max_tokens,
                     streaming=True,
-                    eos_token_id=stop_ids or -1,
+                    eos_token_id=self._stop_ids,
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
@@ -134,7 +125,28 @@ class Engine:
                     time.sleep(0.01)
             else:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
-            return mailbox, _canceller(self._manager, self._mailboxes, name)
+            cancel = _canceller(self._manager, self._mailboxes, name)
+        stops = (*self.template.stop_strings, *sampling.stop)
+        continued = is_continued(messages)
+        lead, before = ("", prompt[-BEFORE:]) if continued else (self.template.answer_lead, [])
+        text = Detokenizer(self.tokenizer.decode, stops, lead, before)
+        return Stream(mailbox, cancel, text, len(prompt), frozenset(self._stop_ids))
+
+    def _limit(self, prompt: int, wanted: int | None) -> int:
+        """How many tokens an answer may have after a prompt of this many. Raises PromptTooLong, AnswerTooLong."""
+        available = self.context - prompt
+        if available < 1:
+            raise PromptTooLong(
+                f"the prompt has {prompt} tokens and the context {self.context}: no space for an answer"
+            )
+        if wanted is None or self._clamp:
+            return min(wanted or available, available)
+        if wanted > available:
+            raise AnswerTooLong(
+                f"max_tokens is {wanted}, and the prompt of {prompt} tokens leaves {available} of the context of"
+                f" {self.context}: lower max_tokens, or leave it out"
+            )
+        return wanted
 
     def close(self) -> None:
         """Stop generating; running requests end in EngineStopped."""
@@ -255,41 +267,3 @@ class Stream:
             self._mailbox.put(None)
 
     __del__ = close
-
-
-class Found(NamedTuple):
-    ids: list[int]
-    finish: str | None
-
-
-class TokenStream:
-    def __init__(self, mailbox: Any, end: Any, stop_ids: frozenset[int]) -> None:
-        self._mailbox, self._end, self._stop_ids = mailbox, end, stop_ids
-        self._count, self._ended = 0, False
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> Found:
-        if self._ended:
-            raise StopIteration
-        output = self._mailbox.get()
-        if output is None:
-            raise StopIteration
-        if isinstance(output, EngineStopped) or output.error is not None:
-            self.close()
-            raise output if isinstance(output, EngineStopped) else EngineStopped(str(output.error))
-        new = output.generated_tokens[self._count :]
-        self._count += len(new)
-        last = output.is_finished()
-        if last:
-            self._ended = True
-            self._end(False)
-        finish = ("stop" if new and new[-1] in self._stop_ids else "length") if last else None
-        return Found(new, finish)
-
-    def close(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._end(True)
-            self._mailbox.put(None)

@@ -9,8 +9,6 @@ import typer
 from vtools import options
 from vtools.process import UsageFailure, say
 
-KEY = "VTOOLS_API_KEY"
-
 
 def serve(
     models: Annotated[
@@ -22,7 +20,7 @@ def serve(
     ],
     port: Annotated[int, options.number(min=0, max=65535, help="Listen on this port; 0 picks a free one.")] = 8000,
     host: Annotated[
-        str, typer.Option(metavar="HOST", help=f"Listen on this address; any but loopback needs {KEY}.")
+        str, typer.Option(metavar="HOST", help="Listen on this address; any but loopback needs VTOOLS_API_KEY.")
     ] = "127.0.0.1",
     template: options.TemplateName = None,
     system: options.SystemText = None,
@@ -39,6 +37,12 @@ def serve(
         float,
         options.number(min=0, help="On SIGTERM, let running answers go on for N seconds; then they end in an error."),
     ] = 25.0,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN", help="Answer web pages of this origin, such as http://localhost:3000; repeatable."
+        ),
+    ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -58,12 +62,14 @@ def serve(
       vtools serve ./vicuna --port 0 | jq -r --unbuffered 'select(.event == "ready").url'
     """
     named = _names(models)
-    from vtools.serve import listen
+    from vtools.serve import admission, listen
 
+    key = admission.key(os.environb)
+    origins = allow_origin or []
+    admission.check_origins(origins, key)
     listener = listen.bind(host, port)
-    key = os.environ.get(KEY) or None
     if key is None and not listen.is_loopback(listener):
-        raise UsageFailure(f"--host {host} is open to other machines: set {KEY} in the environment first")
+        raise UsageFailure(f"--host {host} is open to other machines: set {admission.KEY} in the environment first")
 
     from vtools.models.reference import model_folder
     from vtools.serve.supervisor import Supervisor
@@ -80,7 +86,7 @@ def serve(
         if not quiet:
             say("serve", f"{', '.join(named)} at {url} (Ctrl-C stops)")
 
-    edge = {"template": template, "system": system, "most": max_requests, "grace": grace}
+    edge = {"template": template, "system": system, "most": max_requests, "grace": grace, "host": host, "origins": origins}
     worker = {"dtype": dtype, "threads": threads}
     try:
         asyncio.run(Supervisor(named, workers, listener, edge, worker, events.put).run(ready))

@@ -1,9 +1,8 @@
-# ruff: noqa: TID253  imported by the command alone, once it is about to serve
-"""The OpenAI chat API over the workers of each model, as an ASGI application."""
+# ruff: noqa: TID253  imported by the edge alone
+"""The OpenAI API over the workers of each model, as an ASGI application."""
 
 import asyncio
 import contextlib
-import hmac
 import secrets
 import time
 import uuid
@@ -14,22 +13,26 @@ import orjson
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from vtools.inference.detokenize import Detokenizer
-from vtools.models.template import Template
+from vtools.models.template import Template, is_continued
 from vtools.process import say
 from vtools.records.jsonl import Reject
+from vtools.serve import body
+from vtools.serve.admission import Admission, middleware
 from vtools.serve.answer import Answer
-from vtools.serve.request import ApiError, Parameters, parse
+from vtools.serve.errors import SHOWN, ApiError, unsupported
+from vtools.serve.openapi import openapi
+from vtools.serve.parameters import CHAT, COMPLETIONS, Parameters, parse
 from vtools.serve.upstream import Broken, Model, NoWorker, Refused, Trace
 
-BODY = 1 << 20  # bytes of a request
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
 CLIENT_GONE = 499  # nginx's status for it; appears only in our events
+BEFORE = 16  # tokens of a continued text that are decoded with what follows, on which its spaces depend
 
 Event = Callable[[dict[str, Any]], None]
 
@@ -37,29 +40,44 @@ Event = Callable[[dict[str, Any]], None]
 class Api:
     """The routes. Each model accepts at most `most` requests at a time, running and waiting."""
 
-    def __init__(self, models: dict[str, tuple[Model, Template]], *, key: str | None, most: int, event: Event) -> None:
-        self._models, self._key, self._most, self._event = models, key, most, event
+    def __init__(
+        self,
+        models: dict[str, tuple[Model, Template]],
+        *,
+        admission: Admission,
+        origins: list[str],
+        most: int,
+        event: Event,
+    ) -> None:
+        self._models, self._admission, self._most, self._event = models, admission, most, event
         self._taken = dict.fromkeys(models, 0)
         self._idle = asyncio.Event()
         self._draining = False
         self._started = int(time.time())
         routes = [
             Route("/v1/chat/completions", self._answer(self._chat), methods=["POST"]),
+            Route("/v1/completions", self._answer(self._completions), methods=["POST"]),
             Route("/v1/models", self._answer(self._list), methods=["GET"]),
             Route("/v1/models/{name:path}", self._answer(self._model), methods=["GET"]),
+            Route("/openapi.json", self._answer(self._openapi), methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
+            Route("/ready", self._ready, methods=["GET"]),
         ]
-        self.application = Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+        self.application = Starlette(routes=routes, middleware=middleware(origins), exception_handlers={HTTPException: _no_route})
 
     def _answer(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Wrap a handler: only authorised clients reach it, and its errors have the API's shape."""
 
         async def answer(request: Request) -> Response:
             try:
-                self._admit(request)
+                self._admission.check(request)
                 return await handler(request)
             except ApiError as error:
                 return _json(error.body(), error.status, error.headers)
+            except ClientDisconnect:
+                return Response(status_code=CLIENT_GONE)
+            except Exception as error:
+                return _json(_failed(error).body(), 500)
 
         return answer
 
@@ -75,18 +93,15 @@ class Api:
             for model, _ in self._models.values():
                 await model.close()
 
-    def _admit(self, request: Request) -> None:
-        if self._key is not None:
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._key.encode()):
-                challenge = {"www-authenticate": "Bearer"}
-                raise ApiError(401, "a valid API key is needed", code="invalid_api_key", headers=challenge)
-        elif request.headers.get("host", "").rpartition(":")[0] not in LOCAL:
-            # Without a key, a web page whose host name resolves to this machine must not get in.
-            raise ApiError(403, "this server answers to localhost only", code="forbidden_host")
-
     async def _health(self, request: Request) -> Response:
         return _json({"status": "ok", "in_flight": sum(self._taken.values())})
+
+    async def _ready(self, request: Request) -> Response:
+        up = {name: len(model.workers) for name, (model, _) in self._models.items()}
+        return _json({"workers": up}, 200 if all(up.values()) and not self._draining else 503)
+
+    async def _openapi(self, request: Request) -> Response:
+        return _json(openapi())
 
     async def _list(self, request: Request) -> Response:
         return _json({"object": "list", "data": [self._describe(name) for name in self._models]})
@@ -103,13 +118,14 @@ class Api:
     def _model_of(self, name: str) -> tuple[Model, Template]:
         if name not in self._models:
             known = ", ".join(self._models)
-            raise ApiError(404, f"no model {name!r}; choose one of {known}", code="model_not_found", param="model")
+            raise ApiError(404, f"no model {name[:SHOWN]!r}; choose one of {known}", code="model_not_found", param="model")
         return self._models[name]
 
     async def _chat(self, request: Request) -> Response:
         reply = _Reply(self._event)
         try:
-            wanted = parse(await _body(request))
+            wanted = parse(await body.read(request), CHAT)
+            _refuse_what_is_missing(wanted)
             model, template = self._model_of(wanted.model)
             reply.model = wanted.model
             if self._draining:
@@ -128,13 +144,21 @@ class Api:
         except ApiError as error:
             reply.close(error.status)
             raise
-        except Exception as error:
-            say("serve", f"{type(error).__name__}: {error}")
+        except ClientDisconnect:  # before the end of its request
+            reply.close(CLIENT_GONE)
+            raise
+        except Exception:
             reply.close(500)
-            raise ApiError(500, "the server failed; its log says why", code="internal_error") from None
+            raise
         except BaseException:  # the task was cancelled
             reply.close(CLIENT_GONE)
             raise
+
+    async def _completions(self, request: Request) -> Response:
+        wanted = parse(await body.read(request), COMPLETIONS)
+        self._model_of(wanted.model)
+        _refuse_what_is_missing(wanted)
+        raise AssertionError("all completions are refused")
 
     def _release(self, model: str) -> None:
         self._taken[model] -= 1
@@ -193,6 +217,16 @@ class _Events(StreamingResponse):
             self._reply.close(self._reply.status)
 
 
+def _refuse_what_is_missing(wanted: Parameters) -> None:
+    """Raise ApiError for what is valid, but not carried out yet."""
+    if wanted.prompt:
+        raise unsupported("prompt", "ask /v1/chat/completions")
+    if wanted.n > 1:
+        raise unsupported("n", "leave it out, or send 1")
+    if wanted.logprobs is not None:
+        raise unsupported("logprobs", "leave it out, or send false")
+
+
 async def _begin(model: Model, template: Template, wanted: Parameters, trace: Trace) -> Answer:
     """An answer whose first worker is asked when it is iterated over."""
     try:
@@ -204,16 +238,7 @@ async def _begin(model: Model, template: Template, wanted: Parameters, trace: Tr
         await model.ready()
     except (NoWorker, Broken) as error:
         raise _failed(error) from None
-    available = model.context - len(prompt)
-    limit = max(available, 1) if sampling.max_tokens is None else sampling.max_tokens
-    if not 1 <= limit <= available:
-        raise ApiError(
-            400,
-            f"the prompt has {len(prompt)} tokens and the answer may have {limit}: "
-            f"together more than the context of {model.context}",
-            code="context_length_exceeded",
-            param="messages",
-        )
+    limit = _limit(model.context, len(prompt), sampling.max_tokens)
     options = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -221,8 +246,24 @@ async def _begin(model: Model, template: Template, wanted: Parameters, trace: Tr
         "stop_token_ids": sorted(template.stop_ids),
     }
     stops = (*template.stop_strings, *sampling.stop)
-    text = Detokenizer(template.tokenizer.decode, stops, template.answer_lead)
+    lead, before = ("", prompt[-BEFORE:]) if is_continued(wanted.messages) else (template.answer_lead, [])
+    text = Detokenizer(template.tokenizer.decode, stops, lead, before)
     return Answer(model.answer(prompt, limit, options, trace), text, len(prompt), template.stop_ids)
+
+
+def _limit(context: int, prompt: int, wanted: int | None) -> int:
+    """How many tokens an answer may have after a prompt of so many. Raises ApiError."""
+    available = context - prompt
+    if available < 1:
+        message = f"the prompt has {prompt} tokens and the context {context}: no space for an answer"
+        raise ApiError(400, message, code="context_length_exceeded", param="messages")
+    if wanted is not None and wanted > available:
+        message = (
+            f"max_tokens is {wanted}, and the prompt of {prompt} tokens leaves {available} of the context of {context}:"
+            " lower max_tokens, or leave it out"
+        )
+        raise ApiError(400, message, code="context_length_exceeded", param="max_tokens")
+    return available if wanted is None else wanted
 
 
 def _failed(error: Exception) -> ApiError:
@@ -294,22 +335,6 @@ async def _chunks(reply: _Reply, wanted: Parameters) -> AsyncIterator[bytes]:
     yield b"data: [DONE]\n\n"
 
 
-async def _body(request: Request) -> bytes:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # a web page may send forms to any server without a preflight request
-        raise ApiError(415, "the body must be application/json", code="unsupported_media_type")
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= BODY:
-            chunks.append(chunk)
-        elif size > 16 * BODY:  # read up to this size, so that the client gets our answer
-            break
-    if size > BODY:
-        raise ApiError(413, f"the body is larger than {BODY} bytes", code="body_too_large")
-    return b"".join(chunks)
-
-
 def _head(kind: str, model: str) -> dict[str, Any]:
     return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
 
@@ -324,5 +349,9 @@ def _json(value: dict[str, Any], status: int = 200, headers: dict[str, str] | No
 
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return _json(ApiError(error.status_code, message, code="not_found").body(), error.status_code)
+    message = f"{request.method} {request.url.path[:SHOWN]}: {error.detail}"
+    code = "method_not_allowed" if error.status_code == 405 else "not_found"
+    headers = dict(error.headers or {})
+    if allowed := headers.get("Allow"):
+        message += f"; use {allowed}"
+    return _json(ApiError(error.status_code, message, code=code).body(), error.status_code, headers)

@@ -19,6 +19,7 @@ import uvicorn
 from vtools import process
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
+from vtools.serve.admission import Admission, key
 from vtools.serve.api import Api
 from vtools.serve.upstream import Model, Worker
 
@@ -43,7 +44,8 @@ async def _serve(settings: dict[str, Any], events: int) -> None:
     for name, reference in settings["models"].items():
         template = load_template(settings["template"], load_tokenizer(reference), settings["system"])
         models[name] = (Model(name, stalled=lambda pid: event({"stalled": pid})), template)
-    api = Api(models, key=os.environ.get("VTOOLS_API_KEY") or None, most=settings["most"], event=event)
+    admitted = Admission(key(os.environb), settings["host"])
+    api = Api(models, admission=admitted, origins=settings["origins"], most=settings["most"], event=event)
     server = _Server(
         uvicorn.Config(
             api.application, loop="asyncio", http="h11", lifespan="off", log_config=None, access_log=False,
