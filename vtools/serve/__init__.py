@@ -86,8 +86,17 @@ def serve(
         if not quiet:
             say("serve", f"{', '.join(named)} at {url} (Ctrl-C stops)")
 
-    edge = {"template": template, "system": system, "most": max_requests, "grace": grace, "host": host, "origins": origins}
-    worker = {"dtype": dtype, "threads": threads}
+    edge = {
+        "template": template,
+        "system": system,
+        "most": max_requests,
+        "grace": grace,
+        "host": host,
+        "origins": origins,
+    }
+    worker = {
+        "template": template, "system": system, "dtype": dtype, "threads": threads, "max_requests": max_requests,
+    }  # fmt: skip
     try:
         asyncio.run(Supervisor(named, workers, listener, edge, worker, events.put).run(ready))
     finally:

@@ -13,7 +13,6 @@ import orjson
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -63,7 +62,9 @@ class Api:
             Route("/health", self._health, methods=["GET"]),
             Route("/ready", self._ready, methods=["GET"]),
         ]
-        self.application = Starlette(routes=routes, middleware=middleware(origins), exception_handlers={HTTPException: _no_route})
+        self.application = Starlette(
+            routes=routes, middleware=middleware(origins), exception_handlers={HTTPException: _no_route}
+        )
 
     def _answer(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
         """Wrap a handler: only authorised clients reach it, and its errors have the API's shape."""
@@ -118,7 +119,9 @@ class Api:
     def _model_of(self, name: str) -> tuple[Model, Template]:
         if name not in self._models:
             known = ", ".join(self._models)
-            raise ApiError(404, f"no model {name[:SHOWN]!r}; choose one of {known}", code="model_not_found", param="model")
+            raise ApiError(
+                404, f"no model {name[:SHOWN]!r}; choose one of {known}", code="model_not_found", param="model"
+            )
         return self._models[name]
 
     async def _chat(self, request: Request) -> Response:
@@ -243,7 +246,7 @@ async def _begin(model: Model, template: Template, wanted: Parameters, trace: Tr
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "seed": secrets.randbits(63) if sampling.seed is None else sampling.seed,
-        "stop_token_ids": sorted(template.stop_ids),
+        "return_token_ids": True,
     }
     stops = (*template.stop_strings, *sampling.stop)
     lead, before = ("", prompt[-BEFORE:]) if is_continued(wanted.messages) else (template.answer_lead, [])

@@ -1,9 +1,9 @@
 # ruff: noqa: TID253  a process of its own: it imports torch once it has started
 """A worker: one model in a process of its own, which answers token ids with token ids.
 
-python -m vtools.serve.worker '{"model": …, "socket": …, "dtype": …, "threads": …}' serves the OpenAI completions API on
-a Unix socket, with vLLM's names for ids: `prompt` as ids, `stop_token_ids`, and `token_ids` in each chunk. On stdout it
-says once that it is up, with its context length and the digest of its weights. It ends with its parent.
+`python -m vtools.serve.worker SETTINGS` (a JSON object) serves the OpenAI completions API on a Unix socket, with vLLM's
+names for ids: `prompt` as ids, and `token_ids` in each chunk. On stdout it says once that it is up, with its context
+length and the digest of its weights. It ends with its parent.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ class Worker:
         asked = orjson.loads(await request.body())
         sampling = Sampling(asked["max_tokens"], asked["temperature"], asked["top_p"], asked["seed"])
         try:
-            tokens = self._engine.tokens(asked["prompt"], sampling, frozenset(asked["stop_token_ids"]))
+            tokens = self._engine.tokens(asked["prompt"], sampling)
         except Failure as failure:
             body = {"error": {"message": str(failure), "type": type(failure).__name__}}
             return Response(orjson.dumps(body), 400, media_type="application/json")
@@ -64,7 +64,7 @@ async def _events(tokens: Any) -> AsyncIterator[bytes]:
     def pump() -> None:
         try:
             for found in tokens:
-                put(found)
+                put(([token.id for token in found], tokens.finish))
             put(None)
         except Exception as error:
             put(error)
@@ -83,7 +83,8 @@ async def _events(tokens: Any) -> AsyncIterator[bytes]:
             if isinstance(found, Exception):
                 yield b"data: " + orjson.dumps({"error": {"message": str(found)}}) + b"\n\n"
                 return
-            choice = {"index": 0, "text": "", "token_ids": found.ids, "finish_reason": found.finish}
+            ids, finish = found
+            choice = {"index": 0, "text": "", "token_ids": ids, "finish_reason": finish}
             yield b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"
     finally:
         tokens.close()
@@ -103,8 +104,9 @@ def main() -> None:
         from vtools.models.reference import model_folder
         from vtools.weights.model_digest import digest
 
-        engine = Engine(settings["model"], dtype=settings["dtype"], threads=settings["threads"])
-        list(engine.tokens([engine.any_id], Sampling(max_tokens=1, temperature=0), frozenset()))  # it may still not run
+        named = ("template", "system", "dtype", "threads", "max_requests")
+        engine = Engine(settings["model"], **{name: settings[name] for name in named})
+        list(engine.tokens([0], Sampling(max_tokens=1, temperature=0)))  # a model that loads may still not run
         about = {"context": engine.context, "digest": digest(model_folder(settings["model"]), quiet=True)}
     except Exception as error:
         reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
