@@ -116,8 +116,8 @@ class Engine:
         """Start an answer to a prompt of token ids and iterate over its tokens, lists of Token, as they come.
 
         Stop strings are the text's matter. A prompt that ends in the first tokens of an answer, with the same seed,
-        gives the others. Raises PromptTooLong, AnswerTooLong, EngineStopped, and Failure for ids that the model does not
-        have.
+        gives the others. Raises PromptTooLong, AnswerTooLong, EngineStopped, and Failure for ids that the model does
+        not have.
         """
         prompt = list(prompt)
         most = self._limit(len(prompt), sampling.max_tokens)

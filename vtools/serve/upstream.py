@@ -10,10 +10,12 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx2
 import orjson
+
+from vtools.inference.client import Token
 
 CONNECT = 2.0  # seconds
 FIRST = 30.0  # for the first token; each sign of life of the worker gives as much again
@@ -43,11 +45,10 @@ class Refused(Exception):
     """A worker refused the request."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """Some ids of an answer; `finish` is set with its last."""
+class Some(NamedTuple):
+    """Some tokens of an answer; `finish` is set with its last."""
 
-    ids: list[int]
+    tokens: list[Token]
     finish: str | None = None
 
 
@@ -76,7 +77,7 @@ class Worker:
         timeout = httpx2.Timeout(FIRST, connect=CONNECT)
         return cls(name, pid, httpx2.AsyncClient(transport=transport, base_url="http://worker", timeout=timeout))
 
-    async def stream(self, body: bytes) -> AsyncGenerator[Tokens]:
+    async def stream(self, body: bytes) -> AsyncGenerator[Some]:
         """The ids of an answer. Raises Lost, Refused."""
         self.in_flight += 1
         request = self.client.build_request(
@@ -109,7 +110,7 @@ class Worker:
                         raise Lost("lost")
                     limit = STALL
                     choice = found["choices"][0]
-                    yield Tokens(choice["token_ids"], choice["finish_reason"])
+                    yield Some(_tokens(choice), choice["finish_reason"])
                     if choice["finish_reason"]:
                         return
         finally:
@@ -171,14 +172,14 @@ class Model:
 
     async def answer(
         self, prompt: list[int], limit: int, options: dict[str, Any], trace: Trace
-    ) -> AsyncGenerator[Tokens]:
+    ) -> AsyncGenerator[Some]:
         """The ids of an answer of at most `limit` tokens, whatever happens to the workers.
 
         Raises NoWorker, Broken, Refused.
         """
         given: list[int] = []
         tried: set[int] = set()
-        deaths = 0
+        deaths = resumes = 0
         while True:
             worker = await self._chosen(tried)
             tried.add(worker.pid)
@@ -187,7 +188,7 @@ class Model:
             try:
                 async with contextlib.aclosing(worker.stream(orjson.dumps(body))) as stream:
                     async for found in stream:
-                        given += found.ids
+                        given += [token.id for token in found.tokens]
                         yield found
                         if found.finish:
                             return
@@ -198,9 +199,18 @@ class Model:
                 deaths += lost.reason != "stall"
                 if deaths >= DEATHS:
                     raise Broken(f"{deaths} workers died while they wrote this answer") from None
-                if trace.resumes >= RESUMES:
-                    raise Broken(f"the answer was lost {trace.resumes + 1} times") from None
+                if resumes >= RESUMES:
+                    raise Broken(f"the answer was lost {resumes + 1} times") from None
                 if lost.reason == "stall":
                     self.stalled(worker.pid)
+                resumes += 1
                 trace.resumes += 1
                 self.resumes[lost.reason] = self.resumes.get(lost.reason, 0) + 1
+
+
+def _tokens(choice: dict[str, Any]) -> list[Token]:
+    ids, logprobs = choice["token_ids"], choice.get("logprobs")
+    if logprobs is None:
+        return [Token(number) for number in ids]
+    tops = ({int(number): value for number, value in top.items()} for top in logprobs["top_logprobs"])
+    return [Token(*each) for each in zip(ids, logprobs["token_logprobs"], tops, strict=True)]

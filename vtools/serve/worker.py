@@ -43,7 +43,8 @@ class Worker:
 
     async def _completions(self, request: Request) -> Response:
         asked = orjson.loads(await request.body())
-        sampling = Sampling(asked["max_tokens"], asked["temperature"], asked["top_p"], asked["seed"])
+        named = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
+        sampling = Sampling(**{name: asked[name] for name in named if name in asked})
         try:
             tokens = self._engine.tokens(asked["prompt"], sampling)
         except Failure as failure:
@@ -64,7 +65,7 @@ async def _events(tokens: Any) -> AsyncIterator[bytes]:
     def pump() -> None:
         try:
             for found in tokens:
-                put(([token.id for token in found], tokens.finish))
+                put((found, tokens.finish))
             put(None)
         except Exception as error:
             put(error)
@@ -83,8 +84,11 @@ async def _events(tokens: Any) -> AsyncIterator[bytes]:
             if isinstance(found, Exception):
                 yield b"data: " + orjson.dumps({"error": {"message": str(found)}}) + b"\n\n"
                 return
-            ids, finish = found
-            choice = {"index": 0, "text": "", "token_ids": ids, "finish_reason": finish}
+            new, finish = found
+            choice = {"index": 0, "text": "", "token_ids": [token.id for token in new], "finish_reason": finish}
+            if any(token.logprob is not None for token in new):
+                tops = [{str(number): value for number, value in token.top.items()} for token in new]
+                choice["logprobs"] = {"token_logprobs": [token.logprob for token in new], "top_logprobs": tops}
             yield b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"
     finally:
         tokens.close()
