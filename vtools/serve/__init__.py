@@ -96,6 +96,7 @@ def serve(
     }
     worker = {
         "template": template, "system": system, "dtype": dtype, "threads": threads, "max_requests": max_requests,
+        "grace": grace,
     }  # fmt: skip
     try:
         asyncio.run(Supervisor(named, workers, listener, edge, worker, events.put).run(ready))

@@ -17,6 +17,7 @@ from vtools.models.template import Template
 from vtools.serve import body
 from vtools.serve.admission import Admission, middleware
 from vtools.serve.errors import SHOWN, ApiError
+from vtools.serve.metrics import TYPE, Metrics
 from vtools.serve.openapi import openapi
 from vtools.serve.parameters import CHAT, COMPLETIONS, parse
 from vtools.serve.reply import CLIENT_GONE, Event, Reply, failed, fingerprint, json_response
@@ -34,8 +35,10 @@ class Api:
         origins: list[str],
         most: int,
         event: Event,
+        metrics: Metrics,
     ) -> None:
         self._models, self._admission, self._most, self._event = models, admission, most, event
+        self._metrics = metrics
         self._taken = dict.fromkeys(models, 0)
         self._idle = asyncio.Event()
         self._draining = False
@@ -47,6 +50,7 @@ class Api:
             Route("/v1/models/{name:path}", self._answer(self._model), methods=["GET"]),
             Route("/openapi.json", self._answer(self._openapi), methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
+            Route("/metrics", self._answer(self._counted), methods=["GET"]),
             Route("/ready", self._ready, methods=["GET"]),
         ]
         self.application = Starlette(
@@ -84,6 +88,9 @@ class Api:
     async def _health(self, request: Request) -> Response:
         return json_response({"status": "ok", "in_flight": sum(self._taken.values())})
 
+    async def _counted(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type=TYPE)
+
     async def _ready(self, request: Request) -> Response:
         up = {name: len(model.workers) for name, (model, _) in self._models.items()}
         return json_response({"workers": up}, 200 if all(up.values()) and not self._draining else 503)
@@ -119,7 +126,7 @@ class Api:
         return await self._reply(request, COMPLETIONS)
 
     async def _reply(self, request: Request, route: str) -> Response:
-        reply = Reply(self._event)
+        reply = Reply(self._event, self._metrics)
         try:
             wanted = parse(await body.read(request), route)
             model, template = self._model_of(wanted.model)
@@ -132,6 +139,7 @@ class Api:
                     429, f"{wanted.model} has {self._most} requests already", code="queue_full", headers=later
                 )
             self._taken[wanted.model] += 1
+            self._metrics.in_flight.labels(wanted.model).inc()
             reply.release = lambda: self._release(wanted.model)
             await reply.begin(model, template, wanted, route)
             return reply.events() if wanted.stream else await reply.whole(request)
@@ -150,6 +158,7 @@ class Api:
 
     def _release(self, model: str) -> None:
         self._taken[model] -= 1
+        self._metrics.in_flight.labels(model).dec()
         self._idle.set()
 
 

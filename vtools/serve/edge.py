@@ -21,6 +21,7 @@ from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.serve.admission import Admission, key
 from vtools.serve.api import Api
+from vtools.serve.metrics import Metrics
 from vtools.serve.upstream import Model, Worker
 
 
@@ -41,11 +42,14 @@ async def _serve(settings: dict[str, Any], events: int) -> None:
         os.write(events, orjson.dumps(what) + b"\n")
 
     models = {}
+    metrics = Metrics(list(settings["models"]))
     for name, reference in settings["models"].items():
         template = load_template(settings["template"], load_tokenizer(reference), settings["system"])
-        models[name] = (Model(name, stalled=lambda pid: event({"stalled": pid})), template)
+        models[name] = (Model(name, metrics=metrics, stalled=lambda pid: event({"stalled": pid})), template)
     admitted = Admission(key(os.environb), settings["host"])
-    api = Api(models, admission=admitted, origins=settings["origins"], most=settings["most"], event=event)
+    api = Api(
+        models, admission=admitted, origins=settings["origins"], most=settings["most"], event=event, metrics=metrics
+    )
     server = _Server(
         uvicorn.Config(
             api.application, loop="asyncio", http="h11", lifespan="off", log_config=None, access_log=False,
@@ -85,6 +89,8 @@ async def _listen(reader: asyncio.StreamReader, models: dict[str, Model]) -> Non
         said = json.loads(line)
         if up := said.get("up"):
             models[up["model"]].up(Worker.at(up["worker"], up["pid"], up["socket"]), up["context"], up["digest"])
+        elif draining := said.get("draining"):
+            models[draining["model"]].drain(draining["worker"])
         elif down := said.get("down"):
             await models[down["model"]].down(down["worker"])
 

@@ -21,6 +21,7 @@ from vtools.process import say
 from vtools.records.jsonl import Reject
 from vtools.serve.answer import Answer, Piece
 from vtools.serve.errors import ApiError
+from vtools.serve.metrics import Metrics
 from vtools.serve.parameters import CHAT, Parameters
 from vtools.serve.shapes import Chat, Completion
 from vtools.serve.upstream import Broken, Model, NoWorker, Refused, Trace
@@ -34,14 +35,15 @@ Event = Callable[[dict[str, Any]], None]
 class Reply:
     """A request; closed exactly once, however it ends."""
 
-    def __init__(self, event: Event) -> None:
+    def __init__(self, event: Event, metrics: Metrics) -> None:
         self.model: str | None = None
         self.release: Callable[[], None] = lambda: None
         self.status = CLIENT_GONE  # until the last byte is sent
         self._answers: list[Answer] = []
         self._trace = Trace()
         self._prompt_tokens = 0
-        self._event = event
+        self._event, self._metrics = event, metrics
+        self._last = 0.0  # when a piece came
         self._began = time.monotonic()
         self._closed = False
 
@@ -83,7 +85,7 @@ class Reply:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
 
-        collected = asyncio.create_task(_together([_collected(answer) for answer in self._answers]))
+        collected = asyncio.create_task(_together([self._collected(answer) for answer in self._answers]))
         watched = asyncio.create_task(watch())
         try:
             await asyncio.wait([collected, watched], return_when=asyncio.FIRST_COMPLETED)
@@ -121,6 +123,7 @@ class Reply:
                 yield data(first)
         try:
             async for index, piece in _interleaved(self._answers):
+                self._timed()
                 if piece is not None and not piece.text and not self._detailed:
                     continue
                 finish = self._answers[index].finish
@@ -135,6 +138,20 @@ class Reply:
         self.status = 200
         yield b"data: [DONE]\n\n"
 
+    async def _collected(self, answer: Answer) -> list[Piece]:
+        pieces = []
+        async for piece in answer:
+            self._timed()
+            pieces.append(piece)
+        return pieces
+
+    def _timed(self) -> None:
+        """Note when a piece came."""
+        now = time.monotonic()
+        times = self._metrics.between if self._last else self._metrics.first
+        times.labels(self.model).observe(now - (self._last or self._began))
+        self._last = now
+
     def usage(self) -> dict[str, int]:
         """The tokens so far."""
         answered = sum(answer.count for answer in self._answers)
@@ -148,6 +165,10 @@ class Reply:
         self._closed = True
         self.release()
         usage = self.usage()
+        if self.model is not None:
+            self._metrics.requests.labels(self.model, str(status)).inc()
+            for kind in ("prompt", "completion"):
+                self._metrics.tokens.labels(self.model, kind).inc(usage[f"{kind}_tokens"])
         self._event(
             {
                 "event": "request",
@@ -229,10 +250,6 @@ def _limit(context: int, prompt: int, wanted: int | None, param: str) -> int:
         )
         raise ApiError(400, message, code="context_length_exceeded", param="max_tokens")
     return available if wanted is None else wanted
-
-
-async def _collected(answer: Answer) -> list[Piece]:
-    return [piece async for piece in answer]
 
 
 async def _together(works: list[Any]) -> list[Any]:

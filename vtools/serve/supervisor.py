@@ -152,6 +152,18 @@ class Supervisor:
                 self._told[child.name] = {"up": {**about, "socket": settings["socket"], **said["up"]}}
                 self._tell(self._told[child.name])
                 self._event({"event": "worker", "state": "up", **about})
+        elif "draining" in said:
+            self._told.pop(child.name, None)
+            self._tell({"draining": {"model": child.model, "worker": child.name}})
+            self._event(
+                {
+                    "event": "worker",
+                    "state": "draining",
+                    "model": child.model,
+                    "worker": child.name,
+                    "pid": child.process.pid,
+                }
+            )
         elif "failed" in said:
             if not child.ever_up and self._failed is None:
                 self._failed = Failure(f"{child.name}: {said['failed']}" if child.model else said["failed"])

@@ -16,6 +16,7 @@ import httpx2
 import orjson
 
 from vtools.inference.client import Token
+from vtools.serve.metrics import Metrics
 
 CONNECT = 2.0  # seconds
 FIRST = 30.0  # for the first token; each sign of life of the worker gives as much again
@@ -69,6 +70,7 @@ class Worker:
     client: httpx2.AsyncClient
     in_flight: int = 0
     suspect_until: float = 0.0  # it stalled: others are asked first
+    draining: bool = False  # it ends with the answers that it is writing
 
     @classmethod
     def at(cls, name: str, pid: int, socket: str) -> "Worker":
@@ -125,10 +127,10 @@ class Model:
     context: int = 0
     digest: str = ""
     workers: dict[str, Worker] = field(default_factory=dict)
-    resumes: dict[str, int] = field(default_factory=dict)  # by reason
+    metrics: Metrics | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
-    stalled: Callable[[int], None] = lambda pid: None  # is told of a worker that stalled
+    stalled: Callable[[int], None] = lambda pid: None  # is told of a worker that fell silent
 
     async def close(self) -> None:
         """End the answers that are still written: their iterators raise Broken."""
@@ -142,11 +144,24 @@ class Model:
         self.context, self.digest = context, digest
         self.workers[worker.name] = worker
         self.changed.set()
+        self._count()
+
+    def drain(self, name: str) -> None:
+        """A worker takes no new requests."""
+        if worker := self.workers.get(name):
+            worker.draining = True
+
+    def _count(self) -> None:
+        if self.metrics:
+            self.metrics.workers.labels(self.name).set(len(self.workers))
 
     async def down(self, name: str) -> None:
         """A worker has ended."""
         if worker := self.workers.pop(name, None):
             await worker.client.aclose()
+            self._count()
+            if self.metrics:
+                self.metrics.restarts.labels(self.name).inc()
 
     async def ready(self) -> None:
         """Wait until a worker has said what the model's context is. Raises NoWorker, Broken."""
@@ -160,7 +175,7 @@ class Model:
             if self.closed:
                 raise Broken("the server is stopping, and its time for running answers is over")
             now = time.monotonic()
-            free = [worker for worker in self.workers.values() if worker.pid not in tried]
+            free = [one for one in self.workers.values() if one.pid not in tried and not one.draining]
             calm = [worker for worker in free if worker.suspect_until <= now]
             if calm or free:
                 return min(calm or free, key=lambda worker: worker.in_flight)
@@ -196,16 +211,19 @@ class Model:
             except Lost as lost:
                 if self.closed:
                     raise Broken("the server is stopping, and its time for running answers is over") from None
-                deaths += lost.reason != "stall"
+                deaths += lost.reason == "lost"
                 if deaths >= DEATHS:
                     raise Broken(f"{deaths} workers died while they wrote this answer") from None
                 if resumes >= RESUMES:
                     raise Broken(f"the answer was lost {resumes + 1} times") from None
                 if lost.reason == "stall":
+                    if self.metrics:
+                        self.metrics.stalls.labels(self.name).inc()
                     self.stalled(worker.pid)
                 resumes += 1
                 trace.resumes += 1
-                self.resumes[lost.reason] = self.resumes.get(lost.reason, 0) + 1
+                if self.metrics:
+                    self.metrics.resumes.labels(self.name, lost.reason).inc()
 
 
 def _tokens(choice: dict[str, Any]) -> list[Token]:

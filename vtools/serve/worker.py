@@ -7,6 +7,7 @@ length and the digest of its weights. It ends with its parent.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from vtools.inference.client import Sampling
 from vtools.process import Failure
 
 KEEPALIVE = 1.0  # seconds without a token after which a waiting request is told that the worker lives
+DRAIN = 0.5  # seconds for the edge to hear that it asks elsewhere
 END = b"data: [DONE]\n\n"
 
 
@@ -99,7 +101,7 @@ def main() -> None:
     settings = json.loads(sys.argv[1])
     process.die_with_parent(settings["parent"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is dealt with by the parent
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until it is up
     machine.spin_shortly()
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints
@@ -120,16 +122,21 @@ def main() -> None:
     class Server(uvicorn.Server):
         async def startup(self, sockets: Any = None) -> None:
             await super().startup(sockets)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, self.drain, loop)
             print(json.dumps({"up": about}), file=events, flush=True)
 
-        def capture_signals(self) -> Any:
-            import contextlib
+        def drain(self, loop: asyncio.AbstractEventLoop) -> None:
+            """Say so, and end with the last answer."""
+            print(json.dumps({"draining": True}), file=events, flush=True)
+            loop.call_later(DRAIN, setattr, self, "should_exit", True)
 
+        def capture_signals(self) -> Any:
             return contextlib.nullcontext()
 
     config = uvicorn.Config(
         Worker(engine).application, uds=settings["socket"], loop="asyncio", http="h11", lifespan="off", log_config=None,
-        access_log=False, server_header=False, date_header=False,
+        access_log=False, server_header=False, date_header=False, timeout_graceful_shutdown=int(settings["grace"]),
     )  # fmt: skip
     Server(config).run()
 
