@@ -42,13 +42,16 @@ REFUSED = [
     ({"text_config": {"vocab_size": 9}, "quantization_config": {"quant_method": "awq"}}, "weights are quantised (awq)"),
     ({"num_local_experts": 8}, "a mixture of 8 experts; only dense models can be trained here"),
     ({"n_routed_experts": 64}, "a mixture of 64 experts"),
+    ({"text_config": "llama"}, "config.json: text_config is 'llama', not a JSON object"),
+    ({"vocab_size": "400"}, "config.json: vocab_size is '400', not a number"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "says"), REFUSED)
 def test_a_base_that_cannot_be_trained_is_named_before_any_work(settings, says, base, tmp_path):
+    model = str(changed(base, tmp_path / "model", **settings))
     with pytest.raises(Failure, match=re.escape(says)):
-        job.read(Request(model=str(changed(base, tmp_path / "model", **settings))))
+        job.read(Request(model=model, template=None, system=None, fold_system=False))
 
 
 def test_a_failed_start_leaves_no_folder_behind(base, data, tmp_path):
