@@ -61,6 +61,21 @@ def test_a_failed_start_leaves_no_folder_behind(base, data, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+UNLOADABLE = [
+    ({"hidden_size": "64"}, "Validation error for field 'hidden_size': TypeError: Field 'hidden_size' expected int"),
+    ({"hidden_act": "nope"}, "cannot be loaded: config.json names 'nope', which transformers"),
+    ({"num_hidden_layers": 0}, "an architecture without a plain list of layers cannot be trained here"),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), UNLOADABLE)
+def test_a_setting_that_transformers_refuses_is_named_with_the_reason(settings, says, base, tmp_path):
+    from vtools.train import shard
+
+    with pytest.raises(Failure, match=re.escape(says)):
+        shard.layers_of(shard.empty(changed(base, tmp_path / "model", **settings)))
+
+
 def test_an_adapter_is_named_with_its_base(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
     with pytest.raises(Failure, match=r"an adapter \(LoRA\), not a model: merge it into some/base first"):
