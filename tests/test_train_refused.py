@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
-from running import run
+from running import bad, run
 
 from vtools.process import Failure
 from vtools.train import job
@@ -104,6 +104,25 @@ def test_a_template_whose_answers_never_end_is_refused(base, tmp_path):
     )
     with pytest.raises(Failure, match="the model would never stop; choose another --template"):
         job.read(Request(model=str(tmp_path / "model"), template=None, system=None, fold_system=False))
+
+
+IDLE = [
+    (["--eval-every", 5], "--eval-every needs --eval FILE"),
+    (["--rdzv", "host:5"], "--rdzv needs --nnodes N"),
+    (["--lr", "nan"], "--lr nan: give a finite number"),
+    (["--lr", "inf"], "--lr inf: give a finite number"),
+    (["--warmup", "nan"], "--warmup nan: give a finite number"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), IDLE)
+def test_an_option_that_could_do_nothing_is_refused(options, says, tmp_path):
+    assert says in bad("train", "--model", tmp_path, "--out", tmp_path / "out", *options, code=2)
+
+
+def test_a_scaling_that_is_not_needed_is_said_to_be_left_out(base, data):
+    done = run("train", "--model", base, "--data", data, "--rope-scaling", "linear", "--batch", 1, "-n")
+    assert f"--rope-scaling linear: left out, since {base} supports 512 positions (--max-tokens 512)" in done.errors
 
 
 def test_few_steps_and_cut_conversations_are_said(base, data):

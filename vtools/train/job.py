@@ -69,6 +69,9 @@ def read(request: Request, weights: bool = True) -> Inputs:
             f"nothing would be learned; lower --batch, raise --epochs, or give --warmup 0"
         )
     if not quiet:
+        if request.rope_scaling and not rope:
+            known = f"{request.model} supports {limit} positions" if limit else "the model states no limit"
+            say("train", f"--rope-scaling {request.rope_scaling}: left out, since {known} (--max-tokens {max_tokens})")
         _say_small(request, len(corpus), steps)
         if corpus.truncated * 2 > len(corpus):
             say(
