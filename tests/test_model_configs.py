@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from vtools.models import configs
+from vtools.process import Failure
 
 # Forms of generation_config.json as models are published with, and whether such a model samples.
 FORMS = [
@@ -53,6 +54,8 @@ def test_generation_settings_can_be_loaded_and_saved_again(base, sampled, tmp_pa
 LIMITS = [
     ({}, None),
     ({"max_position_embeddings": 4096, "rope_scaling": None}, 4096),
+    ({"max_position_embeddings": -1}, None),
+    ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": None}}, 4096),
     # Vicuna 16k as published: vLLM multiplies the smallest limit by the factor.
     ({"max_position_embeddings": 4096, "max_sequence_length": 16384, "rope_scaling": {"type": "linear", "factor": 4.0}}, 16384),
     ({"max_position_embeddings": 16384, "max_sequence_length": 4096, "rope_parameters": {"rope_type": "linear", "factor": 4.0}}, 16384),
@@ -69,6 +72,21 @@ LIMITS = [
 @pytest.mark.parametrize(("config", "limit"), LIMITS)
 def test_the_limit_of_a_model_is_the_one_after_rope_scaling(config, limit):
     assert configs.context_limit(config) == limit
+
+
+NO_LIMITS = [
+    ({"max_position_embeddings": "4096"}, "max_position_embeddings is '4096'"),
+    ({"max_position_embeddings": [4096]}, r"max_position_embeddings is \[4096\]"),
+    ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": "2.0"}}, "factor is '2.0'"),
+    ({"max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": float("nan")}}, "factor is nan"),
+    ({"max_position_embeddings": 4096, "rope_scaling": {"type": "yarn", "factor": [2]}}, r"factor is \[2\]"),
+]
+
+
+@pytest.mark.parametrize(("config", "says"), NO_LIMITS)
+def test_a_limit_that_is_no_number_is_named(config, says):
+    with pytest.raises(Failure, match=f"config.json: {says}, not a number; correct it"):
+        configs.context_limit(config)
 
 
 def test_what_only_older_programs_read_is_kept_from_the_base_and_code_that_is_not_copied_is_not_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import get_args
 
@@ -120,6 +121,37 @@ def test_the_older_places_of_a_chat_template_are_read(tmp_path, eot):
             (folder / file).write_text(text)
     found = [load_tokenizer(str(tmp_path / name)).chat_template for name in ("string", "list", "file")]
     assert found == ["C", "D", "J"]
+
+
+ODD = [
+    ("generation_config.json", b'{"eos_token_id": "2"}', "eos_token_id is '2', not a number or a list; correct it"),
+    ("generation_config.json", b'{"eos_token_id": [[2]]}', "eos_token_id is [[2]], not a number or a list"),
+    ("generation_config.json", b'{"eos_token_id": 2.0}', "eos_token_id is 2.0, not a number or a list"),
+    ("generation_config.json", b'{"stop_strings": [5]}', "stop_strings is [5], not a text or a list"),
+    ("chat_template.jinja", b"caf\xe9", "not UTF-8 (unexpected end of data at byte 3); save it as UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "says"), ODD)
+def test_an_odd_file_beside_a_tokenizer_is_named(name, content, says, tmp_path, eot):
+    (tmp_path / "tokenizer.json").write_bytes((Path(eot) / "tokenizer.json").read_bytes())
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Failure, match=re.escape(f"{tmp_path / name}: {says}")):
+        load_tokenizer(str(tmp_path))
+
+
+def test_token_number_zero_may_end_an_answer(tmp_path, eot):
+    (tmp_path / "tokenizer.json").write_bytes((Path(eot) / "tokenizer.json").read_bytes())
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 0}')
+    assert load_tokenizer(str(tmp_path)).end_ids == [0]
+
+
+@pytest.mark.parametrize("stored", [5, ["C"], [{"name": "default"}], [{"name": "tool", "template": "T"}]])
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.json"])
+def test_a_chat_template_that_is_no_text_is_none(name, stored, tmp_path, eot):
+    (tmp_path / "tokenizer.json").write_bytes((Path(eot) / "tokenizer.json").read_bytes())
+    (tmp_path / name).write_text(json.dumps({"chat_template": stored}))
+    assert load_tokenizer(str(tmp_path)).chat_template is None
 
 
 def test_a_dtype_has_one_name_at_every_tool():

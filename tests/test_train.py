@@ -21,7 +21,8 @@ from training import finish
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from vtools.train import run_identity  # noqa: E402
+from vtools.process import Failure  # noqa: E402
+from vtools.train import card, run_identity  # noqa: E402
 
 METRICS = [
     "step", "epoch", "loss", "lr", "grad_norm", "tokens", "trained_tokens", "data_ms", "tokens_per_s", "mfu", "mem_gb",
@@ -109,6 +110,19 @@ def test_the_folder_says_what_the_model_was_made_from(finished: dict[str, Any]) 
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     assert not (out / "checkpoints").exists()
     assert not [path for path in out.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+def test_no_text_of_the_data_breaks_the_tables_of_the_model_card(finished: dict[str, Any]) -> None:
+    about = json.loads((finished["folder"] / "out" / "vtools.json").read_text())
+    about["data"]["sources"] = {"a|b\n# no heading": 3}
+    assert "| source | a\\|b # no heading | 3 |\n" in card.card(about)
+
+
+@pytest.mark.parametrize("text", ['{"run": "x"}', '{"run": null}', "{}", "[]", "{"])
+def test_a_folder_of_another_program_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "vtools.json").write_text(text)
+    with pytest.raises(Failure, match=r"vtools\.json: not written by `vtools train`; choose another --out"):
+        run_identity.finished(tmp_path, {"--lr": 1})
 
 
 def test_what_decides_about_a_run_goes_by_the_names_of_options(finished: dict[str, Any]) -> None:

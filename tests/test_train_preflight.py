@@ -133,6 +133,15 @@ def test_an_answer_that_grows_together_with_what_stands_before_it_is_said(
     assert said(model, [{"prompt": "who sat?", "completion": " sat on a mat"}] * 3) == ""
 
 
+def test_tokens_that_differ_from_the_very_first_are_shown(base: Path, tmp_path: Path, said: Any) -> None:
+    joined = (
+        "{% for message in messages %}{{ message.content }}"
+        "{% if message.role == 'assistant' %}{{ '<|im_end|>' }}{% endif %}{% endfor %}"
+    )
+    text = said(changed(base, tmp_path / "model", joined), [{"prompt": " ca", "completion": "t sat on a mat"}] * 3)
+    assert "' cat sat on' where ' cat" in text
+
+
 @pytest.mark.parametrize("name", ["vicuna-v1.1", "vicuna-v0", "alpaca", "llama-2", "chatml"])
 def test_the_published_templates_pass(name: str, base: Path, tmp_path: Path, said: Any) -> None:
     model = changed(base, tmp_path / "model", bos_token="<|endoftext|>")

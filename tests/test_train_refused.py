@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import tiny
-from running import run
+from running import bad, run
 
 from vtools.process import Failure
 from vtools.train import job
@@ -42,13 +42,16 @@ REFUSED = [
     ({"text_config": {"vocab_size": 9}, "quantization_config": {"quant_method": "awq"}}, "weights are quantised (awq)"),
     ({"num_local_experts": 8}, "a mixture of 8 experts; only dense models can be trained here"),
     ({"n_routed_experts": 64}, "a mixture of 64 experts"),
+    ({"text_config": "llama"}, "config.json: text_config is 'llama', not a JSON object"),
+    ({"vocab_size": "400"}, "config.json: vocab_size is '400', not a number"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "says"), REFUSED)
 def test_a_base_that_cannot_be_trained_is_named_before_any_work(settings, says, base, tmp_path):
+    model = str(changed(base, tmp_path / "model", **settings))
     with pytest.raises(Failure, match=re.escape(says)):
-        job.read(Request(model=str(changed(base, tmp_path / "model", **settings))))
+        job.read(Request(model=model, template=None, system=None, fold_system=False))
 
 
 def test_a_failed_start_leaves_no_folder_behind(base, data, tmp_path):
@@ -56,6 +59,21 @@ def test_a_failed_start_leaves_no_folder_behind(base, data, tmp_path):
     done = run("train", "--model", model, "--data", data, "--out", tmp_path / "out")
     assert done.returncode == 1 and REFUSED[0][1] in done.errors and done.errors.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+UNLOADABLE = [
+    ({"hidden_size": "64"}, "Validation error for field 'hidden_size': TypeError: Field 'hidden_size' expected int"),
+    ({"hidden_act": "nope"}, "cannot be loaded: config.json names 'nope', which transformers"),
+    ({"num_hidden_layers": 0}, "an architecture without a plain list of layers cannot be trained here"),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), UNLOADABLE)
+def test_a_setting_that_transformers_refuses_is_named_with_the_reason(settings, says, base, tmp_path):
+    from vtools.train import shard
+
+    with pytest.raises(Failure, match=re.escape(says)):
+        shard.layers_of(shard.empty(changed(base, tmp_path / "model", **settings)))
 
 
 def test_an_adapter_is_named_with_its_base(tmp_path):
@@ -86,6 +104,25 @@ def test_a_template_whose_answers_never_end_is_refused(base, tmp_path):
     )
     with pytest.raises(Failure, match="the model would never stop; choose another --template"):
         job.read(Request(model=str(tmp_path / "model"), template=None, system=None, fold_system=False))
+
+
+IDLE = [
+    (["--eval-every", 5], "--eval-every needs --eval FILE"),
+    (["--rdzv", "host:5"], "--rdzv needs --nnodes N"),
+    (["--lr", "nan"], "--lr nan: give a finite number"),
+    (["--lr", "inf"], "--lr inf: give a finite number"),
+    (["--warmup", "nan"], "--warmup nan: give a finite number"),
+]
+
+
+@pytest.mark.parametrize(("options", "says"), IDLE)
+def test_an_option_that_could_do_nothing_is_refused(options, says, tmp_path):
+    assert says in bad("train", "--model", tmp_path, "--out", tmp_path / "out", *options, code=2)
+
+
+def test_a_scaling_that_is_not_needed_is_said_to_be_left_out(base, data):
+    done = run("train", "--model", base, "--data", data, "--rope-scaling", "linear", "--batch", 1, "-n")
+    assert f"--rope-scaling linear: left out, since {base} supports 512 positions (--max-tokens 512)" in done.errors
 
 
 def test_few_steps_and_cut_conversations_are_said(base, data):

@@ -1,6 +1,7 @@
 """A model's JSON files: reading them, and updating config.json to match the weights."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,14 @@ def generation_settings(base: dict[str, Any]) -> dict[str, Any]:
     return made | {"use_cache": True}
 
 
+def number(config: dict[str, Any], key: str) -> Any:
+    """A number in a config.json; None where it does not say. Raises Failure for anything else."""
+    value = config.get(key)
+    if value is None or (type(value) in (int, float) and math.isfinite(value)):  # bool is an int to isinstance
+        return value
+    raise Failure(f"config.json: {key} is {value!r}, not a number; correct it")
+
+
 def rope_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The rotary settings of a text model's config.json, in one form: those of layers with full attention.
 
@@ -89,17 +98,19 @@ def context_limit(config: dict[str, Any]) -> int | None:
 
     With linear scaling, as in Vicuna 16k, the stated limit is the one before it: what vLLM makes of it is the smallest
     that is stated, times the factor. With yarn, it is the original one times the factor. Gemma 3 states the last one.
+    Raises Failure for a setting that is not a number.
     """
-    stated = config.get("max_position_embeddings")
+    stated: int | None = number(config, "max_position_embeddings")
+    if stated is None or stated < 1:
+        return None
     rope = rope_settings(config)
-    factor = rope.get("factor") or 1
-    if not stated or str(config.get("model_type")).startswith("gemma3"):
+    if str(config.get("model_type")).startswith("gemma3") or rope["rope_type"] not in ("linear", "yarn"):
         return stated
     if rope["rope_type"] == "linear":
-        return max(stated, int(min(stated, config.get("max_sequence_length") or stated) * factor))
-    if rope["rope_type"] == "yarn":
-        return max(stated, int((rope.get("original_max_position_embeddings") or stated) * factor))
-    return stated
+        before = min(stated, number(config, "max_sequence_length") or stated)
+    else:
+        before = number(rope, "original_max_position_embeddings") or stated
+    return max(stated, int(before * (number(rope, "factor") or 1)))
 
 
 CODE = "auto_map"  # names the code of a model or tokenizer, which is not copied

@@ -41,10 +41,8 @@ class Tokenizer:
         self.bos, self.eos, self.pad = (_token(special.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
         self.chat_template = chat_template(folder, config)
         generation = read_json(folder / "generation_config.json")
-        stop = generation.get("stop_strings") or []
-        self.stop_strings: list[str] = [stop] if isinstance(stop, str) else list(stop)
-        ends = generation.get("eos_token_id")
-        self.end_ids: list[int] = [ends] if isinstance(ends, int) else list(ends or [])
+        self.stop_strings: list[str] = _one_or_more(generation, "stop_strings", str, folder)
+        self.end_ids: list[int] = _one_or_more(generation, "eos_token_id", int, folder)
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size(with_added_tokens=True)
@@ -99,11 +97,28 @@ def chat_template(place: Path, config: dict[str, Any]) -> str | None:
     for name in ("chat_template.jinja", "chat_template.json"):
         path = place / name
         if path.is_file():
-            return path.read_text(encoding="utf-8") if name.endswith("jinja") else read_json(path).get("chat_template")
+            if name.endswith("json"):
+                config = read_json(path)
+                break
+            try:
+                return path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise Failure(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from None
     value = config.get("chat_template")
     if isinstance(value, list):  # several templates, by name
-        value = next((entry["template"] for entry in value if entry.get("name") == "default"), None)
+        named = (entry for entry in value if isinstance(entry, dict) and entry.get("name") == "default")
+        value = next((entry.get("template") for entry in named), None)
     return value if isinstance(value, str) else None
+
+
+def _one_or_more(settings: dict[str, Any], key: str, kind: type, folder: Path) -> list[Any]:
+    """A setting of generation_config.json that is one value or a list of them, as a list. Raises Failure."""
+    value = settings.get(key)
+    values = value if isinstance(value, list) else [] if value in (None, "") else [value]
+    if not all(isinstance(one, kind) for one in values):
+        what = "a text" if kind is str else "a number"
+        raise Failure(f"{folder / 'generation_config.json'}: {key} is {value!r}, not {what} or a list; correct it")
+    return values
 
 
 def _token(value: Any) -> str | None:

@@ -1,5 +1,6 @@
 """`vtools train`: fine-tune a chat model on conversations."""
 
+import math
 import os
 import re
 import signal
@@ -179,8 +180,15 @@ def train(
     for name in ("lora_alpha", "lora_targets", "train_embeddings"):
         if given[name] and not lora:
             raise process.UsageFailure(f"--{name.replace('_', '-')} needs --lora RANK, whose adapters it is about")
+    if rdzv and nnodes == 1:
+        raise process.UsageFailure("--rdzv needs --nnodes N, the number of machines that meet there")
     if samples and not evaluation:
         raise process.UsageFailure("--samples needs --eval FILE, whose questions it asks")
+    if eval_every and not evaluation:
+        raise process.UsageFailure("--eval-every needs --eval FILE, whose loss it reports")
+    for name in ("lr", "warmup"):
+        if given[name] is not None and not math.isfinite(given[name]):
+            raise process.UsageFailure(f"--{name} {given[name]}: give a finite number")
     if gpu and not dry_run:
         raise process.UsageFailure("--gpu needs --dry-run; a run uses the GPUs of this machine")
     if prices and not dry_run:

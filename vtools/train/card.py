@@ -52,6 +52,11 @@ def describe(request: Request, inputs: Inputs, run: dict[str, Any], result: Resu
     }
 
 
+def _in_a_cell(text: str) -> str:
+    """A text of the data's, which may be anything, where a line end or a bar would end the cell."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def card(about: dict[str, Any]) -> str:
     """The model card for hubs, from the result of `describe`; names the base only if it is on the hub."""
     data, arguments, result = about["data"], about["arguments"], about["result"]
@@ -59,7 +64,7 @@ def card(about: dict[str, Any]) -> str:
     head = ["library_name: transformers", "pipeline_tag: text-generation", "tags: [vtools, chat]"]
     head += [f"base_model: {hub}"] if hub else []
     counts = "\n".join(
-        f"| {kind} | {name} | {count} |"
+        f"| {kind} | {_in_a_cell(name)} | {count} |"
         for kind, found in (("source", data["sources"]), ("license", data["licenses"]))
         for name, count in found.items()
     )

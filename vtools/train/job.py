@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from vtools.models.configs import context_limit, read_json, rope_settings
+from vtools.models.configs import context_limit, number, read_json, rope_settings
 from vtools.models.reference import model_folder
 from vtools.models.tokenizer import HUB_FILES
 from vtools.process import Failure, UsageFailure, say
@@ -27,7 +27,7 @@ def read(request: Request, weights: bool = True) -> Inputs:
     config = _checked_config(request.model, model_folder(request.model, HUB_FILES))
     chosen = request.chat_template
     chosen.check()
-    vocabulary, limit = config.get("vocab_size"), context_limit(config)
+    vocabulary, limit = number(config, "vocab_size"), context_limit(config)
     max_tokens = request.max_tokens or min(DEFAULT_MAX_TOKENS, limit or DEFAULT_MAX_TOKENS)
     rope = _scaling(request, config, limit, max_tokens) if limit and max_tokens > limit else None
     first = os.environ.get("RANK", "0") == "0"  # under torchrun every rank gets here, and finds the work of the first
@@ -69,6 +69,9 @@ def read(request: Request, weights: bool = True) -> Inputs:
             f"nothing would be learned; lower --batch, raise --epochs, or give --warmup 0"
         )
     if not quiet:
+        if request.rope_scaling and not rope:
+            known = f"{request.model} supports {limit} positions" if limit else "the model states no limit"
+            say("train", f"--rope-scaling {request.rope_scaling}: left out, since {known} (--max-tokens {max_tokens})")
         _say_small(request, len(corpus), steps)
         if corpus.truncated * 2 > len(corpus):
             say(
@@ -132,6 +135,8 @@ def _checked_config(model: str, folder: Path) -> dict[str, Any]:
     if not whole:
         raise Failure(f"{folder}: no readable config.json")
     config: dict[str, Any] = whole.get("text_config") or whole
+    if not isinstance(config, dict):
+        raise Failure(f"{folder}/config.json: text_config is {config!r}, not a JSON object; correct it")
     quantised = config.get("quantization_config") or whole.get("quantization_config")
     if isinstance(quantised, dict):
         method = quantised.get("quant_method") or "unknown method"

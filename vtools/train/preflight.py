@@ -211,7 +211,8 @@ def _other_joints(
     if ids == whole or any(name in one["content"] for name in chosen.tokenizer.added for one in messages):
         return []
     place = _shared(ids, whole)
-    trained, other = (chosen.tokenizer.decode(one[place - 2 : place + 3], skip_special=False) for one in (ids, whole))
+    around = slice(max(0, place - 2), place + 3)
+    trained, other = (chosen.tokenizer.decode(one[around], skip_special=False) for one in (ids, whole))
     return [
         f"conversation {number} as a whole has other tokens in transformers: {other!r} where {trained!r} is trained, "
         "since prompt and answer are encoded on their own"

@@ -16,14 +16,14 @@ TICK = 0.5  # seconds
 class Progress:
     """One line on the terminal, for the length of a `with`; where the metrics are shown there too, phases alone."""
 
-    def __init__(self, quiet: bool, steps: int = 0, done: int = 0) -> None:
+    def __init__(self, quiet: bool, steps: int = 0) -> None:
         self._bar: Any = None
         self._phase: tuple[str, float] | None = None
         self._ended = threading.Event()
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=steps, initial=done, leave=False, file=sys.stderr, bar_format="{desc}")
+            self._bar = tqdm(total=steps, leave=False, file=sys.stderr, bar_format="{desc}")
             self._clock = threading.Thread(target=self._tick, daemon=True)
             self._clock.start()
 

@@ -45,7 +45,7 @@ def finished(out: Path, now: dict[str, Any]) -> bool:
     if not path.exists():
         return False
     try:
-        before = json.loads(path.read_text())["run"]
+        before = dict(json.loads(path.read_text())["run"])
     except (ValueError, KeyError, TypeError):
         raise Failure(f"{path}: not written by `vtools train`; choose another --out") from None
     refuse_differences(out, before, now)

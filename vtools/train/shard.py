@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from accelerate import init_empty_weights
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
@@ -55,8 +56,11 @@ def empty(
     except Failure:
         raise
     except Exception as error:  # transformers raises errors of every class
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise Failure(f"{folder}: cannot be loaded: {reason[0]}") from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        reason = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]  # a heading, and what is below it
+        if isinstance(error, KeyError) and " " not in reason:  # not a sentence, but the key alone
+            reason = f"config.json names {reason}, which transformers {transformers.__version__} does not have"
+        raise Failure(f"{folder}: cannot be loaded: {reason}") from None
     if get_model_conversion_mapping(model, add_legacy=False):
         raise Failure(
             f"{folder}: a {type(model).__name__} has other tensors in its files than in transformers, which renames or "
@@ -112,9 +116,9 @@ def _refuse_history(config: Any) -> None:
 
 
 def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
-    """The decoder's layers. Raises Failure for an architecture without a plain list of them."""
+    """The decoder's layers. Raises Failure for an architecture without a plain list of them, or with none."""
     layers = getattr(model.base_model, "layers", None)
-    if not isinstance(layers, torch.nn.ModuleList):
+    if not isinstance(layers, torch.nn.ModuleList) or not len(layers):
         raise Failure(f"{type(model).__name__}: an architecture without a plain list of layers cannot be trained here")
     return layers
 
