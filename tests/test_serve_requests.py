@@ -11,6 +11,9 @@ import pytest
 from serving import Server, body
 from test_engine import made
 
+from vtools.inference.client import Token
+from vtools.serve import upstream
+
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory):
@@ -80,13 +83,24 @@ def test_web_pages_of_allowed_origins_alone_may_ask_and_by_default_none(server, 
     assert other.end() == 0
 
 
+class Written(upstream.Worker):
+    """A worker whose tokens are known."""
+
+    async def stream(self, body: bytes):
+        for number in range(20, 43):
+            yield upstream.Some([Token(number)])
+        yield upstream.Some([Token(43)], "length")
+
+
 def test_a_stream_that_fails_ends_in_an_error_event_and_its_own_event_says_500(short, capsys):
-    from vtools.inference.engine import Engine
+    from vtools.models.template import load_template
+    from vtools.models.tokenizer import load_tokenizer
     from vtools.serve import admission
     from vtools.serve.api import Api
+    from vtools.serve.metrics import Metrics
 
-    engine = Engine(str(short), threads=1)
-    decode, calls = engine.tokenizer.decode, []
+    template = load_template(None, load_tokenizer(str(short)))
+    decode, calls = template.tokenizer.decode, []
 
     def failing(ids, *rest):
         calls.append(ids)
@@ -94,23 +108,23 @@ def test_a_stream_that_fails_ends_in_an_error_event_and_its_own_event_says_500(s
             raise RuntimeError("this decoder broke")
         return decode(ids, *rest)
 
-    engine.tokenizer.decode = failing
+    template.tokenizer.decode = failing
     events: list[dict] = []
-    api = Api({"short": engine}, admission=admission.Admission(None, "x"), origins=[], most=4, event=events.append)
 
     async def ask_it(**changes: object) -> httpx2.Response:
+        model = upstream.Model("short")
+        model.up(Written("short.0", 1, None), 512, "digest")
+        own = {"admission": admission.Admission(None, "x"), "origins": [], "most": 4, "metrics": Metrics(["short"])}
+        api = Api({"short": (model, template)}, **own, event=events.append)
         transport = httpx2.ASGITransport(api.application)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost/v1") as client:
             return await client.post("/chat/completions", json=body(max_tokens=24, **changes))
 
-    try:
-        *_, last, nothing = asyncio.run(ask_it(stream=True)).text.split("\n\n")
-        assert nothing == ""
-        assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
-        assert [event["status"] for event in events] == [500]
-        assert asyncio.run(ask_it()).json()["error"]["code"] == "internal_error"
-        assert [(event["status"], event["finish"]) for event in events] == [(500, None)] * 2
-        assert "this decoder broke" in capsys.readouterr().err
-        assert asyncio.run(ask_it(model="x")).status_code == 404
-    finally:
-        engine.close()
+    *_, last, nothing = asyncio.run(ask_it(stream=True)).text.split("\n\n")
+    assert nothing == ""
+    assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+    assert [event["status"] for event in events] == [500]
+    assert asyncio.run(ask_it()).json()["error"]["code"] == "internal_error"
+    assert [(event["status"], event["finish"]) for event in events] == [(500, None)] * 2
+    assert "this decoder broke" in capsys.readouterr().err
+    assert asyncio.run(ask_it(model="x")).status_code == 404

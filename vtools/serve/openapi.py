@@ -26,6 +26,8 @@ def openapi() -> dict[str, Any]:
             "/v1/models": {"get": _read("List the models.")},
             "/v1/models/{name}": {"get": _read("Describe a model.") | {"parameters": named}},
             "/openapi.json": {"get": _read("This description.")},
+            "/metrics": {"get": _read("What was counted, for Prometheus.", "text/plain")},
+            "/ready": {"get": _read("Say whether every model has a worker.") | {"security": []}},
             "/health": {"get": _read("Say that the server runs.") | {"security": []}},
         },
         "components": {
@@ -43,6 +45,7 @@ def _asked(summary: str, route: str) -> dict[str, Any]:
     return described | {"requestBody": {"required": True, "content": content}}
 
 
-def _read(summary: str) -> dict[str, Any]:
-    done = {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}}}}
+def _read(summary: str, kind: str = "application/json") -> dict[str, Any]:
+    schema = {"type": "object" if kind == "application/json" else "string"}
+    done = {"description": "Done.", "content": {kind: {"schema": schema}}}
     return {"summary": summary, "responses": {"200": done, "default": _ERROR}}
