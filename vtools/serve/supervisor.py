@@ -48,7 +48,8 @@ class Supervisor:
         worker: dict[str, Any],
         event: Event,
     ) -> None:
-        self._listener, self._event = listener, event
+        self._listener, self._write = listener, event
+        self._held: list[dict[str, Any]] | None = []  # events before `ready`
         self._folder = tempfile.TemporaryDirectory(prefix="vtools-serve-")  # only its owner can enter it
         names = [(f"{model}.{number}", model, path) for model, path in models.items() for number in range(workers)]
         self._workers = [
@@ -89,6 +90,9 @@ class Supervisor:
                 await self._first(asyncio.ensure_future(self._edge.up.wait()))
             if not asked and not self._failed:
                 ready()
+                held, self._held = self._held or [], None
+                for event in held:
+                    self._write(event)
                 await self._done.wait()
         finally:
             self._ending = True
@@ -103,6 +107,10 @@ class Supervisor:
             raise self._failed
         if asked and asked[0] != signal.SIGTERM:
             die_of(asked[0])
+
+    def _event(self, what: dict[str, Any]) -> None:
+        """Write an event, `ready` before all others."""
+        self._write(what) if self._held is None else self._held.append(what)
 
     async def _first(self, wanted: asyncio.Future[Any]) -> None:
         """Wait until it is there, or until the end."""
