@@ -37,3 +37,9 @@ def greedy(folder: Path | str, prompt: list[int], most: int, end: int = 2) -> li
     options = {"max_new_tokens": most, "do_sample": False, "eos_token_id": end, "pad_token_id": 0}
     with torch.no_grad():
         return loaded.generate(ids, attention_mask=torch.ones_like(ids), **options)[0][len(prompt) :].tolist()
+
+
+def text(engine, ids: list[int], end: int = 2) -> str:
+    """The text of an answer; where it is cut off, without half a character at its end."""
+    decoded = engine.tokenizer.decode(ids)
+    return decoded if ids[-1] == end else decoded.rstrip("\ufffd")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from engines import ask, greedy, made
+from engines import ask, greedy, made, text
 from running import python
 
 from vtools.inference.client import Sampling
@@ -90,8 +90,8 @@ def test_log_probabilities_are_those_of_the_model_whatever_the_sampling(engine, 
 
 def test_a_stream_of_text_has_the_log_probabilities_of_its_tokens(engine):
     stream = engine.stream(ask("the cat"), Sampling(max_tokens=7, temperature=0, logprobs=2))
-    text = "".join(stream)
-    assert engine.tokenizer.decode([token.id for token in stream.logprobs]) == text
+    written = "".join(stream)
+    assert text(engine, [token.id for token in stream.logprobs]) == written
     assert [len(token.top) for token in stream.logprobs] == [2] * 7
 
 
@@ -107,9 +107,9 @@ def test_an_answer_that_is_cut_off_does_not_end_in_half_a_character():
     from vtools.inference.detokenize import Detokenizer
 
     raw = list("na 🙂".encode())
-    for given, text in ((3, "na "), (4, "na "), (6, "na "), (7, "na 🙂")):
+    for given, whole in ((3, "na "), (4, "na "), (6, "na "), (7, "na 🙂")):
         reader = Detokenizer(lambda ids: bytes(ids).decode("utf-8", "replace"), [])
-        assert "".join(reader.push([byte], False) for byte in raw[:given]) + reader.push([], True, cut=True) == text
+        assert "".join(reader.push([byte], False) for byte in raw[:given]) + reader.push([], True, cut=True) == whole
 
 
 def test_text_needs_neither_torch_nor_transformers():
@@ -157,5 +157,5 @@ def test_a_library_that_differs_is_a_failure_which_names_the_versions(folder, mo
     from vtools.inference.engine import Engine
 
     monkeypatch.setattr(batching.OutputRouter, "deliver_batch", lambda self, several: None)
-    with pytest.raises(Failure, match=r"transformers .* 5\.17 to 5\.23 .*deliver_batch has no outputs.*install"):
+    with pytest.raises(Failure, match=r"transformers .* 5\.17 to 5\.23 .*has no outputs.*install"):
         Engine(str(folder), threads=1)

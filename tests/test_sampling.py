@@ -92,7 +92,7 @@ def test_seeds_and_positions_give_numbers_that_are_even_and_unrelated():
 
     many = torch.arange(100_000)
     for found in (numbers(7, many), numbers(many, 40), numbers(-(2**63), many), numbers(many - many, many)):
-        assert 0 <= found.min() and found.max() < 1
+        assert found.min() >= 0 and found.max() < 1
         counts = torch.histc(found, 20, 0, 1)
         assert (counts - 5000).abs().max() < 5 * 5000**0.5
         pairs = torch.corrcoef(torch.stack([found[1:], found[:-1]]))[0, 1]
