@@ -29,7 +29,7 @@ QUESTIONS = (
     "What is the capital of France?", "Name three colours.", "Who are you?", "Explain gravity.",
     "Write a poem about the sea.", "How do I boil an egg?", "List five animals.", "What is a prime number?",
     "Tell me about Rome.", "Why is the sky blue?", "Describe a bicycle.", "What is love?",
-    "How does a plane fly?", "Give advice on sleep.", "What is Python?", "Tell a short story.",
+    "How does a plane fly?", "Give advice on sleep.", "What is Python?", "Write a short letter.",
 )  # fmt: skip
 SAMPLINGS = {"greedy": (0.0, 1.0), "temperature 0.7": (0.7, 1.0), "temperature 0.7, top_p 0.9": (0.7, 0.9)}
 

@@ -60,7 +60,7 @@ class Engine:
         """Load tokenizer, template and weights; `threads` sets torch's threads in this process.
 
         `dtype` auto is fp32 on a CPU, where an answer then does not depend on who else is served, and bf16 on a GPU
-        (fp16 on older ones). The cache has room for `max_requests` at a time, as far as memory allows. Raises Failure,
+        (fp16 on older ones). The cache holds `max_requests` at a time, as far as memory allows. Raises Failure,
         also if the memory that is free does not hold the weights and the cache of one request.
         """
         if threads:
@@ -238,14 +238,15 @@ def _cache_pages(reference: str, config: Any, width: int, context: int, requests
     # Keys and values of each layer, indices, and where attention has a mask, its column for a batch.
     token = 2 * config.num_hidden_layers * heads * head_width * width + 16 + batching.BATCH_TOKENS * width
     free = machine.available_memory(device)
-    room = int(free * SHARE[device.type]) // token
-    if room < context:
+    most = int(free * SHARE[device.type]) // token
+    if most < context:
         raise Failure(
             f"{reference}: the cache for one text of {context} tokens takes {_gib(context * token)}, and {_gib(free)}"
-            f" are free after its weights, of which it may take {SHARE[device.type]:.0%}"
+            f" are free after its weights, of which it may take {SHARE[device.type]:.0%}; free some, or take a smaller"
+            " --dtype or model"
         )
     wanted = requests * (context if device.type == "cuda" else min(context, TYPICAL))
-    return -(-min(max(context, wanted), room) // batching.PAGE) + 2
+    return -(-min(max(context, wanted), most) // batching.PAGE) + 2
 
 
 def _gib(size: int) -> str:
