@@ -14,8 +14,8 @@ import openai
 import pytest
 import running
 import tiny
+from engines import ask, greedy, made
 from running import run, wait_until
-from test_engine import ask, greedy, made
 
 KEY = "a key for tests"
 

@@ -6,6 +6,7 @@ cache, and a new start after an error. Generation is transformers' continuous ba
 """
 
 import atexit
+import functools
 import itertools
 import math
 import secrets
@@ -137,7 +138,7 @@ class Engine:
                     time.sleep(0.01)
             else:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
-            end = _ender(self._batching, name)  # the engine's may be another one later
+            end = functools.partial(self._batching.end, name)  # the engine's may be another one later
         return TokenStream(self.name, request, end, len(prompt), frozenset(self._stop_ids))
 
     def close(self) -> None:
@@ -154,10 +155,6 @@ class Engine:
         self._batching = batching.Batching(
             self._model, pages=self._pages, requests=self._max_requests, stop_ids=self._stop_ids
         )
-
-
-def _ender(running: batching.Batching, name: str) -> Callable[[bool], None]:
-    return lambda unfinished: running.end(name, unfinished)
 
 
 class TokenStream:
