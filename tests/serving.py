@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx2
 import openai
 import running
+from engines import ask
 from running import wait_until
-from test_engine import ask
 
 
 class Server:

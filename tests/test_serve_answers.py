@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
 import pytest
+from engines import ask, greedy, made
 from running import wait_until
 from serving import Server, body
-from test_engine import ask, greedy, made
 
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer

@@ -367,7 +367,15 @@ def test_a_gzip_body_is_unpacked_up_to_the_limit_and_no_further():
 
 
 @pytest.mark.parametrize(
-    "torn", [b"", b"{}", gzip.compress(b"{}", mtime=0)[:-1], gzip.compress(b"{}", mtime=0) + b"x", zlib.compress(b"{}"), b"\x1f\x8b\x08"]
+    "torn",
+    [
+        b"",
+        b"{}",
+        gzip.compress(b"{}", mtime=0)[:-1],
+        gzip.compress(b"{}", mtime=0) + b"x",
+        zlib.compress(b"{}"),
+        b"\x1f\x8b\x08",
+    ],
 )
 def test_a_body_that_is_not_one_whole_gzip_is_a_400(torn):
     with pytest.raises(ApiError) as caught:

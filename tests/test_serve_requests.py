@@ -8,8 +8,8 @@ import json
 
 import httpx2
 import pytest
+from engines import made
 from serving import Server, body
-from test_engine import made
 
 from vtools.inference.client import Token
 from vtools.serve import upstream

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import httpx2
 import pytest
+from engines import made
 from running import wait_until
 from serving import Server
-from test_engine import made
 
 TOPICS = ("the cat", "one red bird", "seven green hills", "some cold rain", "a mat", "that flew over", "to find", "saw")
 PAUSE = 3.0  # seconds: the longest between two pieces of an answer whose worker was killed

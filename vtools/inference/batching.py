@@ -108,7 +108,7 @@ class Batching:
             while self._manager.batch_processor is None and self.running and time.monotonic() < patience:
                 time.sleep(0.001)
             if self._manager.batch_processor is None:
-                raise Failure(f"generation does not start: {self._reason()}")
+                raise Failure(f"{model.name_or_path}: generation does not start: {self._reason()}")
             self.idle()
         except (AttributeError, TypeError) as error:
             raise _unlike(error) from None

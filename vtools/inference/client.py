@@ -33,7 +33,7 @@ class Sampling:
 
 
 class Token(NamedTuple):
-    """A token of an answer; if asked for, with natural log-probabilities: its own, and the likeliest by their ids."""
+    """A token of an answer; if asked for, with natural log-probabilities: its own, and the likeliest tokens'."""
 
     id: int
     logprob: float | None = None

@@ -21,7 +21,7 @@ class Detokenizer:
     def push(self, ids: list[int], last: bool, cut: bool = False) -> str:
         """Take new ids and return the text that is now certain; with `last`, all of it.
 
-        With `cut` too, the ids end where there was no room for more: half a character at the end is left out.
+        With `cut` too, the answer ends because it reached its limit: half a character at its end is left out.
         """
         text = self._characters(ids, last)
         self._held += text.rstrip("\ufffd") if cut else text

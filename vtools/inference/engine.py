@@ -6,6 +6,7 @@ cache, and a new start after an error. Generation is transformers' continuous ba
 """
 
 import atexit
+import functools
 import itertools
 import math
 import secrets
@@ -67,7 +68,7 @@ class Engine:
 
         `dtype` auto is fp32 on a CPU, where an answer then does not depend on who else is served, and bf16 on a GPU
         (fp16 on older ones). With `clamp`, an answer that may be longer than the context allows ends there instead of
-        being refused. The cache has room for `max_requests` at a time, as far as memory allows. Raises Failure,
+        being refused. The cache holds `max_requests` at a time, as far as memory allows. Raises Failure,
         also if the memory that is free does not hold the weights and the cache of one request.
         """
         if threads:
@@ -141,7 +142,7 @@ class Engine:
                     time.sleep(0.01)
             else:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
-            end = _ender(self._batching, name)  # the engine's may be another one later
+            end = functools.partial(self._batching.end, name)  # the engine's may be another one later
         return TokenStream(self.name, request, end, len(prompt), frozenset(self._stop_ids))
 
     def _limit(self, prompt: int, wanted: int | None) -> int:
@@ -174,10 +175,6 @@ class Engine:
         self._batching = batching.Batching(
             self._model, pages=self._pages, requests=self._max_requests, stop_ids=self._stop_ids
         )
-
-
-def _ender(running: batching.Batching, name: str) -> Callable[[bool], None]:
-    return lambda unfinished: running.end(name, unfinished)
 
 
 class TokenStream:
@@ -258,14 +255,15 @@ def _cache_pages(reference: str, config: Any, width: int, context: int, requests
     # Keys and values of each layer, indices, and where attention has a mask, its column for a batch.
     token = 2 * config.num_hidden_layers * heads * head_width * width + 16 + batching.BATCH_TOKENS * width
     free = machine.available_memory(device)
-    room = int(free * SHARE[device.type]) // token
-    if room < context:
+    most = int(free * SHARE[device.type]) // token
+    if most < context:
         raise Failure(
             f"{reference}: the cache for one text of {context} tokens takes {_gib(context * token)}, and {_gib(free)}"
-            f" are free after its weights, of which it may take {SHARE[device.type]:.0%}"
+            f" are free after its weights, of which it may take {SHARE[device.type]:.0%}; free some, or take a smaller"
+            " --dtype or model"
         )
     wanted = requests * (context if device.type == "cuda" else min(context, TYPICAL))
-    return -(-min(max(context, wanted), room) // batching.PAGE) + 2
+    return -(-min(max(context, wanted), most) // batching.PAGE) + 2
 
 
 def _gib(size: int) -> str:
