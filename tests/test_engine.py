@@ -10,6 +10,7 @@ from pathlib import Path
 
 import engines
 import pytest
+import tiny
 from engines import ask, greedy, made
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
