@@ -142,7 +142,7 @@ def test_a_continued_answer_joins_its_start_also_where_the_template_writes_a_spa
         before, whole = engine.tokenizer.decode(prompt), engine.tokenizer.decode(prompt + ids)
         texts.append("".join(engine.stream(messages, Sampling(max_tokens=6, temperature=0))))
         assert before.endswith(f"ASSISTANT: {start}")
-        assert before + texts[-1] == whole
+        assert before + texts[-1] == whole.rstrip("\ufffd")  # half a character is left out
     assert any(text.startswith(" ") for text in texts)
     engine.close()
 
