@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,8 +25,9 @@ def serve(
     template: options.TemplateName = None,
     system: options.SystemText = None,
     dtype: Annotated[
-        options.Dtype, typer.Option(help="Which dtype to load the weights in; fp32 gives repeatable answers.")
-    ] = "fp32",
+        Literal["auto", options.Dtype],
+        typer.Option(help="Which dtype to load the weights in: fp32 on a CPU, where answers repeat, else bf16."),
+    ] = "auto",
     max_requests: Annotated[
         int, options.number(min=1, help="Accept N requests per model at a time; further ones get HTTP 429.")
     ] = 64,
