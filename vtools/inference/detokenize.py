@@ -16,9 +16,13 @@ class Detokenizer:
         self._start = self._read = 0
         self._held = ""
 
-    def push(self, ids: list[int], last: bool) -> str:
-        """Take new ids and return the text that is now certain; with `last`, all of it."""
-        self._held += self._characters(ids, last)
+    def push(self, ids: list[int], last: bool, cut: bool = False) -> str:
+        """Take new ids and return the text that is now certain; with `last`, all of it.
+
+        With `cut` too, the answer ends because it reached its limit: half a character at its end is left out.
+        """
+        text = self._characters(ids, last)
+        self._held += text.rstrip("\ufffd") if cut else text
         if self._lead and self._held:
             if not last and self._lead != self._held and self._lead.startswith(self._held):
                 return ""
