@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import resource
 import signal
 import threading
 from pathlib import Path
@@ -18,8 +19,10 @@ from running import wait_until
 class Server:
     """`vtools serve` as a process; its events are collected as they are written."""
 
-    def __init__(self, *arguments: object, **environment: str) -> None:
-        self._running = running.start("serve", *arguments, "--port", 0, env=environment)
+    def __init__(self, *arguments: object, limit: int | None = None, **environment: str) -> None:
+        """`limit` is how many files a process may have open."""
+        limits = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))} if limit else {}
+        self._running = running.start("serve", *arguments, "--port", 0, env=environment, **limits)
         self.process = self._running.__enter__()
         self.lines: list[bytes] = []
         self.errors: list[bytes] = []

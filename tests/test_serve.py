@@ -347,6 +347,17 @@ def test_a_command_line_that_cannot_be_carried_out_exits_2(short, arguments, sai
     assert said in done.errors and done.errors.count("\n") == 1
 
 
+def test_a_server_whose_events_have_lost_their_reader_goes_on_serving(short):
+    with running.start("serve", short, "--port", 0, "-q") as process:
+        url = json.loads(process.stdout.readline())["url"]
+        process.stdout.close()
+        for _ in range(3):
+            assert httpx2.post(f"{url}/chat/completions", json=body(), timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert process.stderr.read() == b""
+
+
 def test_a_server_whose_events_nobody_reads_goes_on_serving(short):
     with running.start("serve", short, "--port", 0, "-q", pipesize=4096) as process:
         url = next(event["url"] for event in map(json.loads, process.stdout) if event["event"] == "ready")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 
 import httpx2
 import pytest
@@ -128,3 +129,16 @@ def test_a_stream_that_fails_ends_in_an_error_event_and_its_own_event_says_500(s
     assert [(event["status"], event["finish"]) for event in events] == [(500, None)] * 2
     assert "this decoder broke" in capsys.readouterr().err
     assert asyncio.run(ask_it(model="x")).status_code == 404
+
+
+def test_silent_connections_end_before_they_take_the_place_of_others(short):
+    server = Server(short, "-q", limit=200)
+    port = int(server.url.rpartition(":")[2].removesuffix("/v1"))
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(220)]
+    silent[0].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-slow: ")
+    assert server.post(body(), headers={"connection": "close"}).status_code == 200
+    for one in silent:
+        one.settimeout(60)
+        assert one.recv(1) == b""
+        one.close()
+    assert server.end() == 0

@@ -1,6 +1,7 @@
 # ruff: noqa: TID253  imported by the command alone, once it is about to serve
 """The body of a request: its type, its size, its compression."""
 
+import asyncio
 import zlib
 
 from starlette.requests import Request
@@ -8,11 +9,12 @@ from starlette.requests import Request
 from vtools.serve.errors import SHOWN, ApiError
 
 LIMIT = 1 << 20  # bytes, as sent and unpacked
+SECONDS = 30.0  # for a body to arrive
 PACKED = ("gzip", "x-gzip")
 
 
 async def read(request: Request) -> bytes:
-    """The JSON of a request, unpacked. Raises ApiError(413, 415 or 400)."""
+    """The JSON of a request, unpacked. Raises ApiError(408, 413, 415 or 400)."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # a web page may send forms to any server without a preflight request
         raise ApiError(415, "send the header Content-Type: application/json", code="unsupported_media_type")
@@ -21,12 +23,16 @@ async def read(request: Request) -> bytes:
         message = f"Content-Encoding: {coding[:SHOWN]} is not supported: send the body plain, or in gzip"
         raise ApiError(415, message, code="unsupported_encoding", headers={"accept-encoding": "gzip"})
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size <= LIMIT:
-            chunks.append(chunk)
-        elif size > 16 * LIMIT:  # read up to this size, so that the client gets our answer
-            break
+    try:
+        async with asyncio.timeout(SECONDS):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size <= LIMIT:
+                    chunks.append(chunk)
+                elif size > 16 * LIMIT:  # read up to this size, so that the client gets our answer
+                    break
+    except TimeoutError:
+        raise ApiError(408, f"the body did not arrive within {SECONDS:g} s", code="timeout") from None
     if size > LIMIT:
         raise _too_large("the body")
     body = b"".join(chunks)

@@ -13,8 +13,10 @@ import socket
 import sys
 from typing import Any
 
+import h11
 import orjson
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from vtools import process
 from vtools.models.template import load_template
@@ -23,6 +25,8 @@ from vtools.serve.admission import Admission, key
 from vtools.serve.api import Api
 from vtools.serve.metrics import Metrics
 from vtools.serve.upstream import Model, Worker
+
+HEADERS = 10.0  # seconds for those of a request
 
 
 def main() -> None:
@@ -52,7 +56,7 @@ async def _serve(settings: dict[str, Any], events: int) -> None:
     )
     server = _Server(
         uvicorn.Config(
-            api.application, loop="asyncio", http="h11", lifespan="off", log_config=None, access_log=False,
+            api.application, loop="asyncio", http=_Protocol, lifespan="off", log_config=None, access_log=False,
             server_header=False, timeout_graceful_shutdown=1,
         )
     )  # fmt: skip
@@ -68,6 +72,35 @@ async def _serve(settings: dict[str, Any], events: int) -> None:
     server.started_hook = lambda: event({"up": {}})
     await server.serve(sockets=[socket.socket(fileno=settings["fd"])])
     event({"event": "drained"})
+
+
+class _Protocol(H11Protocol):
+    """A connection that must send the headers of a request in time: silent ones would take all file descriptors."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_waiting()
+
+    def _expect(self) -> None:
+        if self.conn.their_state is not h11.IDLE:
+            self._stop_waiting()
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(HEADERS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 class _Server(uvicorn.Server):

@@ -1,14 +1,18 @@
 """The socket that clients connect to, and the events on stdout."""
 
+import contextlib
 import errno
 import ipaddress
+import os
 import queue
 import socket
+import sys
 import threading
 from typing import Any
 
+import orjson
+
 from vtools.process import Failure, UsageFailure
-from vtools.records import jsonl
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -62,9 +66,14 @@ class Events:
         self._thread.join(5)
 
     def _write(self) -> None:
-        with jsonl.output(None) as out:
+        with contextlib.suppress(OSError):  # a reader that goes away does not end the server
             while (line := self._lines.get()) is not None:
-                out.write(line)
+                sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+                sys.stdout.buffer.flush()
+            return
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered must not fail again at the exit
+        while self._lines.get() is not None:
+            pass
 
 
 def start(listener: socket.socket) -> None:

@@ -93,6 +93,8 @@ class Worker:
             except httpx2.TransportError:
                 raise Lost("connect") from None
             async with contextlib.aclosing(response):
+                if response.status_code >= 500:
+                    raise Lost("lost")
                 if response.status_code != 200:
                     raise Refused(orjson.loads(await response.aread())["error"]["message"])
                 limit = FIRST

@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from vtools import machine, process
 from vtools.inference.client import Sampling
-from vtools.process import Failure
+from vtools.process import Failure, TryAgain
 
 KEEPALIVE = 1.0  # seconds without a token after which a waiting request is told that the worker lives
 DRAIN = 0.5  # seconds for the edge to hear that it asks elsewhere
@@ -48,10 +48,10 @@ class Worker:
         named = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
         sampling = Sampling(**{name: asked[name] for name in named if name in asked})
         try:
-            tokens = self._engine.tokens(asked["prompt"], sampling)
+            tokens = await asyncio.to_thread(self._engine.tokens, asked["prompt"], sampling)
         except Failure as failure:
-            body = {"error": {"message": str(failure), "type": type(failure).__name__}}
-            return Response(orjson.dumps(body), 400, media_type="application/json")
+            status = 503 if isinstance(failure, TryAgain) else 400
+            return Response(orjson.dumps({"error": {"message": str(failure)}}), status, media_type="application/json")
         return StreamingResponse(_events(tokens), media_type="text/event-stream")
 
 
