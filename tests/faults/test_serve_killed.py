@@ -190,3 +190,23 @@ def test_what_still_runs_when_the_grace_is_over_ends_in_an_error(model) -> None:
     assert other.status == 503 and "stopping" in other.error
     assert server.process.wait(60) == 0
     assert [server.event()["status"] for _ in range(3)] == [503, 503, 503]
+
+
+@pytest.mark.slow
+def test_ten_kills_of_a_real_models_workers_lose_nothing(smollm2: str) -> None:
+    server = Server(f"m={smollm2}", "--workers", 2)
+    asked = requests("m", 48)
+    wanted = [heard.end for heard in under_way(server, asked, lambda: None)]
+    assert resumes(server, 24) == 0
+    gone_on, pauses = 0, []
+    for turn in range(10):
+        name = f"m.{turn % 2}"
+        victim = server.pids()[name]
+        found = under_way(server, asked, lambda: os.kill(victim, signal.SIGKILL))  # noqa: B023
+        assert [heard.end for heard in found] == wanted
+        pauses.append(max(heard.pause for heard in found))
+        gone_on += resumes(server, 24)
+        wait_until(lambda: server.pids().get(name, victim) != victim)  # noqa: B023
+    print(f"answers gone on with: {gone_on}; longest pauses: {' '.join(f'{pause:.2f}' for pause in pauses)} s")
+    assert gone_on >= 10 and max(pauses) < PAUSE
+    assert server.end() == 0
