@@ -50,7 +50,9 @@ class Supervisor:
     ) -> None:
         self._listener, self._write = listener, event
         self._held: list[dict[str, Any]] | None = []  # events before `ready`
-        self._folder = tempfile.TemporaryDirectory(prefix="vtools-serve-")  # only its owner can enter it
+        # Only its owner can enter it. The path of a Unix socket has at most 107 bytes.
+        place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 64 else "/tmp"
+        self._folder = tempfile.TemporaryDirectory(prefix="vtools-serve-", dir=place)
         names = [(f"{model}.{number}", model, path) for model, path in models.items() for number in range(workers)]
         self._workers = [
             Child(name, "vtools.serve.worker", {**worker, "model": path}, model) for name, model, path in names
@@ -69,6 +71,7 @@ class Supervisor:
         def end(signum: int) -> None:
             asked.append(signum)
             if len(asked) > 1:
+                self._folder.cleanup()
                 die_of(signum)
             if self._edge.process is None or self._edge.process.returncode is not None:
                 self._done.set()
@@ -127,7 +130,7 @@ class Supervisor:
             began = time.monotonic()
             settings = {**child.settings, "parent": os.getpid()}
             if child.model is not None:
-                settings["socket"] = str(Path(self._folder.name) / f"{child.name}-{number}.sock")
+                settings["socket"] = str(Path(self._folder.name) / f"{self._workers.index(child)}.{number}")
             child.process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", child.module, json.dumps(settings),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
