@@ -162,7 +162,7 @@ complete -c vtools -n '__fish_seen_subcommand_from serve' -l system -r -d 'Set t
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l dtype -r -f -a 'auto fp32 bf16 fp16' -d 'Which dtype to load the weights in, fp32 on a CPU, where answers repeat, else bf16.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l max-requests -r -d 'Accept N requests per model at a time; further ones get HTTP 429.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l workers -r -d 'Run N processes per model, where one dies, another goes on with its answers.'
-complete -c vtools -n '__fish_seen_subcommand_from serve' -l grace -r -d 'On SIGTERM, let running answers go on for N seconds; then they end in an error.'
+complete -c vtools -n '__fish_seen_subcommand_from serve' -l grace -r -d 'Give up on running answers N seconds after SIGTERM, they end in an error.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l allow-origin -r -d 'Answer web pages of this origin, such as http,//localhost,3000; repeatable.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l quiet -s q -d 'Hide the progress and the summary on stderr.'
 complete -c vtools -n '__fish_seen_subcommand_from serve' -l verbose -s v -d 'Print more details; on an error, the traceback.'

@@ -36,6 +36,8 @@ class Server:
             thread.start()
         self.ready = self.event()
         self.url = self.ready["url"]
+        number = arguments[arguments.index("--workers") + 1] if "--workers" in arguments else 1
+        wait_until(lambda: len(self.workers) >= number * len(self.ready["models"]))
 
     def _read(self) -> None:
         for line in self.process.stdout:

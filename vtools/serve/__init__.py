@@ -35,8 +35,7 @@ def serve(
         int, options.number(min=1, help="Run N processes per model: where one dies, another goes on with its answers.")
     ] = 1,
     grace: Annotated[
-        float,
-        options.number(min=0, help="On SIGTERM, let running answers go on for N seconds; then they end in an error."),
+        float, options.number(min=0, help="Give up on running answers N seconds after SIGTERM: they end in an error.")
     ] = 25.0,
     allow_origin: Annotated[
         list[str] | None,

@@ -13,10 +13,9 @@ import socket
 import sys
 from typing import Any
 
-import h11
 import orjson
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http import h11_impl
 
 from vtools import process
 from vtools.models.template import load_template
@@ -74,7 +73,7 @@ async def _serve(settings: dict[str, Any], events: int) -> None:
     event({"event": "drained"})
 
 
-class _Protocol(H11Protocol):
+class _Protocol(h11_impl.H11Protocol):
     """A connection that must send the headers of a request in time: silent ones would take all file descriptors."""
 
     _waiting: asyncio.TimerHandle | None = None
@@ -92,7 +91,7 @@ class _Protocol(H11Protocol):
         self._stop_waiting()
 
     def _expect(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
+        if self.conn.their_state is not h11_impl.h11.IDLE:
             self._stop_waiting()
         elif self._waiting is None:
             self._waiting = self.loop.call_later(HEADERS, self.transport.close)
