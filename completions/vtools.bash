@@ -40,7 +40,7 @@ _vtools() {
         "export --dtype") COMPREPLY=($(compgen -W "fp32 bf16 fp16" -- "$word")); return ;;
         "export --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
         "serve --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
-        "serve --dtype") COMPREPLY=($(compgen -W "fp32 bf16 fp16" -- "$word")); return ;;
+        "serve --dtype") COMPREPLY=($(compgen -W "auto fp32 bf16 fp16" -- "$word")); return ;;
         "chat --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
         "judge --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
     esac
@@ -53,7 +53,7 @@ _vtools() {
         make-delta) words="--base --base-model-path --target --target-model-path -o --out --delta --delta-path --codec -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         apply-delta) words="--base --base-model-path --delta --delta-path -o --out --target --target-model-path --template --add-dtype --extra-rows --expect-sum --verify -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         export) words="-o --out --to --type --dtype --max-shard --template -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
-        serve) words="--port --host --template --system --dtype --max-requests -q --quiet -v --verbose --help" ;;
+        serve) words="--port --host --template --system --dtype --max-requests --workers --grace --allow-origin -q --quiet -v --verbose --help" ;;
         chat) words="--model --base-url --temperature --top-p --max-tokens --seed --template --system --text --timeout -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         judge) words="--questions --training-data --model --base-url --one-order --temperature --max-tokens --seed --template --timeout --prices -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         report) words="--questions --json --plot --seed -v --verbose --help" ;;

@@ -116,7 +116,7 @@ def read(folder: Path) -> Architecture:
         if kind not in SUPPORTED:
             raise Failure(f"{path}: model type {kind!r} cannot be exported to GGUF; supported: {', '.join(SUPPORTED)}")
         heads, hidden = int(config["num_attention_heads"]), int(config["hidden_size"])
-        context = int(context_limit(config) or 2048)
+        context = int(context_limit(config) or config.get("max_position_embeddings") or 2048)
         sliding = config.get("use_sliding_window", kind == "mistral") and config.get("sliding_window")
         architecture = Architecture(
             *SUPPORTED[kind],

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 Messages = list[dict[str, Any]]
 TOKENS = {"in": "prompt_tokens", "out": "completion_tokens"}  # our and OpenAI's names for an answer's usage
@@ -13,6 +13,7 @@ class Sampling:
     """How the tokens of an answer are chosen, and where it ends.
 
     `max_tokens` None means as many as fit. Temperature 0 is greedy; above it, the same seed draws the same numbers.
+    `logprobs` asks for the log-probability of each token, and for those of so many of the likeliest (0 to 20).
     """
 
     max_tokens: int | None = None
@@ -20,10 +21,23 @@ class Sampling:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
     def options(self) -> dict[str, Any]:
         """The sampling as parameters of a request."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "stop" or value}
+        given = dataclasses.asdict(self)
+        top = given.pop("logprobs")
+        if not self.stop:
+            del given["stop"]
+        return given if top is None else given | {"logprobs": True, "top_logprobs": top}
+
+
+class Token(NamedTuple):
+    """A token of an answer; if asked for, with natural log-probabilities: its own, and the likeliest tokens'."""
+
+    id: int
+    logprob: float | None = None
+    top: dict[int, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,6 +49,22 @@ class Answer:
     usage: dict[str, int] | None
     model: str | None
     ms: int
+
+
+class Tokens(Protocol):
+    """The tokens of one answer, as they come. `finish` is "stop" or "length" with the last, None before.
+
+    Iterating raises what ended it too early; closing it, from any thread, ends the generation and the iteration.
+    """
+
+    finish: str | None
+    usage: dict[str, int]
+
+    def __iter__(self) -> Self: ...
+
+    def __next__(self) -> list[Token]: ...
+
+    def close(self) -> None: ...
 
 
 class Stream(Protocol):

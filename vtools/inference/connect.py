@@ -29,7 +29,8 @@ def connect(target: Target) -> tuple[Client, str]:
     if url is None:
         from vtools.inference.engine import Engine
 
-        return Engine(str(target.model), template=target.template, system=target.system), str(target.model)
+        engine = Engine(str(target.model), template=target.template, system=target.system, clamp=True)
+        return engine, str(target.model)
     if target.template:
         raise UsageFailure(f"--template: {url} renders its own prompts; the option is only for a model loaded here")
     if target.system == "":

@@ -1,24 +1,30 @@
 """Token ids to text, incrementally."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 
 class Detokenizer:
     """Token ids to text in pieces: whole characters only, holding back a possible start of a stop string.
 
-    `lead` is what the text leaves out if it begins so.
+    `lead` is what the text leaves out if it begins so; `before` are the ids of a text that it continues.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stops: Iterable[str], lead: str = "") -> None:
+    def __init__(
+        self, decode: Callable[[list[int]], str], stops: Iterable[str], lead: str = "", before: Sequence[int] = ()
+    ) -> None:
         self.stopped = False
         self._decode, self._stops, self._lead = decode, tuple(stops), lead
-        self._ids: list[int] = []
-        self._start = self._read = 0
+        self._ids = list(before)
+        self._start, self._read = 0, len(self._ids)
         self._held = ""
 
-    def push(self, ids: list[int], last: bool) -> str:
-        """Take new ids and return the text that is now certain; with `last`, all of it."""
-        self._held += self._characters(ids, last)
+    def push(self, ids: list[int], last: bool, cut: bool = False) -> str:
+        """Take new ids and return the text that is now certain; with `last`, all of it.
+
+        With `cut` too, the answer ends because it reached its limit: half a character at its end is left out.
+        """
+        text = self._characters(ids, last)
+        self._held += text.rstrip("\ufffd") if cut else text
         if self._lead and self._held:
             if not last and self._lead != self._held and self._lead.startswith(self._held):
                 return ""

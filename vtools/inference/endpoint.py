@@ -108,6 +108,10 @@ class Endpoint:
             except (openai.APIError, ValueError, AttributeError, IndexError, TypeError) as error:
                 if self._learn(error, sent):
                     continue
+                if "max_tokens" in request and _asked_too_much(error):
+                    # Without a limit of ours the answer ends where the context does, which is below it.
+                    request = {name: value for name, value in request.items() if name != "max_tokens"}
+                    continue
                 wait = self._wait(error, attempt)
                 if wait is None:
                     raise self._error(error, attempt + 1) from None
@@ -193,6 +197,8 @@ class Endpoint:
 
         try:
             names = [model.id for model in self._client.models.list().data]
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise self._error(error, 1) from None
         except (openai.APIError, ValueError, AttributeError, TypeError) as error:
             raise UsageFailure(
                 f"{self.url}: does not list its models ({one_line(error)}); name one with --model"
@@ -201,6 +207,12 @@ class Endpoint:
             listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
             raise UsageFailure(f"{self.url} has {len(names)} models; choose one with --model: {listed}")
         return names[0]
+
+
+def _asked_too_much(error: Exception) -> bool:
+    """Whether a server refused a request only because the context leaves fewer tokens than it asked for."""
+    code, param = getattr(error, "code", None), getattr(error, "param", None)
+    return code == "context_length_exceeded" and param in ("max_tokens", "max_completion_tokens")
 
 
 def _said(error: Any) -> str:

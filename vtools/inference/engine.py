@@ -1,41 +1,49 @@
 # ruff: noqa: TID253  imports torch at once: import this module inside a function
-"""Token generation with one local model: many requests at a time, streamed, for serve, chat and judge.
+"""One local model that answers many requests at a time, for serve, chat and judge.
 
-Generation is transformers' continuous batching. This module adds what it lacks: templates, stop strings, a seed and
-temperature per request, admission control (a request that cannot fit would end its thread for all), and restarts.
+Templates, stop strings, admission (a request that cannot fit would end the generating thread for all), the size of the
+cache, and a new start after an error. Generation is transformers' continuous batching, through `batching`.
 """
 
 import atexit
+import functools
 import itertools
-import logging
-import queue
+import math
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self, cast
 
 import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from vtools.inference.client import TOKENS, Answer, Messages, Sampling
+from vtools import machine
+from vtools.inference import batching
+from vtools.inference.client import TOKENS, Answer, Messages, Sampling, Token
 from vtools.inference.detokenize import Detokenizer
-from vtools.inference.sampling import Sampler
+from vtools.inference.text import Stream
 from vtools.models.configs import context_limit
 from vtools.models.load import load_model
-from vtools.models.template import load_template
+from vtools.models.reference import model_folder
+from vtools.models.template import is_continued, load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, TryAgain
+from vtools.weights import model_files
 
 MAX_CONTEXT = 16384  # tokens per request, whatever the model supports: the KV cache must hold them
-CACHE = 8192  # minimum tokens in the KV cache, shared by all requests
-PAGE = 64  # tokens per page of the cache
-BATCH_TOKENS = 512  # tokens per forward pass: long prompts are prefilled in chunks between other requests' tokens
-BATCH_REQUESTS = 32
+MAX_REQUESTS = 32  # at a time; others wait
+TYPICAL = 512  # tokens of a request: of the cache's size on a CPU, where other programs use the memory too
+BEFORE = 16  # tokens of a continued text that are decoded with what follows, on which its spaces depend
+SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the free memory, for the cache at most
+WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes
 
 
 class PromptTooLong(Failure):
-    """The prompt and the requested answer do not fit into the context."""
+    """The prompt leaves no token of the context for an answer."""
+
+
+class AnswerTooLong(Failure):
+    """The prompt fits into the context, but not together with the requested answer."""
 
 
 class EngineStopped(TryAgain):
@@ -51,24 +59,36 @@ class Engine:
         *,
         template: str | None = None,
         system: str | None = None,
-        dtype: str = "fp32",
+        dtype: str = "auto",
         threads: int | None = None,
+        max_requests: int = MAX_REQUESTS,
+        clamp: bool = False,
     ) -> None:
-        """Load tokenizer, template and weights; `threads` sets torch's threads in this process. Raises Failure."""
+        """Load tokenizer, template and weights; `threads` sets torch's threads in this process.
+
+        `dtype` auto is fp32 on a CPU, where an answer then does not depend on who else is served, and bf16 on a GPU
+        (fp16 on older ones). With `clamp`, an answer that may be longer than the context allows ends there instead of
+        being refused. The cache holds `max_requests` at a time, as far as memory allows. Raises Failure,
+        also if the memory that is free does not hold the weights and the cache of one request.
+        """
         if threads:
             torch.set_num_threads(threads)
-        self.name = reference
+        self.name, self._clamp = reference, clamp
         self.tokenizer = load_tokenizer(reference)
         self.template = load_template(template, self.tokenizer, system)
-        self._model = cast(Any, load_model(reference, dtype)).to("cuda" if torch.cuda.is_available() else "cpu")
-        context = context_limit(self._model.config.get_text_config().to_dict()) or MAX_CONTEXT
-        self.context: int = min(context, MAX_CONTEXT)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = _automatic(device) if dtype == "auto" else dtype
+        _refuse_too_large(reference, dtype, device)
+        self._model = cast(Any, load_model(reference, dtype)).to(device)
+        config = self._model.config.get_text_config()
+        self.context: int = min(context_limit(config.to_dict()) or MAX_CONTEXT, MAX_CONTEXT)
+        self._vocabulary: int = config.vocab_size
+        self._max_requests = max_requests
+        self._pages = _cache_pages(reference, config, WIDTHS[dtype], self.context, max_requests, device)
         self._stop_ids = sorted(self.template.stop_ids)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._closed = False
-        # Errors reach the request anyway; the library's log would print tracebacks.
-        logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)
         self._start()
         atexit.register(self.close)
 
@@ -80,52 +100,66 @@ class Engine:
         usage = {ours: stream.usage[theirs] for ours, theirs in TOKENS.items()}
         return Answer(text, stream.finish or "stop", usage, self.name, round((time.monotonic() - started) * 1000))
 
-    def stream(self, messages: Messages, sampling: Sampling) -> "Stream":
-        """Start an answer and iterate over its text as it comes.
+    def stream(self, messages: Messages, sampling: Sampling) -> Stream:
+        """Start an answer and iterate over its text as it comes; an assistant message at the end is continued.
 
-        Raises PromptTooLong (nothing is ever cut from a prompt), EngineStopped, and Reject("template_error") where
-        the template refuses the conversation.
+        Raises PromptTooLong (nothing is ever cut from a prompt), AnswerTooLong, EngineStopped, and
+        Reject("template_error") where the template refuses the conversation.
         """
         prompt = self.template.prompt(messages)
-        available = self.context - len(prompt)
-        max_tokens = max(available, 1) if sampling.max_tokens is None else sampling.max_tokens
-        if not 1 <= max_tokens <= available:
-            raise PromptTooLong(
-                f"the prompt has {len(prompt)} tokens and the answer may have {max_tokens}: "
-                f"together more than the context of {self.context}"
-            )
+        tokens = self.tokens(prompt, sampling)
+        stops = (*self.template.stop_strings, *sampling.stop)
+        lead, before = ("", prompt[-BEFORE:]) if is_continued(messages) else (self.template.answer_lead, [])
+        text = Detokenizer(self.tokenizer.decode, stops, lead, before)
+        return Stream(tokens, text, frozenset(self._stop_ids))
+
+    def tokens(self, prompt: Sequence[int], sampling: Sampling) -> "TokenStream":
+        """Start an answer to a prompt of token ids and iterate over its tokens, lists of Token, as they come.
+
+        Stop strings are the text's matter. A prompt that ends in the first tokens of an answer, with the same seed,
+        gives the others. Raises PromptTooLong, AnswerTooLong, EngineStopped, and Failure for ids that the model does
+        not have.
+        """
+        prompt = list(prompt)
+        most = self._limit(len(prompt), sampling.max_tokens)
+        if not prompt or not 0 <= min(prompt) <= max(prompt) < self._vocabulary:
+            raise Failure(f"the prompt must have token ids from 0 to {self._vocabulary - 1}, at least one")
+        seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
+        seed = (seed + 2**63) % 2**64 - 2**63  # as torch's int64
         name = str(next(self._numbers))
-        mailbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         with self._lock:
             if self._closed:
                 raise EngineStopped(f"{self.name}: the engine is closed")
             for _ in range(2):
-                if not self._manager.is_running():
+                if not self._batching.running:
                     self._start()
-                self._mailboxes[name] = mailbox
-                taken = self._manager.add_request(
-                    prompt,
-                    request_id=name,
-                    max_new_tokens=max_tokens,
-                    streaming=True,
-                    eos_token_id=self._stop_ids,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-                )
-                if taken is not None:
+                request = self._batching.add(name, prompt, sampling, most, seed)
+                if request is not None:
                     break
-                # The thread died of another request; the next request restarts it.
-                del self._mailboxes[name]
+                # The thread is dying of another request; the next attempt starts a new one.
                 patience = time.monotonic() + 5
-                while self._manager.is_running() and time.monotonic() < patience:
+                while self._batching.running and time.monotonic() < patience:
                     time.sleep(0.01)
             else:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
-            cancel = _canceller(self._manager, self._mailboxes, name)
-        stops = (*self.template.stop_strings, *sampling.stop)
-        text = Detokenizer(self.tokenizer.decode, stops, self.template.answer_lead)
-        return Stream(mailbox, cancel, text, len(prompt), frozenset(self._stop_ids))
+            end = functools.partial(self._batching.end, name)  # the engine's may be another one later
+        return TokenStream(self.name, request, end, len(prompt), frozenset(self._stop_ids))
+
+    def _limit(self, prompt: int, wanted: int | None) -> int:
+        """How many tokens an answer may have after a prompt of this many. Raises PromptTooLong, AnswerTooLong."""
+        available = self.context - prompt
+        if available < 1:
+            raise PromptTooLong(
+                f"the prompt has {prompt} tokens and the context {self.context}: no space for an answer"
+            )
+        if wanted is None or self._clamp:
+            return min(wanted or available, available)
+        if wanted > available:
+            raise AnswerTooLong(
+                f"max_tokens is {wanted}, and the prompt of {prompt} tokens leaves {available} of the context of"
+                f" {self.context}: lower max_tokens, or leave it out"
+            )
+        return wanted
 
     def close(self) -> None:
         """Stop generating; running requests end in EngineStopped."""
@@ -134,115 +168,103 @@ class Engine:
                 return
             self._closed = True
         atexit.unregister(self.close)
-        self._manager.stop(block=True, hard_stop=True)
-        self._delivery.join()  # a thread that frees tensors while Python shuts down aborts the process
+        self._batching.close()
 
     def _start(self) -> None:
         """Start the generating thread, also after it died of an error."""
-        pages = -(-max(self.context, CACHE) // PAGE) + 2
-        # The parameter for the page size was renamed between transformers 5.17 and 5.23.
-        fields = ContinuousBatchingConfig.__dataclass_fields__
-        size: dict[str, Any] = {"page_size" if "page_size" in fields else "block_size": PAGE}
-        self._manager = self._model.init_continuous_batching(
-            generation_config=GenerationConfig(do_sample=False, eos_token_id=self._stop_ids or -1),
-            continuous_batching_config=ContinuousBatchingConfig(
-                num_blocks=pages,
-                max_batch_tokens=BATCH_TOKENS,
-                max_requests_per_batch=BATCH_REQUESTS,
-                # Sampling is in Python, step by step: no CUDA graphs, no second batch in flight.
-                use_cuda_graph=False,
-                use_async_batching=False,
-                **size,
-            ),
+        self._batching = batching.Batching(
+            self._model, pages=self._pages, requests=self._max_requests, stop_ids=self._stop_ids
         )
-        self._manager.logit_processor = Sampler()
-        self._mailboxes: dict[str, queue.SimpleQueue[Any]] = {}
-        started = threading.Event()
-        arguments = (self._manager, self._mailboxes, started)
-        self._delivery = threading.Thread(target=self._deliver, args=arguments, daemon=True, name="deliver")
-        self._delivery.start()
-        started.wait()
-
-    def _deliver(self, manager: Any, mailboxes: dict[str, queue.SimpleQueue[Any]], started: threading.Event) -> None:
-        manager.start()  # here, because a thread inherits daemon status from its parent thread
-        started.set()
-        while manager.is_running():
-            output = manager.get_result(timeout=0.1)
-            if output is None:
-                # A full cache admits nothing until a request finishes; a cancelled request goes unnoticed.
-                processor = manager.batch_processor
-                if processor is not None and not processor.scheduler.active_requests:
-                    processor.scheduler.block_new_requests = False
-            elif mailbox := mailboxes.get(output.request_id):
-                mailbox.put(output)
-            elif not output.is_finished():  # cancelled while being admitted, which goes unnoticed too
-                manager.cancel_request(output.request_id)
-        with self._lock:
-            reason = manager.background_thread_status.fatal_error or "the engine was closed"
-            for mailbox in mailboxes.values():
-                mailbox.put(EngineStopped(f"{self.name}: generation stopped: {reason}"))
 
 
-def _canceller(manager: Any, mailboxes: dict[str, queue.SimpleQueue[Any]], name: str) -> Callable[[bool], None]:
-    """A function that ends a request, at its own manager (the engine's may have been replaced since)."""
-
-    def end(running: bool) -> None:
-        mailboxes.pop(name, None)
-        if running:
-            manager.cancel_request(name)
-
-    return end
-
-
-class Stream:
-    """The text of one answer in pieces. `finish` is "stop" or "length" once the answer has ended, None before.
+class TokenStream:
+    """The tokens of one answer in lists, the end token included. `finish` is "stop" or "length" with the last.
 
     Closing it, from any thread, stops the generation and the iteration.
     """
 
     def __init__(
         self,
-        mailbox: queue.SimpleQueue[Any],
+        engine: str,
+        request: batching.Request,
         end: Callable[[bool], None],
-        text: Detokenizer,
         prompt_tokens: int,
         stop_ids: frozenset[int],
     ) -> None:
         self.finish: str | None = None
         self.usage = {"prompt_tokens": prompt_tokens, "completion_tokens": 0}
-        self._mailbox, self._end, self._text, self._stop_ids = mailbox, end, text, stop_ids
+        self._engine, self._request, self._end, self._stop_ids = engine, request, end, stop_ids
         self._ended = False
 
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> str:
-        while not self._ended:
-            output = self._mailbox.get()
-            if output is None:
-                break
-            if isinstance(output, EngineStopped) or output.error is not None:
-                self.close()
-                raise output if isinstance(output, EngineStopped) else EngineStopped(str(output.error))
-            done = self.usage["completion_tokens"]
-            new = output.generated_tokens[done:]  # the list has all tokens from the first on
-            self.usage["completion_tokens"] += len(new)
-            last = output.is_finished()
-            stopped = last and bool(new) and new[-1] in self._stop_ids
-            piece = self._text.push(new[:-1] if stopped else new, last)
-            if self._text.stopped or last:
-                self.finish = "stop" if stopped or self._text.stopped else "length"
-                self._ended = True
-                self._end(not last)
-            if piece:
-                return piece
-        raise StopIteration
+    def __next__(self) -> list[Token]:
+        if self._ended:
+            raise StopIteration
+        got = self._request.mailbox.get()
+        if got is None:
+            raise StopIteration
+        error = got if isinstance(got, str) else got.error
+        if isinstance(got, str) or error is not None:
+            self.close()
+            raise EngineStopped(f"{self._engine}: generation stopped: {error}")
+        done = self.usage["completion_tokens"]
+        ids = got.ids[done:]  # the list has all tokens from the first on
+        place = self.usage["prompt_tokens"] + done
+        self.usage["completion_tokens"] += len(ids)
+        if got.last:
+            self.finish = "stop" if ids and ids[-1] in self._stop_ids else "length"
+            self._ended = True
+            self._end(False)
+        logprobs = self._request.logprobs
+        if logprobs is None:
+            return [Token(number) for number in ids]
+        return [logprobs.pop(place + index) for index in range(len(ids))]
 
     def close(self) -> None:
         """Stop the generation, if it has not ended."""
         if not self._ended:
             self._ended = True
             self._end(True)
-            self._mailbox.put(None)
+            self._request.mailbox.put(None)
 
     __del__ = close
+
+
+def _automatic(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _refuse_too_large(reference: str, dtype: str, device: torch.device) -> None:
+    """Raise Failure if the weights do not fit into the free memory."""
+    tensors = model_files.tensors(model_folder(reference)).values()
+    needed = sum(math.prod(tensor.shape) for tensor in tensors) * WIDTHS[dtype]
+    free = machine.available_memory(device)
+    if needed > free:
+        smaller = "; --dtype bf16 halves it" if dtype == "fp32" else ""
+        raise Failure(f"{reference}: its weights take {_gib(needed)} as {dtype}, and {_gib(free)} are free{smaller}")
+
+
+def _cache_pages(reference: str, config: Any, width: int, context: int, requests: int, device: torch.device) -> int:
+    """Pages of the KV cache: all requests at a time, as far as memory allows. Raises Failure if not even one fits."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    # Keys and values of each layer, indices, and where attention has a mask, its column for a batch.
+    token = 2 * config.num_hidden_layers * heads * head_width * width + 16 + batching.BATCH_TOKENS * width
+    free = machine.available_memory(device)
+    most = int(free * SHARE[device.type]) // token
+    if most < context:
+        raise Failure(
+            f"{reference}: the cache for one text of {context} tokens takes {_gib(context * token)}, and {_gib(free)}"
+            f" are free after its weights, of which it may take {SHARE[device.type]:.0%}; free some, or take a smaller"
+            " --dtype or model"
+        )
+    wanted = requests * (context if device.type == "cuda" else min(context, TYPICAL))
+    return -(-min(max(context, wanted), most) // batching.PAGE) + 2
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import textwrap
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +89,11 @@ def _by_name(name: str | None, tokenizer: Tokenizer) -> "Template":
     if not _adds_bos(tokenizer):  # the model was trained without it
         source = source.replace("{{ bos_token }}", "")
     return Template(name, source, STOP_STRINGS.get(name, ()), tokenizer)
+
+
+def is_continued(messages: list[dict[str, Any]]) -> bool:
+    """Whether a prompt ends with the start of an answer: a last assistant message that is not blank."""
+    return bool(messages) and messages[-1]["role"] == "assistant" and bool(messages[-1]["content"].strip())
 
 
 def refuse_empty(messages: list[dict[str, Any]]) -> None:
@@ -242,7 +248,11 @@ class Template:
             raise Reject(reject.reason, f"{reject.detail} ({advice})") from None
 
     def prompt(self, messages: list[dict[str, Any]]) -> list[int]:
-        """Ids of a conversation up to the start of the assistant's next answer. Raises Reject."""
+        """Ids of a conversation up to the start of the assistant's next answer. Raises Reject.
+
+        An answer that comes last is one to continue: the ids are those of training up to the end of its text. The white
+        space there is kept even where the template strips it, so that text and continuation can be joined.
+        """
         return self._assemble(messages, True).ids
 
     def save(self, folder: Path | str) -> None:
@@ -272,7 +282,20 @@ class Template:
     def _pieces(self, messages: list[dict[str, Any]], generation: bool) -> list[Piece]:
         if not generation:
             refuse_empty(messages)
+        elif is_continued(messages):
+            return self._unfinished(messages)
+        elif messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
         return self._cutter.cut(messages, generation)
+
+    def _unfinished(self, messages: list[dict[str, Any]]) -> list[Piece]:
+        """The pieces of a conversation up to the end of its last text."""
+        last = len(messages) - 1
+        pieces = self._cutter.cut(messages, False)
+        place, piece = next((place, piece) for place, piece in enumerate(pieces) if piece.slot == last)
+        given = messages[last]["content"]
+        text = (piece.text or self._cutter.text(messages[last])).rstrip() + given[len(given.rstrip()) :]
+        return [*pieces[:place], replace(piece, text=text)]
 
     def _runs(self, messages: list[dict[str, Any]], pieces: list[Piece]) -> list[Run]:
         runs = []

@@ -1,14 +1,13 @@
 """`vtools serve`: serve local models over the OpenAI chat API."""
 
+import asyncio
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vtools import options
 from vtools.process import UsageFailure, say
-
-KEY = "VTOOLS_API_KEY"
 
 
 def serve(
@@ -21,16 +20,29 @@ def serve(
     ],
     port: Annotated[int, options.number(min=0, max=65535, help="Listen on this port; 0 picks a free one.")] = 8000,
     host: Annotated[
-        str, typer.Option(metavar="HOST", help=f"Listen on this address; any but loopback needs {KEY}.")
+        str, typer.Option(metavar="HOST", help="Listen on this address; any but loopback needs VTOOLS_API_KEY.")
     ] = "127.0.0.1",
     template: options.TemplateName = None,
     system: options.SystemText = None,
     dtype: Annotated[
-        options.Dtype, typer.Option(help="Which dtype to load the weights in; fp32 gives repeatable answers.")
-    ] = "fp32",
+        Literal["auto", options.Dtype],
+        typer.Option(help="Which dtype to load the weights in: fp32 on a CPU, where answers repeat, else bf16."),
+    ] = "auto",
     max_requests: Annotated[
         int, options.number(min=1, help="Accept N requests per model at a time; further ones get HTTP 429.")
     ] = 64,
+    workers: Annotated[
+        int, options.number(min=1, help="Run N processes per model: where one dies, another goes on with its answers.")
+    ] = 1,
+    grace: Annotated[
+        float, options.number(min=0, help="Give up on running answers N seconds after SIGTERM: they end in an error.")
+    ] = 25.0,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN", help="Answer web pages of this origin, such as http://localhost:3000; repeatable."
+        ),
+    ] = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -38,7 +50,7 @@ def serve(
 
     Clients such as `vtools chat`, the openai library or curl use the base URL http://127.0.0.1:8000/v1. Requests that
     come at the same time share one batch, whether or not they are streamed; a request ends when its client disconnects.
-    On SIGTERM, running requests get 25 seconds to finish.
+    A dead worker is started again; another one, or itself, goes on with its answers, token for token.
 
     stdout: one JSON line per event: "ready" with the URL, then "request" for each answer, without its text. If
     VTOOLS_API_KEY is set, clients must send it as their API key.
@@ -50,43 +62,45 @@ def serve(
       vtools serve ./vicuna --port 0 | jq -r --unbuffered 'select(.event == "ready").url'
     """
     named = _names(models)
-    from vtools.serve import listen
+    from vtools.serve import admission, listen
 
+    key = admission.key(os.environb)
+    origins = allow_origin or []
+    admission.check_origins(origins, key)
     listener = listen.bind(host, port)
-    key = os.environ.get(KEY) or None
     if key is None and not listen.is_loopback(listener):
-        raise UsageFailure(f"--host {host} is open to other machines: set {KEY} in the environment first")
+        raise UsageFailure(f"--host {host} is open to other machines: set {admission.KEY} in the environment first")
 
     from vtools.models.reference import model_folder
+    from vtools.serve.supervisor import Supervisor
 
     for reference in named.values():
         model_folder(reference)
-    from vtools.inference.client import Sampling
-    from vtools.inference.engine import Engine
-
-    threads = max(1, len(os.sched_getaffinity(0)) // len(named))
-    engines = {}
-    for name, reference in named.items():
-        engines[name] = Engine(reference, template=template, system=system, dtype=dtype, threads=threads)
-        # Generate one token the way requests do: a model that loads may still not run.
-        engines[name].complete([{"role": "user", "content": "Hello"}], Sampling(max_tokens=1, temperature=0))
-
-    from vtools.serve.api import Api
-
+    listen.start(listener)
+    threads = max(1, len(os.sched_getaffinity(0)) // (len(named) * workers))
     events = listen.Events()
-    api = Api(engines, key=key, most=max_requests, event=events.put)
     url = listen.url(listener, host)
 
     def ready() -> None:
-        events.put({"event": "ready", "url": url, "models": list(engines)})
+        events.put({"event": "ready", "url": url, "models": list(named)})
         if not quiet:
-            say("serve", f"{', '.join(engines)} at {url} (Ctrl-C stops)")
+            say("serve", f"{', '.join(named)} at {url} (Ctrl-C stops)")
 
+    edge = {
+        "template": template,
+        "system": system,
+        "most": max_requests,
+        "grace": grace,
+        "host": host,
+        "origins": origins,
+    }
+    worker = {
+        "template": template, "system": system, "dtype": dtype, "threads": threads, "max_requests": max_requests,
+        "grace": grace,
+    }  # fmt: skip
     try:
-        listen.run(api.application, listener, ready)
+        asyncio.run(Supervisor(named, workers, listener, edge, worker, events.put).run(ready))
     finally:
-        for engine in engines.values():
-            engine.close()
         events.close()
 
 

@@ -1,18 +1,18 @@
-"""The socket, the server around the application, and its shutdown."""
+"""The socket that clients connect to, and the events on stdout."""
 
+import contextlib
 import errno
 import ipaddress
+import os
 import queue
-import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
-from vtools.process import Failure, Interrupted, UsageFailure
-from vtools.records import jsonl
+import orjson
 
-GRACE = 25  # seconds for running requests to finish: spot machines give 30
+from vtools.process import Failure, UsageFailure
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -66,37 +66,19 @@ class Events:
         self._thread.join(5)
 
     def _write(self) -> None:
-        with jsonl.output(None) as out:
+        with contextlib.suppress(OSError):  # a reader that goes away does not end the server
             while (line := self._lines.get()) is not None:
-                out.write(line)
+                sys.stdout.buffer.write(orjson.dumps(line) + b"\n")
+                sys.stdout.buffer.flush()
+            return
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is buffered must not fail again at the exit
+        while self._lines.get() is not None:
+            pass
 
 
-def run(application: Any, listener: socket.socket, ready: Callable[[], None]) -> None:
-    """Serve until SIGTERM (returns) or SIGINT (raised again); both let requests finish."""
-    import uvicorn
-
+def start(listener: socket.socket) -> None:
+    """Listen; from now on clients wait for an answer. Raises Failure if another process has taken the port since."""
     try:
         listener.listen(2048)
     except OSError as error:  # another process bound the same port and listened first
         raise _taken(error, *listener.getsockname()[:2]) from None
-    config = uvicorn.Config(
-        application,
-        loop="asyncio",
-        http="h11",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=GRACE,
-    )
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            ready()  # not before: from here on uvicorn handles the signals
-
-    try:
-        Server(config).run(sockets=[listener])
-    except Interrupted as interrupt:
-        if interrupt.signum != signal.SIGTERM:
-            raise

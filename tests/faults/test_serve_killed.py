@@ -1,0 +1,212 @@
+"""A server whose processes are killed, frozen or ended while they answer: what clients get is what they would have got."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import httpx2
+import pytest
+from engines import made
+from running import wait_until
+from serving import Server
+
+TOPICS = ("the cat", "one red bird", "seven green hills", "some cold rain", "a mat", "that flew over", "to find", "saw")
+PAUSE = 3.0  # seconds: the longest between two pieces of an answer whose worker was killed
+
+
+@dataclass
+class Heard:
+    """What a client got of one answer."""
+
+    text: str = ""
+    finish: str | None = None
+    error: str | None = None
+    pause: float = 0.0  # the longest between two pieces
+    status: int = 0
+
+    @property
+    def end(self) -> tuple[str, str | None, str | None]:
+        """How it has come out."""
+        return self.text, self.finish, self.error
+
+
+def streamed(url: str, body: dict, begun: Callable[[], None] = lambda: None) -> Heard:
+    heard = Heard()
+    before = None
+    with httpx2.stream("POST", f"{url}/chat/completions", json={**body, "stream": True}, timeout=120) as response:
+        heard.status = response.status_code
+        for line in response.iter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                heard.error = event["error"]["message"]
+                continue
+            choice = event["choices"][0]
+            heard.finish = choice["finish_reason"]
+            if piece := choice["delta"].get("content"):
+                now = time.monotonic()
+                heard.pause = max(heard.pause, now - before if before else 0.0)
+                before = now
+                heard.text += piece
+                begun()
+    return heard
+
+
+def whole(url: str, body: dict) -> Heard:
+    response = httpx2.post(f"{url}/chat/completions", json=body, timeout=120)
+    if response.status_code != 200:
+        return Heard(status=response.status_code, error=response.json()["error"]["message"])
+    choice = response.json()["choices"][0]
+    return Heard(choice["message"]["content"], choice["finish_reason"], status=200)
+
+
+def requests(model: str, most: int) -> list[tuple[bool, dict]]:
+    """16 streams and 8 plain requests, greedy and sampled."""
+    made_ones = []
+    for number in range(24):
+        content = f"{TOPICS[number % 8]} {TOPICS[number // 8]}"
+        body = {"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": most}
+        body |= {"temperature": 0} if number % 2 else {"temperature": 1.0, "seed": number}
+        made_ones.append((number < 16, body))
+    return made_ones
+
+
+def under_way(server: Server, asked: list[tuple[bool, dict]], then: Callable[[], None]) -> list[Heard]:
+    """What all clients got; `then` is done once half of the streams have begun."""
+    begun = threading.Semaphore(0)
+    with ThreadPoolExecutor(len(asked)) as pool:
+        futures = []
+        for stream, body in asked:
+            first = [begun.release]
+
+            def once(first: list = first) -> None:
+                if first:
+                    first.pop()()
+
+            futures.append(
+                pool.submit(streamed, server.url, body, once) if stream else pool.submit(whole, server.url, body)
+            )
+        for _ in range(8):
+            assert begun.acquire(timeout=60)
+        then()
+        return [future.result() for future in futures]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory):
+    return made(tmp_path_factory.mktemp("killed") / "model", context=4096, endless=True, seed=1)
+
+
+def resumes(server: Server, number: int) -> int:
+    """How often the last `number` answers were gone on with, by their events."""
+    return sum(server.event()["resumes"] for _ in range(number))
+
+
+def test_answers_outlive_the_worker_that_writes_them(model) -> None:
+    server = Server(f"m={model}", "--workers", 2)
+    asked = requests("m", 200)
+    wanted = [heard.end for heard in under_way(server, asked, lambda: None)]
+    assert resumes(server, 24) == 0
+    for signum in (signal.SIGKILL, signal.SIGKILL):
+        victim = server.pids()["m.0"]
+        found = under_way(server, asked, lambda: os.kill(victim, signum))  # noqa: B023
+        assert [heard.end for heard in found] == wanted
+        assert max(heard.pause for heard in found) < PAUSE
+        assert resumes(server, 24) > 0
+        wait_until(lambda: server.pids().get("m.0", victim) != victim)  # noqa: B023
+    assert server.end() == 0
+    ups = [event["state"] for event in server.workers if event["worker"] == "m.0"]
+    assert ups == ["up", "down", "up", "down", "up"]
+
+
+def test_a_worker_that_freezes_is_left_and_started_again(model) -> None:
+    server = Server(f"m={model}", "--workers", 2)
+    asked = requests("m", 200)
+    wanted = [heard.end for heard in under_way(server, asked, lambda: None)]
+    assert resumes(server, 24) == 0
+    victim = server.pids()["m.0"]
+    found = under_way(server, asked, lambda: os.kill(victim, signal.SIGSTOP))
+    assert [heard.end for heard in found] == wanted
+    assert max(heard.pause for heard in found) < 5 + 1
+    assert resumes(server, 24) > 0
+    wait_until(lambda: server.pids().get("m.0", victim) != victim)
+    assert server.end() == 0
+
+
+def test_the_only_worker_comes_back_and_goes_on(model) -> None:
+    server = Server(f"m={model}")
+    asked = requests("m", 200)[:4]
+    wanted = [streamed(server.url, body).end for _, body in asked]
+    with ThreadPoolExecutor(4) as pool:
+        first = threading.Event()
+        futures = [pool.submit(streamed, server.url, body, first.set) for _, body in asked]
+        assert first.wait(60)
+        os.kill(server.pids()["m.0"], signal.SIGKILL)
+        found = [future.result() for future in futures]
+    assert [heard.end for heard in found] == wanted
+    assert server.end() == 0
+
+
+def test_an_edge_that_dies_is_back_and_the_workers_keep_their_weights(model) -> None:
+    server = Server(f"m={model}")
+    pids = server.pids()
+    with ThreadPoolExecutor(1) as pool:
+        first = threading.Event()
+        future = pool.submit(streamed, server.url, requests("m", 3000)[1][1], first.set)
+        assert first.wait(60)
+        (edge,) = [pid for pid in server.children() if pid not in pids.values()]
+        os.kill(edge, signal.SIGKILL)
+        with pytest.raises(httpx2.TransportError):  # never an answer that pretends to be finished
+            future.result()
+    began = time.monotonic()
+    assert whole(server.url, requests("m", 8)[1][1]).status == 200  # the socket is open all the time
+    assert time.monotonic() - began < 3
+    assert server.pids() == pids
+    assert server.end() == 0
+
+
+def test_what_still_runs_when_the_grace_is_over_ends_in_an_error(model) -> None:
+    server = Server(f"m={model}", "--grace", 4)
+    body = requests("m", 3800)[1][1]
+    with ThreadPoolExecutor(2) as pool:
+        first = threading.Event()
+        future = pool.submit(streamed, server.url, body, first.set)
+        plain = pool.submit(whole, server.url, body)
+        assert first.wait(60)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        late = whole(server.url, body)
+        assert late.status == 503 and "stopping" in late.error
+        heard, other = future.result(), plain.result()
+    assert heard.finish is None and "stopping" in heard.error
+    assert other.status == 503 and "stopping" in other.error
+    assert server.process.wait(60) == 0
+    assert [server.event()["status"] for _ in range(3)] == [503, 503, 503]
+
+
+@pytest.mark.slow
+def test_ten_kills_of_a_real_models_workers_lose_nothing(smollm2: str) -> None:
+    server = Server(f"m={smollm2}", "--workers", 2)
+    asked = requests("m", 48)
+    wanted = [heard.end for heard in under_way(server, asked, lambda: None)]
+    assert resumes(server, 24) == 0
+    gone_on, pauses = 0, []
+    for turn in range(10):
+        name = f"m.{turn % 2}"
+        victim = server.pids()[name]
+        found = under_way(server, asked, lambda: os.kill(victim, signal.SIGKILL))  # noqa: B023
+        assert [heard.end for heard in found] == wanted
+        pauses.append(max(heard.pause for heard in found))
+        gone_on += resumes(server, 24)
+        wait_until(lambda: server.pids().get(name, victim) != victim)  # noqa: B023
+    print(f"answers gone on with: {gone_on}; longest pauses: {' '.join(f'{pause:.2f}' for pause in pauses)} s")
+    assert gone_on >= 10 and max(pauses) < PAUSE
+    assert server.end() == 0

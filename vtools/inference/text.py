@@ -1,0 +1,47 @@
+"""From the tokens of an answer to its text, wherever the tokens come from."""
+
+from typing import Self
+
+from vtools.inference.client import Token, Tokens
+from vtools.inference.detokenize import Detokenizer
+
+
+class Stream:
+    """The text of one answer in pieces. `finish` is "stop" or "length" once the answer has ended, None before.
+
+    Closing it, from any thread, stops the generation and the iteration. `logprobs` has the tokens given so far with
+    their log-probabilities, if these were asked for.
+    """
+
+    def __init__(self, tokens: Tokens, text: Detokenizer, stop_ids: frozenset[int]) -> None:
+        self.finish: str | None = None
+        self.logprobs: list[Token] = []
+        self._tokens, self._text, self._stop_ids = tokens, text, stop_ids
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """`prompt_tokens`, and the `completion_tokens` that were generated so far."""
+        return self._tokens.usage
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> str:
+        while self.finish is None:
+            new = next(self._tokens)
+            finish = self._tokens.finish
+            if finish == "stop" and new and new[-1].id in self._stop_ids:
+                new.pop()
+            self.logprobs += [token for token in new if token.logprob is not None]
+            piece = self._text.push([token.id for token in new], finish is not None, cut=finish == "length")
+            if self._text.stopped:
+                self._tokens.close()
+                finish = "stop"
+            self.finish = finish
+            if piece:
+                return piece
+        raise StopIteration
+
+    def close(self) -> None:
+        """Stop the generation, if it has not ended."""
+        self._tokens.close()

@@ -1,0 +1,292 @@
+# ruff: noqa: TID253  imported by the edge alone
+"""One request from its start to its event: its answers, written at the same time, sent whole or as they come."""
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from vtools.inference.detokenize import Detokenizer
+from vtools.models.template import Template, is_continued
+from vtools.process import say
+from vtools.records.jsonl import Reject
+from vtools.serve.answer import Answer, Piece
+from vtools.serve.errors import ApiError
+from vtools.serve.metrics import Metrics
+from vtools.serve.parameters import CHAT, Parameters
+from vtools.serve.shapes import Chat, Completion
+from vtools.serve.upstream import Broken, Model, NoWorker, Refused, Trace
+
+CLIENT_GONE = 499  # nginx's status for it; appears only in our events
+BEFORE = 16  # tokens of a continued text that are decoded with what follows, on which its spaces depend
+
+Event = Callable[[dict[str, Any]], None]
+
+
+class Reply:
+    """A request; closed exactly once, however it ends."""
+
+    def __init__(self, event: Event, metrics: Metrics) -> None:
+        self.model: str | None = None
+        self.release: Callable[[], None] = lambda: None
+        self.status = CLIENT_GONE  # until the last byte is sent
+        self._answers: list[Answer] = []
+        self._trace = Trace()
+        self._prompt_tokens = 0
+        self._event, self._metrics = event, metrics
+        self._last = 0.0  # when a piece came
+        self._began = time.monotonic()
+        self._closed = False
+
+    async def begin(self, model: Model, template: Template, wanted: Parameters, route: str) -> None:
+        """Prepare the answers; workers are asked when they are iterated over. Raises ApiError."""
+        prompt = await _prompt(template, wanted, route)
+        try:
+            await model.ready()
+        except (NoWorker, Broken) as error:
+            raise failed(error) from None
+        sampling = wanted.sampling
+        param = "messages" if route == CHAT else "prompt"
+        limit = _limit(model.context, len(prompt), sampling.max_tokens, param)
+        seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
+        options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "return_token_ids": True}
+        if wanted.logprobs is not None:
+            options["logprobs"] = wanted.logprobs
+        stops, lead, before = sampling.stop, "", prompt[-BEFORE:]
+        if route == CHAT:
+            stops = (*template.stop_strings, *stops)
+            if not is_continued(wanted.messages):
+                lead, before = template.answer_lead, []
+        decode = template.tokenizer.decode
+        for index in range(wanted.n):
+            own = {**options, "seed": seed + index}
+            tokens = model.answer(prompt, limit, own, self._trace)
+            self._answers.append(Answer(tokens, Detokenizer(decode, stops, lead, before), template.stop_ids))
+        self._prompt_tokens = len(prompt)
+        self._include_usage = wanted.include_usage
+        self._detailed = wanted.logprobs is not None or wanted.return_token_ids
+        about = (wanted.model, fingerprint(model, template), decode, wanted.logprobs is not None)
+        given = prompt if wanted.return_token_ids else None
+        self._shapes: Chat | Completion = Chat(*about) if route == CHAT else Completion(*about, given)
+
+    async def whole(self, request: Request) -> Response:
+        """The reply at once; generation stops if the client disconnects."""
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+
+        collected = asyncio.create_task(_together([self._collected(answer) for answer in self._answers]))
+        watched = asyncio.create_task(watch())
+        try:
+            await asyncio.wait([collected, watched], return_when=asyncio.FIRST_COMPLETED)
+            if not collected.done():
+                self.close(CLIENT_GONE)
+                return Response(status_code=CLIENT_GONE)
+            texts = collected.result()
+        except (NoWorker, Broken, Refused) as error:
+            raise failed(error) from None
+        finally:
+            for task in (collected, watched):
+                task.cancel()
+            await asyncio.wait([collected, watched])
+        self.close(200)
+        choices = [
+            self._shapes.choice(index, pieces, answer.finish)
+            for index, (pieces, answer) in enumerate(zip(texts, self._answers, strict=True))
+        ]
+        return json_response(self._shapes.whole(choices, self.usage()))
+
+    def events(self) -> Response:
+        """The reply as server-sent events."""
+        return _Events(self._chunks(), self)
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        """A stream that breaks off ends in an error and has no finish_reason."""
+        shapes = self._shapes
+        usage = {"usage": None} if self._include_usage else {}
+
+        def data(choice: dict[str, Any]) -> bytes:
+            return _data(shapes.chunk([choice], **usage))
+
+        for index in range(len(self._answers)):
+            if (first := shapes.begin(index)) is not None:
+                yield data(first)
+        try:
+            async for index, piece in _interleaved(self._answers):
+                self._timed()
+                if piece is not None and not piece.text and not self._detailed:
+                    continue
+                finish = self._answers[index].finish
+                yield data(shapes.piece(index, piece) if piece is not None else shapes.end(index, finish or "stop"))
+        except Exception as error:
+            told = failed(error)
+            self.status = told.status
+            yield _data(told.body())
+            return
+        if self._include_usage:
+            yield _data(shapes.chunk([], usage=self.usage()))
+        self.status = 200
+        yield b"data: [DONE]\n\n"
+
+    async def _collected(self, answer: Answer) -> list[Piece]:
+        pieces = []
+        async for piece in answer:
+            self._timed()
+            pieces.append(piece)
+        return pieces
+
+    def _timed(self) -> None:
+        """Note when a piece came."""
+        now = time.monotonic()
+        times = self._metrics.between if self._last else self._metrics.first
+        times.labels(self.model).observe(now - (self._last or self._began))
+        self._last = now
+
+    def usage(self) -> dict[str, int]:
+        """The tokens so far."""
+        answered = sum(answer.count for answer in self._answers)
+        counts = {"prompt_tokens": self._prompt_tokens, "completion_tokens": answered}
+        return {**counts, "total_tokens": self._prompt_tokens + answered}
+
+    def close(self, status: int) -> None:
+        """Write the event."""
+        if self._closed:
+            return
+        self._closed = True
+        self.release()
+        usage = self.usage()
+        if self.model is not None:
+            self._metrics.requests.labels(self.model, str(status)).inc()
+            for kind in ("prompt", "completion"):
+                self._metrics.tokens.labels(self.model, kind).inc(usage[f"{kind}_tokens"])
+        self._event(
+            {
+                "event": "request",
+                "model": self.model,
+                "status": status,
+                "finish": self._answers[0].finish if self._answers else None,
+                "workers": self._trace.workers,
+                "resumes": self._trace.resumes,
+                "prompt_tokens": usage["prompt_tokens"],
+                "completion_tokens": usage["completion_tokens"],
+                "ms": round((time.monotonic() - self._began) * 1000),
+            }
+        )
+
+
+class _Events(StreamingResponse):
+    """Server-sent events that close their reply even if the client leaves before the first."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], reply: Reply) -> None:
+        super().__init__(chunks, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._reply = reply
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._reply.close(self._reply.status)
+
+
+def fingerprint(model: Model, template: Template) -> str:
+    """What an answer depends on besides its request: the weights and the template."""
+    text = "\0".join((template.source, *template.stop_strings))
+    return f"{model.digest[:16]}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
+
+
+def failed(error: Exception) -> ApiError:
+    """What a client is told of an answer that could not be written."""
+    if isinstance(error, NoWorker | Broken):
+        code = "no_worker" if isinstance(error, NoWorker) else "answer_lost"
+        return ApiError(503, str(error), code=code, headers={"retry-after": "1"})
+    if isinstance(error, Refused):
+        return ApiError(400, str(error), code="refused", param="messages")
+    say("serve", f"{type(error).__name__}: {error}")
+    return ApiError(500, "the server failed; its log says why", code="internal_error")
+
+
+def json_response(value: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An object as a response."""
+    return Response(orjson.dumps(value), status, headers, media_type="application/json")
+
+
+def _data(value: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(value) + b"\n\n"
+
+
+async def _prompt(template: Template, wanted: Parameters, route: str) -> list[int]:
+    """The ids to continue. Raises ApiError."""
+    if route == CHAT:
+        try:
+            return await run_in_threadpool(template.prompt, wanted.messages)
+        except Reject as reject:
+            raise ApiError(400, reject.detail, code=reject.reason, param="messages") from None
+    if isinstance(wanted.prompt, str):
+        encoded = await run_in_threadpool(template.tokenizer.backend.encode, wanted.prompt)
+        return list(encoded.ids)
+    return wanted.prompt
+
+
+def _limit(context: int, prompt: int, wanted: int | None, param: str) -> int:
+    """How many tokens an answer may have after a prompt of so many. Raises ApiError."""
+    available = context - prompt
+    if available < 1:
+        message = f"the prompt has {prompt} tokens and the context {context}: no space for an answer"
+        raise ApiError(400, message, code="context_length_exceeded", param=param)
+    if wanted is not None and wanted > available:
+        message = (
+            f"max_tokens is {wanted}, and the prompt of {prompt} tokens leaves {available} of the context of {context}:"
+            " lower max_tokens, or leave it out"
+        )
+        raise ApiError(400, message, code="context_length_exceeded", param="max_tokens")
+    return available if wanted is None else wanted
+
+
+async def _together(works: list[Any]) -> list[Any]:
+    """The results of coroutines; where one fails, the others end."""
+    async with contextlib.AsyncExitStack() as stack:
+        tasks = [asyncio.ensure_future(work) for work in works]
+        for task in tasks:
+            stack.callback(task.cancel)
+        return await asyncio.gather(*tasks)
+
+
+async def _interleaved(answers: list[Answer]) -> AsyncIterator[tuple[int, Piece | None]]:
+    """The pieces of several answers by number, as they come; None after the last of each."""
+    if len(answers) == 1:
+        async for piece in answers[0]:
+            yield 0, piece
+        yield 0, None
+        return
+    arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
+
+    async def pump(index: int, answer: Answer) -> None:
+        try:
+            async for piece in answer:
+                arrived.put_nowait((index, piece))
+            arrived.put_nowait((index, None))
+        except Exception as error:
+            arrived.put_nowait((index, error))
+
+    tasks = [asyncio.ensure_future(pump(index, answer)) for index, answer in enumerate(answers)]
+    try:
+        left = len(answers)
+        while left:
+            index, found = await arrived.get()
+            if isinstance(found, Exception):
+                raise found
+            left -= found is None
+            yield index, found
+    finally:
+        for task in tasks:
+            task.cancel()

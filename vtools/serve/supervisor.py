@@ -1,0 +1,227 @@
+"""The supervisor: it starts the edge and the workers, starts what dies again, and ends all of them with itself."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vtools.process import Failure, announce, die_of, say
+
+BACKOFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the next start, by deaths in a row
+LIVED = 60.0  # seconds after which a death is the first in a row
+FROZEN = 10.0  # seconds that a worker which stalled may take to answer
+Event = Callable[[dict[str, Any]], None]
+
+
+@dataclass(eq=False)
+class Child:
+    """A process that is to run as long as the supervisor does."""
+
+    name: str
+    module: str
+    settings: dict[str, Any]
+    model: str | None = None  # of a worker
+    process: asyncio.subprocess.Process | None = None
+    deaths: int = 0
+    ever_up: bool = False
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Supervisor:
+    """One edge and its workers. `models` are references by name; `edge` are settings of the edge."""
+
+    def __init__(
+        self,
+        models: dict[str, str],
+        workers: int,
+        listener: socket.socket,
+        edge: dict[str, Any],
+        worker: dict[str, Any],
+        event: Event,
+    ) -> None:
+        self._listener, self._write = listener, event
+        self._held: list[dict[str, Any]] | None = []  # events before `ready`
+        # Only its owner can enter it. The path of a Unix socket has at most 107 bytes.
+        place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 64 else "/tmp"
+        self._folder = tempfile.TemporaryDirectory(prefix="vtools-serve-", dir=place)
+        names = [(f"{model}.{number}", model, path) for model, path in models.items() for number in range(workers)]
+        self._workers = [
+            Child(name, "vtools.serve.worker", {**worker, "model": path}, model) for name, model, path in names
+        ]
+        self._edge = Child("edge", "vtools.serve.edge", {**edge, "models": models, "fd": listener.fileno()})
+        self._told: dict[str, dict[str, Any]] = {}  # of the workers that are up, for an edge that starts again
+        self._ending = False
+        self._failed: Failure | None = None
+        self._done = asyncio.Event()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Until SIGTERM (returns) or SIGINT (die of it); both let answers finish. Raises Failure if a start fails."""
+        loop = asyncio.get_running_loop()
+        asked: list[int] = []
+
+        def end(signum: int) -> None:
+            asked.append(signum)
+            if len(asked) > 1:
+                self._folder.cleanup()
+                die_of(signum)
+            if self._edge.process is None or self._edge.process.returncode is not None:
+                self._done.set()
+                return
+            if signum == signal.SIGINT and os.isatty(2):
+                announce("serve", "running answers may finish; Ctrl-C again ends at once")
+            self._ending = True
+            self._edge.process.send_signal(signal.SIGTERM)
+
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                loop.add_signal_handler(signum, end, signum)
+        tasks = [asyncio.create_task(self._keep(child)) for child in self._workers]
+        try:
+            started = asyncio.gather(*(child.up.wait() for child in self._workers))
+            await self._first(started)
+            if not asked and not self._failed:
+                tasks.append(asyncio.create_task(self._keep(self._edge)))
+                await self._first(asyncio.ensure_future(self._edge.up.wait()))
+            if not asked and not self._failed:
+                ready()
+                held, self._held = self._held or [], None
+                for event in held:
+                    self._write(event)
+                await self._done.wait()
+        finally:
+            self._ending = True
+            for child in (self._edge, *self._workers):
+                if child.process is not None and child.process.returncode is None:
+                    child.process.kill()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._folder.cleanup()
+        if self._failed:
+            raise self._failed
+        if asked and asked[0] != signal.SIGTERM:
+            die_of(asked[0])
+
+    def _event(self, what: dict[str, Any]) -> None:
+        """Write an event, `ready` before all others."""
+        self._write(what) if self._held is None else self._held.append(what)
+
+    async def _first(self, wanted: asyncio.Future[Any]) -> None:
+        """Wait until it is there, or until the end."""
+        done = asyncio.ensure_future(self._done.wait())
+        await asyncio.wait([wanted, done], return_when=asyncio.FIRST_COMPLETED)
+        for one in (wanted, done):
+            one.cancel()
+
+    async def _keep(self, child: Child) -> None:
+        """Run a child, again and again."""
+        number = 0
+        while not self._ending:
+            number += 1
+            began = time.monotonic()
+            settings = {**child.settings, "parent": os.getpid()}
+            if child.model is not None:
+                settings["socket"] = str(Path(self._folder.name) / f"{self._workers.index(child)}.{number}")
+            child.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", child.module, json.dumps(settings),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+                pass_fds=[self._listener.fileno()] if child is self._edge else [],
+            )  # fmt: skip
+            if child is self._edge:
+                for told in self._told.values():
+                    self._tell(told)
+            assert child.process.stdout is not None
+            async for line in child.process.stdout:
+                self._heard(child, json.loads(line), settings)
+            code = await child.process.wait()
+            if self._ended(child, code):
+                return
+            child.deaths = child.deaths + 1 if time.monotonic() - began < LIVED else 1
+            pause = BACKOFF[min(child.deaths - 1, len(BACKOFF) - 1)]
+            reason = signal.Signals(-code).name if code < 0 else f"exit {code}"
+            again = f"again in {pause:g} s" if pause else "again at once"
+            say("serve", f"{child.name} (pid {child.process.pid}) ended: {reason}; it starts {again}")
+            await asyncio.sleep(pause)
+
+    def _heard(self, child: Child, said: dict[str, Any], settings: dict[str, Any]) -> None:
+        """What a child said on its stdout."""
+        assert child.process is not None
+        if "up" in said:
+            child.ever_up = True
+            child.up.set()
+            if child.model is not None:
+                about = {"model": child.model, "worker": child.name, "pid": child.process.pid}
+                self._told[child.name] = {"up": {**about, "socket": settings["socket"], **said["up"]}}
+                self._tell(self._told[child.name])
+                self._event({"event": "worker", "state": "up", **about})
+        elif "draining" in said:
+            self._told.pop(child.name, None)
+            self._tell({"draining": {"model": child.model, "worker": child.name}})
+            self._event(
+                {
+                    "event": "worker",
+                    "state": "draining",
+                    "model": child.model,
+                    "worker": child.name,
+                    "pid": child.process.pid,
+                }
+            )
+        elif "failed" in said:
+            if not child.ever_up and self._failed is None:
+                self._failed = Failure(f"{child.name}: {said['failed']}" if child.model else said["failed"])
+                self._done.set()
+            else:
+                say("serve", f"{child.name}: {said['failed']}")
+        elif "stalled" in said:
+            asyncio.get_running_loop().create_task(self._thaw(said["stalled"]))
+        else:
+            self._event(said)
+
+    def _ended(self, child: Child, code: int) -> bool:
+        """Tell the edge of a worker that ended; whether this was wanted."""
+        assert child.process is not None
+        if child.model is not None:
+            self._told.pop(child.name, None)
+            self._tell({"down": {"model": child.model, "worker": child.name}})
+            if child.ever_up and not self._ending:
+                reason = signal.Signals(-code).name if code < 0 else f"exit {code}"
+                about = {"model": child.model, "worker": child.name, "pid": child.process.pid}
+                self._event({"event": "worker", "state": "down", **about, "reason": reason})
+        elif self._ending:
+            self._done.set()
+        if not child.ever_up and not self._ending and self._failed is None:
+            self._failed = Failure(f"{child.name} ended with {code} before it was up")
+            self._done.set()
+        return self._ending or self._failed is not None
+
+    def _tell(self, what: dict[str, Any]) -> None:
+        """Write to the edge's stdin."""
+        edge = self._edge.process
+        if edge is not None and edge.returncode is None and edge.stdin is not None and not edge.stdin.is_closing():
+            edge.stdin.write(json.dumps(what).encode() + b"\n")
+
+    async def _thaw(self, pid: int) -> None:
+        """Kill a worker that stalled, unless it answers soon: it is frozen, and starts again."""
+        child = next((one for one in self._workers if one.process is not None and one.process.pid == pid), None)
+        told = self._told.get(child.name) if child else None
+        if child is None or child.process is None or told is None:
+            return
+        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(FROZEN):
+                reader, writer = await asyncio.open_unix_connection(told["up"]["socket"])
+                writer.write(b"GET /health HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n")
+                await reader.readuntil(b"\r\n")
+                writer.close()
+                return
+        if child.process.pid == pid and child.process.returncode is None:
+            say("serve", f"{child.name} (pid {pid}) has not answered for {FROZEN:g} s: killed")
+            child.process.kill()

@@ -1,0 +1,236 @@
+# ruff: noqa: TID253  imported by the edge alone
+"""The workers of one model as the edge sees them, and answers that outlive the worker which writes them.
+
+A worker gets ids and gives ids. When it is lost, the ids of prompt and answer so far go to another one, which goes on:
+the same seed draws the same numbers at the same positions, so that sampled answers go on token for token as well.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import httpx2
+import orjson
+
+from vtools.inference.client import Token
+from vtools.serve.metrics import Metrics
+
+CONNECT = 2.0  # seconds
+FIRST = 30.0  # for the first token; each sign of life of the worker gives as much again
+STALL = 5.0  # between two tokens, or signs of life
+RESTART = 120.0  # for a worker to come back where none is up
+RESUMES = 2  # of one answer
+DEATHS = 2  # of workers under one request, which is then suspected to be their cause
+
+
+class Lost(Exception):
+    """A worker did not finish: `reason` is connect, lost or stall."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class NoWorker(Exception):
+    """No worker of the model is up, and none came up in time."""
+
+
+class Broken(Exception):
+    """An answer that cannot be finished, and why."""
+
+
+class Refused(Exception):
+    """A worker refused the request."""
+
+
+class Some(NamedTuple):
+    """Some tokens of an answer; `finish` is set with its last."""
+
+    tokens: list[Token]
+    finish: str | None = None
+
+
+@dataclass
+class Trace:
+    """What happened to one answer."""
+
+    workers: list[str] = field(default_factory=list)  # those that wrote it, in turn
+    resumes: int = 0
+
+
+@dataclass(eq=False)
+class Worker:
+    """A process that is up."""
+
+    name: str
+    pid: int
+    client: httpx2.AsyncClient
+    in_flight: int = 0
+    suspect_until: float = 0.0  # it stalled: others are asked first
+    draining: bool = False  # it ends with the answers that it is writing
+
+    @classmethod
+    def at(cls, name: str, pid: int, socket: str) -> "Worker":
+        """The worker that listens on a Unix socket."""
+        transport = httpx2.AsyncHTTPTransport(uds=socket, limits=httpx2.Limits(max_connections=None))
+        timeout = httpx2.Timeout(FIRST, connect=CONNECT)
+        return cls(name, pid, httpx2.AsyncClient(transport=transport, base_url="http://worker", timeout=timeout))
+
+    async def stream(self, body: bytes) -> AsyncGenerator[Some]:
+        """The ids of an answer. Raises Lost, Refused."""
+        self.in_flight += 1
+        request = self.client.build_request(
+            "POST", "/v1/completions", content=body, headers={"content-type": "application/json"}
+        )
+        try:
+            try:
+                response = await self.client.send(request, stream=True)
+            except httpx2.TimeoutException:
+                raise Lost("stall") from None
+            except httpx2.TransportError:
+                raise Lost("connect") from None
+            async with contextlib.aclosing(response):
+                if response.status_code >= 500:
+                    raise Lost("lost")
+                if response.status_code != 200:
+                    raise Refused(orjson.loads(await response.aread())["error"]["message"])
+                limit = FIRST
+                lines = response.aiter_lines()
+                while True:
+                    try:
+                        line = await asyncio.wait_for(anext(lines), limit)
+                    except TimeoutError:
+                        self.suspect_until = time.monotonic() + FIRST
+                        raise Lost("stall") from None
+                    except (StopAsyncIteration, httpx2.TransportError):
+                        raise Lost("lost") from None
+                    if not line.startswith("data: ") or line == "data: [DONE]":
+                        continue
+                    found = orjson.loads(line[6:])
+                    if "error" in found:
+                        raise Lost("lost")
+                    limit = STALL
+                    choice = found["choices"][0]
+                    yield Some(_tokens(choice), choice["finish_reason"])
+                    if choice["finish_reason"]:
+                        return
+        finally:
+            self.in_flight -= 1
+
+
+@dataclass(eq=False)
+class Model:
+    """The workers of a model that are up, and what is counted of them."""
+
+    name: str
+    context: int = 0
+    digest: str = ""
+    workers: dict[str, Worker] = field(default_factory=dict)
+    metrics: Metrics | None = None
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    closed: bool = False
+    stalled: Callable[[int], None] = lambda pid: None  # is told of a worker that fell silent
+
+    async def close(self) -> None:
+        """End the answers that are still written: their iterators raise Broken."""
+        self.closed = True
+        self.changed.set()
+        for name in list(self.workers):
+            await self.down(name)
+
+    def up(self, worker: Worker, context: int, digest: str) -> None:
+        """A worker has come up."""
+        self.context, self.digest = context, digest
+        self.workers[worker.name] = worker
+        self.changed.set()
+        self._count()
+
+    def drain(self, name: str) -> None:
+        """A worker takes no new requests."""
+        if worker := self.workers.get(name):
+            worker.draining = True
+
+    def _count(self) -> None:
+        if self.metrics:
+            self.metrics.workers.labels(self.name).set(len(self.workers))
+
+    async def down(self, name: str) -> None:
+        """A worker has ended."""
+        if worker := self.workers.pop(name, None):
+            await worker.client.aclose()
+            self._count()
+            if self.metrics:
+                self.metrics.restarts.labels(self.name).inc()
+
+    async def ready(self) -> None:
+        """Wait until a worker has said what the model's context is. Raises NoWorker, Broken."""
+        if not self.context:
+            await self._chosen(set())
+
+    async def _chosen(self, tried: set[int]) -> Worker:
+        """The least busy worker that is no suspect and was not tried. Raises NoWorker after a while without any."""
+        end = time.monotonic() + RESTART
+        while True:
+            if self.closed:
+                raise Broken("the server is stopping, and its time for running answers is over")
+            now = time.monotonic()
+            free = [one for one in self.workers.values() if one.pid not in tried and not one.draining]
+            calm = [worker for worker in free if worker.suspect_until <= now]
+            if calm or free:
+                return min(calm or free, key=lambda worker: worker.in_flight)
+            self.changed.clear()
+            try:
+                await asyncio.wait_for(self.changed.wait(), end - now)
+            except TimeoutError:
+                raise NoWorker(f"no worker of {self.name} is up; try again later") from None
+
+    async def answer(
+        self, prompt: list[int], limit: int, options: dict[str, Any], trace: Trace
+    ) -> AsyncGenerator[Some]:
+        """The ids of an answer of at most `limit` tokens, whatever happens to the workers.
+
+        Raises NoWorker, Broken, Refused.
+        """
+        given: list[int] = []
+        tried: set[int] = set()
+        deaths = resumes = 0
+        while True:
+            worker = await self._chosen(tried)
+            tried.add(worker.pid)
+            trace.workers.append(worker.name)
+            body = {**options, "prompt": prompt + given, "max_tokens": limit - len(given), "stream": True}
+            try:
+                async with contextlib.aclosing(worker.stream(orjson.dumps(body))) as stream:
+                    async for found in stream:
+                        given += [token.id for token in found.tokens]
+                        yield found
+                        if found.finish:
+                            return
+                raise Lost("lost")
+            except Lost as lost:
+                if self.closed:
+                    raise Broken("the server is stopping, and its time for running answers is over") from None
+                deaths += lost.reason == "lost"
+                if deaths >= DEATHS:
+                    raise Broken(f"{deaths} workers died while they wrote this answer") from None
+                if resumes >= RESUMES:
+                    raise Broken(f"the answer was lost {resumes + 1} times") from None
+                if lost.reason == "stall":
+                    if self.metrics:
+                        self.metrics.stalls.labels(self.name).inc()
+                    self.stalled(worker.pid)
+                resumes += 1
+                trace.resumes += 1
+                if self.metrics:
+                    self.metrics.resumes.labels(self.name, lost.reason).inc()
+
+
+def _tokens(choice: dict[str, Any]) -> list[Token]:
+    ids, logprobs = choice["token_ids"], choice.get("logprobs")
+    if logprobs is None:
+        return [Token(number) for number in ids]
+    tops = ({int(number): value for number, value in top.items()} for top in logprobs["top_logprobs"])
+    return [Token(*each) for each in zip(ids, logprobs["token_logprobs"], tops, strict=True)]

@@ -1,0 +1,145 @@
+# ruff: noqa: TID253  a process of its own: it imports torch once it has started
+"""A worker: one model in a process of its own, which answers token ids with token ids.
+
+`python -m vtools.serve.worker SETTINGS` (a JSON object) serves the OpenAI completions API on a Unix socket, with vLLM's
+names for ids: `prompt` as ids, and `token_ids` in each chunk. On stdout it says once that it is up, with its context
+length and the digest of its weights. It ends with its parent.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from vtools import machine, process
+from vtools.inference.client import Sampling
+from vtools.process import Failure, TryAgain
+
+KEEPALIVE = 1.0  # seconds without a token after which a waiting request is told that the worker lives
+DRAIN = 0.5  # seconds for the edge to hear that it asks elsewhere
+END = b"data: [DONE]\n\n"
+
+
+class Worker:
+    """The application around an engine."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        routes = [Route("/v1/completions", self._completions, methods=["POST"]), Route("/health", self._health)]
+        self.application = Starlette(routes=routes)
+
+    async def _health(self, request: Request) -> Response:
+        return Response(b"{}", media_type="application/json")
+
+    async def _completions(self, request: Request) -> Response:
+        asked = orjson.loads(await request.body())
+        named = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
+        sampling = Sampling(**{name: asked[name] for name in named if name in asked})
+        try:
+            tokens = await asyncio.to_thread(self._engine.tokens, asked["prompt"], sampling)
+        except Failure as failure:
+            status = 503 if isinstance(failure, TryAgain) else 400
+            return Response(orjson.dumps({"error": {"message": str(failure)}}), status, media_type="application/json")
+        return StreamingResponse(_events(tokens), media_type="text/event-stream")
+
+
+async def _events(tokens: Any) -> AsyncIterator[bytes]:
+    """The ids as server-sent events, as they come; generation ends when nobody listens any more."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[Any] = asyncio.Queue()
+
+    def put(item: Any) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(arrived.put_nowait, item)
+
+    def pump() -> None:
+        try:
+            for found in tokens:
+                put((found, tokens.finish))
+            put(None)
+        except Exception as error:
+            put(error)
+
+    threading.Thread(target=pump, name="pump", daemon=True).start()
+    try:
+        while True:
+            try:
+                found = await asyncio.wait_for(arrived.get(), KEEPALIVE)
+            except TimeoutError:
+                yield b": keepalive\n\n"
+                continue
+            if found is None:
+                yield END
+                return
+            if isinstance(found, Exception):
+                yield b"data: " + orjson.dumps({"error": {"message": str(found)}}) + b"\n\n"
+                return
+            new, finish = found
+            choice = {"index": 0, "text": "", "token_ids": [token.id for token in new], "finish_reason": finish}
+            if any(token.logprob is not None for token in new):
+                tops = [{str(number): value for number, value in token.top.items()} for token in new]
+                choice["logprobs"] = {"token_logprobs": [token.logprob for token in new], "top_logprobs": tops}
+            yield b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"
+    finally:
+        tokens.close()
+
+
+def main() -> None:
+    """Load the model, say that the worker is up, and serve until the parent ends."""
+    settings = json.loads(sys.argv[1])
+    process.die_with_parent(settings["parent"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is dealt with by the parent
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until it is up
+    machine.spin_shortly()
+    events = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a library prints
+    try:
+        from vtools.inference.engine import Engine
+        from vtools.models.reference import model_folder
+        from vtools.weights.model_digest import digest
+
+        named = ("template", "system", "dtype", "threads", "max_requests")
+        engine = Engine(settings["model"], **{name: settings[name] for name in named})
+        list(engine.tokens([0], Sampling(max_tokens=1, temperature=0)))  # a model that loads may still not run
+        about = {"context": engine.context, "digest": digest(model_folder(settings["model"]), quiet=True)}
+    except Exception as error:
+        reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
+        print(json.dumps({"failed": reason}), file=events, flush=True)
+        os._exit(1)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, self.drain, loop)
+            print(json.dumps({"up": about}), file=events, flush=True)
+
+        def drain(self, loop: asyncio.AbstractEventLoop) -> None:
+            """Say so, and end with the last answer."""
+            print(json.dumps({"draining": True}), file=events, flush=True)
+            loop.call_later(DRAIN, setattr, self, "should_exit", True)
+
+        def capture_signals(self) -> Any:
+            return contextlib.nullcontext()
+
+    config = uvicorn.Config(
+        Worker(engine).application, uds=settings["socket"], loop="asyncio", http="h11", lifespan="off", log_config=None,
+        access_log=False, server_header=False, date_header=False, timeout_graceful_shutdown=int(settings["grace"]),
+    )  # fmt: skip
+    Server(config).run()
+
+
+if __name__ == "__main__":
+    main()
