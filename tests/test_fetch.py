@@ -66,7 +66,7 @@ def test_a_broken_download_asks_for_the_rest_only(vtools, server):
     assert all(request.headers["User-Agent"].startswith("vtools/") for request in server.requests)
 
 
-@pytest.mark.parametrize("path", ["/changing", "/hopeless"])
+@pytest.mark.parametrize("path", ["/changing", pytest.param("/hopeless", marks=pytest.mark.slow)])
 def test_a_download_that_cannot_be_finished_gives_its_whole_records_and_says_where_it_broke(
     vtools, server, tmp_path, path
 ):

@@ -47,7 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     return Runs(tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-6), ("bf16", 1e-3)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 1e-6), pytest.param("bf16", 1e-3, marks=pytest.mark.slow)])
 def test_two_ranks_have_the_losses_and_the_weights_of_one(dtype: str, tolerance: float, runs: Runs) -> None:
     one, two = (
         good(*runs.arguments(f"{dtype}-{count}", "--dtype", dtype, "--max-steps", 6, "--nproc", count))

@@ -63,6 +63,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_first_step_that_runs_out_of_memory_is_repeated_with_smaller_micro_batches(
     given: list[Any], tmp_path: Path
 ) -> None:

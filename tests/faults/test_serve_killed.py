@@ -127,6 +127,7 @@ def test_answers_outlive_the_worker_that_writes_them(model) -> None:
     assert ups == ["up", "down", "up", "down", "up"]
 
 
+@pytest.mark.slow
 def test_a_worker_that_freezes_is_left_and_started_again(model) -> None:
     server = Server(f"m={model}", "--workers", 2)
     asked = requests("m", 200)
@@ -141,6 +142,7 @@ def test_a_worker_that_freezes_is_left_and_started_again(model) -> None:
     assert server.end() == 0
 
 
+@pytest.mark.slow
 def test_the_only_worker_comes_back_and_goes_on(model) -> None:
     server = Server(f"m={model}")
     asked = requests("m", 200)[:4]
@@ -155,6 +157,7 @@ def test_the_only_worker_comes_back_and_goes_on(model) -> None:
     assert server.end() == 0
 
 
+@pytest.mark.slow
 def test_an_edge_that_dies_is_back_and_the_workers_keep_their_weights(model) -> None:
     server = Server(f"m={model}")
     pids = server.pids()
