@@ -182,3 +182,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tool(request: pytest.FixtureRequest, eot: str) -> list[str]:
     """The command line of each filter."""
     return [request.param, *(["--tokenizer", eot] if request.param == "split" else [])]
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model to serve."""
+    from engines import made
+
+    return made(tmp_path_factory.mktemp("serve") / "short")
+
+
+@pytest.fixture(scope="module")
+def server(short: Path) -> Iterator[Any]:
+    """A server of it, which must end well."""
+    from serving import Server
+
+    started = Server(short)
+    yield started
+    assert started.end() == 0

@@ -110,7 +110,7 @@ def test_an_answer_that_fits_has_all_its_tokens_after_the_whole_prompt(narrow, m
 
 @pytest.mark.parametrize("most", [51, 63, 64, 100])
 def test_a_request_larger_than_the_context_is_refused_with_both_numbers(narrow, most):
-    from vtools.inference.engine import AnswerTooLong, PromptTooLong
+    from vtools.inference.limits import AnswerTooLong, PromptTooLong
 
     with pytest.raises(AnswerTooLong, match=rf"is {most}.* 14 tokens.* 50 .* 64"):
         narrow.stream(ask("?" * 13), Sampling(max_tokens=most))

@@ -10,25 +10,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
-import pytest
 from engines import ask, greedy, made
 from running import wait_until
 from serving import Server, body
 
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("serve") / "short")
-
-
-@pytest.fixture(scope="module")
-def server(short):
-    started = Server(short)
-    yield started
-    assert started.end() == 0
 
 
 def completed(server: Server, **changes: object) -> dict:

@@ -9,23 +9,10 @@ import socket
 
 import httpx2
 import pytest
-from engines import made
 from serving import Server, body
 
 from vtools.inference.client import Token
 from vtools.serve import upstream
-
-
-@pytest.fixture(scope="module")
-def short(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("serve") / "short")
-
-
-@pytest.fixture(scope="module")
-def server(short):
-    started = Server(short)
-    yield started
-    assert started.end() == 0
 
 
 def test_the_description_is_served(server):
@@ -113,9 +100,10 @@ def test_a_stream_that_fails_ends_in_an_error_event_and_its_own_event_says_500(s
     events: list[dict] = []
 
     async def ask_it(**changes: object) -> httpx2.Response:
-        model = upstream.Model("short")
+        metrics = Metrics(["short"])
+        model = upstream.Model("short", metrics)
         model.up(Written("short.0", 1, None), 512, "digest")
-        own = {"admission": admission.Admission(None, "x"), "origins": [], "most": 4, "metrics": Metrics(["short"])}
+        own = {"admission": admission.Admission(None, "x"), "origins": [], "most": 4, "metrics": metrics}
         api = Api({"short": (model, template)}, **own, event=events.append)
         transport = httpx2.ASGITransport(api.application)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost/v1") as client:

@@ -20,12 +20,12 @@ import torch
 from vtools import machine
 from vtools.inference import batching
 from vtools.inference.client import TOKENS, Answer, Messages, Sampling, Token
-from vtools.inference.detokenize import Detokenizer
-from vtools.inference.text import Stream
+from vtools.inference.limits import limit
+from vtools.inference.text import Stream, chat_text
 from vtools.models.configs import context_limit
 from vtools.models.load import load_model
 from vtools.models.reference import model_folder
-from vtools.models.template import is_continued, load_template
+from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, TryAgain
 from vtools.weights import model_files
@@ -33,17 +33,8 @@ from vtools.weights import model_files
 MAX_CONTEXT = 16384  # tokens per request, whatever the model supports: the KV cache must hold them
 MAX_REQUESTS = 32  # at a time; others wait
 TYPICAL = 512  # tokens of a request: of the cache's size on a CPU, where other programs use the memory too
-BEFORE = 16  # tokens of a continued text that are decoded with what follows, on which its spaces depend
 SHARE = {"cpu": 0.5, "cuda": 0.8}  # of the free memory, for the cache at most
 WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}  # bytes
-
-
-class PromptTooLong(Failure):
-    """The prompt leaves no token of the context for an answer."""
-
-
-class AnswerTooLong(Failure):
-    """The prompt fits into the context, but not together with the requested answer."""
 
 
 class EngineStopped(TryAgain):
@@ -108,9 +99,7 @@ class Engine:
         """
         prompt = self.template.prompt(messages)
         tokens = self.tokens(prompt, sampling)
-        stops = (*self.template.stop_strings, *sampling.stop)
-        lead, before = ("", prompt[-BEFORE:]) if is_continued(messages) else (self.template.answer_lead, [])
-        text = Detokenizer(self.tokenizer.decode, stops, lead, before)
+        text = chat_text(self.template, messages, prompt, sampling.stop)
         return Stream(tokens, text, frozenset(self._stop_ids))
 
     def tokens(self, prompt: Sequence[int], sampling: Sampling) -> "TokenStream":
@@ -121,7 +110,7 @@ class Engine:
         not have.
         """
         prompt = list(prompt)
-        most = self._limit(len(prompt), sampling.max_tokens)
+        most = limit(self.context, len(prompt), sampling.max_tokens, self._clamp)
         if not prompt or not 0 <= min(prompt) <= max(prompt) < self._vocabulary:
             raise Failure(f"the prompt must have token ids from 0 to {self._vocabulary - 1}, at least one")
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
@@ -144,22 +133,6 @@ class Engine:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
             end = functools.partial(self._batching.end, name)  # the engine's may be another one later
         return TokenStream(self.name, request, end, len(prompt), frozenset(self._stop_ids))
-
-    def _limit(self, prompt: int, wanted: int | None) -> int:
-        """How many tokens an answer may have after a prompt of this many. Raises PromptTooLong, AnswerTooLong."""
-        available = self.context - prompt
-        if available < 1:
-            raise PromptTooLong(
-                f"the prompt has {prompt} tokens and the context {self.context}: no space for an answer"
-            )
-        if wanted is None or self._clamp:
-            return min(wanted or available, available)
-        if wanted > available:
-            raise AnswerTooLong(
-                f"max_tokens is {wanted}, and the prompt of {prompt} tokens leaves {available} of the context of"
-                f" {self.context}: lower max_tokens, or leave it out"
-            )
-        return wanted
 
     def close(self) -> None:
         """Stop generating; running requests end in EngineStopped."""

@@ -1,9 +1,26 @@
 """From the tokens of an answer to its text, wherever the tokens come from."""
 
+from collections.abc import Sequence
 from typing import Self
 
-from vtools.inference.client import Token, Tokens
+from vtools.inference.client import Messages, Token, Tokens
 from vtools.inference.detokenize import Detokenizer
+from vtools.models.template import Template, is_continued
+
+BEFORE = 16  # tokens of a continued text that are decoded with what follows, on which its spaces depend
+
+
+def continued_text(template: Template, prompt: Sequence[int], stops: Sequence[str]) -> Detokenizer:
+    """For the tokens that continue a prompt's own text."""
+    return Detokenizer(template.tokenizer.decode, stops, before=prompt[-BEFORE:])
+
+
+def chat_text(template: Template, messages: Messages, prompt: Sequence[int], stops: Sequence[str]) -> Detokenizer:
+    """For the tokens of an answer in a chat whose prompt this is; it may continue a last assistant message."""
+    stops = (*template.stop_strings, *stops)
+    if is_continued(messages):
+        return continued_text(template, prompt, stops)
+    return Detokenizer(template.tokenizer.decode, stops, template.answer_lead)
 
 
 class Stream:

@@ -5,7 +5,6 @@ Its supervisor passes the listening socket, and says on stdin which workers are 
 """
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -13,13 +12,11 @@ import socket
 import sys
 from typing import Any
 
-import orjson
-import uvicorn
 from uvicorn.protocols.http import h11_impl
 
-from vtools import process
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
+from vtools.serve import child
 from vtools.serve.admission import Admission, key
 from vtools.serve.api import Api
 from vtools.serve.metrics import Metrics
@@ -30,35 +27,23 @@ HEADERS = 10.0  # seconds for those of a request
 
 def main() -> None:
     """Serve until SIGTERM, then until the last answer has ended, or for as long as the settings say."""
-    settings = json.loads(sys.argv[1])
-    process.die_with_parent(settings["parent"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is dealt with by the parent
-    events = os.dup(1)
-    os.dup2(2, 1)  # whatever a library prints
-    asyncio.run(_serve(settings, events))
+    settings, tell = child.begin()
+    asyncio.run(_serve(settings, tell))
 
 
-async def _serve(settings: dict[str, Any], events: int) -> None:
+async def _serve(settings: dict[str, Any], tell: child.Tell) -> None:
     loop = asyncio.get_running_loop()
-
-    def event(what: dict[str, Any]) -> None:
-        os.write(events, orjson.dumps(what) + b"\n")
-
     models = {}
     metrics = Metrics(list(settings["models"]))
     for name, reference in settings["models"].items():
         template = load_template(settings["template"], load_tokenizer(reference), settings["system"])
-        models[name] = (Model(name, metrics=metrics, stalled=lambda pid: event({"stalled": pid})), template)
+        models[name] = (Model(name, metrics, stalled=lambda pid: tell({"stalled": pid})), template)
     admitted = Admission(key(os.environb), settings["host"])
     api = Api(
-        models, admission=admitted, origins=settings["origins"], most=settings["most"], event=event, metrics=metrics
+        models, admission=admitted, origins=settings["origins"], most=settings["most"], event=tell, metrics=metrics
     )
-    server = _Server(
-        uvicorn.Config(
-            api.application, loop="asyncio", http=_Protocol, lifespan="off", log_config=None, access_log=False,
-            server_header=False, timeout_graceful_shutdown=1,
-        )
-    )  # fmt: skip
+    config = child.config(api.application, http=_Protocol, timeout_graceful_shutdown=1)
+    server = child.Server(config, lambda: tell({"up": {}}))
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     tasks = [loop.create_task(_listen(reader, {name: model for name, (model, _) in models.items()}))]
@@ -68,9 +53,8 @@ async def _serve(settings: dict[str, Any], events: int) -> None:
         server.should_exit = True
 
     loop.add_signal_handler(signal.SIGTERM, lambda: tasks.append(loop.create_task(drain())))
-    server.started_hook = lambda: event({"up": {}})
     await server.serve(sockets=[socket.socket(fileno=settings["fd"])])
-    event({"event": "drained"})
+    tell({"event": "drained"})
 
 
 class _Protocol(h11_impl.H11Protocol):
@@ -100,19 +84,6 @@ class _Protocol(h11_impl.H11Protocol):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
-
-
-class _Server(uvicorn.Server):
-    """Signals are dealt with here, not by uvicorn."""
-
-    started_hook: Any = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.started_hook()
-
-    def capture_signals(self) -> Any:
-        return contextlib.nullcontext()
 
 
 async def _listen(reader: asyncio.StreamReader, models: dict[str, Model]) -> None:

@@ -15,8 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from vtools.inference.detokenize import Detokenizer
-from vtools.models.template import Template, is_continued
+from vtools.inference.limits import AnswerTooLong, PromptTooLong, limit
+from vtools.inference.text import chat_text, continued_text
+from vtools.models.template import Template
 from vtools.process import say
 from vtools.records.jsonl import Reject
 from vtools.serve.answer import Answer, Piece
@@ -27,7 +28,6 @@ from vtools.serve.shapes import Chat, Completion
 from vtools.serve.upstream import Broken, Model, NoWorker, Refused, Trace
 
 CLIENT_GONE = 499  # nginx's status for it; appears only in our events
-BEFORE = 16  # tokens of a continued text that are decoded with what follows, on which its spaces depend
 
 Event = Callable[[dict[str, Any]], None]
 
@@ -55,26 +55,27 @@ class Reply:
         except (NoWorker, Broken) as error:
             raise failed(error) from None
         sampling = wanted.sampling
-        param = "messages" if route == CHAT else "prompt"
-        limit = _limit(model.context, len(prompt), sampling.max_tokens, param)
+        try:
+            most = limit(model.context, len(prompt), sampling.max_tokens)
+        except (PromptTooLong, AnswerTooLong) as error:
+            asked = "messages" if route == CHAT else "prompt"
+            param = "max_tokens" if isinstance(error, AnswerTooLong) else asked
+            raise ApiError(400, str(error), code="context_length_exceeded", param=param) from None
         seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
         options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "return_token_ids": True}
         if wanted.logprobs is not None:
             options["logprobs"] = wanted.logprobs
-        stops, lead, before = sampling.stop, "", prompt[-BEFORE:]
-        if route == CHAT:
-            stops = (*template.stop_strings, *stops)
-            if not is_continued(wanted.messages):
-                lead, before = template.answer_lead, []
-        decode = template.tokenizer.decode
         for index in range(wanted.n):
             own = {**options, "seed": seed + index}
-            tokens = model.answer(prompt, limit, own, self._trace)
-            self._answers.append(Answer(tokens, Detokenizer(decode, stops, lead, before), template.stop_ids))
+            if route == CHAT:
+                text = chat_text(template, wanted.messages, prompt, sampling.stop)
+            else:
+                text = continued_text(template, prompt, sampling.stop)
+            self._answers.append(Answer(model.answer(prompt, most, own, self._trace), text, template.stop_ids))
         self._prompt_tokens = len(prompt)
         self._include_usage = wanted.include_usage
         self._detailed = wanted.logprobs is not None or wanted.return_token_ids
-        about = (wanted.model, fingerprint(model, template), decode, wanted.logprobs is not None)
+        about = (wanted.model, fingerprint(model, template), template.tokenizer.decode, wanted.logprobs is not None)
         given = prompt if wanted.return_token_ids else None
         self._shapes: Chat | Completion = Chat(*about) if route == CHAT else Completion(*about, given)
 
@@ -235,21 +236,6 @@ async def _prompt(template: Template, wanted: Parameters, route: str) -> list[in
         encoded = await run_in_threadpool(template.tokenizer.backend.encode, wanted.prompt)
         return list(encoded.ids)
     return wanted.prompt
-
-
-def _limit(context: int, prompt: int, wanted: int | None, param: str) -> int:
-    """How many tokens an answer may have after a prompt of so many. Raises ApiError."""
-    available = context - prompt
-    if available < 1:
-        message = f"the prompt has {prompt} tokens and the context {context}: no space for an answer"
-        raise ApiError(400, message, code="context_length_exceeded", param=param)
-    if wanted is not None and wanted > available:
-        message = (
-            f"max_tokens is {wanted}, and the prompt of {prompt} tokens leaves {available} of the context of {context}:"
-            " lower max_tokens, or leave it out"
-        )
-        raise ApiError(400, message, code="context_length_exceeded", param="max_tokens")
-    return available if wanted is None else wanted
 
 
 async def _together(works: list[Any]) -> list[Any]:

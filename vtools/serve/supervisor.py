@@ -115,6 +115,12 @@ class Supervisor:
         """Write an event, `ready` before all others."""
         self._write(what) if self._held is None else self._held.append(what)
 
+    def _report(self, child: Child, state: str, **more: str) -> None:
+        """Write the event of a worker."""
+        assert child.process is not None
+        about = {"model": child.model, "worker": child.name, "pid": child.process.pid}
+        self._event({"event": "worker", "state": state, **about, **more})
+
     async def _first(self, wanted: asyncio.Future[Any]) -> None:
         """Wait until it is there, or until the end."""
         done = asyncio.ensure_future(self._done.wait())
@@ -147,9 +153,8 @@ class Supervisor:
                 return
             child.deaths = child.deaths + 1 if time.monotonic() - began < LIVED else 1
             pause = BACKOFF[min(child.deaths - 1, len(BACKOFF) - 1)]
-            reason = signal.Signals(-code).name if code < 0 else f"exit {code}"
             again = f"again in {pause:g} s" if pause else "again at once"
-            say("serve", f"{child.name} (pid {child.process.pid}) ended: {reason}; it starts {again}")
+            say("serve", f"{child.name} (pid {child.process.pid}) ended: {_reason(code)}; it starts {again}")
             await asyncio.sleep(pause)
 
     def _heard(self, child: Child, said: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -162,19 +167,11 @@ class Supervisor:
                 about = {"model": child.model, "worker": child.name, "pid": child.process.pid}
                 self._told[child.name] = {"up": {**about, "socket": settings["socket"], **said["up"]}}
                 self._tell(self._told[child.name])
-                self._event({"event": "worker", "state": "up", **about})
+                self._report(child, "up")
         elif "draining" in said:
             self._told.pop(child.name, None)
             self._tell({"draining": {"model": child.model, "worker": child.name}})
-            self._event(
-                {
-                    "event": "worker",
-                    "state": "draining",
-                    "model": child.model,
-                    "worker": child.name,
-                    "pid": child.process.pid,
-                }
-            )
+            self._report(child, "draining")
         elif "failed" in said:
             if not child.ever_up and self._failed is None:
                 self._failed = Failure(f"{child.name}: {said['failed']}" if child.model else said["failed"])
@@ -193,9 +190,7 @@ class Supervisor:
             self._told.pop(child.name, None)
             self._tell({"down": {"model": child.model, "worker": child.name}})
             if child.ever_up and not self._ending:
-                reason = signal.Signals(-code).name if code < 0 else f"exit {code}"
-                about = {"model": child.model, "worker": child.name, "pid": child.process.pid}
-                self._event({"event": "worker", "state": "down", **about, "reason": reason})
+                self._report(child, "down", reason=_reason(code))
         elif self._ending:
             self._done.set()
         if not child.ever_up and not self._ending and self._failed is None:
@@ -225,3 +220,8 @@ class Supervisor:
         if child.process.pid == pid and child.process.returncode is None:
             say("serve", f"{child.name} (pid {pid}) has not answered for {FROZEN:g} s: killed")
             child.process.kill()
+
+
+def _reason(code: int) -> str:
+    """Why a process ended, by its exit status."""
+    return signal.Signals(-code).name if code < 0 else f"exit {code}"

@@ -126,10 +126,10 @@ class Model:
     """The workers of a model that are up, and what is counted of them."""
 
     name: str
+    metrics: Metrics
     context: int = 0
     digest: str = ""
     workers: dict[str, Worker] = field(default_factory=dict)
-    metrics: Metrics | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
     stalled: Callable[[int], None] = lambda pid: None  # is told of a worker that fell silent
@@ -154,16 +154,14 @@ class Model:
             worker.draining = True
 
     def _count(self) -> None:
-        if self.metrics:
-            self.metrics.workers.labels(self.name).set(len(self.workers))
+        self.metrics.workers.labels(self.name).set(len(self.workers))
 
     async def down(self, name: str) -> None:
         """A worker has ended."""
         if worker := self.workers.pop(name, None):
             await worker.client.aclose()
             self._count()
-            if self.metrics:
-                self.metrics.restarts.labels(self.name).inc()
+            self.metrics.restarts.labels(self.name).inc()
 
     async def ready(self) -> None:
         """Wait until a worker has said what the model's context is. Raises NoWorker, Broken."""
@@ -219,13 +217,11 @@ class Model:
                 if resumes >= RESUMES:
                     raise Broken(f"the answer was lost {resumes + 1} times") from None
                 if lost.reason == "stall":
-                    if self.metrics:
-                        self.metrics.stalls.labels(self.name).inc()
+                    self.metrics.stalls.labels(self.name).inc()
                     self.stalled(worker.pid)
                 resumes += 1
                 trace.resumes += 1
-                if self.metrics:
-                    self.metrics.resumes.labels(self.name, lost.reason).inc()
+                self.metrics.resumes.labels(self.name, lost.reason).inc()
 
 
 def _tokens(choice: dict[str, Any]) -> list[Token]:

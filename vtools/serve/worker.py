@@ -7,25 +7,22 @@ length and the digest of its weights. It ends with its parent.
 """
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
-import sys
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from vtools import machine, process
+from vtools import machine
 from vtools.inference.client import Sampling
 from vtools.process import Failure, TryAgain
+from vtools.serve import child
 
 KEEPALIVE = 1.0  # seconds without a token after which a waiting request is told that the worker lives
 DRAIN = 0.5  # seconds for the edge to hear that it asks elsewhere
@@ -98,13 +95,9 @@ async def _events(tokens: Any) -> AsyncIterator[bytes]:
 
 def main() -> None:
     """Load the model, say that the worker is up, and serve until the parent ends."""
-    settings = json.loads(sys.argv[1])
-    process.die_with_parent(settings["parent"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is dealt with by the parent
+    settings, tell = child.begin()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until it is up
     machine.spin_shortly()
-    events = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints
     try:
         from vtools.inference.engine import Engine
         from vtools.models.reference import model_folder
@@ -116,29 +109,27 @@ def main() -> None:
         about = {"context": engine.context, "digest": digest(model_folder(settings["model"]), quiet=True)}
     except Exception as error:
         reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
-        print(json.dumps({"failed": reason}), file=events, flush=True)
+        tell({"failed": reason})
         os._exit(1)
 
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: Any = None) -> None:
-            await super().startup(sockets)
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGTERM, self.drain, loop)
-            print(json.dumps({"up": about}), file=events, flush=True)
+    def drain(loop: asyncio.AbstractEventLoop) -> None:
+        tell({"draining": True})
+        loop.call_later(DRAIN, setattr, server, "should_exit", True)  # with the last answer
 
-        def drain(self, loop: asyncio.AbstractEventLoop) -> None:
-            """Say so, and end with the last answer."""
-            print(json.dumps({"draining": True}), file=events, flush=True)
-            loop.call_later(DRAIN, setattr, self, "should_exit", True)
+    def up() -> None:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, drain, loop)
+        tell({"up": about})
 
-        def capture_signals(self) -> Any:
-            return contextlib.nullcontext()
-
-    config = uvicorn.Config(
-        Worker(engine).application, uds=settings["socket"], loop="asyncio", http="h11", lifespan="off", log_config=None,
-        access_log=False, server_header=False, date_header=False, timeout_graceful_shutdown=int(settings["grace"]),
-    )  # fmt: skip
-    Server(config).run()
+    config = child.config(
+        Worker(engine).application,
+        uds=settings["socket"],
+        http="h11",
+        date_header=False,
+        timeout_graceful_shutdown=int(settings["grace"]),
+    )
+    server = child.Server(config, up)
+    server.run()
 
 
 if __name__ == "__main__":
