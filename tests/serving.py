@@ -98,3 +98,9 @@ class Server:
 
 def body(**changes: object) -> dict:
     return {"model": "short", "messages": ask("the cat"), "max_tokens": 8, "temperature": 0, **changes}
+
+
+def value(server: Server, line: str) -> float:
+    """What /metrics says of one count, named by its line up to the number."""
+    text = httpx2.get(server.url.removesuffix("/v1") + "/metrics").text
+    return next(float(found.rpartition(" ")[2]) for found in text.splitlines() if found.startswith(line + " "))

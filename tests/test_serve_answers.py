@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 from engines import ask, greedy, made
 from running import wait_until
-from serving import Server, body
+from serving import Server, body, value
 
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
@@ -80,8 +80,8 @@ def test_log_probabilities_are_those_of_the_model(server, short):
         assert one["token"] == tokenizer.decode([number])
         assert math.isclose(one["logprob"], logits[place, number].item(), abs_tol=1e-4)
         best = logits[place].topk(3).values.tolist()
-        for mine, value in zip(one["top_logprobs"], best, strict=True):
-            assert math.isclose(mine["logprob"], value, abs_tol=1e-4)
+        for mine, expected_log in zip(one["top_logprobs"], best, strict=True):
+            assert math.isclose(mine["logprob"], expected_log, abs_tol=1e-4)
     streamed: list = []
     for chunk in server.client().chat.completions.create(
         model="short", messages=ask("the cat"), max_tokens=8, temperature=0, stream=True, logprobs=True, top_logprobs=3
@@ -105,11 +105,6 @@ def test_a_reply_and_the_list_of_models_name_weights_and_template(server, short,
     assert changed.partition("-")[0] == listed["system_fingerprint"].partition("-")[0]  # the weights are the same
 
 
-def value(server: Server, line: str) -> float:
-    text = httpx2.get(server.url.removesuffix("/v1") + "/metrics").text
-    return next(float(found.rpartition(" ")[2]) for found in text.splitlines() if found.startswith(line + " "))
-
-
 def test_what_happens_is_counted(server):
     before = [
         value(server, line)
@@ -122,6 +117,7 @@ def test_what_happens_is_counted(server):
     assert value(server, 'vtools_tokens_total{kind="completion",model="short"}') == before[0] + used
     assert value(server, 'vtools_first_token_seconds_count{model="short"}') == before[1] + 1
     assert value(server, 'vtools_requests_in_flight{model="short"}') == 0
+    assert value(server, 'vtools_requests_waiting{model="short"}') == 0
     assert value(server, 'vtools_resume_total{model="short",reason="lost"}') == 0
     assert value(server, 'vtools_workers{model="short"}') == 1
 

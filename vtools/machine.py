@@ -43,6 +43,15 @@ def spin_shortly() -> None:
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
 
+def repeat_products() -> None:
+    """Make a row of a matrix product have the same bits whatever rows are beside it, unless the user has set it.
+
+    It holds for MKL on Intel processors, in float32, and costs a third of the speed of a product of one row, nothing of
+    one of sixteen. Call before torch is imported.
+    """
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+
+
 def tune_malloc(mapped: int, kept: int) -> None:
     """Have glibc mmap blocks from `mapped` bytes up (at most 32 MiB), and keep `kept` freed bytes.
 

@@ -98,7 +98,7 @@ class Batching:
         own_attention = model.device.type == "cpu" and _is_plain(model.config.get_text_config())
         try:
             self._manager = _manager(model, pages, requests, stop_ids, own_attention)
-            self._manager.logit_processor = _Sampler(self._requests)
+            self._sampler = self._manager.logit_processor = _Sampler(self._requests)
             self._manager.output_router = _Router(self._requests, self._manager.cancel_request)
             started = threading.Event()
             self._watcher = threading.Thread(target=self._watch, args=(started,), daemon=True, name="watch")
@@ -117,6 +117,11 @@ class Batching:
     def running(self) -> bool:
         """Whether the generating thread lives."""
         return self._manager.is_running()
+
+    @property
+    def stepped(self) -> float:
+        """When the last forward pass began, by the monotonic clock."""
+        return self._sampler.stepped
 
     def idle(self) -> bool:
         """Whether no request is open or computed."""
@@ -236,11 +241,13 @@ class _Sampler(ContinuousBatchingLogitsProcessorList):
         self.do_processing = True
         self._requests = requests
         self._states: list[Any] = []
+        self.stepped = 0.0
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
         pass
 
     def prepare_tensor_args(self, requests_in_batch: list[Any], arg_storage: torch.Tensor) -> torch.Tensor:
+        self.stepped = time.monotonic()  # of every batch, also of one that only reads prompts
         self._states = [request.state for request in requests_in_batch if request.has_new_token]
         return arg_storage
 

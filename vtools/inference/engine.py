@@ -134,6 +134,11 @@ class Engine:
             end = functools.partial(self._batching.end, name)  # the engine's may be another one later
         return TokenStream(self.name, request, end, len(prompt), frozenset(self._stop_ids))
 
+    @property
+    def stepped(self) -> float:
+        """When the last forward pass began, by the monotonic clock."""
+        return self._batching.stepped
+
     def close(self) -> None:
         """Stop generating; running requests end in EngineStopped."""
         with self._lock:

@@ -2,7 +2,8 @@
 """Attention of a batch of requests of different lengths, each over its own keys alone.
 
 Without flash attention, transformers' continuous batching computes every query against the keys of all requests and
-masks those of the others: for 16 requests 16 times the work, and sums that depend on who else is served.
+masks those of the others: for 16 requests 16 times the work, and sums that depend on who else is served. Here a token's
+sums have the same terms in the same order, be it in a prompt, in a piece of one, or the next one beside others.
 """
 
 import dataclasses
@@ -17,24 +18,24 @@ from transformers import AttentionInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 NAME = "vtools_paged"
-STEP = 64  # requests with as many keys, in steps of this, are computed together
+STEP = 64  # a token sees keys up to the next multiple of this, the later ones masked, in whatever batch it comes
 
 _TAKES_KWARGS = "kwargs" in inspect.signature(PagedAttentionCache.update).parameters  # since transformers 5.23
 
 
 @dataclasses.dataclass(slots=True)
 class _Part:
-    """What is computed in one call: the next token of several requests, or one request's prompt or a piece of it."""
+    """What is computed in one call: the next token of several requests, or some tokens of one request's prompt."""
 
     queries: torch.Tensor  # int64: their places in the batch
     keys: slice  # of those that the plan reads
-    requests: int  # whose next token this is; 0 for a prompt
-    mask: torch.Tensor | None  # added to the scores; None is causal
+    requests: int  # whose next token this is; 0 for those of a prompt
+    mask: torch.Tensor  # added to the scores
 
 
 @dataclasses.dataclass(slots=True)
 class _Plan:
-    read: torch.Tensor  # int64: the places in the cache of the keys of all parts; empty if there are only new keys
+    read: torch.Tensor  # int64: the places in the cache of the keys of all parts
     parts: list[_Part]
 
 
@@ -76,45 +77,49 @@ def attend(
             answers[part.queries] = found.reshape(part.requests, heads, width)
         else:
             ask, key, value = (tensor.transpose(0, 1)[None] for tensor in (ask, key, value))
-            causal = part.mask is None
-            found = scaled_dot_product_attention(
-                ask, key, value, attn_mask=part.mask, is_causal=causal, scale=scaling, enable_gqa=True
-            )
+            found = scaled_dot_product_attention(ask, key, value, attn_mask=part.mask, scale=scaling, enable_gqa=True)
             answers[part.queries] = found[0].transpose(0, 1)
     return answers[None], None
 
 
 def _planned(batch: dict[str, Any], dtype: torch.dtype) -> _Plan:
-    read_index = batch["read_index"][0]
     query_ends = batch["cu_seq_lens_q"].tolist()
     lengths = batch["cu_seq_lens_k"]
     key_ends = (next(iter(lengths.values())) if isinstance(lengths, dict) else lengths).tolist()
+    places = batch["read_index"][0]
+    if not len(places):  # all keys are new
+        places = batch["write_index"][0]
     parts: list[_Part] = []
     read: list[torch.Tensor] = []
     single: dict[int, list[int]] = {}  # requests with one new token, by the length that their keys are padded to
     place = 0
     for request, (first, end) in enumerate(itertools.pairwise(query_ends)):
         start, stop = key_ends[request], key_ends[request + 1]
-        if end - first == 1 and len(read_index):
-            single.setdefault(-(-(stop - start) // STEP) * STEP, []).append(request)
+        size, new = stop - start, end - first
+        if new == 1:
+            single.setdefault(_padded(size), []).append(request)
             continue
-        size = stop - start
-        mask = None
-        if size > end - first:  # a later piece of a long prompt
-            mask = torch.full((end - first, size), -torch.inf, dtype=dtype).triu(size - (end - first) + 1)
-        parts.append(_Part(torch.arange(first, end), slice(place, place + size), 0, mask))
-        read.append(read_index[start:stop])
-        place += size
+        for low in range((size - new) // STEP * STEP, size, STEP):
+            begin, length = max(low, size - new), low + STEP
+            mask = torch.full((min(length, size) - begin, length), -torch.inf, dtype=dtype).triu(begin + 1)
+            queries = torch.arange(begin, min(length, size)) + (end - size)
+            parts.append(_Part(queries, slice(place, place + length), 0, mask))
+        read.append(places[torch.arange(_padded(size)).clamp(max=size - 1) + start])
+        place += _padded(size)
     for length, requests in single.items():
         starts = torch.tensor([key_ends[request] for request in requests])[:, None]
         lasts = torch.tensor([key_ends[request + 1] - 1 for request in requests])[:, None]
-        places = starts + torch.arange(length)
-        mask = torch.zeros(places.shape, dtype=dtype).masked_fill(places > lasts, -torch.inf)[:, None, None]
+        wanted = starts + torch.arange(length)
+        mask = torch.zeros(wanted.shape, dtype=dtype).masked_fill(wanted > lasts, -torch.inf)[:, None, None]
         queries = torch.tensor([query_ends[request] for request in requests])
-        parts.append(_Part(queries, slice(place, place + places.numel()), len(requests), mask))
-        read.append(read_index[torch.minimum(places, lasts).flatten()])
-        place += places.numel()
-    return _Plan(torch.cat(read) if len(read_index) else read_index, parts)
+        parts.append(_Part(queries, slice(place, place + wanted.numel()), len(requests), mask))
+        read.append(places[torch.minimum(wanted, lasts).flatten()])
+        place += wanted.numel()
+    return _Plan(torch.cat(read), parts)
+
+
+def _padded(keys: int) -> int:
+    return -(-keys // STEP) * STEP
 
 
 def _updated(

@@ -83,7 +83,7 @@ class Api:
                         self._idle.clear()
                         await self._idle.wait()
             for model, _ in self._models.values():
-                await model.close()
+                model.close()
 
     async def _health(self, request: Request) -> Response:
         return json_response({"status": "ok", "in_flight": sum(self._taken.values())})

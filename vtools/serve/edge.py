@@ -91,11 +91,11 @@ async def _listen(reader: asyncio.StreamReader, models: dict[str, Model]) -> Non
     async for line in reader:
         said = json.loads(line)
         if up := said.get("up"):
-            models[up["model"]].up(Worker.at(up["worker"], up["pid"], up["socket"]), up["context"], up["digest"])
+            models[up["model"]].up(Worker(up["worker"], up["pid"], up["socket"]), up["context"], up["digest"])
         elif draining := said.get("draining"):
             models[draining["model"]].drain(draining["worker"])
         elif down := said.get("down"):
-            await models[down["model"]].down(down["worker"])
+            models[down["model"]].down(down["worker"])
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class Metrics:
             "vtools_inter_token_seconds", "Between two pieces.", named, registry=registry, buckets=_SECONDS
         )
         self.in_flight = Gauge("vtools_requests_in_flight", "Requests that run or wait.", named, registry=registry)
+        self.waiting = Gauge("vtools_requests_waiting", "Requests without a token yet.", named, registry=registry)
         self.resumes = Counter(
             "vtools_resume", "Answers that another worker went on with, by reason.", (*named, "reason"),
             registry=registry,
@@ -30,7 +31,7 @@ class Metrics:
         self.restarts = Counter("vtools_worker_restart", "Workers that died.", named, registry=registry)
         self.workers = Gauge("vtools_workers", "Workers that are up.", named, registry=registry)
         for model in models:
-            for each in (self.first, self.between, self.in_flight, self.stalls, self.restarts):
+            for each in (self.first, self.between, self.in_flight, self.waiting, self.stalls, self.restarts):
                 each.labels(model)
             self.workers.labels(model)
             for reason in ("connect", "lost", "stall"):

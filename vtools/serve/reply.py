@@ -13,7 +13,7 @@ import orjson
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from vtools.inference.limits import AnswerTooLong, PromptTooLong, limit
 from vtools.inference.text import chat_text, continued_text
@@ -28,6 +28,7 @@ from vtools.serve.shapes import Chat, Completion
 from vtools.serve.upstream import Broken, Model, NoWorker, Refused, Trace
 
 CLIENT_GONE = 499  # nginx's status for it; appears only in our events
+KEEPALIVE = 15.0  # seconds without an event before a comment is sent, as proxies close silent connections
 
 Event = Callable[[dict[str, Any]], None]
 
@@ -44,6 +45,7 @@ class Reply:
         self._prompt_tokens = 0
         self._event, self._metrics = event, metrics
         self._last = 0.0  # when a piece came
+        self._waits = False  # for its first token
         self._began = time.monotonic()
         self._closed = False
 
@@ -73,6 +75,8 @@ class Reply:
                 text = continued_text(template, prompt, sampling.stop)
             self._answers.append(Answer(model.answer(prompt, most, own, self._trace), text, template.stop_ids))
         self._prompt_tokens = len(prompt)
+        self._waits = True
+        self._metrics.waiting.labels(self.model).inc()
         self._include_usage = wanted.include_usage
         self._detailed = wanted.logprobs is not None or wanted.return_token_ids
         about = (wanted.model, fingerprint(model, template), template.tokenizer.decode, wanted.logprobs is not None)
@@ -149,9 +153,16 @@ class Reply:
     def _timed(self) -> None:
         """Note when a piece came."""
         now = time.monotonic()
+        self._waited()
         times = self._metrics.between if self._last else self._metrics.first
         times.labels(self.model).observe(now - (self._last or self._began))
         self._last = now
+
+    def _waited(self) -> None:
+        """Count the request no more among those without a token."""
+        if self._waits:
+            self._waits = False
+            self._metrics.waiting.labels(self.model).dec()
 
     def usage(self) -> dict[str, int]:
         """The tokens so far."""
@@ -164,6 +175,7 @@ class Reply:
         if self._closed:
             return
         self._closed = True
+        self._waited()
         self.release()
         usage = self.usage()
         if self.model is not None:
@@ -186,7 +198,7 @@ class Reply:
 
 
 class _Events(StreamingResponse):
-    """Server-sent events that close their reply even if the client leaves before the first."""
+    """Server-sent events that close their reply even if the client leaves before the first, with signs of life."""
 
     def __init__(self, chunks: AsyncIterator[bytes], reply: Reply) -> None:
         super().__init__(chunks, media_type="text/event-stream", headers={"cache-control": "no-store"})
@@ -197,6 +209,27 @@ class _Events(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._reply.close(self._reply.status)
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the events, and comments while there are none."""
+        sent = time.monotonic()
+
+        async def noted(message: Message) -> None:
+            nonlocal sent
+            sent = time.monotonic()
+            await send(message)
+
+        async def keep_alive() -> None:
+            while True:
+                await asyncio.sleep(KEEPALIVE - (time.monotonic() - sent))
+                if time.monotonic() - sent >= KEEPALIVE:
+                    await noted({"type": "http.response.body", "body": b": keepalive\n\n", "more_body": True})
+
+        alive = asyncio.create_task(keep_alive())
+        try:
+            await super().stream_response(noted)
+        finally:
+            alive.cancel()
 
 
 def fingerprint(model: Model, template: Template) -> str:
@@ -211,7 +244,7 @@ def failed(error: Exception) -> ApiError:
         code = "no_worker" if isinstance(error, NoWorker) else "answer_lost"
         return ApiError(503, str(error), code=code, headers={"retry-after": "1"})
     if isinstance(error, Refused):
-        return ApiError(400, str(error), code="refused", param="messages")
+        return ApiError(400, str(error), code="refused", param="prompt")
     say("serve", f"{type(error).__name__}: {error}")
     return ApiError(500, "the server failed; its log says why", code="internal_error")
 

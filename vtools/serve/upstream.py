@@ -1,4 +1,3 @@
-# ruff: noqa: TID253  imported by the edge alone
 """The workers of one model as the edge sees them, and answers that outlive the worker which writes them.
 
 A worker gets ids and gives ids. When it is lost, the ids of prompt and answer so far go to another one, which goes on:
@@ -8,19 +7,20 @@ the same seed draws the same numbers at the same positions, so that sampled answ
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import httpx2
+import h11
 import orjson
 
 from vtools.inference.client import Token
+from vtools.serve.exchange import Exchange
 from vtools.serve.metrics import Metrics
 
 CONNECT = 2.0  # seconds
-FIRST = 30.0  # for the first token; each sign of life of the worker gives as much again
-STALL = 5.0  # between two tokens, or signs of life
+STALL = 5.0  # between two tokens, or signs of life, of which a worker gives one a second
+SUSPECT = 30.0  # for which others are asked before a worker that stalled
 RESTART = 120.0  # for a worker to come back where none is up
 RESUMES = 2  # of one answer
 DEATHS = 2  # of workers under one request, which is then suspected to be their cause
@@ -67,58 +67,61 @@ class Worker:
 
     name: str
     pid: int
-    client: httpx2.AsyncClient
-    in_flight: int = 0
+    socket: str
     suspect_until: float = 0.0  # it stalled: others are asked first
     draining: bool = False  # it ends with the answers that it is writing
+    _open: set[Exchange] = field(default_factory=set)
 
-    @classmethod
-    def at(cls, name: str, pid: int, socket: str) -> "Worker":
-        """The worker that listens on a Unix socket."""
-        transport = httpx2.AsyncHTTPTransport(uds=socket, limits=httpx2.Limits(max_connections=None))
-        timeout = httpx2.Timeout(FIRST, connect=CONNECT)
-        return cls(name, pid, httpx2.AsyncClient(transport=transport, base_url="http://worker", timeout=timeout))
+    @property
+    def in_flight(self) -> int:
+        """How many answers it writes."""
+        return len(self._open)
 
     async def stream(self, body: bytes) -> AsyncGenerator[Some]:
         """The ids of an answer. Raises Lost, Refused."""
-        self.in_flight += 1
-        request = self.client.build_request(
-            "POST", "/v1/completions", content=body, headers={"content-type": "application/json"}
-        )
+        exchange = Exchange(self.socket)
+        self._open.add(exchange)
         try:
-            try:
-                response = await self.client.send(request, stream=True)
-            except httpx2.TimeoutException:
-                raise Lost("stall") from None
-            except httpx2.TransportError:
-                raise Lost("connect") from None
-            async with contextlib.aclosing(response):
-                if response.status_code >= 500:
+            await self._within(CONNECT, "connect", exchange.post("/v1/completions", body))
+            status = (await self._within(STALL, "connect", exchange.next())).status_code
+            rest = b""
+            while True:
+                event = await self._within(STALL, "lost", exchange.next())
+                if isinstance(event, h11.Data):
+                    *blocks, rest = (rest + event.data).split(b"\n\n")
+                elif status == 400:
+                    raise Refused(orjson.loads(rest)["error"]["message"])
+                else:
                     raise Lost("lost")
-                if response.status_code != 200:
-                    raise Refused(orjson.loads(await response.aread())["error"]["message"])
-                limit = FIRST
-                lines = response.aiter_lines()
-                while True:
-                    try:
-                        line = await asyncio.wait_for(anext(lines), limit)
-                    except TimeoutError:
-                        self.suspect_until = time.monotonic() + FIRST
-                        raise Lost("stall") from None
-                    except (StopAsyncIteration, httpx2.TransportError):
-                        raise Lost("lost") from None
-                    if not line.startswith("data: ") or line == "data: [DONE]":
-                        continue
-                    found = orjson.loads(line[6:])
+                for block in blocks:
+                    if not block.startswith(b"data: {"):
+                        continue  # a sign of life
+                    found = orjson.loads(block[6:])
                     if "error" in found:
                         raise Lost("lost")
-                    limit = STALL
                     choice = found["choices"][0]
                     yield Some(_tokens(choice), choice["finish_reason"])
                     if choice["finish_reason"]:
                         return
         finally:
-            self.in_flight -= 1
+            self._open.remove(exchange)
+            exchange.close()
+
+    async def _within(self, seconds: float, reason: str, work: Awaitable[Any]) -> Any:
+        """Its result. Raises Lost if it takes longer than this, or the connection breaks off."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await work
+        except TimeoutError:
+            self.suspect_until = time.monotonic() + SUSPECT
+            raise Lost("stall") from None
+        except (OSError, h11.RemoteProtocolError):
+            raise Lost(reason) from None
+
+    def close(self) -> None:
+        """Break off its answers: their iterators raise Lost."""
+        for exchange in self._open:
+            exchange.close()
 
 
 @dataclass(eq=False)
@@ -134,12 +137,12 @@ class Model:
     closed: bool = False
     stalled: Callable[[int], None] = lambda pid: None  # is told of a worker that fell silent
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """End the answers that are still written: their iterators raise Broken."""
         self.closed = True
         self.changed.set()
         for name in list(self.workers):
-            await self.down(name)
+            self.down(name)
 
     def up(self, worker: Worker, context: int, digest: str) -> None:
         """A worker has come up."""
@@ -156,10 +159,10 @@ class Model:
     def _count(self) -> None:
         self.metrics.workers.labels(self.name).set(len(self.workers))
 
-    async def down(self, name: str) -> None:
+    def down(self, name: str) -> None:
         """A worker has ended."""
         if worker := self.workers.pop(name, None):
-            await worker.client.aclose()
+            worker.close()
             self._count()
             self.metrics.restarts.labels(self.name).inc()
 

@@ -10,6 +10,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -21,10 +22,11 @@ from starlette.routing import Route
 
 from vtools import machine
 from vtools.inference.client import Sampling
-from vtools.process import Failure, TryAgain
+from vtools.process import Failure, TryAgain, say
 from vtools.serve import child
 
 KEEPALIVE = 1.0  # seconds without a token after which a waiting request is told that the worker lives
+HUNG = 300.0  # seconds for a forward pass: a worker that takes longer ends, and its answers go on in another
 DRAIN = 0.5  # seconds for the edge to hear that it asks elsewhere
 END = b"data: [DONE]\n\n"
 
@@ -49,12 +51,13 @@ class Worker:
         except Failure as failure:
             status = 503 if isinstance(failure, TryAgain) else 400
             return Response(orjson.dumps({"error": {"message": str(failure)}}), status, media_type="application/json")
-        return StreamingResponse(_events(tokens), media_type="text/event-stream")
+        return StreamingResponse(_events(tokens, self._engine), media_type="text/event-stream")
 
 
-async def _events(tokens: Any) -> AsyncIterator[bytes]:
+async def _events(tokens: Any, engine: Any) -> AsyncIterator[bytes]:
     """The ids as server-sent events, as they come; generation ends when nobody listens any more."""
     loop = asyncio.get_running_loop()
+    asked = time.monotonic()
     arrived: asyncio.Queue[Any] = asyncio.Queue()
 
     def put(item: Any) -> None:
@@ -75,6 +78,9 @@ async def _events(tokens: Any) -> AsyncIterator[bytes]:
             try:
                 found = await asyncio.wait_for(arrived.get(), KEEPALIVE)
             except TimeoutError:
+                if time.monotonic() - max(asked, engine.stepped) > HUNG:
+                    say("serve", f"worker {os.getpid()}: no forward pass has ended in {HUNG:g} s; it ends")
+                    os._exit(1)
                 yield b": keepalive\n\n"
                 continue
             if found is None:
@@ -98,6 +104,7 @@ def main() -> None:
     settings, tell = child.begin()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until it is up
     machine.spin_shortly()
+    machine.repeat_products()
     try:
         from vtools.inference.engine import Engine
         from vtools.models.reference import model_folder
