@@ -6,12 +6,14 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
+import pytest
 from engines import ask, greedy, made
-from running import wait_until
+from running import begun, wait_until
 from serving import Server, body, value
 
 from vtools.models.template import load_template
@@ -149,3 +151,27 @@ def test_a_worker_that_is_asked_to_end_finishes_its_answers_and_another_takes_it
     assert server.post(body(max_tokens=3)).status_code == 200
     assert server.end() == 0
     assert [event["state"] for event in server.workers] == ["up", "draining", "down", "up"]
+
+
+def test_a_worker_whose_forward_pass_does_not_end_ends_itself(short, tmp_path):
+    script = (
+        "import time\n"
+        "from vtools.inference import sampling\n"
+        "from vtools.serve import worker\n"
+        "worker.HUNG = 2.0\n"
+        "sampling.draw = lambda *given: time.sleep(1000)\n"
+        "worker.main()\n"
+    )
+    path = str(tmp_path / "socket")
+    settings = {
+        "model": str(short), "template": None, "system": None, "dtype": "auto", "threads": 1, "max_requests": 4,
+        "socket": path, "grace": 5.0, "parent": os.getpid(),
+    }  # fmt: skip
+    with begun([sys.executable, "-c", script, json.dumps(settings)]) as worker:
+        assert b'"up"' in worker.stdout.readline()
+        transport = httpx2.HTTPTransport(uds=path)
+        asked = {"prompt": [5, 6], "max_tokens": 3, "temperature": 1.0, "seed": 1}
+        with httpx2.Client(transport=transport, timeout=60) as client, pytest.raises(httpx2.TransportError):
+            client.post("http://worker/v1/completions", json=asked)
+        assert worker.wait(60) == 1
+        assert b"no forward pass has ended in 2 s" in worker.stderr.read()

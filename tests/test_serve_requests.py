@@ -12,7 +12,12 @@ import pytest
 from serving import Server, body
 
 from vtools.inference.client import Token
-from vtools.serve import upstream
+from vtools.models.template import load_template
+from vtools.models.tokenizer import load_tokenizer
+from vtools.serve import reply, upstream
+from vtools.serve.admission import Admission
+from vtools.serve.api import Api
+from vtools.serve.metrics import Metrics
 
 
 def test_the_description_is_served(server):
@@ -71,6 +76,16 @@ def test_web_pages_of_allowed_origins_alone_may_ask_and_by_default_none(server, 
     assert other.end() == 0
 
 
+class Slow(upstream.Worker):
+    """A worker that is silent for a while."""
+
+    async def stream(self, body: bytes):
+        await asyncio.sleep(0.3)
+        yield upstream.Some([Token(20)])
+        await asyncio.sleep(0.3)
+        yield upstream.Some([Token(21)], "length")
+
+
 class Written(upstream.Worker):
     """A worker whose tokens are known."""
 
@@ -80,15 +95,28 @@ class Written(upstream.Worker):
         yield upstream.Some([Token(43)], "length")
 
 
-def test_a_stream_that_fails_ends_in_an_error_event_and_its_own_event_says_500(short, capsys):
-    from vtools.models.template import load_template
-    from vtools.models.tokenizer import load_tokenizer
-    from vtools.serve import admission
-    from vtools.serve.api import Api
-    from vtools.serve.metrics import Metrics
+class Within:
+    """The API over one worker, in this process."""
 
-    template = load_template(None, load_tokenizer(str(short)))
-    decode, calls = template.tokenizer.decode, []
+    def __init__(self, model: object, worker: type[upstream.Worker]) -> None:
+        self.template = load_template(None, load_tokenizer(str(model)))
+        self.events: list[dict] = []
+        self._worker = worker
+
+    async def ask(self, **changes: object) -> httpx2.Response:
+        self.metrics = Metrics(["short"])
+        model = upstream.Model("short", self.metrics)
+        model.up(self._worker("short.0", 1, ""), 512, "digest")
+        own = {"admission": Admission(None, "x"), "origins": [], "most": 4, "metrics": self.metrics}
+        api = Api({"short": (model, self.template)}, **own, event=self.events.append)
+        transport = httpx2.ASGITransport(api.application)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost/v1") as client:
+            return await client.post("/chat/completions", json=body(max_tokens=24, **changes))
+
+
+def test_a_stream_that_fails_ends_in_an_error_event_and_its_own_event_says_500(short, capsys):
+    api = Within(short, Written)
+    decode, calls = api.template.tokenizer.decode, []
 
     def failing(ids, *rest):
         calls.append(ids)
@@ -96,27 +124,33 @@ def test_a_stream_that_fails_ends_in_an_error_event_and_its_own_event_says_500(s
             raise RuntimeError("this decoder broke")
         return decode(ids, *rest)
 
-    template.tokenizer.decode = failing
-    events: list[dict] = []
-
-    async def ask_it(**changes: object) -> httpx2.Response:
-        metrics = Metrics(["short"])
-        model = upstream.Model("short", metrics)
-        model.up(Written("short.0", 1, None), 512, "digest")
-        own = {"admission": admission.Admission(None, "x"), "origins": [], "most": 4, "metrics": metrics}
-        api = Api({"short": (model, template)}, **own, event=events.append)
-        transport = httpx2.ASGITransport(api.application)
-        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost/v1") as client:
-            return await client.post("/chat/completions", json=body(max_tokens=24, **changes))
-
-    *_, last, nothing = asyncio.run(ask_it(stream=True)).text.split("\n\n")
+    api.template.tokenizer.decode = failing
+    *_, last, nothing = asyncio.run(api.ask(stream=True)).text.split("\n\n")
     assert nothing == ""
     assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
-    assert [event["status"] for event in events] == [500]
-    assert asyncio.run(ask_it()).json()["error"]["code"] == "internal_error"
-    assert [(event["status"], event["finish"]) for event in events] == [(500, None)] * 2
+    assert [event["status"] for event in api.events] == [500]
+    assert asyncio.run(api.ask()).json()["error"]["code"] == "internal_error"
+    assert [(event["status"], event["finish"]) for event in api.events] == [(500, None)] * 2
     assert "this decoder broke" in capsys.readouterr().err
-    assert asyncio.run(ask_it(model="x")).status_code == 404
+    assert asyncio.run(api.ask(model="x")).status_code == 404
+
+
+def test_a_stream_that_waits_is_kept_open_by_comments_and_counted(short, monkeypatch):
+    monkeypatch.setattr(reply, "KEEPALIVE", 0.1)
+    api = Within(short, Slow)
+
+    async def ask() -> tuple[str, bytes]:
+        asked = asyncio.create_task(api.ask(stream=True))
+        await asyncio.sleep(0.2)
+        waiting = api.metrics.text()
+        return (await asked).text, waiting
+
+    text, waiting = asyncio.run(ask())
+    blocks = text.split("\n\n")
+    assert blocks[-2:] == ["data: [DONE]", ""]
+    assert [block for block in blocks if block.startswith(":")] == [": keepalive"] * 4
+    assert b'vtools_requests_waiting{model="short"} 1.0' in waiting
+    assert b'vtools_requests_waiting{model="short"} 0.0' in api.metrics.text()
 
 
 def test_silent_connections_end_before_they_take_the_place_of_others(short):

@@ -34,6 +34,8 @@ class Metrics:
             for each in (self.first, self.between, self.in_flight, self.waiting, self.stalls, self.restarts):
                 each.labels(model)
             self.workers.labels(model)
+            for kind in ("prompt", "completion"):
+                self.tokens.labels(model, kind)
             for reason in ("connect", "lost", "stall"):
                 self.resumes.labels(model, reason)
 
