@@ -66,6 +66,17 @@ def test_several_answers_are_those_of_one_seed_after_the_other(server):
     assert texts == [choice["message"]["content"] for choice in whole["choices"]]
 
 
+def test_more_answers_at_a_time_than_the_server_writes_are_refused(server):
+    error = server.post(body(n=65)).json()["error"]
+    assert (error["param"], error["message"]) == ("n", "n is 65, and the server writes 64 answers at a time")
+
+
+def test_a_completion_that_names_no_length_takes_what_is_left_and_ids_must_be_the_models(server):
+    assert completed(server, prompt=[5] * 508, max_tokens=None)["usage"]["completion_tokens"] <= 4
+    reply = httpx2.post(f"{server.url}/completions", json={"model": "short", "prompt": [5, 399], "stream": True})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "prompt")
+
+
 def test_log_probabilities_are_those_of_the_model(server, short):
     import torch
 
@@ -165,7 +176,7 @@ def test_a_worker_whose_forward_pass_does_not_end_ends_itself(short, tmp_path):
     path = str(tmp_path / "socket")
     settings = {
         "model": str(short), "template": None, "system": None, "dtype": "auto", "threads": 1, "max_requests": 4,
-        "socket": path, "grace": 5.0, "parent": os.getpid(),
+        "socket": path, "grace": 5.0, "processes": 1, "parent": os.getpid(),
     }  # fmt: skip
     with begun([sys.executable, "-c", script, json.dumps(settings)]) as worker:
         assert b'"up"' in worker.stdout.readline()
@@ -174,4 +185,4 @@ def test_a_worker_whose_forward_pass_does_not_end_ends_itself(short, tmp_path):
         with httpx2.Client(transport=transport, timeout=60) as client, pytest.raises(httpx2.TransportError):
             client.post("http://worker/v1/completions", json=asked)
         assert worker.wait(60) == 1
-        assert b"no forward pass has ended in 2 s" in worker.stderr.read()
+        assert b"a forward pass takes longer than 2 s" in worker.stderr.read()

@@ -14,12 +14,43 @@ from dataclasses import dataclass
 import httpx2
 import pytest
 from engines import made
-from running import wait_until
+from running import ROOT, wait_until
 from serving import Server, value
 
 TOPICS = ("the cat", "one red bird", "seven green hills", "some cold rain", "a mat", "that flew over", "to find", "saw")
 BROKEN = "the connection broke"
 PAUSE = 3.0  # seconds: the longest between two pieces of an answer whose worker was killed
+
+
+BREAK = """
+import importlib.machinery, os, sys
+
+class Breaking:  # the sampler fails once, when there is a file
+    @staticmethod
+    def find_spec(name, path, target=None):
+        if name != "vtools.inference.sampling":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            draw = module.draw
+
+            def failing(*given):
+                if os.path.exists(os.environ["BREAK"]):
+                    os.unlink(os.environ["BREAK"])
+                    raise RuntimeError("the dice fell off the table")
+                return draw(*given)
+
+            module.draw = failing
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+if "BREAK" in os.environ:
+    sys.meta_path.insert(0, Breaking)
+"""
 
 
 @dataclass
@@ -200,6 +231,36 @@ def test_what_still_runs_when_the_grace_is_over_ends_in_an_error(model) -> None:
     assert other.status == 503 and "stopping" in other.error
     assert server.process.wait(60) == 0
     assert [server.event()["status"] for _ in range(3)] == [503, 503, 503]
+
+
+def test_a_worker_that_would_go_on_with_other_weights_is_not_used(tmp_path) -> None:
+    folder = made(tmp_path / "model", seed=1)
+    server = Server(f"m={folder}")
+    body = requests("m", 8)[1][1]
+    before = whole(server.url, body)
+    kept = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes((made(tmp_path / "other", seed=2) / "model.safetensors").read_bytes())
+    os.kill(server.pids()["m.0"], signal.SIGKILL)
+    wait_until(lambda: any(b"have changed; start the command again" in line for line in server.errors))
+    (folder / "model.safetensors").write_bytes(kept)
+    assert whole(server.url, body) == before  # it waited for them
+    assert server.end() == 0
+
+
+def test_a_worker_whose_engine_fails_is_started_again_and_goes_on(tmp_path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BREAK)
+    model = made(tmp_path / "model", context=4096, endless=True, seed=1)
+    flag = tmp_path / "broken"
+    paths = os.pathsep.join([str(tmp_path), str(ROOT)])
+    server = Server(f"m={model}", PYTHONPATH=paths, BREAK=str(flag))
+    body = requests("m", 300)[0][1] | {"top_p": 0.3}  # so that it does not end by itself
+    before = streamed(server.url, body)
+    once = iter([flag.touch])
+    found = streamed(server.url, body, lambda: next(once, lambda: None)())
+    assert found.end == before.end and not flag.exists()
+    assert [server.event()["resumes"] for _ in range(2)] == [0, 1]
+    assert [event["state"] for event in server.workers] == ["up", "down", "up"]
+    assert server.end() == 0
 
 
 @pytest.mark.slow

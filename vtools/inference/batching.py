@@ -172,7 +172,7 @@ class Batching:
                 processor.scheduler.block_new_requests = False
         with self._lock:
             self._ended = True
-            for request in self._requests.values():
+            for request in list(self._requests.values()):  # those that are told end at once
                 request.mailbox.put(self._reason())
 
     def _reason(self) -> str:

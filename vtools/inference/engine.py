@@ -54,13 +54,15 @@ class Engine:
         threads: int | None = None,
         max_requests: int = MAX_REQUESTS,
         clamp: bool = False,
+        processes: int = 1,
     ) -> None:
         """Load tokenizer, template and weights; `threads` sets torch's threads in this process.
 
         `dtype` auto is fp32 on a CPU, where an answer then does not depend on who else is served, and bf16 on a GPU
         (fp16 on older ones). With `clamp`, an answer that may be longer than the context allows ends there instead of
-        being refused. The cache holds `max_requests` at a time, as far as memory allows. Raises Failure,
-        also if the memory that is free does not hold the weights and the cache of one request.
+        being refused. The cache holds `max_requests` at a time, as far as memory allows, which so many `processes` that
+        start at the same time share. Raises Failure, also if the memory that is free does not hold the weights and the
+        cache of one request.
         """
         if threads:
             torch.set_num_threads(threads)
@@ -69,13 +71,14 @@ class Engine:
         self.template = load_template(template, self.tokenizer, system)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = _automatic(device) if dtype == "auto" else dtype
-        _refuse_too_large(reference, dtype, device)
+        _refuse_too_large(reference, dtype, device, processes)
         self._model = cast(Any, load_model(reference, dtype)).to(device)
         config = self._model.config.get_text_config()
         self.context: int = min(context_limit(config.to_dict()) or MAX_CONTEXT, MAX_CONTEXT)
-        self._vocabulary: int = config.vocab_size
+        self.vocabulary: int = config.vocab_size
         self._max_requests = max_requests
-        self._pages = _cache_pages(reference, config, WIDTHS[dtype], self.context, max_requests, device)
+        free = machine.available_memory(device) // processes
+        self._pages = _cache_pages(reference, config, WIDTHS[dtype], self.context, max_requests, device, free)
         self._stop_ids = sorted(self.template.stop_ids)
         self._numbers = itertools.count()
         self._lock = threading.Lock()
@@ -111,8 +114,8 @@ class Engine:
         """
         prompt = list(prompt)
         most = limit(self.context, len(prompt), sampling.max_tokens, self._clamp)
-        if not prompt or not 0 <= min(prompt) <= max(prompt) < self._vocabulary:
-            raise Failure(f"the prompt must have token ids from 0 to {self._vocabulary - 1}, at least one")
+        if not prompt or not 0 <= min(prompt) <= max(prompt) < self.vocabulary:
+            raise Failure(f"the prompt must have token ids from 0 to {self.vocabulary - 1}, at least one")
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed
         seed = (seed + 2**63) % 2**64 - 2**63  # as torch's int64
         name = str(next(self._numbers))
@@ -121,6 +124,7 @@ class Engine:
                 raise EngineStopped(f"{self.name}: the engine is closed")
             for _ in range(2):
                 if not self._batching.running:
+                    self._batching.close()  # its cache must go before there is another
                     self._start()
                 request = self._batching.add(name, prompt, sampling, most, seed)
                 if request is not None:
@@ -133,6 +137,11 @@ class Engine:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
             end = functools.partial(self._batching.end, name)  # the engine's may be another one later
         return TokenStream(self.name, request, end, len(prompt), frozenset(self._stop_ids))
+
+    @property
+    def running(self) -> bool:
+        """Whether the generating thread lives; the next request starts it again."""
+        return self._batching.running
 
     @property
     def stepped(self) -> float:
@@ -216,23 +225,24 @@ def _automatic(device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def _refuse_too_large(reference: str, dtype: str, device: torch.device) -> None:
+def _refuse_too_large(reference: str, dtype: str, device: torch.device, processes: int) -> None:
     """Raise Failure if the weights do not fit into the free memory."""
     tensors = model_files.tensors(model_folder(reference)).values()
     needed = sum(math.prod(tensor.shape) for tensor in tensors) * WIDTHS[dtype]
-    free = machine.available_memory(device)
+    free = machine.available_memory(device) // processes
     if needed > free:
         smaller = "; --dtype bf16 halves it" if dtype == "fp32" else ""
         raise Failure(f"{reference}: its weights take {_gib(needed)} as {dtype}, and {_gib(free)} are free{smaller}")
 
 
-def _cache_pages(reference: str, config: Any, width: int, context: int, requests: int, device: torch.device) -> int:
+def _cache_pages(
+    reference: str, config: Any, width: int, context: int, requests: int, device: torch.device, free: int
+) -> int:
     """Pages of the KV cache: all requests at a time, as far as memory allows. Raises Failure if not even one fits."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     # Keys and values of each layer, indices, and where attention has a mask, its column for a batch.
     token = 2 * config.num_hidden_layers * heads * head_width * width + 16 + batching.BATCH_TOKENS * width
-    free = machine.available_memory(device)
     most = int(free * SHARE[device.type]) // token
     if most < context:
         raise Failure(

@@ -35,7 +35,10 @@ def serve(
         int, options.number(min=1, help="Run N processes per model: where one dies, another goes on with its answers.")
     ] = 1,
     grace: Annotated[
-        float, options.number(min=0, help="Give up on running answers N seconds after SIGTERM: they end in an error.")
+        float,
+        options.number(
+            min=0, max=86400, help="Give up on running answers N seconds after SIGTERM: they end in an error."
+        ),
     ] = 25.0,
     allow_origin: Annotated[
         list[str] | None,
@@ -52,8 +55,8 @@ def serve(
     come at the same time share one batch, whether or not they are streamed; a request ends when its client disconnects.
     A dead worker is started again; another one, or itself, goes on with its answers, token for token.
 
-    stdout: one JSON line per event: "ready" with the URL, then "request" for each answer, without its text. If
-    VTOOLS_API_KEY is set, clients must send it as their API key.
+    stdout: one JSON line per event: "ready" with the URL, "worker" when one comes up or ends, "request" for each
+    request, without its text, and at last "drained". If VTOOLS_API_KEY is set, clients must send it as their API key.
 
     \b
     Examples:

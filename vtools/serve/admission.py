@@ -36,7 +36,8 @@ class Admission:
             host = request.headers.get("host", "")
             if not self._is_ours(host):
                 # Without a key, a web page whose host name resolves to this machine must not get in.
-                raise ApiError(403, "this server answers to localhost only", code="forbidden_host")
+                message = f"this server answers to localhost only; start it with {KEY} set, or with --host"
+                raise ApiError(403, message, code="forbidden_host")
             return
         scheme, _, given = request.headers.get("authorization", "").encode("latin-1").partition(b" ")
         given = given.strip(b" \t")

@@ -25,7 +25,7 @@ from vtools.serve.upstream import Model
 
 
 class Api:
-    """The routes. Each model accepts at most `most` requests at a time, running and waiting."""
+    """The routes. Each model writes at most `most` answers at a time, running and waiting."""
 
     def __init__(
         self,
@@ -133,14 +133,19 @@ class Api:
             reply.model = wanted.model
             if self._draining:
                 raise ApiError(503, "the server is stopping", code="stopping", headers={"retry-after": "5"})
-            if self._taken[wanted.model] >= self._most:
-                later = {"retry-after": "1"}
+            if wanted.n > self._most:
                 raise ApiError(
-                    429, f"{wanted.model} has {self._most} requests already", code="queue_full", headers=later
-                )
-            self._taken[wanted.model] += 1
+                    400, f"n is {wanted.n}, and the server writes {self._most} answers at a time",
+                    code="invalid_value", param="n",
+                )  # fmt: skip
+            if self._taken[wanted.model] + wanted.n > self._most:
+                raise ApiError(
+                    429, f"{wanted.model} writes {self._taken[wanted.model]} of at most {self._most} answers already",
+                    code="queue_full", headers={"retry-after": "1"},
+                )  # fmt: skip
+            self._taken[wanted.model] += wanted.n
             self._metrics.in_flight.labels(wanted.model).inc()
-            reply.release = lambda: self._release(wanted.model)
+            reply.release = lambda: self._release(wanted.model, wanted.n)
             await reply.begin(model, template, wanted, route)
             return reply.events() if wanted.stream else await reply.whole(request)
         except ApiError as error:
@@ -156,8 +161,8 @@ class Api:
             reply.close(CLIENT_GONE)
             raise
 
-    def _release(self, model: str) -> None:
-        self._taken[model] -= 1
+    def _release(self, model: str, answers: int) -> None:
+        self._taken[model] -= answers
         self._metrics.in_flight.labels(model).dec()
         self._idle.set()
 

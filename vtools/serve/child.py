@@ -22,7 +22,8 @@ def begin() -> tuple[dict[str, Any], Tell]:
     """The settings of this process, and a function that tells its parent something; it dies with its parent."""
     settings = json.loads(sys.argv[1])
     process.die_with_parent(settings["parent"])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is dealt with by the parent
+    for signum in (signal.SIGINT, signal.SIGHUP):  # a terminal sends them to all; the parent deals with them
+        signal.signal(signum, signal.SIG_IGN)
     parent = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints
 

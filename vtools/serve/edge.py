@@ -37,7 +37,7 @@ async def _serve(settings: dict[str, Any], tell: child.Tell) -> None:
     metrics = Metrics(list(settings["models"]))
     for name, reference in settings["models"].items():
         template = load_template(settings["template"], load_tokenizer(reference), settings["system"])
-        models[name] = (Model(name, metrics, stalled=lambda pid: tell({"stalled": pid})), template)
+        models[name] = (Model(name, metrics, doubted=lambda pid: tell({"doubted": pid})), template)
     admitted = Admission(key(os.environb), settings["host"])
     api = Api(
         models, admission=admitted, origins=settings["origins"], most=settings["most"], event=tell, metrics=metrics
@@ -75,7 +75,9 @@ class _Protocol(h11_impl.H11Protocol):
         self._stop_waiting()
 
     def _expect(self) -> None:
-        if self.conn.their_state is not h11_impl.h11.IDLE:
+        # Or it was answered before its body had come, which is then awaited no longer than headers are.
+        answered = self.cycle is not None and self.cycle.response_complete
+        if self.conn.their_state is not h11_impl.h11.IDLE and not answered:
             self._stop_waiting()
         elif self._waiting is None:
             self._waiting = self.loop.call_later(HEADERS, self.transport.close)
@@ -91,7 +93,10 @@ async def _listen(reader: asyncio.StreamReader, models: dict[str, Model]) -> Non
     async for line in reader:
         said = json.loads(line)
         if up := said.get("up"):
-            models[up["model"]].up(Worker(up["worker"], up["pid"], up["socket"]), up["context"], up["digest"])
+            worker = Worker(up["worker"], up["pid"], up["socket"])
+            models[up["model"]].up(worker, up["context"], up["vocabulary"], up["digest"])
+        elif alive := said.get("alive"):
+            models[alive["model"]].alive(alive["worker"])
         elif draining := said.get("draining"):
             models[draining["model"]].drain(draining["worker"])
         elif down := said.get("down"):

@@ -5,6 +5,7 @@ import errno
 import ipaddress
 import os
 import queue
+import resource
 import socket
 import sys
 import threading
@@ -13,6 +14,8 @@ from typing import Any
 import orjson
 
 from vtools.process import Failure, UsageFailure
+
+UNREAD = 60_000  # milliseconds after which a client that does not read loses its connection
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -25,6 +28,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise UsageFailure(f"--host {host}: {error}") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD)  # of the connections, too
     try:
         listener.bind(address)
     except OSError as error:
@@ -77,7 +81,12 @@ class Events:
 
 
 def start(listener: socket.socket) -> None:
-    """Listen; from now on clients wait for an answer. Raises Failure if another process has taken the port since."""
+    """Listen; from now on clients wait for an answer. Raises Failure if another process has taken the port since.
+
+    This process and those that it starts may then open as many files, and so connections, as the system allows.
+    """
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, allowed))
     try:
         listener.listen(2048)
     except OSError as error:  # another process bound the same port and listened first

@@ -28,7 +28,7 @@ class Metrics:
             registry=registry,
         )  # fmt: skip
         self.stalls = Counter("vtools_stall", "Workers that fell silent during an answer.", named, registry=registry)
-        self.restarts = Counter("vtools_worker_restart", "Workers that died.", named, registry=registry)
+        self.restarts = Counter("vtools_worker_restart", "Workers started again.", named, registry=registry)
         self.workers = Gauge("vtools_workers", "Workers that are up.", named, registry=registry)
         for model in models:
             for each in (self.first, self.between, self.in_flight, self.waiting, self.stalls, self.restarts):

@@ -270,7 +270,7 @@ def parse(raw: bytes, route: str) -> Parameters:
     return Parameters(
         model=given["model"],
         sampling=Sampling(
-            max_tokens=_max_tokens(given, None if route == CHAT else COMPLETION_TOKENS),
+            max_tokens=_max_tokens(given),
             temperature=float(given.get("temperature", TEMPERATURE)),
             top_p=float(given.get("top_p", 1)),
             seed=given.get("seed"),
@@ -286,11 +286,11 @@ def parse(raw: bytes, route: str) -> Parameters:
     )
 
 
-def _max_tokens(given: dict[str, Any], default: int | None) -> int | None:
+def _max_tokens(given: dict[str, Any]) -> int | None:
     wanted = {given[name] for name in ("max_tokens", "max_completion_tokens") if name in given}
     if len(wanted) > 1:
         raise _conflict("max_tokens", "max_tokens and max_completion_tokens differ")
-    return wanted.pop() if wanted else default
+    return wanted.pop() if wanted else None
 
 
 def _alternatives(given: dict[str, Any]) -> int | None:

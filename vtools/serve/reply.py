@@ -23,7 +23,7 @@ from vtools.records.jsonl import Reject
 from vtools.serve.answer import Answer, Piece
 from vtools.serve.errors import ApiError
 from vtools.serve.metrics import Metrics
-from vtools.serve.parameters import CHAT, Parameters
+from vtools.serve.parameters import CHAT, COMPLETION_TOKENS, COMPLETIONS, Parameters
 from vtools.serve.shapes import Chat, Completion
 from vtools.serve.upstream import Broken, Model, NoWorker, Refused, Trace
 
@@ -58,13 +58,21 @@ class Reply:
             raise failed(error) from None
         sampling = wanted.sampling
         try:
-            most = limit(model.context, len(prompt), sampling.max_tokens)
+            wanted_tokens = sampling.max_tokens
+            if wanted_tokens is None and route == COMPLETIONS:
+                wanted_tokens = min(COMPLETION_TOKENS, max(1, model.context - len(prompt)))
+            most = limit(model.context, len(prompt), wanted_tokens)
         except (PromptTooLong, AnswerTooLong) as error:
             asked = "messages" if route == CHAT else "prompt"
             param = "max_tokens" if isinstance(error, AnswerTooLong) else asked
             raise ApiError(400, str(error), code="context_length_exceeded", param=param) from None
+        if route == COMPLETIONS and max(prompt, default=0) >= model.vocabulary:
+            raise ApiError(
+                400, f"prompt has token ids of {model.vocabulary} and more, which the model does not have",
+                code="invalid_value", param="prompt",
+            )  # fmt: skip
         seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
-        options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "return_token_ids": True}
+        options: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
         if wanted.logprobs is not None:
             options["logprobs"] = wanted.logprobs
         for index in range(wanted.n):
@@ -128,11 +136,14 @@ class Reply:
                 yield data(first)
         try:
             async for index, piece in _interleaved(self._answers):
-                self._timed()
-                if piece is not None and not piece.text and not self._detailed:
+                if piece is not None:
+                    self._timed()
+                    if piece.text or self._detailed:
+                        yield data(shapes.piece(index, piece))
                     continue
                 finish = self._answers[index].finish
-                yield data(shapes.piece(index, piece) if piece is not None else shapes.end(index, finish or "stop"))
+                assert finish is not None, "an answer that has not ended must not look finished"
+                yield data(shapes.end(index, finish))
         except Exception as error:
             told = failed(error)
             self.status = told.status
@@ -287,15 +298,15 @@ async def _interleaved(answers: list[Answer]) -> AsyncIterator[tuple[int, Piece 
             yield 0, piece
         yield 0, None
         return
-    arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue()
+    arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(len(answers))
 
     async def pump(index: int, answer: Answer) -> None:
         try:
             async for piece in answer:
-                arrived.put_nowait((index, piece))
-            arrived.put_nowait((index, None))
+                await arrived.put((index, piece))
+            await arrived.put((index, None))
         except Exception as error:
-            arrived.put_nowait((index, error))
+            await arrived.put((index, error))
 
     tasks = [asyncio.ensure_future(pump(index, answer)) for index, answer in enumerate(answers)]
     try:

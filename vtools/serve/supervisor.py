@@ -1,7 +1,6 @@
 """The supervisor: it starts the edge and the workers, starts what dies again, and ends all of them with itself."""
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
@@ -18,7 +17,8 @@ from vtools.process import Failure, announce, die_of, say
 
 BACKOFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the next start, by deaths in a row
 LIVED = 60.0  # seconds after which a death is the first in a row
-FROZEN = 10.0  # seconds that a worker which stalled may take to answer
+FROZEN = 10.0  # seconds to answer for a worker that lost an answer; to end for what has had its grace
+LINE = 1 << 20  # bytes of the longest line that a child writes
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -32,6 +32,8 @@ class Child:
     model: str | None = None  # of a worker
     process: asyncio.subprocess.Process | None = None
     deaths: int = 0
+    socket: str = ""  # of a worker
+    digest: str = ""  # of the weights that it came up with first
     ever_up: bool = False
     up: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -59,6 +61,8 @@ class Supervisor:
         ]
         self._edge = Child("edge", "vtools.serve.edge", {**edge, "models": models, "fd": listener.fileno()})
         self._told: dict[str, dict[str, Any]] = {}  # of the workers that are up, for an edge that starts again
+        self._probed: set[int] = set()  # pids of workers that lost an answer, and have not answered since
+        self._grace: float = edge["grace"]
         self._ending = False
         self._failed: Failure | None = None
         self._done = asyncio.Event()
@@ -80,6 +84,7 @@ class Supervisor:
                 announce("serve", "running answers may finish; Ctrl-C again ends at once")
             self._ending = True
             self._edge.process.send_signal(signal.SIGTERM)
+            loop.call_later(self._grace + FROZEN, self._kill, self._edge, self._edge.process.pid)
 
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(signum) is not signal.SIG_IGN:
@@ -100,8 +105,7 @@ class Supervisor:
         finally:
             self._ending = True
             for child in (self._edge, *self._workers):
-                if child.process is not None and child.process.returncode is None:
-                    child.process.kill()
+                self._kill(child)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -134,43 +138,68 @@ class Supervisor:
         while not self._ending:
             number += 1
             began = time.monotonic()
-            settings = {**child.settings, "parent": os.getpid()}
+            # At the first start all workers share the memory; later the others have taken theirs.
+            settings = {**child.settings, "parent": os.getpid(), "processes": len(self._workers) if number == 1 else 1}
             if child.model is not None:
-                settings["socket"] = str(Path(self._folder.name) / f"{self._workers.index(child)}.{number}")
-            child.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", child.module, json.dumps(settings),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-                pass_fds=[self._listener.fileno()] if child is self._edge else [],
-            )  # fmt: skip
-            if child is self._edge:
-                for told in self._told.values():
-                    self._tell(told)
-            assert child.process.stdout is not None
-            async for line in child.process.stdout:
-                self._heard(child, json.loads(line), settings)
-            code = await child.process.wait()
-            if self._ended(child, code):
+                child.socket = str(Path(self._folder.name) / f"{self._workers.index(child)}.{number}")
+                settings["socket"] = child.socket
+            try:
+                reason = await self._run(child, settings)
+            except OSError as error:
+                reason = f"it cannot be started ({error.strerror or error})"
+            if self._ended(child, reason):
                 return
             child.deaths = child.deaths + 1 if time.monotonic() - began < LIVED else 1
             pause = BACKOFF[min(child.deaths - 1, len(BACKOFF) - 1)]
             again = f"again in {pause:g} s" if pause else "again at once"
-            say("serve", f"{child.name} (pid {child.process.pid}) ended: {_reason(code)}; it starts {again}")
+            say("serve", f"{child.name} ended: {reason}; it starts {again}")
             await asyncio.sleep(pause)
 
-    def _heard(self, child: Child, said: dict[str, Any], settings: dict[str, Any]) -> None:
+    async def _run(self, child: Child, settings: dict[str, Any]) -> str:
+        """Run a child once; why it ended. Raises OSError if it cannot start."""
+        process = child.process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", child.module, json.dumps(settings),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE,
+            pass_fds=[self._listener.fileno()] if child is self._edge else [],
+        )  # fmt: skip
+        if child is self._edge:
+            for told in self._told.values():
+                self._tell(told)
+        assert process.stdout is not None
+        try:
+            async for line in process.stdout:
+                self._heard(child, json.loads(line))
+        except ValueError as error:  # what it says is no JSON, or has no end
+            say("serve", f"{child.name} (pid {process.pid}): {error}; killed")
+            process.kill()
+        return _reason(await process.wait())
+
+    def _kill(self, child: Child, pid: int | None = None) -> None:
+        """End a child at once, if it runs, and still has this pid."""
+        if child.process is not None and child.process.returncode is None and pid in (None, child.process.pid):
+            child.process.kill()
+
+    def _heard(self, child: Child, said: dict[str, Any]) -> None:
         """What a child said on its stdout."""
         assert child.process is not None
-        if "up" in said:
+        if child.model is not None and "up" in said and child.digest not in ("", said["up"]["digest"]):
+            say(
+                "serve", f"{child.name}: the weights in {child.settings['model']} have changed; start the command again"
+            )
+            self._kill(child)  # answers would go on with other weights
+        elif "up" in said:
             child.ever_up = True
             child.up.set()
             if child.model is not None:
+                child.digest = said["up"]["digest"]
                 about = {"model": child.model, "worker": child.name, "pid": child.process.pid}
-                self._told[child.name] = {"up": {**about, "socket": settings["socket"], **said["up"]}}
+                self._told[child.name] = {"up": {**about, "socket": child.socket, **said["up"]}}
                 self._tell(self._told[child.name])
                 self._report(child, "up")
         elif "draining" in said:
             self._told.pop(child.name, None)
             self._tell({"draining": {"model": child.model, "worker": child.name}})
+            asyncio.get_running_loop().call_later(self._grace + FROZEN, self._kill, child, child.process.pid)
             self._report(child, "draining")
         elif "failed" in said:
             if not child.ever_up and self._failed is None:
@@ -178,23 +207,24 @@ class Supervisor:
                 self._done.set()
             else:
                 say("serve", f"{child.name}: {said['failed']}")
-        elif "stalled" in said:
-            asyncio.get_running_loop().create_task(self._thaw(said["stalled"]))
+        elif "doubted" in said:
+            asyncio.get_running_loop().create_task(self._probe(said["doubted"]))
         else:
             self._event(said)
 
-    def _ended(self, child: Child, code: int) -> bool:
+    def _ended(self, child: Child, reason: str) -> bool:
         """Tell the edge of a worker that ended; whether this was wanted."""
-        assert child.process is not None
         if child.model is not None:
             self._told.pop(child.name, None)
             self._tell({"down": {"model": child.model, "worker": child.name}})
-            if child.ever_up and not self._ending:
-                self._report(child, "down", reason=_reason(code))
+            if child.up.is_set() and not self._ending:
+                child.up.clear()
+                self._report(child, "down", reason=reason)
         elif self._ending:
             self._done.set()
         if not child.ever_up and not self._ending and self._failed is None:
-            self._failed = Failure(f"{child.name} ended with {code} before it was up")
+            memory = "; is there memory enough?" if reason == "SIGKILL" else ""
+            self._failed = Failure(f"{child.name} ended before it was up: {reason}{memory}")
             self._done.set()
         return self._ending or self._failed is not None
 
@@ -204,22 +234,26 @@ class Supervisor:
         if edge is not None and edge.returncode is None and edge.stdin is not None and not edge.stdin.is_closing():
             edge.stdin.write(json.dumps(what).encode() + b"\n")
 
-    async def _thaw(self, pid: int) -> None:
-        """Kill a worker that stalled, unless it answers soon: it is frozen, and starts again."""
+    async def _probe(self, pid: int) -> None:
+        """Kill a worker that lost an answer, unless it answers soon: it is frozen, and starts again."""
         child = next((one for one in self._workers if one.process is not None and one.process.pid == pid), None)
-        told = self._told.get(child.name) if child else None
-        if child is None or child.process is None or told is None:
+        if child is None or child.process is None or pid in self._probed:
             return
-        with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+        self._probed.add(pid)
+        try:
             async with asyncio.timeout(FROZEN):
-                reader, writer = await asyncio.open_unix_connection(told["up"]["socket"])
+                reader, writer = await asyncio.open_unix_connection(child.socket)
                 writer.write(b"GET /health HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n")
                 await reader.readuntil(b"\r\n")
                 writer.close()
-                return
-        if child.process.pid == pid and child.process.returncode is None:
+            self._tell({"alive": {"model": child.model, "worker": child.name}})
+        except TimeoutError:
             say("serve", f"{child.name} (pid {pid}) has not answered for {FROZEN:g} s: killed")
-            child.process.kill()
+            self._kill(child, pid)
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # it is ending
+        finally:
+            self._probed.remove(pid)
 
 
 def _reason(code: int) -> str:

@@ -20,8 +20,8 @@ from vtools.serve.metrics import Metrics
 
 CONNECT = 2.0  # seconds
 STALL = 5.0  # between two tokens, or signs of life, of which a worker gives one a second
-SUSPECT = 30.0  # for which others are asked before a worker that stalled
-RESTART = 120.0  # for a worker to come back where none is up
+SUSPECT = 30.0  # for which others are asked before a worker that lost an answer, unless it shows that it lives
+RESTART = 120.0  # for a worker to come up, or to show that it lives, where none can be asked
 RESUMES = 2  # of one answer
 DEATHS = 2  # of workers under one request, which is then suspected to be their cause
 
@@ -68,7 +68,7 @@ class Worker:
     name: str
     pid: int
     socket: str
-    suspect_until: float = 0.0  # it stalled: others are asked first
+    suspect_until: float = 0.0  # it lost an answer: others are asked first
     draining: bool = False  # it ends with the answers that it is writing
     _open: set[Exchange] = field(default_factory=set)
 
@@ -91,8 +91,8 @@ class Worker:
                     *blocks, rest = (rest + event.data).split(b"\n\n")
                 elif status == 400:
                     raise Refused(orjson.loads(rest)["error"]["message"])
-                else:
-                    raise Lost("lost")
+                else:  # 503 is of a worker that ends
+                    raise Lost("lost" if status == 200 else "connect")
                 for block in blocks:
                     if not block.startswith(b"data: {"):
                         continue  # a sign of life
@@ -113,7 +113,6 @@ class Worker:
             async with asyncio.timeout(seconds):
                 return await work
         except TimeoutError:
-            self.suspect_until = time.monotonic() + SUSPECT
             raise Lost("stall") from None
         except (OSError, h11.RemoteProtocolError):
             raise Lost(reason) from None
@@ -131,11 +130,12 @@ class Model:
     name: str
     metrics: Metrics
     context: int = 0
+    vocabulary: int = 0
     digest: str = ""
     workers: dict[str, Worker] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
-    stalled: Callable[[int], None] = lambda pid: None  # is told of a worker that fell silent
+    doubted: Callable[[int], None] = lambda pid: None  # is told of a worker that lost an answer
 
     def close(self) -> None:
         """End the answers that are still written: their iterators raise Broken."""
@@ -144,12 +144,18 @@ class Model:
         for name in list(self.workers):
             self.down(name)
 
-    def up(self, worker: Worker, context: int, digest: str) -> None:
-        """A worker has come up."""
-        self.context, self.digest = context, digest
+    def up(self, worker: Worker, context: int, vocabulary: int, digest: str) -> None:
+        """A worker has come up; all that do have the same weights."""
+        self.context, self.vocabulary, self.digest = context, vocabulary, digest
         self.workers[worker.name] = worker
         self.changed.set()
         self._count()
+
+    def alive(self, name: str) -> None:
+        """A worker that lost an answer can be asked again."""
+        if worker := self.workers.get(name):
+            worker.suspect_until = 0.0
+            self.changed.set()
 
     def drain(self, name: str) -> None:
         """A worker takes no new requests."""
@@ -164,7 +170,8 @@ class Model:
         if worker := self.workers.pop(name, None):
             worker.close()
             self._count()
-            self.metrics.restarts.labels(self.name).inc()
+            if not self.closed:
+                self.metrics.restarts.labels(self.name).inc()
 
     async def ready(self) -> None:
         """Wait until a worker has said what the model's context is. Raises NoWorker, Broken."""
@@ -172,21 +179,27 @@ class Model:
             await self._chosen(set())
 
     async def _chosen(self, tried: set[int]) -> Worker:
-        """The least busy worker that is no suspect and was not tried. Raises NoWorker after a while without any."""
+        """The least busy worker, rather one that was not tried than one that was, and no suspect that was.
+
+        Raises NoWorker after a while without any, Broken.
+        """
         end = time.monotonic() + RESTART
         while True:
             if self.closed:
                 raise Broken("the server is stopping, and its time for running answers is over")
             now = time.monotonic()
-            free = [one for one in self.workers.values() if one.pid not in tried and not one.draining]
+            free = [one for one in self.workers.values() if not one.draining]
+            new = [worker for worker in free if worker.pid not in tried]
             calm = [worker for worker in free if worker.suspect_until <= now]
-            if calm or free:
-                return min(calm or free, key=lambda worker: worker.in_flight)
+            for choice in ([worker for worker in calm if worker in new], new, calm):
+                if choice:
+                    return min(choice, key=lambda worker: worker.in_flight)
+            if now >= end:
+                raise NoWorker(f"no worker of {self.name} answers; try again later")
             self.changed.clear()
-            try:
-                await asyncio.wait_for(self.changed.wait(), end - now)
-            except TimeoutError:
-                raise NoWorker(f"no worker of {self.name} is up; try again later") from None
+            with contextlib.suppress(TimeoutError):
+                until = min([end, *(worker.suspect_until for worker in free)])
+                await asyncio.wait_for(self.changed.wait(), until - now)
 
     async def answer(
         self, prompt: list[int], limit: int, options: dict[str, Any], trace: Trace
@@ -202,7 +215,7 @@ class Model:
             worker = await self._chosen(tried)
             tried.add(worker.pid)
             trace.workers.append(worker.name)
-            body = {**options, "prompt": prompt + given, "max_tokens": limit - len(given), "stream": True}
+            body = {**options, "prompt": prompt + given, "max_tokens": limit - len(given)}
             try:
                 async with contextlib.aclosing(worker.stream(orjson.dumps(body))) as stream:
                     async for found in stream:
@@ -214,14 +227,15 @@ class Model:
             except Lost as lost:
                 if self.closed:
                     raise Broken("the server is stopping, and its time for running answers is over") from None
-                deaths += lost.reason == "lost"
-                if deaths >= DEATHS:
-                    raise Broken(f"{deaths} workers died while they wrote this answer") from None
-                if resumes >= RESUMES:
-                    raise Broken(f"the answer was lost {resumes + 1} times") from None
+                worker.suspect_until = time.monotonic() + SUSPECT
+                self.doubted(worker.pid)
                 if lost.reason == "stall":
                     self.metrics.stalls.labels(self.name).inc()
-                    self.stalled(worker.pid)
+                deaths += lost.reason == "lost"
+                if deaths >= DEATHS:
+                    raise Broken(f"{deaths} workers failed while they wrote this answer") from None
+                if resumes >= RESUMES:
+                    raise Broken(f"the answer was lost {resumes + 1} times") from None
                 resumes += 1
                 trace.resumes += 1
                 self.metrics.resumes.labels(self.name, lost.reason).inc()

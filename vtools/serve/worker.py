@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 from starlette.applications import Starlette
@@ -79,14 +79,15 @@ async def _events(tokens: Any, engine: Any) -> AsyncIterator[bytes]:
                 found = await asyncio.wait_for(arrived.get(), KEEPALIVE)
             except TimeoutError:
                 if time.monotonic() - max(asked, engine.stepped) > HUNG:
-                    say("serve", f"worker {os.getpid()}: no forward pass has ended in {HUNG:g} s; it ends")
-                    os._exit(1)
+                    end(f"a forward pass takes longer than {HUNG:g} s")
                 yield b": keepalive\n\n"
                 continue
             if found is None:
                 yield END
                 return
             if isinstance(found, Exception):
+                if not engine.running:
+                    end(str(found))  # a new process is surer than a new start in this one
                 yield b"data: " + orjson.dumps({"error": {"message": str(found)}}) + b"\n\n"
                 return
             new, finish = found
@@ -97,6 +98,12 @@ async def _events(tokens: Any, engine: Any) -> AsyncIterator[bytes]:
             yield b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n"
     finally:
         tokens.close()
+
+
+def end(reason: str) -> NoReturn:
+    """End this process at once; its answers go on elsewhere."""
+    say("serve", f"worker {os.getpid()}: {reason}")
+    os._exit(1)
 
 
 def main() -> None:
@@ -110,10 +117,14 @@ def main() -> None:
         from vtools.models.reference import model_folder
         from vtools.weights.model_digest import digest
 
-        named = ("template", "system", "dtype", "threads", "max_requests")
+        named = ("template", "system", "dtype", "threads", "max_requests", "processes")
         engine = Engine(settings["model"], **{name: settings[name] for name in named})
         list(engine.tokens([0], Sampling(max_tokens=1, temperature=0)))  # a model that loads may still not run
-        about = {"context": engine.context, "digest": digest(model_folder(settings["model"]), quiet=True)}
+        about = {
+            "context": engine.context,
+            "vocabulary": engine.vocabulary,
+            "digest": digest(model_folder(settings["model"]), quiet=True),
+        }
     except Exception as error:
         reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
         tell({"failed": reason})
