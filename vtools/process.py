@@ -108,7 +108,7 @@ EXTRAS = {
     "torch": "train", "sentencepiece": "train", "accelerate": "train", "flash_attn": "flash-attn",
     "transformers": "train", "safetensors": "train", "gguf": "weights", "numpy": "weights",
     "blake3": "weights", "peft": "train", "huggingface_hub": "hub", "pyarrow": "hub", "starlette": "serve",
-    "prometheus_client": "serve", "uvicorn": "serve", "openai": "judge", "prompt_toolkit": "judge",
+    "prometheus_client": "serve", "h11": "serve", "uvicorn": "serve", "openai": "judge", "prompt_toolkit": "judge",
     "turbohtml": "fast", "pycld2": "filters", "rensa": "filters", "matplotlib": "plot",
 }  # fmt: skip
 

