@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
-from loopback import Chat, Status
+from loopback import Chat, Reply, Request, Server, Status
 
 LINE = re.compile(r"^([0-9a-f]{8} .+): (?:NUMBER|CHOICE)$", re.MULTILINE)
 
@@ -46,3 +47,24 @@ class Judge(Chat):
     @property
     def bodies(self) -> list[dict]:
         return [body for body in super().bodies if "response_format" not in body]
+
+
+class Probable(Server):
+    """A server that gives log-probabilities: for each token of an answer its text and the likeliest with theirs."""
+
+    def __init__(self, *tokens: tuple[str, dict[str, float]]) -> None:
+        def one(text: str, probability: float) -> dict:
+            return {"token": text, "logprob": math.log(probability), "bytes": None}
+
+        content = [
+            {**one(text, likeliest.get(text, 1e-9)), "top_logprobs": [one(*each) for each in likeliest.items()]}
+            for text, likeliest in tokens
+        ]
+
+        def reply(request: Request) -> Reply:
+            message = {"role": "assistant", "content": "".join(text for text, _ in tokens)}
+            choice = {"index": 0, "message": message, "finish_reason": "length", "logprobs": {"content": content}}
+            return Reply.json({"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]})
+
+        super().__init__(reply)
+        self.url += "/v1"

@@ -123,7 +123,7 @@ class Form:
         return None if None in found else found
 
     def _beginning(self, labels: str) -> str:
-        return rf"{self.mark}{DECORATION}+(?:{labels}){DECORATION}*[::]"
+        return rf"{self.mark}{DECORATION}+(?:{labels}){DECORATION}*[:\uff1a]"
 
 
 def json_object(reply: str) -> list[tuple[str, Any]] | None:
