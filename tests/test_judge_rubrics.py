@@ -15,7 +15,7 @@ from loopback import Chat, Status
 from vtools.inference.client import Sampling
 from vtools.inference.endpoint import Endpoint, EndpointError
 from vtools.inference.journal import Task
-from vtools.judge import judging, rubric
+from vtools.judge import judging, prompt, rubric
 from vtools.judge.answers import Single
 from vtools.judge.asking import Asking
 from vtools.judge.matches import Match
@@ -121,6 +121,13 @@ def test_a_turn_is_graded_after_those_before_it_and_by_its_own_reference():
     assert text.index("second?") < text.index("ref 2") < text.index("reason 1") and "ref 1" not in text
 
 
+def test_the_mark_is_in_nothing_that_is_shown():
+    taken = [f"{number:02x}" for number in range(256) if number != 0x7E]
+    assert prompt.mark_of([" ".join(taken).upper()], 0, size=1) == "7e"
+    assert len({prompt.mark_of(["a", "b"], seed) for seed in range(20)}) == 20
+    assert prompt.mark_of(["a", "b"], 0) != prompt.mark_of(["b", "a"], 0) and len(prompt.mark_of([], 0)) == 8
+
+
 def test_a_schema_is_tried_once_and_then_never_again_by_however_many_ask_at_a_time():
     def refuse(messages, body):
         if "response_format" in body:
@@ -146,10 +153,14 @@ def test_a_server_that_takes_a_schema_and_then_ignores_it_is_asked_for_lines(ans
 
 def test_an_error_that_is_not_about_the_schema_is_an_error():
     def busy(messages, body):
-        raise Status(500)
+        if len(server.asked) == 1:
+            raise Status(500)
+        return by_schema(body, [4, 3])
 
-    with Chat(busy) as server, pytest.raises(EndpointError, match="500"):
-        record(server)
+    with Chat(busy) as server, asking(server) as ask:
+        with pytest.raises(EndpointError, match="500"):
+            record(server, ask=ask)
+        assert record(server, ask=ask)["form"] == "json"
 
 
 def test_json_that_is_not_the_schemas_is_asked_for_again_in_the_same_form():

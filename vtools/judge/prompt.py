@@ -107,7 +107,7 @@ def single(
 def _prompt(
     rubric: Rubric, mode: Mode, question: Question, shown: list[tuple[str, str]], seed: int, one_token: bool
 ) -> Prompt:
-    mark = _mark([text for _, text in shown], seed)
+    mark = mark_of([text for _, text in shown], seed)
     form = mode.one_token_form(mark) if one_token else mode.form(mark, question)
     parts = [rubric.instructions[rubric.instructions_name(question.category)]]
     parts += [f"{name}: {meaning}" for name, meaning in rubric.criteria.items()]
@@ -118,11 +118,11 @@ def _prompt(
     return Prompt(instructions, "\n\n".join(f"<{mark} {title}>\n{text}\n</{mark}>" for title, text in shown), form)
 
 
-def _mark(texts: list[str], seed: int) -> str:
-    """8 hexadecimal digits from all that is shown, which none of it contains: so that no author can write them."""
+def mark_of(texts: list[str], seed: int, size: int = 4) -> str:
+    """Hexadecimal digits of `size` bytes, made from all that is shown and not contained in it: none can know them."""
     said = "\0".join([str(seed), *texts])
     while True:
-        mark = hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=4).hexdigest()
+        mark = hashlib.blake2b(said.encode("utf-8", "replace"), digest_size=size).hexdigest()
         if mark not in said.lower():
             return mark
         said += "\0"
