@@ -22,7 +22,7 @@ def judge(
         typer.Option(
             "--rubric",
             metavar="NAME|FILE",
-            help="Judge by this rubric: alpaca, arena-hard, checklist, dialogue, mtbench, vicuna, or your own .toml.",
+            help="Use this rubric: alpaca, arena-hard, checklist, dialogue, mtbench, vicuna, or your own .toml.",
         ),
     ] = "vicuna",
     mode_name: Annotated[
