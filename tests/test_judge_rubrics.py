@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -140,6 +141,19 @@ def test_a_schema_is_tried_once_and_then_never_again_by_however_many_ask_at_a_ti
     assert sum("response_format" in body for body in server.bodies) == 1 and len(server.bodies) == 13
 
 
+def test_after_the_first_trial_all_ask_at_a_time():
+    together = threading.Barrier(4)
+
+    def reply(messages, body):
+        if len(server.asked) > 1:
+            together.wait(30)
+        return by_schema(body, [4, 3])
+
+    with Chat(reply) as server, asking(server) as ask, ThreadPoolExecutor(5) as pool:
+        made = list(pool.map(lambda _: record(server, ask=ask), range(5)))
+    assert [row["form"] for row in made] == ["json"] * 5 and len(server.bodies) == 5
+
+
 @pytest.mark.parametrize("answer", ["", "Both are fine.\nAssistant 1: 9", "[8, 9]"])
 def test_a_server_that_takes_a_schema_and_then_ignores_it_is_asked_for_lines(answer):
     def reply(messages, body):
@@ -233,6 +247,24 @@ def test_a_grade_by_log_probabilities_is_the_mean_of_one_digit_on_the_rubrics_sc
         made = record(server, mode="single", sampling=LOGPROBS)
     mean = (9 * 0.5 + 1 * 0.25 + 5 * 0.05) / 0.8
     assert made["score"] == pytest.approx(1 + (mean - 1) / 8 * 9) and made["mass"] == 0.8
+
+
+def test_how_sure_the_judge_was_of_giving_a_verdict_at_all_is_said(vtools, tmp_path):
+    for model in "ab":
+        (tmp_path / f"{model}.jsonl").write_bytes(jsonl({"id": "q", "model": model, "question": ["?"], "turns": [model]}))  # fmt: skip
+    ask = ("judge", "a.jsonl", "b.jsonl", "--logprobs", "--model", "m", "--base-url")
+    with Probable(("A", {"A": 0.6, "B": 0.25})) as server:
+        done = vtools(*ask, server.url)
+    assert [(row["verdict"], row["expectation"]) for row in done.records] == [
+        ("a", pytest.approx(12 / 17)), ("b", pytest.approx(5 / 17)),
+    ]  # fmt: skip
+    assert done.returncode == 0 and "with a probability of 0.85 on average, 0.85 at least" in done.errors
+    report = vtools("report", stdin=done.stdout).stdout.decode()
+    assert "the judge changed its mind with the order in 100%" in report and "0 / 1 / 0" in report
+    with Probable(("Well", {"Well": 0.6, "B": 0.25})) as server:
+        done = vtools(*ask, server.url)
+    assert [(row["verdict"], row["mass"]) for row in done.records] == [(None, 0.25)] * 2
+    assert done.returncode == 1 and "2 of 2 judgments have no verdict" in done.errors
 
 
 def test_a_server_without_log_probabilities_ends_the_run(vtools, tmp_path):

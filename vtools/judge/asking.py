@@ -68,9 +68,12 @@ class Asking:
 
     def _whole(self, prompt: Prompt, sampling: Sampling, replies: list[Answer]) -> str:
         """Ask for a whole reply, which is appended, and return the way in which it was asked for."""
-        with self._trying if self._takes_schema is None else contextlib.nullcontext():
-            if self._takes_schema is not False and self._by_schema(prompt, sampling, replies):
-                return JSON
+        if self._takes_schema is None:
+            with self._trying:  # the others wait for the first trial, but not for each other
+                if self._takes_schema is None and self._by_schema(prompt, sampling, replies):
+                    return JSON
+        if self._takes_schema and self._by_schema(prompt, sampling, replies):
+            return JSON
         replies.append(self._complete(prompt, LINES, sampling))
         return LINES
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from statistics import fmean
 
 from vtools.inference import journal
 from vtools.inference.client import Sampling, usage
@@ -38,6 +39,11 @@ class Judge:
         """Whether the verdict is read from the log-probabilities of one token."""
         return self.sampling.logprobs is not None
 
+    @property
+    def way(self) -> str:
+        """The way to give a verdict that is asked for where no server takes a schema."""
+        return prompt.LOGPROBS if self.one_token else prompt.LINES
+
     def prompt(self, asked: Match | Single) -> Prompt:
         """The prompt for a task. Raises Reject if its question lacks what the rubric needs."""
         seed = self.sampling.seed or 0
@@ -48,13 +54,12 @@ class Judge:
     def keyed(self, tasks: Iterator[Task], name: str | None) -> Iterator[Task]:
         """The tasks with keys that hold all that a judgment depends on; rejects for those that lack a prompt."""
         keys = journal.Keys()
-        way = prompt.LOGPROBS if self.one_token else prompt.LINES
         for task in tasks:
             if task.question:
                 asked: Match | Single = task.question
                 who = [asked.model] if isinstance(asked, Single) else [asked.a, asked.b, asked.order]
                 try:
-                    messages = self.prompt(asked).messages(way)
+                    messages = self.prompt(asked).messages(self.way)
                 except Reject as reject:
                     task = Task(task.value, task.source, reject=reject)
                 else:
@@ -97,13 +102,14 @@ def judge_all(tasks: Iterator[Task], target: Target, judge: Judge, common: Commo
     """Judge every task and write the judgments. Raises Failure if some have no verdict."""
     client, name = connect(target)
     asking = Asking(client, judge.sampling)
-    total, counted = 0, Counter[str]()
+    total, counted, masses = 0, Counter[str](), list[float]()
 
     def write(output: jsonl.Output, record: Record) -> None:
         nonlocal total
         total += 1
         counted["without"] += not has_verdict(record)
         counted.update(record.get("again", []))
+        masses.extend([record["mass"]] if "mass" in record else [])
         output.write(record)
 
     complaint = journal.run(
@@ -116,6 +122,9 @@ def judge_all(tasks: Iterator[Task], target: Target, judge: Judge, common: Commo
     )
     client.close()
     said = [f"{counted[why]} of {total} replies {text}" for why, text in AGAIN.items() if counted[why]]
+    if masses:
+        spread = f"{fmean(masses):.2f} on average, {min(masses):.2f} at least"
+        said.append(f"the judge's first token was a verdict with a probability of {spread}")
     if said and not common.quiet:
         say("judge", "; ".join(said))
     complaints = [complaint] if complaint else []
@@ -148,7 +157,7 @@ def estimate(tasks: Iterator[Task], target: Target, judge: Judge, out: str | Non
             same += 1
         else:
             calls += 1
-            asked = judge.prompt(task.question).messages(prompt.LINES)
+            asked = judge.prompt(task.question).messages(judge.way)
             characters += sum(len(message["content"].encode("utf-8", "replace")) for message in asked)
     tokens_in, tokens_out = characters // 4, calls * (judge.sampling.max_tokens or 0)
     parts = [
