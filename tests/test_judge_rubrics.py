@@ -109,7 +109,7 @@ def test_the_judge_sees_what_the_rubric_is_about():
         record(server, "mtbench", question=Question("q", ["1 + 1?"], category="math", reference=["2, of course"]))
     assert "2, of course" in shown(server) and "whether an answer is correct" in shown(server)
     assert "Assistant A" in shown(server) and "Assistant 1" not in shown(server)
-    assert "C (both are equal)" in shown(server)
+    assert "C if both are equal" in shown(server)
 
 
 def test_a_turn_is_graded_after_those_before_it_and_by_its_own_reference():
@@ -221,7 +221,7 @@ def test_what_was_paid_for_is_kept_if_asking_again_fails():
 @pytest.mark.parametrize(
     ("tokens", "order", "wanted"),
     [
-        ([("A", {"A": 0.6, " A": 0.1, "B": 0.2, "Well": 0.1})], "ab", (0.9, 7 / 9, "a")),
+        ([("A", {"A": 0.6, " A": 0.1, "B": 0.2, " a": 0.1})], "ab", (0.9, 7 / 9, "a")),
         ([("A", {"A": 0.6, " A": 0.1, "B": 0.2, "Well": 0.1})], "ba", (0.9, 2 / 9, "b")),
         ([("C", {"C": 0.5, "A": 0.2, "B": 0.2})], "ab", (0.9, 0.5, "tie")),
         ([("Well", {"Well": 0.51, "A": 0.49})], "ab", (0.49, None, None)),
@@ -311,6 +311,8 @@ OWN = '[instructions]\ngeneral = "Weigh brevity."\n[pair]\nscale = [0, 3]\ntie =
         ("scale = [0, 3]\ntie = 0.5", 'choices = {"A B" = "a"}', "neither blanks"),
         ("scale = [0, 3]\ntie = 0.5", 'choices = {A = "a"}\ngames = {B = 2}', "[pair] games"),
         ("[pair]", '[criteria]\n"a: b" = "x"\n[pair]', "[criteria]: a name"),
+        ("[pair]", '[criteria]\nexplanation = "x"\n[pair]', "[criteria]: a name"),
+        ("[0, 3]", "[0, inf]", "[pair] scale: it must be two numbers"),
         ("[pair]", '[categories]\nx = "y"\n[pair]', "[categories] x: [instructions] has no y"),
         ("[pair]\nscale = [0, 3]\ntie = 0.5", "", "neither [pair] nor [single]"),
         ("[pair]", "[pair", "not a TOML file"),

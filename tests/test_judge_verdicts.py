@@ -187,6 +187,7 @@ def test_of_thousands_of_replies_in_six_languages_none_is_read_wrongly_and_each_
         (LETTER, f"{MARK} Verdict: AB"),
         (LETTER, f"{MARK} Verdict: D"),
         (LETTER, f"{MARK} Verdict:"),
+        (LETTER, f"{MARK} Verdict: a"),
         (LETTER, f"{MARK} Verdict: A\n{MARK} Verdict: B"),
         (CASED, f"{MARK} Verdict: MM"),
         (GRADE, f"{MARK} Grade: 0"),
@@ -213,9 +214,8 @@ def test_what_only_looks_like_a_verdict_is_none(form, reply):
     assert form.read(reply) is None
 
 
-def test_names_that_differ_in_case_only_are_two_and_others_are_read_in_either():
+def test_names_that_differ_in_case_only_are_two():
     assert CASED.read(f"{MARK} Verdict: m") == ["m"] and CASED.read(f"{MARK} Verdict: M") == ["M"]
-    assert LETTER.read(f"{MARK} Verdict: b") == ["B"] and CHECKS.read(f"{MARK} question 1: Yes\n{MARK} question 2: NO") == ["yes", "no"]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_json_counts_if_it_is_exactly_the_schema():
     assert list(PAIR.schema["properties"]) == ["explanation", "Assistant 1", "Assistant 2"]
     for wrong in (
         {**good, "Assistant 2": "6.5 of 10"}, {**good, "Assistant 2": True}, {**good, "Assistant 2": None},
-        {**good, "Assistant 2": 0}, {**good, "Assistant 2": [6]}, {**good, "more": 1}, {"Assistant 1": 8, "Assistant 2": 6},
+        {**good, "Assistant 2": 0}, {**good, "Assistant 2": [6]}, {**good, "Assistant 2": 10**400}, {**good, "more": 1}, {"Assistant 1": 8, "Assistant 2": 6},
         {"Assistant 1": 8, "Assistant 2": 6, "explanation": "after"},
     ):  # fmt: skip
         assert PAIR.read_json(json.dumps(wrong)) is None, wrong

@@ -71,7 +71,8 @@ def judge(
     A --rubric says what to weigh and what the verdict is. vicuna, the default: scores from 1 to 10 for helpfulness,
     relevance, accuracy and detail, with criteria of their own for programs and mathematics. dialogue: coherence,
     relevance, fluency and engagement from 1 to 5. mtbench, alpaca, arena-hard: letters, in the style of these
-    benchmarks. checklist: the yes-or-no questions in a question's `checklist`. FILE.toml: yours.
+    benchmarks. checklist: the yes-or-no questions in a question's `checklist`. FILE.toml: yours, in the form of these,
+    which are in vtools/judge/rubrics and described in vtools/judge/rubric.py.
 
     A verdict counts only in the exact form that the judge was asked for: JSON where the server takes a schema, else
     last lines with a mark that no answer can contain. Any other reply is requested once more, for the verdict alone;

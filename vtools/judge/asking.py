@@ -5,6 +5,7 @@ import dataclasses
 import math
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from vtools.inference.client import Answer, Client, Messages, Sampling
@@ -138,7 +139,7 @@ def _read(prompt: Prompt, way: str, reply: Answer) -> list[Any] | None:
 
 
 @contextlib.contextmanager
-def _kept() -> Any:
+def _kept() -> Iterator[None]:
     """Keep what was paid for if another call fails, unless all others would fail too."""
     try:
         yield

@@ -1,6 +1,16 @@
-"""Rubrics: what a judge is asked to weigh, and what its verdict is made of. One TOML file each, in `rubrics/`."""
+"""Rubrics: what a judge is asked to weigh, and what its verdict is made of. One TOML file each, in `rubrics/`.
+
+about = "..."          for readers of the file
+[instructions]         general = "...", and others that [categories] gives to questions: coding = "math"
+[criteria]             names with what each means; where there is a scale, each gets a score of its own
+[pair]                 how two answers are judged, by one of: scale = [LOWEST, HIGHEST]; checklist = true;
+                       choices = {A = "a", B = "b", C = "tie"}, whose games = {A = 3} say what a choice is worth;
+                       assistants = ["1", "2"] are the answers' names, and scores up to tie = 0 apart are equal
+[single]               how one answer is graded: scale or checklist
+"""
 
 import hashlib
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -11,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from vtools.judge.verdicts import Choice, Form, Scale
+from vtools.judge.verdicts import EXPLANATION, Choice, Form, Scale
 from vtools.process import Failure, UsageFailure
 from vtools.records.jsonl import Reject
 from vtools.records.question import Question
@@ -65,7 +75,7 @@ class Mode:
             if not question.checklist:
                 raise Reject("bad_schema", f"question {question.id} has no checklist, which the rubric is about")
             parts = [f"question {number}" for number in range(1, len(question.checklist) + 1)]
-        value = self.scale or Choice({"yes": "it is so", "no": "it is not so, or cannot be told"})
+        value = self.scale or Choice({"yes": "it is so", "no": "it is not so or cannot be told"})
         if self.name == SINGLE:
             return Form(mark, tuple(parts) or ("Grade",), value)
         sides = [f"Assistant {name}" for name in self.assistants]
@@ -215,8 +225,10 @@ class _Reader:
         tie = said.get("tie", 0)
         if not _is_number(tie) or tie < 0 or ("tie" in said and choices):
             raise self.wrong(f"{where} tie: it must be a number of at least 0, and is for scores")
-        if not all(map(_is_name, criteria)):
-            raise self.wrong("[criteria]: a name must have only letters, digits, blanks, dots and dashes")
+        if not all(map(_is_name, criteria)) or EXPLANATION in criteria:
+            raise self.wrong(
+                f"[criteria]: a name must have only letters, digits, blanks, dots and dashes, and not be {EXPLANATION}"
+            )
         scored = tuple(criteria) if scale else ()
         return Mode(mode, (assistants[0], assistants[1]), scored, scale, choices, games, tie)
 
@@ -238,7 +250,7 @@ class _Reader:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_name(value: Any) -> bool:

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-NUMBER = re.compile(r"-?[0-9]{1,3}(?:\.[0-9]{1,4})?")
+NUMBER = re.compile(r"-?[0-9]{1,6}(?:\.[0-9]{1,4})?")
 DECORATION = r"[\s*_`]"  # of Markdown, around a label or a value
 EXPLANATION = "explanation"
 # How models mark what they say to themselves: <think>, <seed:think>, <|begin_of_thought|>, ◁think▷, [THINK].
@@ -29,7 +29,7 @@ class Scale:
     @property
     def meaning(self) -> str:
         """What stands for the placeholder."""
-        return f"a number from {self.lowest:g} (worst) to {self.highest:g} (best), with nothing after it"
+        return f"a number from {self.lowest:g} (worst) to {self.highest:g} (best)"
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -38,17 +38,15 @@ class Scale:
 
     def read(self, value: Any) -> float | None:
         """The number, from a text or from JSON; None if it is no number of the scale."""
-        if isinstance(value, str):
-            if not NUMBER.fullmatch(value):
-                return None
-        elif isinstance(value, bool) or not isinstance(value, int | float):
-            return None
-        return float(value) if self.lowest <= float(value) <= self.highest else None
+        if isinstance(value, str) and NUMBER.fullmatch(value):
+            value = float(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return float(value) if number and self.lowest <= value <= self.highest else None
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of several names; each has its meaning."""
+    """One of several names; each has what it means, as a condition."""
 
     names: dict[str, str]
 
@@ -57,7 +55,7 @@ class Choice:
     @property
     def meaning(self) -> str:
         """What stands for the placeholder."""
-        return "one of these: " + "; ".join(f"{name} ({means})" for name, means in self.names.items())
+        return ", ".join(f"{name} if {means}" for name, means in self.names.items())
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -65,13 +63,8 @@ class Choice:
         return {"type": "string", "enum": list(self.names)}
 
     def read(self, value: Any) -> str | None:
-        """The name, None if it is none of them; upper and lower case are the same unless two names differ in it."""
-        if not isinstance(value, str):
-            return None
-        folded = {name.casefold(): name for name in self.names}
-        if len(folded) < len(self.names):
-            return value if value in self.names else None
-        return folded.get(value.casefold())
+        """The name; None if it is none of them, in its own case: an article is no verdict for A."""
+        return value if isinstance(value, str) and value in self.names else None
 
 
 @dataclass(frozen=True, slots=True)
