@@ -6,6 +6,8 @@ import itertools
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vtools.judge.verdicts import Choice, Form, Scale, after_thoughts
 
@@ -212,6 +214,19 @@ def test_of_thousands_of_replies_in_six_languages_none_is_read_wrongly_and_each_
 )  # fmt: skip
 def test_what_only_looks_like_a_verdict_is_none(form, reply):
     assert form.read(reply) is None
+
+
+@given(st.text(), st.integers(1, 10), st.sampled_from(["\n", "\r\n", "\n\n", "\n**"]))
+def test_whatever_stands_before_the_last_line_it_alone_is_the_verdict(before, grade, between):
+    line = f"{MARK} Grade: {grade}"
+    assert GRADE.read(before) is None
+    assert GRADE.read(before + between + line) == [grade]
+    assert GRADE.read(line + between + (before.strip("*_` \t\r\n") or "x")) in (None, [grade])  # blanks of any kind
+
+
+def test_a_judge_that_stammers_costs_no_time():
+    for stammer in ("*", "`\n", "_ ", "<", "<think", f"{MARK} ", f"{MARK} Grade:", f"{MARK}" + "*" * 100, "[", "8 "):
+        assert GRADE.read(f"{MARK} Grade: " + stammer * 20_000 + " x y") is None
 
 
 def test_names_that_differ_in_case_only_are_two():

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 NUMBER = re.compile(r"-?[0-9]{1,6}(?:\.[0-9]{1,4})?")
-DECORATION = r"[\s*_`]"  # of Markdown, around a label or a value
+MARKUP = "*_`"  # of Markdown, which may stand around a label or a value
+DECORATION = rf"[\s{MARKUP}]"
 EXPLANATION = "explanation"
 # How models mark what they say to themselves: <think>, <seed:think>, <|begin_of_thought|>, ◁think▷, [THINK].
 THOUGHT = re.compile(
@@ -94,17 +96,15 @@ class Form:
 
     def read(self, reply: str) -> list[Any] | None:
         """The values on the reply's last lines, or None unless every label is there, in order and only once."""
-        lines = [line for line in (after_thoughts(reply) or "").splitlines() if line.strip()]
-        while lines and set(lines[-1].strip()) <= set("`*_"):  # a closing fence
+        lines = [_bare(line) for line in (after_thoughts(reply) or "").splitlines() if line.strip()]
+        while lines and not lines[-1]:  # a closing fence
             lines.pop()
-        marked = re.findall(self._beginning("|".join(map(re.escape, self.labels))), "\n".join(lines))
-        if not len(marked) == len(self.labels) <= len(lines):
+        if not len(re.findall(self._beginning(self.labels), "\n".join(lines))) == len(self.labels) <= len(lines):
             return None
         found = []
         for label, line in zip(self.labels, lines[-len(self.labels) :], strict=True):
-            pattern = rf"{DECORATION}*{self._beginning(re.escape(label))}{DECORATION}*(\S+?){DECORATION}*"
-            match = re.fullmatch(pattern, line)
-            found.append(self.value.read(match[1]) if match else None)
+            begins = re.match(self._beginning([label]), line)
+            found.append(self.value.read(_bare(line[begins.end() :])) if begins else None)
         return None if None in found else found
 
     def read_json(self, reply: str) -> list[Any] | None:
@@ -115,8 +115,13 @@ class Form:
         found = [self.value.read(value) for _, value in pairs[1:]]
         return None if None in found else found
 
-    def _beginning(self, labels: str) -> str:
-        return rf"{self.mark}{DECORATION}+(?:{labels}){DECORATION}*[:\uff1a]"
+    def _beginning(self, labels: Iterable[str]) -> str:
+        return rf"{self.mark}{DECORATION}+(?:{'|'.join(map(re.escape, labels))}){DECORATION}*[:\uff1a]"
+
+
+def _bare(text: str) -> str:
+    """A text without the blanks and the markup around it."""
+    return text.strip(MARKUP + " \t")
 
 
 def json_object(reply: str) -> list[tuple[str, Any]] | None:

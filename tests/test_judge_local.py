@@ -1,0 +1,40 @@
+"""A small model on this machine as the judge, by the log-probabilities that `vtools serve` gives."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from chats import jsonl
+from conftest import DATA
+from serving import Server
+
+BLOG = DATA / "vicuna-blog"
+
+
+def test_a_tiny_model_in_this_process_gives_every_verdict_its_mass_too(vtools, tmp_path, short):
+    for model in "ab":
+        rows = [{"id": n, "model": model, "question": ["the cat"], "turns": [f"{model} {n}"]} for n in range(2)]
+        (tmp_path / f"{model}.jsonl").write_bytes(jsonl(*rows))
+    done = vtools("judge", "a.jsonl", "b.jsonl", "--logprobs", "--model", short)
+    assert [row["form"] for row in done.records] == ["logprobs"] * 4
+    assert all(0 <= row["mass"] <= 1 for row in done.records)
+
+
+@pytest.mark.slow
+def test_smollm2_gives_a_mass_for_every_call_and_its_report_says_what_it_is_worth(vtools, tmp_path, smollm2):
+    names = [BLOG / "answer" / f"answer_{name}.jsonl" for name in ("gpt35", "vicuna-13b")]
+    if not all(name.exists() for name in names):
+        pytest.skip(f"no answers in {BLOG} (set VTOOLS_TEST_DATA)")
+    server = Server(f"smollm2={smollm2}")
+    try:
+        ask = ("--base-url", server.url, "--model", "smollm2", "--questions", BLOG / "question.jsonl")
+        done = vtools("judge", *names, *ask, "--logprobs", "-j", 8, timeout=3600)
+    finally:
+        server.end()
+    assert len(done.records) == 160 and {row["form"] for row in done.records} == {"logprobs"}
+    assert all(0 < row["mass"] <= 1 for row in done.records)
+    assert all((row["verdict"] is None) == (row["mass"] < 0.5) for row in done.records)
+    text = vtools("report", stdin=b"".join(json.dumps(row).encode() + b"\n" for row in done.records)).stdout.decode()
+    print(done.errors, text, sep="\n")
+    assert "warning: " in text
