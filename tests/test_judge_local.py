@@ -5,21 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from chats import jsonl
 from conftest import DATA
 from serving import Server
 
 BLOG = DATA / "vicuna-blog"
 QUESTIONS = 8  # of the blog's 80, which take ten times as long
-
-
-def test_a_tiny_model_in_this_process_gives_every_verdict_its_mass_too(vtools, tmp_path, short):
-    for model in "ab":
-        rows = [{"id": n, "model": model, "question": ["the cat"], "turns": [f"{model} {n}"]} for n in range(2)]
-        (tmp_path / f"{model}.jsonl").write_bytes(jsonl(*rows))
-    done = vtools("judge", "a.jsonl", "b.jsonl", "--logprobs", "--model", short)
-    assert [row["form"] for row in done.records] == ["logprobs"] * 4
-    assert all(0 <= row["mass"] <= 1 for row in done.records)
 
 
 @pytest.mark.slow
