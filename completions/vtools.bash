@@ -42,7 +42,9 @@ _vtools() {
         "serve --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
         "serve --dtype") COMPREPLY=($(compgen -W "auto fp32 bf16 fp16" -- "$word")); return ;;
         "chat --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "judge --mode") COMPREPLY=($(compgen -W "pair single" -- "$word")); return ;;
         "judge --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "report --reparse") COMPREPLY=($(compgen -W "blog mtbench" -- "$word")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
         fetch) words="--role --columns --license --limit -o --out --rejects --stats -q --quiet -v --verbose --help" ;;
@@ -55,8 +57,8 @@ _vtools() {
         export) words="-o --out --to --type --dtype --max-shard --template -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         serve) words="--port --host --template --system --dtype --max-requests --workers --grace --allow-origin -q --quiet -v --verbose --help" ;;
         chat) words="--model --base-url --temperature --top-p --max-tokens --seed --template --system --text --timeout -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
-        judge) words="--questions --training-data --model --base-url --one-order --temperature --max-tokens --seed --template --timeout --prices -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
-        report) words="--questions --json --plot --seed -v --verbose --help" ;;
+        judge) words="--rubric --mode --logprobs --questions --training-data --model --base-url --one-order --temperature --max-tokens --seed --template --timeout --prices -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
+        report) words="--questions --reparse --json --plot --seed -v --verbose --help" ;;
     esac
     case "$word" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$word")) ;;

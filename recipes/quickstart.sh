@@ -4,7 +4,7 @@
 # Needs 2 CPU cores, 6 GiB of memory, 5 GB of disk and 6 minutes after installation; no GPU, no money. Each command is
 # printed before it runs, and logged with its time in RUN_FOLDER/quickstart.log. RUN_FOLDER is runs/quickstart unless given.
 # What is already there is skipped, so a stopped run resumes. With OPENAI_API_KEY (or OPENAI_BASE_URL and VTOOLS_JUDGE) a real
-# judge is asked; otherwise the small model judges two of its own answers, which shows that the plumbing holds and nothing else.
+# judge is asked; otherwise the small model judges its own answers, which shows that the plumbing holds and nothing else.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash recipes/setup.sh
@@ -70,7 +70,7 @@ if [ ! -e report.txt ]; then
         : > report.part
     else
         tell "No OPENAI_API_KEY or OPENAI_BASE_URL: the 135M base model judges. A PLUMBING CHECK: ITS VERDICTS MEAN NOTHING."
-        step judgments.jsonl 'vtools judge <(head -n 2 answers-base.jsonl) <(head -n 2 answers-tuned.jsonl) --base-url $URL --model base --max-tokens 24 -j 4 --stats judge.json -o judgments.jsonl || [ -e judgments.jsonl ]'
+        step judgments.jsonl 'vtools judge answers-base.jsonl answers-tuned.jsonl --base-url $URL --model base --logprobs -j 4 --stats judge.json -o judgments.jsonl || [ -e judgments.jsonl ]'
         echo "Judged by SmolLM2-135M itself: a plumbing check, not a result." > report.part
     fi
     kill $server && wait $server 2>/dev/null || true

@@ -170,10 +170,13 @@ def events(pieces: Iterable[str]) -> Iterator[bytes]:
 
 
 def judge_reply(request: Request) -> Reply:
-    """gpt-4.1 as a judge that always finds the first answer a little better."""
+    """gpt-4.1 as a judge that always finds the first answer a little better, and takes schemas."""
     if request.method == "GET":
         return Reply.json({"object": "list", "data": [{"id": "gpt-4.1", "object": "model"}]})
-    message = {"role": "assistant", "content": "8 7\nThe first answer is a little better."}
+    asked = request.json.get("response_format")
+    names = list(asked["json_schema"]["schema"]["properties"]) if asked else []
+    values = ["The first answer is a little better.", 5, *[4] * len(names)]
+    message = {"role": "assistant", "content": json.dumps(dict(zip(names, values, strict=False)))}
     choice = {"index": 0, "message": message, "finish_reason": "stop"}
     usage = {"prompt_tokens": 5, "completion_tokens": 9, "total_tokens": 14}
     about = {"id": "x", "object": "chat.completion", "created": 0, "model": "gpt-4.1"}

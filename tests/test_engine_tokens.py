@@ -93,6 +93,11 @@ def test_a_stream_of_text_has_the_log_probabilities_of_its_tokens(engine):
     written = "".join(stream)
     assert text(engine, [token.id for token in stream.logprobs]) == written
     assert [len(token.top) for token in stream.logprobs] == [2] * 7
+    whole = engine.complete(ask("the cat"), Sampling(max_tokens=7, temperature=0, logprobs=2))
+    assert [token for token, _ in whole.logprobs] == [engine.tokenizer.decode([token.id]) for token in stream.logprobs]
+    for (chosen, likeliest), token in zip(whole.logprobs, stream.logprobs, strict=True):
+        assert likeliest[0] == (chosen, pytest.approx(token.logprob, abs=1e-4)) and len(likeliest) == 2
+    assert engine.complete(ask("the cat"), Sampling(max_tokens=7, temperature=0)).logprobs is None
 
 
 @pytest.mark.parametrize("prompt", [[], [5, 400], [-1]])

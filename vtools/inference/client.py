@@ -14,6 +14,7 @@ class Sampling:
 
     `max_tokens` None means as many as fit. Temperature 0 is greedy; above it, the same seed draws the same numbers.
     `logprobs` asks for the log-probability of each token, and for those of so many of the likeliest (0 to 20).
+    `schema` asks for JSON of this schema, of a client that `takes_schema`.
     """
 
     max_tokens: int | None = None
@@ -22,13 +23,17 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    schema: dict[str, Any] | None = None
 
     def options(self) -> dict[str, Any]:
         """The sampling as parameters of a request."""
         given = dataclasses.asdict(self)
-        top = given.pop("logprobs")
+        top, schema = given.pop("logprobs"), given.pop("schema")
         if not self.stop:
             del given["stop"]
+        if schema is not None:
+            named = {"name": "answer", "strict": True, "schema": schema}
+            given["response_format"] = {"type": "json_schema", "json_schema": named}
         return given if top is None else given | {"logprobs": True, "top_logprobs": top}
 
 
@@ -42,13 +47,17 @@ class Token(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer: text, OpenAI's `finish_reason`, tokens as `{"in", "out"}`, and the server's name for its model."""
+    """One answer: text, OpenAI's `finish_reason`, tokens as `{"in", "out"}`, and the server's name for its model.
+
+    `logprobs`, if asked for, has each token's text, and the texts of the likeliest with natural log-probabilities.
+    """
 
     text: str
     finish: str | None
     usage: dict[str, int] | None
     model: str | None
     ms: int
+    logprobs: list[tuple[str, list[tuple[str, float]]]] | None = None
 
 
 class Tokens(Protocol):
@@ -77,6 +86,8 @@ class Stream(Protocol):
 
 class Client(Protocol):
     """A server (`endpoint.Endpoint`) or a model in this process (`engine.Engine`)."""
+
+    takes_schema: bool  # whether it may take one; a server that does not refuses it
 
     def complete(self, messages: Messages, sampling: Sampling) -> Answer: ...
 

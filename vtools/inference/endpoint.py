@@ -26,6 +26,8 @@ class EndpointError(Failure):
 class Endpoint:
     """One server and one of its models. Thread-safe."""
 
+    takes_schema = True
+
     def __init__(
         self, url: str, model: str | None = None, *, timeout: float = 600.0, retries: int = retry.RETRIES,
         start_wait: float = START_WAIT,
@@ -61,7 +63,8 @@ class Endpoint:
         usage = reply.usage and {ours: getattr(reply.usage, theirs) or 0 for ours, theirs in TOKENS.items()}
         choice = reply.choices[0]
         elapsed = round((time.monotonic() - started) * 1000)
-        return Answer(choice.message.content or "", choice.finish_reason, usage, reply.model, elapsed)
+        text, logprobs = choice.message.content or "", _logprobs(choice)
+        return Answer(text, choice.finish_reason, usage, reply.model, elapsed, logprobs)
 
     def stream(self, messages: Messages, sampling: Sampling) -> Generator[str]:
         """Ask, and yield the answer as it comes. Retries only before the first piece. Raises EndpointError."""
@@ -207,6 +210,13 @@ class Endpoint:
             listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
             raise UsageFailure(f"{self.url} has {len(names)} models; choose one with --model: {listed}")
         return names[0]
+
+
+def _logprobs(choice: Any) -> list[tuple[str, list[tuple[str, float]]]] | None:
+    tokens = choice.logprobs and choice.logprobs.content
+    return tokens and [
+        (token.token, [(each.token, each.logprob) for each in token.top_logprobs or ()]) for token in tokens
+    ]
 
 
 def _asked_too_much(error: Exception) -> bool:

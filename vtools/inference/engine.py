@@ -44,6 +44,8 @@ class EngineStopped(TryAgain):
 class Engine:
     """One model in memory and the thread that generates with it. Thread-safe."""
 
+    takes_schema = False
+
     def __init__(
         self,
         reference: str,
@@ -92,7 +94,9 @@ class Engine:
         stream = self.stream(messages, sampling)
         text = "".join(stream)
         usage = {ours: stream.usage[theirs] for ours, theirs in TOKENS.items()}
-        return Answer(text, stream.finish or "stop", usage, self.name, round((time.monotonic() - started) * 1000))
+        elapsed = round((time.monotonic() - started) * 1000)
+        logprobs = None if sampling.logprobs is None else [self._named(token) for token in stream.logprobs]
+        return Answer(text, stream.finish or "stop", usage, self.name, elapsed, logprobs)
 
     def stream(self, messages: Messages, sampling: Sampling) -> Stream:
         """Start an answer and iterate over its text as it comes; an assistant message at the end is continued.
@@ -137,6 +141,11 @@ class Engine:
                 raise EngineStopped(f"{self.name}: the engine is stopping")
             end = functools.partial(self._batching.end, name)  # the engine's may be another one later
         return TokenStream(self.name, request, end, len(prompt), frozenset(self._stop_ids))
+
+    def _named(self, token: Token) -> tuple[str, list[tuple[str, float]]]:
+        """A token's text, and the texts of the likeliest with their log-probabilities."""
+        decode = self.tokenizer.decode
+        return decode([token.id]), [(decode([each]), logprob) for each, logprob in (token.top or {}).items()]
 
     @property
     def running(self) -> bool:

@@ -1,16 +1,38 @@
 """`vtools judge`: have one model compare the answers of two others."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vtools import options
 from vtools.process import UsageFailure, say
 
+MAX_TOKENS = 2048
+ONE_TOKEN = 2  # with --logprobs: a blank may come first
+ALTERNATIVES = 20  # of which servers give log-probabilities
+
 
 def judge(
     a: Annotated[str, typer.Argument(metavar="A", help="The answers of one model; - is stdin.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The answers of the model to compare with it; - is stdin.")],
+    b: Annotated[
+        str | None, typer.Argument(metavar="[B]", help="The answers of the model to compare with it; - is stdin.")
+    ] = None,
+    rubric_name: Annotated[
+        str,
+        typer.Option(
+            "--rubric",
+            metavar="NAME|FILE",
+            help="Use this rubric: alpaca, arena-hard, checklist, dialogue, mtbench, vicuna, or your own .toml.",
+        ),
+    ] = "vicuna",
+    mode_name: Annotated[
+        Literal["pair", "single"],
+        typer.Option("--mode", help="Whether to compare pairs of answers, or to grade each turn of each answer."),
+    ] = "pair",
+    logprobs: Annotated[
+        bool,
+        typer.Option("--logprobs", help="Read each verdict from the probabilities of one token; for small models."),
+    ] = False,
     questions: Annotated[
         str | None, typer.Option(metavar="FILE", help="Read the questions from here if the answers do not carry them.")
     ] = None,
@@ -24,7 +46,9 @@ def judge(
         bool, typer.Option("--one-order", help="Show A's answer first, always (not advised: judges favour one place).")
     ] = False,
     temperature: options.Temperature = 0.0,
-    max_tokens: Annotated[int, options.number(min=1, help="Limit the judge's replies to N tokens.")] = 2048,
+    max_tokens: Annotated[
+        int | None, options.number(min=1, help="Limit the judge's replies to N tokens.", show_default="2048")
+    ] = None,
     seed: options.Seed = 0,
     template: options.TemplateName = None,
     timeout: options.Timeout = 600.0,
@@ -40,10 +64,21 @@ def judge(
     """Compare the answers of two models, question by question: one judgment per line, for `vtools report`.
 
     Reads answers of `vtools chat`, FastChat or the Vicuna blog, joined by question id; questions without an answer in
-    both files are rejected and counted. The judge, --model, scores each pair of answers twice, once in each order, from
-    1 to 10 for helpfulness, relevance, accuracy and detail. For programs and mathematics it has criteria of their own;
-    it sees the reference answer where there is one, and never the models' names. Identical answers are a tie without a
-    call. A reply without scores is requested once more; after that the verdict is null and the exit status 1.
+    both files are rejected and counted. The judge, --model, judges each pair of answers twice, once in each order; it
+    sees the reference answer where there is one, and never the models' names. Identical answers are a tie without a
+    call. With --mode single, each turn of each answer gets a grade for itself, and one file is enough.
+
+    A --rubric says what to weigh and what the verdict is. vicuna, the default: scores from 1 to 10 for helpfulness,
+    relevance, accuracy and detail, with criteria of their own for programs and mathematics. dialogue: coherence,
+    relevance, fluency and engagement from 1 to 5. mtbench, alpaca, arena-hard: letters, in the style of these
+    benchmarks. checklist: the yes-or-no questions in a question's `checklist`. FILE.toml: yours, in the form of these,
+    which are in vtools/judge/rubrics and described in vtools/judge/rubric.py.
+
+    A verdict counts only in the exact form that the judge was asked for: JSON where the server takes a schema, else
+    last lines with a mark that no answer can contain. Any other reply is requested once more, for the verdict alone;
+    one that was cut off is requested whole, with four times the tokens. Then the verdict is null and the exit status 1.
+    With --logprobs, the judge is asked for one token, and its probabilities are the verdict: the share that each side
+    wins, or the mean grade; null if less than half of the probability is on verdicts.
 
     Questions that a model was trained on say little about it: --training-data lists on stderr those that share 13
     consecutive words with that data. `vtools clean --decontaminate` removes such conversations before training.
@@ -56,15 +91,32 @@ def judge(
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -n --prices prices.json
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -j 8 -o judgments.jsonl
       vtools judge a.jsonl b.jsonl --questions q.jsonl --base-url http://127.0.0.1:8000/v1 | vtools report
+      vtools judge a.jsonl --rubric dialogue --mode single --model gpt-4.1 | vtools report
     """
     from vtools.inference.client import Sampling
     from vtools.inference.connect import Target
-    from vtools.judge import judging, matches
+    from vtools.judge import answers, judging, matches, rubric
 
     if prices and not dry_run:
         raise UsageFailure("--prices needs --dry-run")
-    target, sampling = Target(model, base_url, template, timeout=timeout), Sampling(max_tokens, temperature, seed=seed)
-    tasks = matches.matches(a, b, questions, ("ab",) if one_order else ("ab", "ba"))
+    if mode_name == "pair" and b is None:
+        raise UsageFailure("name a second file of answers to compare with, or grade the one with --mode single")
+    if mode_name == "single" and one_order:
+        raise UsageFailure("--one-order is about pairs; leave it out with --mode single")
+    if logprobs and (temperature or max_tokens):
+        raise UsageFailure("--logprobs reads one token as it is: leave out --temperature and --max-tokens")
+    chosen = rubric.read(rubric_name)
+    mode = chosen.mode(mode_name)
+    if logprobs:
+        mode.one_token_form("")  # refuses what has several values
+        sampling = Sampling(ONE_TOKEN, temperature, seed=seed, logprobs=ALTERNATIVES)
+    else:
+        sampling = Sampling(max_tokens or MAX_TOKENS, temperature, seed=seed)
+    target, asked = Target(model, base_url, template, timeout=timeout), judging.Judge(chosen, mode, sampling)
+    if mode_name == "single":
+        tasks = answers.singles([a] if b is None else [a, b], questions)
+    else:
+        tasks = matches.matches(a, str(b), questions, ("ab",) if one_order else ("ab", "ba"))
     seen = None
     if training_data:
         from vtools.judge import training_data as trained
@@ -72,10 +124,10 @@ def judge(
         held = list(tasks)
         seen, tasks = trained.seen(held, a, training_data), iter(held)
     if dry_run:
-        judging.estimate(tasks, target, sampling, out, prices)
+        judging.estimate(tasks, target, asked, out, prices)
         return
     try:
-        judging.judge_all(tasks, target, sampling, options.Common(out, rejects, stats, jobs, quiet))
+        judging.judge_all(tasks, target, asked, options.Common(out, rejects, stats, jobs, quiet))
     finally:
         if seen and not quiet:
             say("judge", seen)

@@ -1,130 +1,165 @@
-"""Ask the judge about every match and write its judgments."""
+"""Ask the judge about every pair of answers, or every answer, and write its judgments."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
+from statistics import fmean
 
 from vtools.inference import journal
-from vtools.inference.client import Client, Sampling, usage
+from vtools.inference.client import Sampling, usage
 from vtools.inference.connect import Target, connect
-from vtools.inference.endpoint import EndpointError
 from vtools.inference.journal import Task
-from vtools.judge import prompt, verdicts
+from vtools.judge import prompt
+from vtools.judge.answers import Single
+from vtools.judge.asking import Asking
 from vtools.judge.matches import Match
+from vtools.judge.prompt import Prompt
+from vtools.judge.rubric import PAIR, Mode, Outcome, Rubric
 from vtools.options import Common
 from vtools.process import Failure, say
 from vtools.records import jsonl, prices
-from vtools.records.jsonl import Record
+from vtools.records.jsonl import Record, Reject
+
+AGAIN = {
+    "longer": "were cut off and asked for again with more tokens",
+    "verdict": "had no verdict that could be read and were asked for it alone",
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Judge:
-    """A model that judges, with its sampling parameters."""
+    """What is asked of a judge: a rubric, a mode of it, and whether its value is read from log-probabilities."""
 
-    client: Client
-    name: str
+    rubric: Rubric
+    mode: Mode
     sampling: Sampling
 
-    def judge(self, match: Match, key: str) -> Record:
-        """One judgment. An unreadable reply is requested once more; after that the verdict is null."""
-        record: Record = {"key": key, "id": match.question.id}
-        if match.question.category:
-            record["category"] = match.question.category
-        record |= {"mode": "pair", "a": match.a, "b": match.b, "order": match.order, "judge": self.name}
-        record |= {"judge_reported": None, "prompt": prompt.name(match.question.category)}
-        lengths = [len("".join(turns)) for turns in (match.a_turns, match.b_turns)]
-        if match.a_turns == match.b_turns:
-            return {**record, "scores": None, "verdict": "tie", "parse": "identical", "len": lengths}
-        messages = prompt.messages(match.question, *match.shown())
-        replies = [self.client.complete(messages, self.sampling)]
-        reading = verdicts.read(replies[0].text, cut=replies[0].finish == "length")
-        if reading.verdict is None:
-            said = {"role": "assistant", "content": replies[0].text}
-            try:
-                asked = [*messages, said, {"role": "user", "content": prompt.AGAIN}]
-                replies.append(self.client.complete(asked, self.sampling))
-            except Failure as failure:  # keep the first reply, which was paid for, without a verdict
-                if isinstance(failure, EndpointError) and failure.fatal:
-                    raise
-            else:
-                reading = verdicts.read(replies[1].text, cut=replies[1].finish == "length")
-        record["judge_reported"] = replies[0].model
-        record["scores"] = list(_in_order(reading.scores, match.order)) if reading.scores else None
-        record["verdict"] = _in_names(reading.verdict, match.order)
-        record["parse"] = reading.parse
-        record["text"] = replies[0].text
-        if len(replies) > 1:
-            record["asked_again"] = replies[1].text
-        record |= {"finish": replies[-1].finish, "len": lengths}
-        return {**record, **usage(replies), "ms": sum(reply.ms for reply in replies)}
+    @property
+    def one_token(self) -> bool:
+        """Whether the verdict is read from the log-probabilities of one token."""
+        return self.sampling.logprobs is not None
+
+    @property
+    def way(self) -> str:
+        """The way to give a verdict that is asked for where no server takes a schema."""
+        return prompt.LOGPROBS if self.one_token else prompt.LINES
+
+    def prompt(self, asked: Match | Single) -> Prompt:
+        """The prompt for a task. Raises Reject if its question lacks what the rubric needs."""
+        seed = self.sampling.seed or 0
+        if isinstance(asked, Single):
+            return prompt.single(self.rubric, self.mode, asked.question, asked.turns, asked.turn, seed, self.one_token)
+        return prompt.pair(self.rubric, self.mode, asked.question, asked.shown(), seed, self.one_token)
+
+    def keyed(self, tasks: Iterator[Task], name: str | None) -> Iterator[Task]:
+        """The tasks with keys that hold all that a judgment depends on; rejects for those that lack a prompt."""
+        keys = journal.Keys()
+        for task in tasks:
+            if task.question:
+                asked: Match | Single = task.question
+                who = [asked.model] if isinstance(asked, Single) else [asked.a, asked.b, asked.order]
+                try:
+                    messages = self.prompt(asked).messages(self.way)
+                except Reject as reject:
+                    task = Task(task.value, task.source, reject=reject)
+                else:
+                    depends = (asked.question.id, *who, name, self.rubric.digest, messages, self.sampling.options())
+                    task.key = keys.unique(journal.key("judge", *depends))
+            yield task
+
+    def record(self, task: Task, name: str, asking: Asking) -> Record:
+        """One judgment. Identical answers are a tie without a call."""
+        asked: Match | Single = task.question
+        question = asked.question
+        record: Record = {"key": task.key, "id": question.id}
+        if question.category:
+            record["category"] = question.category
+        if isinstance(asked, Single):
+            record |= {"mode": "single", "model": asked.model, "turn": asked.turn + 1}
+        else:
+            record |= {"mode": "pair", "a": asked.a, "b": asked.b, "order": asked.order}
+        record |= {"judge": name, "judge_reported": None, "rubric": self.rubric.name}
+        record |= {"rubric_digest": self.rubric.digest}
+        record["instructions"] = self.rubric.instructions_name(question.category)
+        if isinstance(asked, Single):
+            lengths = [len(asked.turns[asked.turn])]
+        else:
+            lengths = [len("".join(turns)) for turns in (asked.a_turns, asked.b_turns)]
+            if asked.a_turns == asked.b_turns:
+                return {**record, "scores": None, "verdict": "tie", "parse": "identical", "len": lengths}
+        verdict = asking.verdict(self.prompt(asked), self.mode)
+        outcome = verdict.outcome or Outcome()
+        record |= _single(outcome) if isinstance(asked, Single) else _pair(outcome, asked.order)
+        if self.one_token and isinstance(asked, Match):
+            first = outcome.expectation
+            record["expectation"] = first if first is None or asked.order == "ab" else 1 - first
+        record["judge_reported"] = verdict.replies[0].model
+        record |= {**verdict.fields, "finish": verdict.replies[-1].finish, "len": lengths}
+        return {**record, **usage(verdict.replies), "ms": sum(reply.ms for reply in verdict.replies)}
 
 
-def judge_all(tasks: Iterator[Task], target: Target, sampling: Sampling, common: Common) -> None:
-    """Judge every match and write the judgments. Raises Failure if some have no verdict."""
+def judge_all(tasks: Iterator[Task], target: Target, judge: Judge, common: Common) -> None:
+    """Judge every task and write the judgments. Raises Failure if some have no verdict."""
     client, name = connect(target)
-    judge = Judge(client, name, sampling)
-    without = total = 0
+    asking = Asking(client, judge.sampling)
+    total, counted, masses = 0, Counter[str](), list[float]()
 
     def write(output: jsonl.Output, record: Record) -> None:
-        nonlocal without, total
+        nonlocal total
         total += 1
-        without += record["verdict"] is None
+        counted["without"] += not has_verdict(record)
+        counted.update(record.get("again", []))
+        masses.extend([record["mass"]] if "mass" in record else [])
         output.write(record)
 
     complaint = journal.run(
         "judge",
-        _keyed(tasks, name, sampling),
-        lambda task: judge.judge(task.question, task.key),
+        judge.keyed(tasks, name),
+        lambda task: judge.record(task, name, asking),
         common,
         write=write,
         finished=has_verdict,
     )
     client.close()
+    said = [f"{counted[why]} of {total} replies {text}" for why, text in AGAIN.items() if counted[why]]
+    if masses:
+        spread = f"{fmean(masses):.2f} on average, {min(masses):.2f} at least"
+        said.append(f"the judge's first token was a verdict with a probability of {spread}")
+    if said and not common.quiet:
+        say("judge", "; ".join(said))
     complaints = [complaint] if complaint else []
-    if without:
-        complaints.append(f"{without} of {total} judgments have no verdict: {name} gave no scores that can be read")
+    if counted["without"]:
+        unread = f"{counted['without']} of {total} judgments have no verdict: {name} gave none that can be read"
+        complaints.append(unread)
     if complaints:
         raise Failure("; ".join(complaints))
     if not total:
-        raise Failure("nothing to judge: no question has an answer in both files; are the question ids the same?")
+        both = "no question has an answer in both files; are the question ids the same?"
+        raise Failure(f"nothing to judge: {both if judge.mode.name == PAIR else 'no answer fits its question'}")
 
 
 def has_verdict(record: Record) -> bool:
     """Whether a judgment of an earlier run counts; those without a verdict are requested again."""
-    return record.get("verdict") is not None
+    return record.get("score" if record.get("mode") == "single" else "verdict") is not None
 
 
-def _keyed(tasks: Iterator[Task], judge: str | None, sampling: Sampling) -> Iterator[Task]:
-    keys = journal.Keys()
-    for task in tasks:
-        if task.question:
-            match: Match = task.question
-            # The key includes the prompt, so a changed rubric, question, category or answer is judged again.
-            asked = prompt.messages(match.question, *match.shown())
-            task.key = keys.unique(
-                journal.key("judge", match.question.id, match.a, match.b, match.order, judge, asked, sampling.options())
-            )
-        yield task
-
-
-def estimate(
-    tasks: Iterator[Task], target: Target, sampling: Sampling, out: str | None, price_list: str | None
-) -> None:
+def estimate(tasks: Iterator[Task], target: Target, judge: Judge, out: str | None, price_list: str | None) -> None:
     """Report the calls, tokens and dollars that the same command would take."""
     price = prices.read(price_list).tokens(target.model or "") if price_list else None
     known = journal.peek(out, has_verdict)
     calls = same = done = dropped = characters = 0
-    for task in _keyed(tasks, target.model, sampling):
+    for task in judge.keyed(tasks, target.model):
         if task.reject:
             dropped += 1
         elif task.key in known:
             done += 1
-        elif task.question.a_turns == task.question.b_turns:
+        elif isinstance(task.question, Match) and task.question.a_turns == task.question.b_turns:
             same += 1
         else:
             calls += 1
-            asked = prompt.messages(task.question.question, *task.question.shown())
+            asked = judge.prompt(task.question).messages(judge.way)
             characters += sum(len(message["content"].encode("utf-8", "replace")) for message in asked)
-    tokens_in, tokens_out = characters // 4, calls * (sampling.max_tokens or 0)
+    tokens_in, tokens_out = characters // 4, calls * (judge.sampling.max_tokens or 0)
     parts = [
         f"would ask {target.model or 'the judge'} at {target} {calls} times",
         f"about {tokens_in:,} tokens in (4 bytes each) and at most {tokens_out:,} out, without retries",
@@ -135,12 +170,19 @@ def estimate(
     say("judge", f"{'; '.join(parts)}")
 
 
-def _in_order(pair: tuple[float, float], order: str) -> tuple[float, float]:
-    """Scores of Assistant 1 and 2 as scores of a and b."""
-    return pair if order == "ab" else (pair[1], pair[0])
+def _single(outcome: Outcome) -> Record:
+    """The fields of an outcome for one answer."""
+    criteria = {name: values[0] for name, values in outcome.criteria.items()}
+    return {"score": outcome.scores[0] if outcome.scores else None, **({"criteria": criteria} if criteria else {})}
 
 
-def _in_names(verdict: str | None, order: str) -> str | None:
-    if order == "ba" and verdict in ("a", "b"):
-        return "b" if verdict == "a" else "a"
-    return verdict
+def _pair(outcome: Outcome, order: str) -> Record:
+    """The fields of an outcome for two answers, which were shown in this order: of a, then of b."""
+    step = 1 if order == "ab" else -1
+    record: Record = {"scores": list(outcome.scores[::step]) if outcome.scores else None}
+    if outcome.criteria:
+        record["criteria"] = {name: list(values[::step]) for name, values in outcome.criteria.items()}
+    if outcome.choice:
+        record |= {"choice": outcome.choice, "games": outcome.games}
+    swapped = {"a": "b", "b": "a"} if order == "ba" else {}
+    return {**record, "verdict": swapped.get(outcome.verdict or "", outcome.verdict)}

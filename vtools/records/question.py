@@ -12,17 +12,22 @@ CONVERSATIONS = ("messages", "conversations", "conversation", "items")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question: user turns to ask one by one, after an optional conversation so far (`context`)."""
+    """A question: user turns to ask one by one, after an optional conversation so far (`context`).
+
+    `checklist` has questions about an answer, to answer with yes or no.
+    """
 
     id: str
     turns: list[str]
     context: list[dict[str, Any]] = field(default_factory=list)
     category: str | None = None
     reference: list[str] | None = None
+    checklist: list[str] | None = None
 
     def fields(self) -> Record:
         """The fields of the question in an answer record."""
         names = {"category": "category", "context": "context", "turns": "question", "reference": "reference"}
+        names["checklist"] = "checklist"
         return {name: value for field, name in names.items() if (value := getattr(self, field))}
 
 
@@ -109,13 +114,14 @@ def _from_messages(value: Record) -> Question:
 def _question(value: Record, turns: list[str], context: list[dict[str, Any]]) -> Question:
     messages = [*context, *({"role": "user", "content": turn} for turn in turns)]
     category = value.get("category")
-    reference = value.get("reference")
+    reference, checklist = value.get("reference"), value.get("checklist")
     return Question(
         _identity(value) or conversation.content_id(messages),
         turns,
         context,
         category if isinstance(category, str) else None,
         _texts(reference, "reference") if reference else None,
+        _texts(checklist, "checklist") if checklist else None,
     )
 
 

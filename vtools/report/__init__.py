@@ -1,7 +1,7 @@
 """`vtools report`: summarise judgments in a table."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,7 +10,7 @@ from vtools.files import atomic
 from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.records.question import read_questions
-from vtools.report import reading, summary, table
+from vtools.report import grades, reading, reparse, summary, table
 
 
 def report(
@@ -19,6 +19,10 @@ def report(
         str | None,
         typer.Option(metavar="FILE", help="Read the categories from these questions if the judgments lack them."),
     ] = None,
+    reparse_style: Annotated[
+        Literal["blog", "mtbench"] | None,
+        typer.Option("--reparse", help="Read the verdicts from the replies stored in these published judgments."),
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
     plot: options.Plot = None,
     seed: options.Seed = 0,
@@ -26,27 +30,36 @@ def report(
 ) -> None:
     """Summarise judgments in a table: which model is better, by how much, how certainly, and in which categories.
 
-    Reads judgments of `vtools judge`, FastChat's pair judgments, or the Vicuna blog's reviews. A question counts as won
+    Reads judgments of `vtools judge`, FastChat's judgments, or the Vicuna blog's reviews. A question counts as won
     only if it is won in both orders; where the orders disagree it is a tie. Intervals are 95 % bootstrap intervals over
-    questions (--seed). The score ratio is B's total score divided by A's.
+    questions (--seed). The score ratio is B's total score divided by A's. Grades of single answers are summarised by
+    their means.
+
+    --reparse blog and --reparse mtbench take the verdicts from the stored replies of the Vicuna blog's reviews and of
+    FastChat's judgments, whatever was stored as their scores or winners; what cannot be told counts as unparsed.
 
     \b
     Examples:
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 | vtools report
       vtools report judgments.jsonl --json
       vtools report review_gpt35_vicuna-13b.jsonl --questions question.jsonl --plot wins.png
+      vtools report review_gpt35_vicuna-13b.jsonl --reparse blog
     """
     if plot:
         from vtools import plots
 
         plots.check(plot)
-    pairs = reading.read(files or ["-"], read_questions(questions) if questions else {})
-    tables = [summary.summarise(pair, list(units.values()), seed) for pair, units in pairs.items()]
-    if not tables:
+    style = reparse.STYLES[reparse_style] if reparse_style else None
+    judgments = reading.read(files or ["-"], read_questions(questions) if questions else {}, style)
+    tables = [summary.summarise(pair, list(units.values()), seed) for pair, units in judgments.pairs.items()]
+    means = [grades.summarise(graded, each) for graded, each in judgments.grades.items()]
+    if not tables and not means:
         raise Failure("no judgments in the input; vtools judge writes them")
     if json_output:
-        sys.stdout.buffer.write(jsonl.dumps({"pairs": tables}))
+        sys.stdout.buffer.write(jsonl.dumps({"pairs": tables, "grades": means}))
     else:
-        print("\n\n".join(table.text(each) for each in tables))
+        print("\n\n".join([*(table.text(each) for each in tables), *([grades.text(means)] if means else [])]))
     if plot:
+        if not tables:
+            raise Failure("--plot: no chart, for it shows pairs of models, and these are grades of single answers")
         atomic.write(plot, table.picture(plot, tables))

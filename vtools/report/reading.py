@@ -1,8 +1,9 @@
 """Reading judgments in every format: of `vtools judge`, FastChat and the Vicuna blog."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from vtools.process import Failure
 from vtools.records import jsonl
@@ -11,6 +12,15 @@ from vtools.records.question import Question
 
 FASTCHAT = {"model_1": "a", "model_2": "b", "tie": "tie"}
 Pair = tuple[str, str, str]  # judge, a, b
+Graded = tuple[str, str, str]  # judge, rubric, model
+
+
+class Grade(NamedTuple):
+    """The score of one turn of an answer, None if the judge's reply had none that could be read."""
+
+    category: str | None
+    turn: int
+    score: float | None
 
 
 @dataclass(slots=True)
@@ -40,40 +50,65 @@ class Unit:
         return sum(a) / len(a), sum(b) / len(b)
 
 
-def read(files: Iterable[str], questions: dict[str, Question]) -> dict[Pair, dict[str, Unit]]:
-    """Judgments by pair of models, then by question; missing categories come from `questions`.
+@dataclass(slots=True)
+class Judgments:
+    """Those of pairs, by pair of models, then by question; and those of single answers, by model."""
+
+    pairs: dict[Pair, dict[str, Unit]] = field(default_factory=dict)
+    grades: dict[Graded, list[Grade]] = field(default_factory=dict)
+
+
+def read(
+    files: Iterable[str], questions: dict[str, Question], reparse: Callable[[Record], Record] | None = None
+) -> Judgments:
+    """All judgments; missing categories come from `questions`, and `reparse` reads their stored replies again.
 
     Raises Failure for a record that is no judgment.
     """
-    pairs: dict[Pair, dict[str, Unit]] = {}
+    judgments = Judgments()
     for file in files:
         for record in jsonl.records([file]):
+            if reparse:
+                try:
+                    record = reparse(record)
+                except Failure as failure:
+                    raise Failure(f"{file}: {failure}") from None
             for judgment in read_judgment(record, file):
-                pair = judgment["judge"], judgment["a"], judgment["b"]
                 question = judgment["id"]
                 category = judgment.get("category")
                 if not category and question in questions:
                     category = questions[question].category
+                if judgment.get("mode") == "single":
+                    graded = judgment["judge"], judgment["rubric"], judgment["model"]
+                    grade = Grade(category, judgment["turn"], judgment["score"])
+                    judgments.grades.setdefault(graded, []).append(grade)
+                    continue
+                pair = judgment["judge"], judgment["a"], judgment["b"]
                 key = f"{question}\0{judgment.get('turn', '')}"
-                unit = pairs.setdefault(pair, {}).setdefault(key, Unit(question, category))
+                unit = judgments.pairs.setdefault(pair, {}).setdefault(key, Unit(question, category))
                 verdict = judgment["verdict"]
                 unit.verdicts.append(verdict)
                 unit.first_won.append(verdict == judgment["order"][0])
                 if judgment["scores"]:
                     unit.scores.append((float(judgment["scores"][0]), float(judgment["scores"][1])))
-    return pairs
+    return judgments
 
 
 def read_judgment(record: Record, file: str) -> Iterator[Record]:
-    """A judgment of `vtools judge`, a pair judgment of FastChat's (two of ours), or a Vicuna blog review."""
-    if "verdict" in record and "order" in record:
+    """A judgment of `vtools judge`, one of FastChat's (of a pair: two of ours), or a Vicuna blog review."""
+    if ("verdict" in record and "order" in record) or ("score" in record and "rubric" in record):
         yield record
+    elif "judgment" in record and "score" in record:
+        score, (judge, rubric) = record["score"], _judge_and_prompt(record)
+        yield {
+            "id": str(record["question_id"]), "mode": "single", "judge": judge, "rubric": rubric,
+            "model": record["model"], "turn": record.get("turn", 1), "score": None if score < 0 else float(score),
+        }  # fmt: skip
     elif "g1_winner" in record and "g2_winner" in record:
-        judge = record.get("judge")
         shared = {
             "id": str(record["question_id"]), "turn": record.get("turn"), "scores": None,
             "a": record["model_1"], "b": record["model_2"],
-            "judge": str(judge[0] if isinstance(judge, list) and judge else judge),
+            "judge": _judge_and_prompt(record)[0],
         }  # fmt: skip
         for winner, order in (("g1_winner", "ab"), ("g2_winner", "ba")):
             yield {**shared, "order": order, "verdict": FASTCHAT.get(record[winner])}
@@ -81,7 +116,7 @@ def read_judgment(record: Record, file: str) -> Iterator[Record]:
         # The models are named only in the file name; -1 means an unreadable reply.
         stem = "review" if file == "-" else Path(file).stem
         scores = [float(score) for score in record["score"]]
-        scored = len(scores) == 2 and min(scores) > 0
+        scored = len(scores) == 2 and min(scores) >= 0
         # The reviewer's name ends with the prompt's: gpt-4-0328-generic, -coding and -math are one judge.
         judge = str(record.get("reviewer_id") or "unknown").removesuffix("-generic").removesuffix("-coding")
         yield {
@@ -91,6 +126,14 @@ def read_judgment(record: Record, file: str) -> Iterator[Record]:
         }  # fmt: skip
     else:
         raise Failure(f"{file}: not a judgment ({', '.join(list(record)[:6])}); vtools judge writes them")
+
+
+def _judge_and_prompt(record: Record) -> tuple[str, str]:
+    """FastChat's two names of a judge, of which older files have only the first."""
+    judge: Any = record.get("judge")
+    if isinstance(judge, list) and judge:
+        return str(judge[0]), str(judge[-1])
+    return str(judge), "unknown"
 
 
 def better(a: float, b: float) -> str:
