@@ -27,7 +27,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the other workers need the other cores
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "VTOOLS_MODEL"):
     os.environ.pop(name, None)  # what a person at work has set is no part of a test
-machine.spin_shortly()  # here, and in the processes that tests start
+machine.spin(machine.SPINS)  # here, and in the processes that tests start
 # A shell's background job ignores Ctrl-C, nohup a hang-up, and so would every process under test.
 for signum, own in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
     if signal.getsignal(signum) is signal.SIG_IGN:

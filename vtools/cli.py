@@ -77,6 +77,6 @@ def build(names: Iterable[str] = COMMANDS) -> typer.Typer:
 
 def main() -> None:
     """The program `vtools`."""
-    machine.spin_shortly()
+    machine.spin(machine.SPINS)
     wanted = sys.argv[1:2]
     build(wanted if wanted and wanted[0] in COMMANDS else COMMANDS)(prog_name="vtools")

@@ -31,16 +31,17 @@ ASSUMED_SHARE = 0.5  # of a CPU's speed in one matrix product
 
 
 SPINS = "1000"  # about 20 microseconds: longer than the gap between two operations, far shorter than a time slice
+LONG_SPINS = "100000"  # about 2 milliseconds: of the workers of `serve`, which share the processors out
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
 
 
-def spin_shortly() -> None:
-    """Make waiting OpenMP threads spin only briefly, unless the user has set it. Call before torch is imported.
+def spin(count: str) -> None:
+    """Make waiting OpenMP threads spin so often, unless the user has set it. Call before torch is imported.
 
     By default they spin for milliseconds, and on a busy machine take that time from threads with work to do.
     """
-    if not any(name in os.environ for name in WAITING):
-        os.environ["GOMP_SPINCOUNT"] = SPINS
+    if all(os.environ.get(name) in (None, SPINS) for name in WAITING):
+        os.environ["GOMP_SPINCOUNT"] = count
 
 
 def repeat_products() -> None:

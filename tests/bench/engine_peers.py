@@ -48,7 +48,7 @@ def main() -> int:
         serve(settings)
         return 0
     plain = {name: value for name, value in os.environ.items() if name not in machine.WAITING}
-    ours = {**plain, "GOMP_SPINCOUNT": machine.SPINS, "MKL_CBWR": "AUTO,STRICT"}  # as `vtools serve` sets it
+    ours = {**plain, "GOMP_SPINCOUNT": machine.LONG_SPINS, "MKL_CBWR": "AUTO,STRICT"}  # as `vtools serve` sets it
     sides = {"engine": start("engine", settings, ours), "generate": start("generate", settings, plain)}
     best: dict[tuple[str, str], dict[str, float]] = {}
     texts: dict[str, list[str]] = {}

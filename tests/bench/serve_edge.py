@@ -71,9 +71,9 @@ async def measure(settings: argparse.Namespace, sides: dict[str, Connect], edge:
                 speeds[side].append(tokens / (time.perf_counter() - began))
                 if side == "edge":
                     costs.append((processor_seconds(edge) - before) / tokens)
-    for turn in range(40):
-        for side, connect in sides.items():
-            _, first = await ask(connect, turn, 2)
+    for turn in range(100):
+        for side, connect in sorted(sides.items(), reverse=turn % 2 == 0):
+            _, first = await ask(connect, turn, 1, 3)
             if turn >= 4:
                 firsts[side].append(first)
     worker, through = (max(speeds[side]) for side in sides)
@@ -94,11 +94,11 @@ def processor_seconds(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-async def ask(connect: Connect, number: int, tokens: int) -> tuple[int, float]:
-    """One streamed completion: how many tokens came, and the seconds to the first."""
-    prompt = [1, *(100 + (number * 37 + place * 11) % 900 for place in range(30))]
+async def ask(connect: Connect, number: int, tokens: int, size: int = 31) -> tuple[int, float]:
+    """One streamed completion of a prompt of this size: how many tokens came, and the seconds to the first event."""
+    prompt = [100 + (number * 37 + place * 11) % 900 for place in range(size)]
     asked = {"model": "m", "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True}
-    body = json.dumps(asked | {"return_token_ids": True}).encode()
+    body = json.dumps(asked | {"stream_options": {"include_usage": True}}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
     reader, writer = await connect()
     began = time.perf_counter()
@@ -106,10 +106,11 @@ async def ask(connect: Connect, number: int, tokens: int) -> tuple[int, float]:
     count, first = 0, 0.0
     async for line in reader:
         if line.startswith(b"data: {"):
-            given = json.loads(line[6:])["choices"][0].get("token_ids")
-            count += len(given or [])
-            if given and not first:
-                first = time.perf_counter() - began
+            first = first or time.perf_counter() - began
+            event = json.loads(line[6:])
+            usage = event.get("usage")
+            count = usage["completion_tokens"] if usage else count
+            count += sum(len(choice.get("token_ids", "")) for choice in event["choices"])
     writer.close()
     return count, first
 

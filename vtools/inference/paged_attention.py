@@ -27,7 +27,7 @@ _TAKES_KWARGS = "kwargs" in inspect.signature(PagedAttentionCache.update).parame
 class _Part:
     """What is computed in one call: the next token of several requests, or some tokens of one request's prompt."""
 
-    queries: torch.Tensor  # int64: their places in the batch
+    queries: torch.Tensor | slice  # int64: their places in the batch
     keys: slice  # of those that the plan reads
     requests: int  # whose next token this is; 0 for those of a prompt
     mask: torch.Tensor  # added to the scores
@@ -102,7 +102,7 @@ def _planned(batch: dict[str, Any], dtype: torch.dtype) -> _Plan:
         for low in range((size - new) // STEP * STEP, size, STEP):
             begin, length = max(low, size - new), low + STEP
             mask = torch.full((min(length, size) - begin, length), -torch.inf, dtype=dtype).triu(begin + 1)
-            queries = torch.arange(begin, min(length, size)) + (end - size)
+            queries = slice(begin + end - size, min(length, size) + end - size)
             parts.append(_Part(queries, slice(place, place + length), 0, mask))
         read.append(places[torch.arange(_padded(size)).clamp(max=size - 1) + start])
         place += _padded(size)
@@ -111,8 +111,8 @@ def _planned(batch: dict[str, Any], dtype: torch.dtype) -> _Plan:
         lasts = torch.tensor([key_ends[request + 1] - 1 for request in requests])[:, None]
         wanted = starts + torch.arange(length)
         mask = torch.zeros(wanted.shape, dtype=dtype).masked_fill(wanted > lasts, -torch.inf)[:, None, None]
-        queries = torch.tensor([query_ends[request] for request in requests])
-        parts.append(_Part(queries, slice(place, place + wanted.numel()), len(requests), mask))
+        ends = torch.tensor([query_ends[request] for request in requests])
+        parts.append(_Part(ends, slice(place, place + wanted.numel()), len(requests), mask))
         read.append(places[torch.minimum(wanted, lasts).flatten()])
         place += wanted.numel()
     return _Plan(torch.cat(read), parts)

@@ -110,7 +110,7 @@ def main() -> None:
     """Load the model, say that the worker is up, and serve until the parent ends."""
     settings, tell = child.begin()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until it is up
-    machine.spin_shortly()
+    machine.spin(machine.LONG_SPINS)
     machine.repeat_products()
     try:
         from vtools.inference.engine import Engine
