@@ -48,6 +48,7 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or the body waits 40 ms for an acknowledgement of the headers
 
             def do_GET(self) -> None:
                 length = int(self.headers.get("Content-Length", 0))
@@ -116,7 +117,10 @@ class Break(Exception):
 
 class Chat(Server):
     """An OpenAI-compatible server. `answer(messages, body)` gives the text, with its finish if that is not `stop`, or
-    several pieces for a stream, or raises Status or Break."""
+    several pieces for a stream, or raises Status or Break. It calls its models `reported`, or `served-MODEL`."""
+
+    fingerprint: str | None = None
+    reported: str | None = None
 
     def __init__(self, answer: Callable[[list[dict], dict], Any], models: tuple[str, ...] = ("m",), port: int = 0) -> None:  # fmt: skip
         self.answer, self.models = answer, models
@@ -132,8 +136,10 @@ class Chat(Server):
         return [request.json for request in self.asked]
 
     def _reply(self, request: Request) -> Reply:
+        known = {"system_fingerprint": self.fingerprint} if self.fingerprint else {}
         if request.method == "GET":
-            return Reply.json({"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]})
+            listed = [{"id": name, "object": "model", **known} for name in self.models]
+            return Reply.json({"object": "list", "data": listed})
         body = request.json
         try:
             answer = self.answer(body["messages"], body)
@@ -148,7 +154,8 @@ class Chat(Server):
         message = {"role": "assistant", "content": text}
         usage = {"prompt_tokens": 3, "completion_tokens": len(text), "total_tokens": 3 + len(text)}
         choice = {"index": 0, "message": message, "finish_reason": finish}
-        about = {"id": "1", "object": "chat.completion", "created": 0, "model": "served-" + body["model"]}
+        about = {"id": "1", "object": "chat.completion", "created": 0, **known}
+        about["model"] = self.reported or "served-" + body["model"]
         return Reply.json({**about, "choices": [choice], "usage": usage})
 
 

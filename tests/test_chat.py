@@ -386,7 +386,7 @@ def test_every_character_is_shown_when_it_comes(tmp_path):
         terminal.type("hi\r")
         terminal.see("你")
         shown.set()
-        terminal.see("好]52;c;AAAA")  # what a model writes cannot steer the terminal
+        terminal.see("好\\u001b]52;c;AAAA\\u0007")  # what a model writes cannot steer the terminal
         assert terminal.leave() == 0
 
 
@@ -430,16 +430,3 @@ def test_an_error_in_a_conversation_does_not_end_it(tmp_path):
         terminal.see("good")
         assert terminal.leave() == 0
     assert len(server.bodies[-1]["messages"]) == 1
-
-
-def test_a_journal_line_without_its_newline_is_torn_however_whole_it_looks(tmp_path):
-    """Cut off by a kill between the record and its newline, its place would be written over by the next one."""
-    from vtools.inference import journal
-
-    (tmp_path / "J.journal").write_text('{"key":"k0","n":0}\n{"key":"k1","n":1}')
-    with pytest.raises(ZeroDivisionError), journal.keep(str(tmp_path / "J")) as kept:
-        assert kept.get("k0") == {"key": "k0", "n": 0}
-        assert kept.get("k1") is None
-        kept.add({"key": "k2", "n": 2})
-        1 / 0  # noqa: B018  a crash leaves the journal
-    assert (tmp_path / "J.journal").read_text().splitlines() == ['{"key":"k0","n":0}', '{"key":"k2","n":2}']

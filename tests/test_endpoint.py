@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -61,7 +62,9 @@ def test_an_answer_that_breaks_off_is_asked_for_again():
     assert len(server.bodies) == 2
 
 
-def test_a_server_that_hangs_is_asked_twice_and_no_more():
+def test_a_server_that_hangs_is_asked_again_for_a_minute_in_all_and_once_in_any_case():
+    assert [retry.silences(timeout) for timeout in (600, 60, 20, 3)] == [1, 1, 3, 6]
+
     done = threading.Event()
 
     def reply(messages, body):
@@ -69,7 +72,7 @@ def test_a_server_that_hangs_is_asked_twice_and_no_more():
         return "too late"
 
     with Chat(reply) as server:
-        client = Endpoint(server.url, "m", timeout=0.3)
+        client = Endpoint(server.url, "m", timeout=0.3, retries=1)
         with pytest.raises(EndpointError, match="no answer in time after 2 tries") as caught:
             client.complete(HELLO, ASK)
         done.set()
@@ -241,3 +244,126 @@ def test_a_stream_that_breaks_off_is_an_error_and_one_that_fails_before_its_firs
         with pytest.raises(EndpointError, match="broke off"):
             got.extend(Endpoint(server.url, "m").stream(HELLO, ASK))
     assert len(server.bodies) == 2
+
+
+def completion(message: object, **more: object) -> dict:
+    """A body whose only choice has this message."""
+    return {"model": "m", "choices": [{"index": 0, "message": message, "finish_reason": "stop"}], **more}
+
+
+def test_an_answer_in_parts_and_a_usage_in_texts_are_read():
+    parts = [{"type": "text", "text": "one "}, {"type": "reasoning"}, {"type": "text", "text": "two"}]
+    body = completion({"role": "assistant", "content": parts}, usage={"prompt_tokens": "7", "completion_tokens": "2"})
+    with Chat(failing_first(Status(200, body))) as server:
+        answer = Endpoint(server.url, "m").complete(HELLO, ASK)
+    assert (answer.text, answer.usage) == ("one two", {"in": 7, "out": 2})
+
+
+@pytest.mark.parametrize(
+    ("body", "words", "fatal", "calls"),
+    [
+        (b"<html><head><style>p{}</style></head><body><p>Sign in\n to go on</p></body></html>", "Sign in to go on", True, 1),
+        (b'{"status": "ok"}', '{"status": "ok"}; is this the URL of an OpenAI-compatible server', True, 1),
+        (b"pong", "pong; is this the URL", True, 1),
+        ({"error": {"message": "Insufficient credits", "code": 402}}, "HTTP 402: Insufficient credits", True, 1),
+        ({"error": {"message": "no such key", "code": 401}}, "HTTP 401: no such key", True, 1),
+        ({"error": {"message": "Quota gone", "type": "insufficient_quota"}}, "Quota gone", True, 1),
+        ({"error": "the model is not loaded"}, "the model is not loaded", False, 1),
+        ({"choices": []}, "no choices", False, 2),
+        ({"error": {"message": "overloaded", "code": 503}}, "HTTP 503 after 3 tries: overloaded", False, 3),
+    ],
+)  # fmt: skip
+def test_a_reply_with_status_200_that_is_no_answer_is_told_in_the_servers_words(body, words, fatal, calls):
+    with (
+        Chat(failing_first(*[Status(200, body)] * 9)) as server,
+        pytest.raises(EndpointError, match=re.escape(words)) as caught,
+    ):
+        Endpoint(server.url, "m", retries=2).complete(HELLO, ASK)
+    assert caught.value.fatal == fatal and "\n" not in str(caught.value)
+    assert len(server.bodies) == calls
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        Status(402, {"error": {"message": "pay first"}}),
+        Status(429, {"error": {"message": "You exceeded your current quota, check your plan", "code": "x"}}),
+        Status(429, {"error": {"message": "no", "type": "insufficient_quota", "code": "insufficient_quota"}}),
+    ],
+)
+def test_an_account_without_money_is_fatal_at_once(status):
+    with (
+        Chat(failing_first(*[status] * 9)) as server,
+        pytest.raises(EndpointError, match="check the account") as caught,
+    ):
+        Endpoint(server.url, "m").complete(HELLO, ASK)
+    assert caught.value.fatal and len(server.bodies) == 1
+
+
+def test_a_quota_per_minute_is_waited_out():
+    told = {"error": {"message": "exceeded your quota of requests per minute"}}
+    with Chat(failing_first(Status(429, told, {"Retry-After": "0"}))) as server:
+        assert Endpoint(server.url, "m").complete(HELLO, ASK).text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("parameter", "error"),
+    [
+        ("temperature", {"message": "Unsupported value: 'temperature' does not support 0 with this model.", "param": "temperature"}),
+        ("temperature", {"message": "temperature is not supported by this model"}),
+        ("seed", {"message": "Unknown parameter: 'seed'"}),
+        ("seed", {"message": "Extra inputs are not permitted: seed"}),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_the_model_refuses_is_left_out_and_said_once(parameter, error, capsys):
+    def reply(messages, body):
+        if parameter in body:
+            raise Status(400, {"error": error})
+        return "fine"
+
+    with Chat(reply) as server:
+        client = Endpoint(server.url, "m")
+        for _ in range(2):
+            assert client.complete(HELLO, Sampling(16, 0.0, seed=1)).text == "fine"
+    assert len(server.bodies) == 3
+    assert {"temperature", "seed"} - server.bodies[-1].keys() == {parameter}
+    assert capsys.readouterr().err.count(f"asked without {parameter}, which m refuses") == 1
+
+
+@pytest.mark.parametrize(
+    "words", ["how to plant a seed is not a question for me", "the seedling was not found", "too long"]
+)
+def test_a_refusal_that_only_mentions_the_seed_keeps_it(words):
+    with Chat(failing_first(Status(400, {"error": {"message": words}}))) as server:
+        client = Endpoint(server.url, "m")
+        with pytest.raises(EndpointError, match=words):
+            client.complete(HELLO, Sampling(16, 0.0, seed=1))
+        client.complete(HELLO, Sampling(16, 0.0, seed=1))
+    assert server.bodies[-1]["seed"] == 1
+
+
+def test_what_a_server_says_cannot_steer_the_terminal():
+    with (
+        Chat(failing_first(Status(400, {"error": {"message": "no\x1b]0;pwned\x07 \u202etxet"}}))) as server,
+        pytest.raises(EndpointError) as caught,
+    ):
+        Endpoint(server.url, "m").complete(HELLO, ASK)
+    assert "no\\u001b]0;pwned\\u0007 \\u202etxet" in str(caught.value)
+
+
+def test_a_model_that_is_served_here_is_asked_here_though_a_key_is_exported(monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    with Chat(lambda messages, body: "here", models=("tuned",)) as server:
+        monkeypatch.setattr(address, "SERVE", server.url)
+        assert connect.where("tuned") == server.url
+        assert connect.where("gpt-4.1") == address.OPENAI
+        assert not any("Authorization" in request.headers for request in server.requests)
+        client, name = connect.connect(connect.Target("tuned"))
+        assert client.complete(HELLO, ASK).text == "here" and name == "tuned"
+    assert f"asking {server.url} for tuned" in capsys.readouterr().err
+
+
+def test_a_stream_of_a_server_that_sends_a_page_is_told_in_its_words():
+    page = Status(200, b"<html>Down for repairs</html>", {"Content-Type": "text/html"})
+    with Chat(failing_first(page)) as server, pytest.raises(EndpointError, match="Down for repairs"):
+        next(Endpoint(server.url, "m").stream(HELLO, ASK))

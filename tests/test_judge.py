@@ -128,20 +128,6 @@ def test_programs_and_mathematics_have_their_own_measure_and_their_reference(vto
     assert ["it is 39" in body["messages"][1]["content"] for body in server.bodies] == [False, True, False]
 
 
-def test_answers_without_a_partner_are_left_out_and_counted(vtools, tmp_path):
-    (tmp_path / "a.jsonl").write_text(answers("a", 3) + '{"id":"only a","turns":["x"]}\n')
-    (tmp_path / "b.jsonl").write_text(answers("b", 2) + answers("b", 1))
-    with Judge(lambda messages, body: grades(5, 4)) as server:
-        done = vtools("judge", "a.jsonl", "b.jsonl", "--base-url", server.url, "--rejects", "no.jsonl")
-    assert len(done.records) == 4
-    rejects = [json.loads(line) for line in (tmp_path / "no.jsonl").read_bytes().splitlines()]
-    assert sorted((reject["reason"], reject["id"]) for reject in rejects) == [
-        ("dup_id", "q0"), ("unmatched", "only a"), ("unmatched", "q2"),
-    ]  # fmt: skip
-    assert done.returncode == 0
-    assert "unmatched 2" in done.errors
-
-
 def test_the_blogs_answers_are_judged_with_its_questions_and_fastchats_too(vtools, tmp_path):
     fastchat = [
         {"question_id": n, "answer_id": "x", "model_id": "fast", "choices": [{"index": 0, "turns": [f"answer {n}"]}]}
@@ -155,7 +141,7 @@ def test_the_blogs_answers_are_judged_with_its_questions_and_fastchats_too(vtool
     assert without.returncode == 1 and "--questions" in without.errors
     assert done.returncode == 0, done.errors
     assert len(done.records) == 160
-    assert {row["a"] for row in done.records} == {"vicuna-13b:20230322-clean-lang"}
+    assert {(row["a"], row["b"]) for row in done.records} == {("fast", "vicuna-13b:20230322-clean-lang")}
     assert [row["id"] for row in done.records[::2]] == [str(n) for n in range(1, 81)]
     assert done.records[-1]["category"] == "writing"
     assert sum(row["instructions"] == "coding" for row in done.records) == 14
@@ -252,7 +238,7 @@ def test_files_with_no_question_in_common_are_an_error(vtools, tmp_path):
 def test_questions_that_stand_in_the_training_data_are_named_at_first_and_at_last(vtools, tmp_path):
     words = "why do the leaves of some trees turn red in autumn while those of others stay green all winter"
     for model, name in (("alpha", "a"), ("beta", "b")):
-        rows = [{"id": f"q{n}", "model": model, "question": [text], "turns": [model]} for n, text in enumerate([words + "?", "Who?", "How many of these are there?"])]  # fmt: skip
+        rows = [{"id": f"q{n}", "model": model, "question": [text], "turns": [f"{model} {n}"]} for n, text in enumerate([words + "?", "Who?", "How many of these are there?"])]  # fmt: skip
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     chats = [["Well: " + words.upper(), "Because."], ["who", "me"], ["How many of these are there? Two?", "Two."]]
     data = [

@@ -326,20 +326,24 @@ def test_a_rubric_that_is_wrong_is_named_with_its_place(tmp_path, old, new, why)
     assert str(caught.value).startswith(str(tmp_path / "own.toml"))
 
 
-def test_an_own_rubric_has_its_own_scale_and_tie_and_a_changed_one_judges_anew(vtools, tmp_path):
+def test_an_own_rubric_has_its_own_scale_and_tie_and_a_changed_one_is_kept_out_of_the_same_file(vtools, tmp_path):
     for model in "ab":
         (tmp_path / f"{model}.jsonl").write_bytes(
             jsonl({"id": "q", "model": model, "question": ["?"], "turns": [model]})
         )
     with Judge(lambda messages, body: grades(0, 0.5)) as server:
         ask = ("judge", "a.jsonl", "b.jsonl", "--rubric", "own.toml", "--base-url", server.url, "-o", "j.jsonl", "--one-order")  # fmt: skip
-        verdicts = []
-        for text, calls in ((OWN, 1), (OWN + "# a remark\n", 1), (OWN.replace("0.5", "0.1"), 2)):
+        for text in (OWN, OWN + "# a remark\n"):
             (tmp_path / "own.toml").write_text(text)
             assert vtools(*ask).returncode == 0
-            assert len(server.bodies) == calls
-            verdicts.append(json.loads((tmp_path / "j.jsonl").read_text())["verdict"])
-    assert verdicts == ["tie", "tie", "b"]
+            assert json.loads((tmp_path / "j.jsonl").read_text())["verdict"] == "tie"
+        before = (tmp_path / "j.jsonl").read_bytes()
+        (tmp_path / "own.toml").write_text(OWN.replace("0.5", "0.1"))
+        mixed = vtools(*ask)
+        assert (mixed.returncode, len(server.bodies)) == (1, 1) and "rubric_digest" in mixed.errors
+        assert (tmp_path / "j.jsonl").read_bytes() == before
+        assert vtools(*ask[:-2], "k.jsonl", "--one-order").returncode == 0
+    assert json.loads((tmp_path / "k.jsonl").read_text())["verdict"] == "b"
     assert "Weigh brevity." in shown(server) and "from 0 (worst) to 3 (best)" in shown(server)
 
 

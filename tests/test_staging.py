@@ -84,7 +84,7 @@ def test_a_link_that_leads_to_itself_beside_the_base_is_nobodys_business(tmp_pat
 def test_a_name_that_moves_the_cursor_is_shown_and_not_obeyed(tmp_path):
     done = run("apply-delta", tmp_path, tmp_path / "\x1b[2Jdelta", tmp_path / "out")
     assert done.returncode == 1 and "\x1b" not in done.errors
-    assert "\\x1b[2Jdelta" in done.errors
+    assert "\\u001b[2Jdelta" in done.errors
 
 
 def test_a_folder_whose_name_is_not_utf_8_is_named_before_any_work(tmp_path):

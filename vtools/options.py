@@ -27,9 +27,11 @@ Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show what would be done, and its cost; do nothing.")]
 PricesFile = Annotated[
     str | None,
-    typer.Option(
-        "--prices", metavar="FILE", help="Read dollars per GPU-hour or million tokens from this JSON (--dry-run)."
-    ),
+    typer.Option("--prices", metavar="FILE", help="Read dollars per GPU-hour or million tokens from this JSON."),
+]
+MaxUsd = Annotated[
+    float | None,
+    typer.Option("--max-usd", min=0.0, metavar="DOLLARS", help="Stop before the answers cost more (needs --prices)."),
 ]
 Dtype = Literal["fp32", "bf16", "fp16"]
 Roles = Annotated[

@@ -80,17 +80,28 @@ def signals_held() -> Iterator[None]:
 
 
 CLEAR = "\r\x1b[K"  # the line of a terminal
+# Controls (except tab and newline), line separators and the marks that turn the direction of writing.
+_STEERING = ((0, 9), (11, 32), (127, 160), (0x61C, 0x61D), (0x200E, 0x2010), (0x2028, 0x202F), (0x2066, 0x206A))
+_SHOWN = {code: f"\\u{code:04x}" for first, end in _STEERING for code in range(first, end)}
+
+
+def shown(text: str) -> str:
+    """Text from outside as it may appear on a terminal: what would steer it, or mislead its reader, as `\\uXXXX`.
+
+    JSON that is shown stays the same JSON.
+    """
+    return text.encode("utf-8", "backslashreplace").decode().translate(_SHOWN)
 
 
 def say(tool: str, text: str) -> None:
     """Print a line for people, on stderr; on a terminal in place of a progress bar."""
-    print(f"{CLEAR if sys.stderr.isatty() else ''}vtools {tool}: {text}", file=sys.stderr)
+    print(f"{CLEAR if sys.stderr.isatty() else ''}vtools {tool}: {shown(text)}", file=sys.stderr)
 
 
 def announce(tool: str, text: str) -> None:
     """`say` from within a signal handler, which may have come while another line is written."""
     clear = CLEAR if os.isatty(2) else ""
-    os.write(2, f"{clear}vtools {tool}: {text}\n".encode())
+    os.write(2, f"{clear}vtools {tool}: {shown(text)}\n".encode())
 
 
 def install(extra: str) -> str:
@@ -161,9 +172,7 @@ def command(tool: str, function: Callable[..., Any]) -> Callable[..., None]:
             import traceback
 
             traceback.print_exception(caught)
-        # A file name may contain control characters for the terminal.
-        shown = "".join(one if one.isprintable() or one == "\n" else ascii(one)[1:-1] for one in message)
-        say(tool, shown)
+        say(tool, message)
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         # Threads blocked in a read must not keep the process alive; nothing is buffered any more.

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vtools import options
+from vtools.process import UsageFailure
 
 
 def chat(
@@ -27,6 +28,8 @@ def chat(
     system: options.SystemText = None,
     text: Annotated[bool, typer.Option("--text", help="Read lines as questions; print the bare answers.")] = False,
     timeout: options.Timeout = 600.0,
+    prices: options.PricesFile = None,
+    max_usd: options.MaxUsd = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
@@ -43,11 +46,12 @@ def chat(
     status is 1 if a question got no answer.
 
     The model runs on the server at --base-url or OPENAI_BASE_URL (key in OPENAI_API_KEY), or in this process if --model
-    is a folder, a hub id or a .gguf file. With neither, the server is api.openai.com if a key and --model are given,
-    else `vtools serve` on this machine.
+    is a folder, a hub id or a .gguf file. With neither, the server is `vtools serve` on this machine, unless a key and
+    a --model that it does not serve are given: then api.openai.com.
 
     With -o FILE, answers are kept in FILE.journal: after a failure or a kill, the same command asks only the remaining
-    questions. On plain stdout (and with --text, once FILE is complete) nothing is kept, and all are asked again.
+    questions, and rows of FILE that it does not ask for follow after its own. A retrained model gives new answers;
+    another model needs another FILE. On plain stdout nothing is kept; with --text, a FILE that exists is refused.
 
     \b
     Examples:
@@ -59,8 +63,10 @@ def chat(
     from vtools.inference.client import Sampling
     from vtools.inference.connect import Target
 
-    target = Target(model, base_url, template, system, timeout)
+    target = Target(model, base_url, template, system, timeout, prices, max_usd)
     sampling = Sampling(max_tokens, temperature, top_p, seed)
+    if max_usd is not None and max_tokens is None:
+        raise UsageFailure("--max-usd needs --max-tokens: without it there is no limit to what an answer may cost")
     if not files and sys.stdin.isatty():
         from vtools.chat import terminal
 

@@ -1,15 +1,18 @@
 """Questions in, answers out: the filter side of `vtools chat`."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from vtools.inference import journal
 from vtools.inference.client import Client, Sampling, usage
 from vtools.inference.connect import Target, connect
-from vtools.inference.journal import Task
+from vtools.inference.forecast import Forecast
+from vtools.inference.journal import Kind, Task
+from vtools.inference.run import ask_all
 from vtools.options import Common
-from vtools.process import Failure, say
+from vtools.process import Failure, UsageFailure, say, shown
 from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record
 from vtools.records.question import Question, read_question
@@ -28,27 +31,33 @@ def answer_all(
     """Ask every question of the files and write the answers. Raises Failure if some got no answer."""
     questions = _lines(files) if text else journal.tasks(files, read_question)
     if dry_run:
-        _tell(questions, target)
+        _forecast(questions, target, system, sampling, common, text)
         return
+    if text and common.out and journal.is_kept(common.out) and os.path.exists(common.out):
+        raise UsageFailure(
+            f"{common.out} exists, and its bare lines do not say which answers they are; choose another -o"
+        )
     client, name = connect(target)
-    keys = journal.Keys()
-
-    def tasks() -> Iterator[Task]:
-        for task in questions:
-            if task.question:
-                asked = dataclasses.asdict(task.question)
-                task.key = keys.unique(journal.key("chat", name, system, asked, sampling.options()))
-            yield task
 
     def ask(task: Task) -> Record:
         return answer(client, name, task.question, system, sampling, task.key)
 
     def write_text(output: jsonl.Output, record: Record) -> None:
-        output.stream.write("".join(f"{turn}\n" for turn in record["turns"]).encode())
+        lines = "".join(f"{turn}\n" for turn in record["turns"])
+        output.stream.write((shown(lines) if output.stream.isatty() else lines).encode("utf-8", "replace"))
         if output.flush:
             output.stream.flush()
 
-    complaint = journal.run("chat", tasks(), ask, common, write=write_text if text else jsonl.Output.write)
+    complaint = ask_all(
+        "chat",
+        _keyed(questions, name, client.identity(), system, sampling),
+        ask,
+        common,
+        Kind("model", same={"model": name}),
+        total=_total(files, text),
+        write=write_text if text else jsonl.Output.write,
+        client=client,
+    )
     client.close()
     if complaint:
         raise Failure(complaint)
@@ -62,10 +71,21 @@ def answer(client: Client, model: str, question: Question, system: str | None, s
         messages.append({"role": "user", "content": turn})
         answers.append(client.complete(messages, sampling))
         messages.append({"role": "assistant", "content": answers[-1].text})
-    record: Record = {"id": question.id, "model": model, **question.fields()}
+    record: Record = {"id": question.id, "model": model, "model_reported": answers[0].model, **question.fields()}
     record["turns"] = [reply.text for reply in answers]
     record["finish"] = [reply.finish for reply in answers]
     return {**record, **usage(answers), "ms": sum(reply.ms for reply in answers), "key": key}
+
+
+def _keyed(
+    tasks: Iterator[Task], model: str | None, identity: str, system: str | None, sampling: Sampling
+) -> Iterator[Task]:
+    keys = journal.Keys()
+    for task in tasks:
+        if task.question:
+            asked = dataclasses.asdict(task.question)
+            task.key = keys.unique(journal.key("chat", identity, model, system, asked, sampling.options()))
+        yield task
 
 
 def opening(context: list[dict[str, Any]], system: str | None) -> list[dict[str, Any]]:
@@ -85,14 +105,34 @@ def _lines(files: list[str]) -> Iterator[Task]:
                     yield Task(value, {"prompt": asked}, read_question({"prompt": asked}))
 
 
-def _tell(tasks: Iterator[Task], target: Target) -> None:
-    questions = turns = unreadable = 0
-    for task in tasks:
-        questions += task.question is not None
-        turns += len(task.question.turns) if task.question else 0
-        unreadable += task.reject is not None
-    say(
-        "chat",
-        f"would ask {target.model or 'the model'} at {target} {questions} questions ({turns} turns); "
-        f"{unreadable} records have no question",
-    )
+def _total(files: list[str], text: bool) -> int | None:
+    """How many questions there are, if they are in files that can be read twice."""
+    if not files or not all(map(os.path.isfile, files)):
+        return None
+    return sum(1 for _ in (_lines(files) if text else jsonl.values(files)))
+
+
+def _forecast(
+    tasks: Iterator[Task], target: Target, system: str | None, sampling: Sampling, common: Common, text: bool
+) -> None:
+    """Report the calls, tokens, dollars and minutes that the same command would take."""
+    with journal.peek(None if text else common.out, Kind("model")) as found:
+        identity = target.identity() if found else ""
+        forecast = Forecast(target, sampling, common.jobs, found.times)
+        questions = done = unreadable = 0
+        for task in _keyed(tasks, target.model, identity, system, sampling):
+            unreadable += task.reject is not None
+            done += (known := found.get(task.key) is not None)
+            if known or not task.question:
+                continue
+            questions += 1
+            messages = opening(task.question.context, system)
+            for before, turn in enumerate(task.question.turns):
+                messages.append({"role": "user", "content": turn})
+                forecast.add(messages, before)
+    parts = [
+        f"would ask {target.model or 'the model'} at {target} {questions} questions ({forecast.calls} turns)",
+        *forecast.parts(),
+        f"{done} answers exist already, {unreadable} records have no question",
+    ]
+    say("chat", "; ".join(parts))

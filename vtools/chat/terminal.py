@@ -10,7 +10,7 @@ from typing import Any
 from vtools.chat.batch import opening
 from vtools.inference.client import Client, Sampling
 from vtools.inference.connect import Target, connect
-from vtools.process import Failure, Interrupted, UsageFailure, say
+from vtools.process import Failure, Interrupted, UsageFailure, say, shown
 from vtools.records import conversation, jsonl
 
 HELP = """\
@@ -22,9 +22,6 @@ HELP = """\
 /exit, Ctrl-D   leave
 Ctrl-C          stop the answer and drop its question"""
 
-# A model's output is shown as plain text: it must not control the terminal.
-SHOWN = {code: None for code in [*range(32), *range(127, 160)] if chr(code) not in "\n\t"}
-
 
 def converse(target: Target, system: str | None, sampling: Sampling, out: str | None) -> None:
     """Read questions and stream answers until /exit or Ctrl-D."""
@@ -35,7 +32,7 @@ def converse(target: Target, system: str | None, sampling: Sampling, out: str | 
 
     client, name = connect(target)
     talk = Talk(client, name, system, sampling)
-    print(f"{name}: /help for help, Ctrl-D to leave", file=sys.stderr)
+    print(f"{shown(name)}: /help for help, Ctrl-D to leave", file=sys.stderr)
     session: PromptSession[str] = PromptSession(output=create_output(always_prefer_tty=True))
     with closing(client):
         while True:
@@ -78,7 +75,7 @@ class Talk:
             with closing(self.client.stream(asked, sampling)) as stream:
                 for piece in stream:
                     pieces.append(piece)
-                    print(piece.translate(SHOWN), end="", flush=True)
+                    print(shown(piece), end="", flush=True)
         except Interrupted as interrupt:
             if interrupt.signum != signal.SIGINT:
                 raise
@@ -129,4 +126,4 @@ class Talk:
         except jsonl.Reject as reject:
             raise Failure(f"{file}: {reject.detail}") from None
         for message in self.messages:
-            print(f"{'> ' if message['role'] == 'user' else ''}{message['content'].translate(SHOWN)}")
+            print(f"{'> ' if message['role'] == 'user' else ''}{shown(message['content'])}")

@@ -3,7 +3,7 @@
 import os
 from urllib.parse import urlsplit
 
-from vtools.process import UsageFailure
+from vtools.process import UsageFailure, shown
 
 SERVE = "http://127.0.0.1:8000/v1"  # where `vtools serve` listens unless told otherwise
 OPENAI = "https://api.openai.com/v1"
@@ -31,6 +31,17 @@ def key() -> str | None:
     return os.environ.get("OPENAI_API_KEY") or None
 
 
+def serves(url: str, model: str) -> bool:
+    """Whether a server on this machine lists this model. It is not shown the API key."""
+    import httpx2
+
+    try:
+        listed = httpx2.get(f"{url}/models", timeout=2.0, trust_env=False).json()["data"]
+        return any(each["id"] == model for each in listed)
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return False
+
+
 def one_line(value: object) -> str:
     """A server's words on one line, at most 300 characters, for a message."""
-    return " ".join(str(value).split())[:300]
+    return shown(" ".join(str(value).split())[:300])

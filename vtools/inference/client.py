@@ -1,10 +1,14 @@
 """What all tools that ask a model share: the client, the sampling parameters, the answer."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, Self
 
+from vtools.inference.budget import Budget
+
 Messages = list[dict[str, Any]]
+Slot = Callable[[], AbstractContextManager[None]]
 TOKENS = {"in": "prompt_tokens", "out": "completion_tokens"}  # our and OpenAI's names for an answer's usage
 
 
@@ -88,6 +92,10 @@ class Client(Protocol):
     """A server (`endpoint.Endpoint`) or a model in this process (`engine.Engine`)."""
 
     takes_schema: bool  # whether it may take one; a server that does not refuses it
+    budget: Budget | None  # what its answers cost, if that is known
+    slot: Slot  # to be held while it is asked, so that it is not asked too much at a time
+
+    def identity(self) -> str: ...
 
     def complete(self, messages: Messages, sampling: Sampling) -> Answer: ...
 

@@ -1,32 +1,58 @@
 """From `--model` and `--base-url` to a client: a server, or a model in this process."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from vtools.inference import address
+from vtools.inference.budget import Budget
 from vtools.inference.client import Client
 from vtools.process import UsageFailure
+from vtools.records import prices
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What to ask, as named on the command line; `timeout` limits a server's silence, in seconds."""
+    """What to ask, as named on the command line; `timeout` limits a server's silence, in seconds.
+
+    `prices` is a file with what its tokens cost, and `max_usd` the most that a run may. Raises UsageFailure.
+    """
 
     model: str | None
     base_url: str | None = None
     template: str | None = None
     system: str | None = None
     timeout: float = 600.0
+    prices: str | None = None
+    max_usd: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_usd is not None and not self.prices:
+            raise UsageFailure("--max-usd needs --prices FILE, which says what a token costs")
 
     def __str__(self) -> str:
         return where(self.model, self.base_url) or "this process"
 
+    def identity(self) -> str:
+        """What `connect` would give as the client's identity, without loading a model. Raises Failure."""
+        if where(self.model, self.base_url) is None:
+            from vtools.inference.identity import of_reference
 
-def connect(target: Target) -> tuple[Client, str]:
+            return of_reference(str(self.model), self.template, self.system)
+        client, _ = connect(self, start_wait=0)
+        try:
+            return client.identity()
+        finally:
+            client.close()
+
+
+def connect(target: Target, start_wait: float | None = None) -> tuple[Client, str]:
     """The client for a target, and its model's name. Raises Failure if no server or no model is there."""
     url = where(target.model, target.base_url)
     if url is None:
+        if target.prices:
+            raise UsageFailure(f"--prices: {target.model} runs in this process, where no token has a price")
         from vtools.inference.engine import Engine
 
         engine = Engine(str(target.model), template=target.template, system=target.system, clamp=True)
@@ -35,9 +61,14 @@ def connect(target: Target) -> tuple[Client, str]:
         raise UsageFailure(f"--template: {url} renders its own prompts; the option is only for a model loaded here")
     if target.system == "":
         raise UsageFailure(f"--system none: {url} renders its own prompts; start that server with --system none")
-    from vtools.inference.endpoint import Endpoint
+    from vtools.inference.endpoint import START_WAIT, Endpoint
 
-    endpoint = Endpoint(url, target.model, timeout=target.timeout)
+    waited = START_WAIT if start_wait is None else start_wait
+    endpoint = Endpoint(url, target.model, timeout=target.timeout, start_wait=waited)
+    if not target.base_url and target.model and address.key() and not os.environ.get("OPENAI_BASE_URL"):
+        print(f"vtools: asking {url} for {target.model}", file=sys.stderr)
+    if target.prices:
+        endpoint.budget = Budget(prices.read(target.prices).tokens(endpoint.model), target.max_usd)
     return endpoint, endpoint.model
 
 
@@ -45,7 +76,8 @@ def where(model: str | None, base_url: str | None = None) -> str | None:
     """The URL to ask, or None for a model in this process. In order of precedence:
 
     --base-url; a model that is a folder or a .gguf file here; OPENAI_BASE_URL; a hub id (OWNER/NAME or hf:…) in this
-    process; api.openai.com, given a key and a model; `vtools serve` on this machine.
+    process; given a key and a model, `vtools serve` on this machine if it serves that model, else api.openai.com;
+    `vtools serve` on this machine.
     """
     if base_url:
         return base_url
@@ -55,4 +87,6 @@ def where(model: str | None, base_url: str | None = None) -> str | None:
         return url
     if model and ("/" in model or model.startswith("hf:") or model.endswith(".gguf")):
         return None
-    return address.OPENAI if model and address.key() else address.SERVE
+    if model and address.key() and not address.serves(address.SERVE, model):
+        return address.OPENAI
+    return address.SERVE

@@ -1,18 +1,26 @@
 """A client for any OpenAI-compatible server: retries, timeouts, and parameters that servers refuse."""
 
+import contextlib
 import itertools
+import json
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from vtools.inference import address, retry
+from vtools.inference import address, retry, trouble
 from vtools.inference.address import Server, one_line
-from vtools.inference.client import TOKENS, Answer, Messages, Sampling
+from vtools.inference.budget import Bill, Budget
+from vtools.inference.client import TOKENS, Answer, Messages, Sampling, Slot
+from vtools.inference.trouble import Trouble
 from vtools.process import Failure, UsageFailure
 
 START_WAIT = 30.0  # seconds to wait until a server on this machine listens
+LISTING = 10.0  # seconds of silence while a server lists its models, which takes it no time
+LISTING_RETRIES = 3
+DROPPED = ("temperature", "top_p", "seed")  # parameters that some models refuse, and can be asked without
 
 
 class EndpointError(Failure):
@@ -40,8 +48,12 @@ class Endpoint:
         import httpx2
         import openai
 
-        self.retries = retries
+        self.retries, self._timeout = retries, timeout
+        self.budget: Budget | None = None
+        self.slot: Slot = contextlib.nullcontext
         self._lacks: set[str] = set()  # parameters that this server refused
+        self._learning = threading.Lock()
+        self._fingerprint: str | None = None  # of the model, once it was asked for
         self._client = openai.OpenAI(
             base_url=self.url,
             api_key=key or "none",
@@ -55,31 +67,43 @@ class Endpoint:
             self._wait_for_start(start_wait)
         self.model = model or self._only_model()
 
+    def identity(self) -> str:
+        """The fingerprint that the server lists for its model, else its URL. Raises EndpointError."""
+        listed = self._models()
+        if not isinstance(listed, Trouble):
+            named = (model.get("system_fingerprint") for model in listed if model["id"] == self.model)
+            self._fingerprint = next((name for name in named if isinstance(name, str)), None)
+        return self._fingerprint or self.url
+
     def complete(self, messages: Messages, sampling: Sampling) -> Answer:
         """Ask, and wait for the whole answer. Raises EndpointError."""
         started = time.monotonic()
-        request = self._request(messages, sampling)
-        reply = self._ask(request, lambda reply: reply.choices[0].message)
-        usage = reply.usage and {ours: getattr(reply.usage, theirs) or 0 for ours, theirs in TOKENS.items()}
-        choice = reply.choices[0]
+        client = self._client.chat.completions.with_raw_response
+        reply = self._ask(self._request(messages, sampling), client.create, _completion)
+        known = self._fingerprint
+        if known and reply.get("system_fingerprint", known) != known:
+            message = f"{self.url}: another model is served as {self.model} since this run began; repeat the command"
+            raise EndpointError(message, fatal=True)
         elapsed = round((time.monotonic() - started) * 1000)
-        text, logprobs = choice.message.content or "", _logprobs(choice)
-        return Answer(text, choice.finish_reason, usage, reply.model, elapsed, logprobs)
+        choice, model = reply["choices"][0], reply.get("model")
+        text = _text(choice["message"].get("content"))
+        named = model if isinstance(model, str) else None
+        return Answer(text, choice.get("finish_reason"), _usage(reply), named, elapsed, _logprobs(choice))
 
     def stream(self, messages: Messages, sampling: Sampling) -> Generator[str]:
         """Ask, and yield the answer as it comes. Retries only before the first piece. Raises EndpointError."""
         import httpx2
         import openai
 
-        request = self._request(messages, sampling)
-        chunks = self._ask({**request, "stream": True}, lambda chunks: chunks.response)
+        request = {**self._request(messages, sampling), "stream": True}
+        chunks = self._ask(request, self._client.chat.completions.create, _events)
         finished = False
         try:
             for chunk in chunks:
                 for choice in (chunk.choices or [])[:1]:
                     finished = finished or choice.finish_reason is not None
                     if choice.delta and choice.delta.content:
-                        yield choice.delta.content
+                        yield _text(choice.delta.content)
         except (openai.APIError, httpx2.HTTPError, ValueError) as error:
             raise EndpointError(f"{self.url}: the answer broke off ({one_line(error)})") from None
         finally:
@@ -97,29 +121,45 @@ class Endpoint:
             del chosen["top_p"]
         return {"model": self.model, "messages": messages, **chosen}
 
-    def _ask(self, request: dict[str, Any], probe: Callable[[Any], Any]) -> Any:
-        """Send a request, with retries; `probe` fails on a reply that is not a chat completion."""
+    def _ask(self, request: dict[str, Any], send: Callable[..., Any], read: Callable[[Any], Any]) -> Any:
+        """Send a request, with retries; `read` gives its result, or a Trouble if that is not a chat completion."""
         import openai
 
         attempt = 0
         while True:
             sent = self._adapted(request)
-            try:
-                reply = self._client.chat.completions.create(**sent)
-                probe(reply)
+            with self.slot(), self._billed(request) as bill:
+                try:
+                    reply = read(send(**sent))
+                except openai.APIError as error:
+                    reply = trouble.of(error)
+                if isinstance(reply, Trouble):
+                    bill.may_cost = reply.may_cost
+                    if reply.fatal and not reply.retries(self.retries, self._timeout):
+                        raise self._error(reply, attempt + 1)  # while the slot is held: no other is asked for nothing
+                elif isinstance(reply, dict) and (used := _usage(reply)):
+                    bill.tokens = used["in"], used["out"]
+            if not isinstance(reply, Trouble):
                 return reply
-            except (openai.APIError, ValueError, AttributeError, IndexError, TypeError) as error:
-                if self._learn(error, sent):
-                    continue
-                if "max_tokens" in request and _asked_too_much(error):
-                    # Without a limit of ours the answer ends where the context does, which is below it.
-                    request = {name: value for name, value in request.items() if name != "max_tokens"}
-                    continue
-                wait = self._wait(error, attempt)
-                if wait is None:
-                    raise self._error(error, attempt + 1) from None
+            if self._learn(reply, sent):
+                continue
+            if "max_tokens" in request and _asked_too_much(reply):
+                # Without a limit of ours the answer ends where the context does, which is below it.
+                request = {name: value for name, value in request.items() if name != "max_tokens"}
+                continue
+            wait = retry.wait(attempt, reply.retries(self.retries, self._timeout), reply.after)
+            if wait is None:
+                raise self._error(reply, attempt + 1)
             attempt += 1
             time.sleep(wait)
+
+    @contextlib.contextmanager
+    def _billed(self, request: dict[str, Any]) -> Iterator[Bill]:
+        if self.budget is None:
+            yield Bill()
+        else:
+            with self.budget.call(request["messages"], request.get("max_tokens")) as bill:
+                yield bill
 
     def _adapted(self, request: dict[str, Any]) -> dict[str, Any]:
         sent = {name: value for name, value in request.items() if name not in self._lacks}
@@ -127,45 +167,41 @@ class Endpoint:
             sent["max_completion_tokens"] = request["max_tokens"]
         return sent
 
-    def _learn(self, error: Exception, sent: dict[str, Any]) -> bool:
-        """Note what the server refuses: newer OpenAI models rename `max_tokens`, some servers have no `seed`."""
-        if getattr(error, "status_code", None) not in (400, 422):
+    def _learn(self, told: Trouble, sent: dict[str, Any]) -> bool:
+        """Note what the server refuses: newer OpenAI models rename `max_tokens`, some servers have no `seed`, and some
+        models only one temperature."""
+        if told.status not in (400, 422):
             return False
-        said = _said(error)
-        refused = {"max_tokens"} if "max_completion_tokens" in said else {"seed"} if "seed" in said else set()
-        refused = {name for name in refused if name in sent}
-        self._lacks |= refused
-        return bool(refused)
+        if "max_tokens" in sent and "max_completion_tokens" in told.said:
+            self._lacks.add("max_tokens")
+            return True
+        refused = next((name for name in DROPPED if name in sent and told.blames(name)), None)
+        if refused is None:
+            return False
+        with self._learning:
+            new = refused not in self._lacks
+            self._lacks.add(refused)
+        if new:
+            said = f"vtools: {self.url}: asked without {refused}, which {self.model} refuses: {told.said}"
+            print(said, file=sys.stderr)
+        return True
 
-    def _wait(self, error: Exception, attempt: int) -> float | None:
-        """Seconds until the next attempt, or None to give up."""
-        import openai
-
-        allowed, asked = self.retries, None
-        if isinstance(error, openai.APITimeoutError):
-            allowed = min(1, self.retries)
-        elif isinstance(error, openai.APIStatusError):
-            asked = retry.after(error.response.headers)
-            if not retry.is_transient(error.status_code) or error.code == "insufficient_quota":
-                allowed = 0
-        return retry.wait(attempt, allowed, asked)
-
-    def _error(self, error: Exception, attempts: int) -> EndpointError:
-        import openai
-
+    def _error(self, told: Trouble, attempts: int) -> EndpointError:
         tries = f" after {attempts} tries" if attempts > 1 else ""
-        if isinstance(error, openai.APITimeoutError):
+        if told.kind == "silent":
             return EndpointError(f"{self.url}: no answer in time{tries}; raise --timeout")
-        if isinstance(error, openai.APIConnectionError):
-            cause = one_line(error.__cause__ or error)
-            return EndpointError(f"{self.url}: no connection{tries} ({cause}); is the server running?", fatal=True)
-        if not isinstance(error, openai.APIStatusError):
-            return EndpointError(
-                f"{self.url}: the reply is not a chat completion{tries}; is this an OpenAI-compatible URL?"
-            )
-        status = error.status_code
+        if told.kind == "broken":
+            message = f"{self.url}: no connection{tries} ({told.said}); is the server running?"
+            return EndpointError(message, fatal=told.fatal)
+        if told.kind == "odd":
+            advice = "; is this the URL of an OpenAI-compatible server?" if told.code == "not_a_server" else ""
+            message = f"{self.url}: the reply is not a chat completion{tries}: {told.said}{advice}"
+            return EndpointError(message, fatal=told.fatal)
+        status = told.status or 0
         advice = ""
-        if status in (401, 403):
+        if told.unpaid:
+            advice = "; check the account that OPENAI_API_KEY belongs to"
+        elif status in (401, 403):
             advice = "; check OPENAI_API_KEY"
         elif status == 404:
             advice = f"; is {self.model} the right --model, and {self.url} the right --base-url?"
@@ -173,8 +209,7 @@ class Endpoint:
             advice = "; send fewer at a time (-j), or try later"
         elif status >= 500:
             advice = "; see the server's log"
-        fatal = status in (401, 403, 404) or error.code == "insufficient_quota"
-        return EndpointError(f"{self.url}: HTTP {status}{tries}: {_said(error)}{advice}", status, fatal)
+        return EndpointError(f"{self.url}: HTTP {status}{tries}: {told.said}{advice}", status, told.fatal)
 
     def _wait_for_start(self, seconds: float) -> None:
         """Wait until the port is open: a server started a moment ago may still be loading its model."""
@@ -195,38 +230,82 @@ class Endpoint:
                 print(f"vtools: waiting for {self.url} to start ({seconds:.0f} s at most)", file=sys.stderr)
             time.sleep(0.2)
 
-    def _only_model(self) -> str:
+    def _models(self) -> list[dict[str, Any]] | Trouble:
+        """What the server lists of its models, or why it lists none. Raises EndpointError if it cannot be reached."""
         import openai
 
-        try:
-            names = [model.id for model in self._client.models.list().data]
-        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise self._error(error, 1) from None
-        except (openai.APIError, ValueError, AttributeError, TypeError) as error:
-            raise UsageFailure(
-                f"{self.url}: does not list its models ({one_line(error)}); name one with --model"
-            ) from None
+        for attempt in itertools.count():
+            try:
+                raw = self._client.models.with_raw_response.list(timeout=LISTING)
+                return [{**model, "id": str(model["id"])} for model in json.loads(raw.text)["data"]]
+            except openai.APIError as error:
+                told = trouble.of(error)
+            except (ValueError, KeyError, TypeError):
+                return trouble.in_reply(raw.text)
+            wait = retry.wait(attempt, told.retries(min(LISTING_RETRIES, self.retries), LISTING), told.after)
+            if wait is None:
+                if told.kind == "status" and not retry.is_transient(told.status or 0):
+                    return told
+                raise self._error(told, attempt + 1)
+            time.sleep(wait)
+        raise AssertionError
+
+    def _only_model(self) -> str:
+        listed = self._models()
+        if isinstance(listed, Trouble):
+            if listed.status in (401, 403):
+                raise self._error(listed, 1)
+            raise UsageFailure(f"{self.url}: does not list its models ({listed.said}); name one with --model")
+        names = [model["id"] for model in listed]
         if len(names) != 1:
-            listed = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-            raise UsageFailure(f"{self.url} has {len(names)} models; choose one with --model: {listed}")
+            shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+            raise UsageFailure(f"{self.url} has {len(names)} models; choose one with --model: {shown}")
         return names[0]
 
 
-def _logprobs(choice: Any) -> list[tuple[str, list[tuple[str, float]]]] | None:
-    tokens = choice.logprobs and choice.logprobs.content
+def _completion(raw: Any) -> dict[str, Any] | Trouble:
+    """The body of a reply, with at least one choice that has a message."""
+    try:
+        body = json.loads(raw.text)
+        if isinstance(body["choices"][0]["message"], dict):
+            return body
+    except (ValueError, KeyError, IndexError, TypeError):
+        pass
+    return trouble.in_reply(raw.text)
+
+
+def _events(chunks: Any) -> Any:
+    """A stream of events, or why the server sent none."""
+    response = chunks.response
+    if response.headers.get("content-type", "").startswith(("text/html", "application/json")):
+        return trouble.in_reply(response.read().decode("utf-8", "replace"))
+    return chunks
+
+
+def _text(content: Any) -> str:
+    """The text of a message: a text, or parts of which those with text count."""
+    if isinstance(content, list):
+        return "".join(_text(part.get("text")) for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
+
+
+def _logprobs(choice: dict[str, Any]) -> list[tuple[str, list[tuple[str, float]]]] | None:
+    tokens = (choice.get("logprobs") or {}).get("content")
     return tokens and [
-        (token.token, [(each.token, each.logprob) for each in token.top_logprobs or ()]) for token in tokens
+        (token["token"], [(each["token"], each["logprob"]) for each in token.get("top_logprobs") or ()])
+        for token in tokens
     ]
 
 
-def _asked_too_much(error: Exception) -> bool:
+def _usage(reply: dict[str, Any]) -> dict[str, int] | None:
+    """The tokens that a server reports, as numbers, or as texts of digits; None if it reports none."""
+    given = reply.get("usage")
+    if not isinstance(given, dict):
+        return None
+    found = {ours: str(given.get(theirs) or 0) for ours, theirs in TOKENS.items()}
+    return {name: int(count) for name, count in found.items()} if all(map(str.isdecimal, found.values())) else None
+
+
+def _asked_too_much(told: Trouble) -> bool:
     """Whether a server refused a request only because the context leaves fewer tokens than it asked for."""
-    code, param = getattr(error, "code", None), getattr(error, "param", None)
-    return code == "context_length_exceeded" and param in ("max_tokens", "max_completion_tokens")
-
-
-def _said(error: Any) -> str:
-    body = error.body
-    if isinstance(body, dict):
-        body = body.get("message") or body.get("detail") or body
-    return one_line(body or error.message)
+    return told.code == "context_length_exceeded" and told.param in ("max_tokens", "max_completion_tokens")

@@ -6,6 +6,7 @@ cache, and a new start after an error. Generation is transformers' continuous ba
 """
 
 import atexit
+import contextlib
 import functools
 import itertools
 import math
@@ -18,8 +19,9 @@ from typing import Any, Self, cast
 import torch
 
 from vtools import machine
-from vtools.inference import batching
-from vtools.inference.client import TOKENS, Answer, Messages, Sampling, Token
+from vtools.inference import batching, identity
+from vtools.inference.budget import Budget
+from vtools.inference.client import TOKENS, Answer, Messages, Sampling, Slot, Token
 from vtools.inference.limits import limit
 from vtools.inference.text import Stream, chat_text
 from vtools.models.configs import context_limit
@@ -29,6 +31,7 @@ from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import Failure, TryAgain
 from vtools.weights import model_files
+from vtools.weights.model_digest import digest
 
 MAX_CONTEXT = 16384  # tokens per request, whatever the model supports: the KV cache must hold them
 MAX_REQUESTS = 32  # at a time; others wait
@@ -69,6 +72,8 @@ class Engine:
         if threads:
             torch.set_num_threads(threads)
         self.name, self._clamp = reference, clamp
+        self.budget: Budget | None = None  # nobody sends a bill
+        self.slot: Slot = contextlib.nullcontext
         self.tokenizer = load_tokenizer(reference)
         self.template = load_template(template, self.tokenizer, system)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -88,11 +93,16 @@ class Engine:
         self._start()
         atexit.register(self.close)
 
+    def identity(self) -> str:
+        """The fingerprint of weights and template. Raises Failure."""
+        return identity.fingerprint(digest(model_folder(self.name)), self.template)
+
     def complete(self, messages: Messages, sampling: Sampling) -> Answer:
         """The whole answer to a conversation; errors as for `stream`."""
         started = time.monotonic()
-        stream = self.stream(messages, sampling)
-        text = "".join(stream)
+        with self.slot():
+            stream = self.stream(messages, sampling)
+            text = "".join(stream)
         usage = {ours: stream.usage[theirs] for ours, theirs in TOKENS.items()}
         elapsed = round((time.monotonic() - started) * 1000)
         logprobs = None if sampling.logprobs is None else [self._named(token) for token in stream.logprobs]

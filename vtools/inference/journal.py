@@ -1,23 +1,21 @@
-"""The journal of paid answers: a rerun after a kill asks only for the remaining ones."""
+"""The journal of paid answers: nothing is lost or asked for twice, and answers of two models are not mixed."""
 
 import contextlib
 import hashlib
 import os
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 
-from vtools import process
 from vtools.files.lock import own
-from vtools.inference.client import TOKENS
-from vtools.inference.endpoint import EndpointError
-from vtools.options import Common
-from vtools.records import filtering, jsonl, parallel, streams
+from vtools.process import Failure
+from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
 
@@ -65,64 +63,142 @@ class Keys:
         return key if self.seen[key] == 1 else f"{key}-{self.seen[key]}"
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a tool's rows are: `model` is the field with the name of the model that was asked, and `MODEL_reported` the
+    one with the name that its server gave. `finished` says which rows of a complete FILE count; others are asked again.
+    `same` has fields, with their values, that may not be different in any row of the file.
+    """
+
+    model: str
+    finished: Callable[[Record], bool] = lambda record: True
+    same: Mapping[str, str] = field(default_factory=dict)
+
+
 class Journal:
     """Finished records by key, on disk: the output of an earlier run, and the journal of an unfinished one."""
 
-    def __init__(self) -> None:
-        self._index: dict[str, tuple[BinaryIO, int, int]] = {}
+    def __init__(self, out: str | None, kind: Kind) -> None:
+        self._out, self._kind = out, kind
+        self._places: dict[str, tuple[BinaryIO, int, int]] = {}
+        self._again: set[str] = set()  # keys of rows that are asked for once more
         self._stream: BinaryIO | None = None
         self._lock = threading.Lock()
+        self._reported: dict[Any, str] = {}  # by the name that was asked, the one that the server gave
+        self.times: list[int] = []  # milliseconds that each row took
+
+    def __len__(self) -> int:
+        return len(self._places)
 
     def get(self, key: str) -> Record | None:
         """The finished record with this key."""
-        place = self._index.get(key)
-        if place is None:
-            return None
-        stream, offset, length = place
-        return orjson.loads(os.pread(stream.fileno(), length, offset))
+        return None if key in self._again or key not in self._places else self._read(key)
 
     def add(self, record: Record) -> None:
-        """Store a record that has a `key`; it is on disk when this returns."""
-        if self._stream is not None:
-            with self._lock:
+        """Store a record that has a `key`; it is on disk when this returns.
+
+        Raises Failure if the server names its model otherwise than in the first row.
+        """
+        with self._lock:
+            asked, told = record.get(self._kind.model), record.get(f"{self._kind.model}_reported")
+            if told and self._reported.setdefault(asked, told) != told:
+                where = f"{self._out}: " if self._out else ""
+                raise Failure(
+                    f"{where}{asked} was {self._reported[asked]} before and now answers as {told}: two models in one "
+                    "file say nothing; name the one that you mean (--model), or another file (-o)"
+                )
+            if self._stream is not None:
                 self._stream.write(jsonl.dumps(record))
                 self._stream.flush()
                 os.fsync(self._stream.fileno())
 
-    def _read(self, stream: BinaryIO, finished: Callable[[Record], bool] = lambda record: True) -> int:
-        """Index a file of records, skipping foreign lines; returns where its last whole line ends."""
+    def begin(self, stream: BinaryIO) -> None:
+        """Add to this file from now on."""
+        self._stream = stream
+
+    def written(self, key: str) -> None:
+        """Note that a row with this key is in the new output."""
+        self._places.pop(key, None)
+
+    def others(self) -> Iterator[Record]:
+        """What was paid for, or is not ours to drop, and this run has not written; in its order."""
+        for key in list(self._places):
+            yield self._read(key)
+
+    def _read(self, key: str) -> Record:
+        stream, offset, length = self._places[key]
+        return orjson.loads(os.pread(stream.fileno(), length, offset))
+
+    def read_output(self, path: str, copy: BinaryIO) -> None:
+        """Copy the rows of FILE, which may have any form that records have, to a file of lines, and index that.
+
+        Rows that cost nothing, because nobody was asked, are left out. Raises Failure if a row cannot be read.
+        """
+        for value in streams.values(path):
+            record = jsonl.parse(value)[0]
+            if isinstance(record, Reject):
+                raise Failure(
+                    f"{path}:{value.number}: {record.detail or record.reason}: not a row of an earlier run, and "
+                    "nothing is written over; repair or remove it, or name another file (-o)"
+                )
+            key = record.get("key")
+            if isinstance(key, str) and "ms" not in record:
+                continue
+            if not isinstance(key, str) or key in self._places:
+                key = f"{path}:{value.number}"
+            elif not self._kind.finished(record):
+                self._again.add(key)
+            line = jsonl.dumps(record)
+            self._index(key, record, (copy, copy.tell(), len(line)))
+            copy.write(line)
+        copy.flush()
+
+    def read_lines(self, stream: BinaryIO) -> int:
+        """Index the lines of an unfinished run's journal; returns where the last whole line ends."""
         offset = end = 0
         for line in stream:
-            with contextlib.suppress(orjson.JSONDecodeError):
-                record = orjson.loads(line) if line.endswith(b"\n") else None  # without its newline it is torn
-                if isinstance(record, dict) and isinstance(record.get("key"), str) and finished(record):
-                    self._index[record["key"]] = (stream, offset, len(line))
+            with contextlib.suppress(Reject):
+                record = jsonl.loads(line)[0] if line.endswith(b"\n") else None  # without its newline it is torn
+                if isinstance(record, dict) and isinstance(record.get("key"), str):
+                    self._index(record["key"], record, (stream, offset, len(line)))
+                    self._again.discard(record["key"])
             offset += len(line)
             if line.endswith(b"\n"):
                 end = offset
         return end
 
+    def _index(self, key: str, record: Record, place: tuple[BinaryIO, int, int]) -> None:
+        self._places[key] = place
+        for name, wanted in self._kind.same.items():
+            if record.get(name, wanted) != wanted:
+                raise Failure(
+                    f"{self._out}: has rows whose {name} is {record[name]}, and this run's is {wanted}: they do not "
+                    "belong into one file; name another (-o)"
+                )
+        if told := record.get(f"{self._kind.model}_reported"):
+            self._reported.setdefault(record.get(self._kind.model), told)
+        if isinstance(record.get("ms"), int):
+            self.times.append(record["ms"])
+
 
 @contextlib.contextmanager
-def keep(path: str | None, finished: Callable[[Record], bool] = lambda record: True) -> Iterator[Journal]:
+def keep(out: str | None, kind: Kind) -> Iterator[Journal]:
     """The journal of an output file, removed when the block succeeds. Raises TryAgain if another run holds it.
 
-    `finished` says which records of an older, complete FILE count. For stdout or a pipe nothing is kept.
+    For stdout or a pipe nothing is kept.
     """
-    journal = Journal()
-    if path is None or path == "-" or (os.path.exists(path) and not os.path.isfile(path)):
-        yield journal
+    if out is None or not is_kept(out):
+        yield Journal(None, kind)
         return
-    name = Path(f"{path}.journal")
+    journal, name = Journal(out, kind), Path(f"{out}.journal")
     with contextlib.ExitStack() as stack:
-        handle = own(name, f"{path}: another vtools process is writing it; try again when it has ended")
+        handle = own(name, f"{out}: another vtools process is writing it; try again when it has ended")
         stream = stack.enter_context(os.fdopen(handle, "r+b"))
-        if os.path.exists(path):
-            journal._read(stack.enter_context(open(path, "rb")), finished)
-        stream.truncate(journal._read(stream))
-        stream.seek(0, os.SEEK_END)
-        journal._stream = stream
         try:
+            _read_output(journal, out, stack)
+            stream.truncate(journal.read_lines(stream))
+            stream.seek(0, os.SEEK_END)
+            journal.begin(stream)
             yield journal
         except BaseException:
             if os.fstat(stream.fileno()).st_size == 0:  # nothing was asked: leave no empty file
@@ -131,71 +207,27 @@ def keep(path: str | None, finished: Callable[[Record], bool] = lambda record: T
         os.unlink(name)
 
 
-def peek(path: str | None, finished: Callable[[Record], bool] = lambda record: True) -> set[str]:
-    """The keys that a run with this output file would not ask for again; read-only."""
-    journal = Journal()
-    for name, counts in ((path, finished), (f"{path}.journal", lambda record: True)):
-        if path and name and os.path.isfile(name):
-            with open(name, "rb") as stream:
-                journal._read(stream, counts)
-    return set(journal._index)
+@contextlib.contextmanager
+def peek(out: str | None, kind: Kind) -> Iterator[Journal]:
+    """What a run with this output file would find; read-only."""
+    journal = Journal(out, kind)
+    with contextlib.ExitStack() as stack:
+        if out and is_kept(out):
+            _read_output(journal, out, stack)
+            if os.path.isfile(f"{out}.journal"):
+                journal.read_lines(stack.enter_context(open(f"{out}.journal", "rb")))
+        yield journal
 
 
-def run(
-    tool: str,
-    tasks: Iterable[Task],
-    ask: Callable[[Task], Record],
-    common: Common,
-    *,
-    write: Callable[[jsonl.Output, Record], None],
-    finished: Callable[[Record], bool] = lambda record: True,
-) -> str | None:
-    """`filtering.run` for work that waits: each task through `ask`, several at a time; finished ones come from FILE.
+def is_kept(out: str | None) -> bool:
+    """Whether an output is a file, whose rows the next run finds."""
+    return out is not None and out != "-" and (os.path.isfile(out) or not os.path.exists(out))
 
-    A failed question does not affect the others; the returned text reports failures, and a rerun asks for them again.
-    """
-    counts, out = filtering.Rejects(tool, common.rejects), common.out
-    failed = None
-    with keep(out, finished) as journal, jsonl.output(out) as output, jsonl.progress(tool, common.quiet) as tick:
 
-        def work(task: Task) -> tuple[Record | Reject, bool]:
-            if task.reject:
-                return task.reject, False
-            if (known := journal.get(task.key)) is not None:
-                return known, True
-            try:
-                record = ask(task)
-            except Reject as reject:
-                return reject, False
-            except process.TryAgain:
-                raise
-            except process.Failure as failure:
-                if isinstance(failure, EndpointError) and failure.fatal:
-                    raise
-                return Reject("unanswered", str(failure)), False
-            journal.add(record)
-            return record, False
+def _read_output(journal: Journal, out: str, stack: contextlib.ExitStack) -> None:
+    if os.path.exists(out) and os.path.getsize(out):
+        journal.read_output(out, stack.enter_context(_unnamed(Path(out))))
 
-        for task, (outcome, known) in parallel.in_threads(work, tasks, common.jobs):
-            counts.received += 1
-            counts.repaired += task.repaired
-            tick()
-            if isinstance(outcome, Reject):
-                counts.add(outcome, task.value, task.source)
-                if outcome.reason == "unanswered":
-                    failed = failed or f"{task.value.file}:{task.value.number}: {outcome.detail}"
-                continue
-            write(output, outcome)
-            counts.kept += 1
-            counts.extra["reused"] += known
-            usage = None if known else outcome.get("usage")
-            if usage:
-                for name in TOKENS:
-                    counts.extra[f"tokens {name}"] += usage[name]
-    filtering.close(counts, common)
-    if failed:
-        again = f" ({out} has the others; repeat the command to ask only for these)" if out and out != "-" else ""
-        return f"{counts.reasons['unanswered']} of {counts.received} failed{again}; the first: {failed}"
-    if common.rejects is None and counts.received and counts.reasons["bad_schema"] == counts.received:
-        return f"{counts.first} (no record has a shape that vtools {tool} reads)"
-    return None
+
+def _unnamed(beside: Path) -> Any:
+    return tempfile.TemporaryFile(dir=beside.absolute().parent)

@@ -22,6 +22,11 @@ def wait(attempt: int, allowed: int, asked: float | None = None, first: float = 
     return min(first * 2**attempt, 30) * random.uniform(0.75, 1.25)
 
 
+def silences(timeout: float) -> int:
+    """How often a request is repeated that met silence until its timeout: for a minute in all, and at least once."""
+    return max(1, min(RETRIES, int(60 / timeout)))
+
+
 def is_transient(status: int) -> bool:
     """Whether the same request may succeed later."""
     return status in (408, 409, 425, 429) or status >= 500

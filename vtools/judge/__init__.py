@@ -1,4 +1,4 @@
-"""`vtools judge`: have one model compare the answers of two others."""
+"""`vtools judge`: have one model compare the answers of others."""
 
 from typing import Annotated, Literal
 
@@ -13,9 +13,16 @@ ALTERNATIVES = 20  # of which servers give log-probabilities
 
 
 def judge(
-    a: Annotated[str, typer.Argument(metavar="A", help="The answers of one model; - is stdin.")],
-    b: Annotated[
-        str | None, typer.Argument(metavar="[B]", help="The answers of the model to compare with it; - is stdin.")
+    files: Annotated[
+        list[str], typer.Argument(metavar="FILE...", help="The answers of each model, a file each; - is stdin.")
+    ],
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="NAME", help="Name the model of a file; once per file, in their order."),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Compare each other model with this one. Default: all pairs of models."),
     ] = None,
     rubric_name: Annotated[
         str,
@@ -43,7 +50,10 @@ def judge(
     model: options.AskedModel = None,
     base_url: options.BaseUrl = None,
     one_order: Annotated[
-        bool, typer.Option("--one-order", help="Show A's answer first, always (not advised: judges favour one place).")
+        bool,
+        typer.Option(
+            "--one-order", help="Show the first model's answer first, always (not advised: judges favour one place)."
+        ),
     ] = False,
     temperature: options.Temperature = 0.0,
     max_tokens: Annotated[
@@ -53,6 +63,7 @@ def judge(
     template: options.TemplateName = None,
     timeout: options.Timeout = 600.0,
     prices: options.PricesFile = None,
+    max_usd: options.MaxUsd = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
@@ -61,12 +72,15 @@ def judge(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Compare the answers of two models, question by question: one judgment per line, for `vtools report`.
+    """Compare the answers of models, question by question: one judgment per line, for `vtools report`.
 
-    Reads answers of `vtools chat`, FastChat or the Vicuna blog, joined by question id; questions without an answer in
-    both files are rejected and counted. The judge, --model, judges each pair of answers twice, once in each order; it
-    sees the reference answer where there is one, and never the models' names. Identical answers are a tie without a
-    call. With --mode single, each turn of each answer gets a grade for itself, and one file is enough.
+    Reads answers of `vtools chat`, FastChat or the Vicuna blog, a file per model: two, or more, of which each pair is
+    compared, or each with the --baseline. Answers are joined by the ids of their questions; where these carry the
+    question, it must be the same one, or the pair is rejected. A and B are the two models in the order of their names,
+    so the files may be given in any. The judge, --model, judges each pair of answers twice, once in each order; it sees
+    the reference answer where there is one, and never the models' names. Identical answers are a tie without a call; an
+    answer that is missing, empty or an error gives a row without a verdict, which `vtools report` counts. With --mode
+    single, each turn of each answer gets a grade for itself, and one file is enough.
 
     A --rubric says what to weigh and what the verdict is. vicuna, the default: scores from 1 to 10 for helpfulness,
     relevance, accuracy and detail, with criteria of their own for programs and mathematics. dialogue: coherence,
@@ -84,25 +98,30 @@ def judge(
     consecutive words with that data. `vtools clean --decontaminate` removes such conversations before training.
 
     With -o FILE, judgments are kept in FILE.journal: after a failure or a kill, the same command asks only for the
-    remaining ones. On plain stdout nothing is kept, and all are asked for again.
+    remaining ones, and rows of FILE that it does not ask for follow after its own. A judge that answers under another
+    name than before, or another rubric, needs another FILE. On plain stdout nothing is kept.
+
+    With --prices, progress shows the dollars spent, and --max-usd stops the run before a call that could pass it: what
+    is on its way is still kept, and the same command with a higher limit asks for the rest.
 
     \b
     Examples:
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -n --prices prices.json
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -j 8 -o judgments.jsonl
       vtools judge a.jsonl b.jsonl --questions q.jsonl --base-url http://127.0.0.1:8000/v1 | vtools report
+      vtools judge a.jsonl b.jsonl vicuna.jsonl --baseline a --model gpt-4.1 --prices prices.json --max-usd 5 -o j.jsonl
       vtools judge a.jsonl --rubric dialogue --mode single --model gpt-4.1 | vtools report
     """
     from vtools.inference.client import Sampling
     from vtools.inference.connect import Target
-    from vtools.judge import answers, judging, matches, rubric
+    from vtools.judge import answer_files, answers, judging, matches, rubric
 
-    if prices and not dry_run:
-        raise UsageFailure("--prices needs --dry-run")
-    if mode_name == "pair" and b is None:
+    if mode_name == "pair" and len(files) < 2:
         raise UsageFailure("name a second file of answers to compare with, or grade the one with --mode single")
     if mode_name == "single" and one_order:
         raise UsageFailure("--one-order is about pairs; leave it out with --mode single")
+    if mode_name == "single" and baseline is not None:
+        raise UsageFailure("--baseline is about pairs; leave it out with --mode single")
     if logprobs and (temperature or max_tokens):
         raise UsageFailure("--logprobs reads one token as it is: leave out --temperature and --max-tokens")
     chosen = rubric.read(rubric_name)
@@ -112,19 +131,23 @@ def judge(
         sampling = Sampling(ONE_TOKEN, temperature, seed=seed, logprobs=ALTERNATIVES)
     else:
         sampling = Sampling(max_tokens or MAX_TOKENS, temperature, seed=seed)
-    target, asked = Target(model, base_url, template, timeout=timeout), judging.Judge(chosen, mode, sampling)
+    target = Target(model, base_url, template, timeout=timeout, prices=prices, max_usd=max_usd)
+    asked = judging.Judge(chosen, mode, sampling)
+    every, known = answer_files.read(files, names, questions)
     if mode_name == "single":
-        tasks = answers.singles([a] if b is None else [a, b], questions)
+        tasks = list(answers.singles(every, known))
     else:
-        tasks = matches.matches(a, str(b), questions, ("ab",) if one_order else ("ab", "ba"))
+        tasks = list(matches.matches(every, known, baseline, ("ab",) if one_order else ("ab", "ba")))
+    if not quiet:
+        for warning in answer_files.warnings(every):
+            say("judge", f"warning: {warning}")
     seen = None
     if training_data:
         from vtools.judge import training_data as trained
 
-        held = list(tasks)
-        seen, tasks = trained.seen(held, a, training_data), iter(held)
+        seen = trained.seen(tasks, files[0], training_data)
     if dry_run:
-        judging.estimate(tasks, target, asked, out, prices)
+        judging.estimate(tasks, target, asked, out, jobs)
         return
     try:
         judging.judge_all(tasks, target, asked, options.Common(out, rejects, stats, jobs, quiet))

@@ -1,51 +1,47 @@
-"""The answers of files one by one: each turn of each is a task of its own."""
+"""The answers of models one by one: each turn of each is a task of its own."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from vtools.inference import journal
 from vtools.inference.journal import Task
+from vtools.judge.answer_files import Answers, text, unanswered
 from vtools.process import Failure
 from vtools.records.jsonl import Reject
-from vtools.records.question import Answered, Question, read_answer, read_questions
+from vtools.records.question import Question
 
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """The answers of one model to a question; `turn`, counted from 0, is the one to grade."""
+    """The answers of one model to a question; `turn`, counted from 0, is the one to grade.
+
+    `unanswered` says why there is no answer.
+    """
 
     question: Question
     model: str
     turns: list[str]
     turn: int
+    unanswered: str | None = None
 
 
-def singles(files: Iterable[str], questions_file: str | None) -> Iterator[Task]:
-    """Tasks in the order of the files, each with a Single. Raises Failure if the questions are missing."""
-    questions = read_questions(questions_file) if questions_file else {}
-    for file in files:
-        seen: set[str] = set()
-        for task in journal.tasks([file], read_answer):
-            if task.reject:
-                yield task
-                continue
-            answered: Answered = task.question
-            question = questions.get(answered.id) or answered.question
-            if question is None and questions_file is None:
-                raise Failure(f"{file}: the answers lack their questions; add --questions FILE")
-            reject = None
-            if answered.id in seen:
-                reject = Reject("dup_id", f"a second answer to question {answered.id}")
-            elif question is None:
-                reject = Reject("bad_schema", f"{questions_file} has no question {answered.id}")
-            elif len(question.turns) != len(answered.turns):
-                counts = f"{len(question.turns)} turns and {len(answered.turns)} answers"
-                reject = Reject("bad_schema", f"question {answered.id}: {counts}")
-            seen.add(answered.id)
+def singles(every: Sequence[Answers], questions: dict[str, Question]) -> Iterator[Task]:
+    """Tasks in the order of the models' names, each with a Single. Raises Failure if the questions are missing."""
+    for answers in every:
+        yield from answers.rejects
+        for identity, task in answers.tasks.items():
+            question, turns = questions.get(identity) or task.question.question, task.question.turns
+            if question is None and not questions:
+                raise Failure(f"{answers.file}: the answers lack their questions; add --questions FILE")
+            why, reject = unanswered(turns), None
+            if question is None:
+                reject = Reject("bad_schema", f"the file of --questions has no question {identity}")
+            elif task.question.question and text(task.question.question) != text(question):
+                reject = Reject("unmatched", f"question {identity} is another one in the file of --questions")
+            elif not why and len(question.turns) != len(turns):
+                counts = f"{len(question.turns)} turns and {len(turns)} answers"
+                reject = Reject("bad_schema", f"question {identity}: {counts}")
             if reject or question is None:
                 yield Task(task.value, task.source, reject=reject)
                 continue
             for turn in range(len(question.turns)):
-                single = Single(question, answered.model or Path(file).stem, answered.turns, turn)
-                yield Task(task.value, task.source, single)
+                yield Task(task.value, task.source, Single(question, answers.model, turns, turn, why))

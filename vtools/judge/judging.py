@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
 from vtools.inference import journal
 from vtools.inference.client import Sampling, usage
 from vtools.inference.connect import Target, connect
+from vtools.inference.forecast import Forecast
 from vtools.inference.journal import Task
+from vtools.inference.run import ask_all
 from vtools.judge import prompt
 from vtools.judge.answers import Single
 from vtools.judge.asking import Asking
@@ -17,7 +19,6 @@ from vtools.judge.prompt import Prompt
 from vtools.judge.rubric import PAIR, Mode, Outcome, Rubric
 from vtools.options import Common
 from vtools.process import Failure, say
-from vtools.records import jsonl, prices
 from vtools.records.jsonl import Record, Reject
 
 AGAIN = {
@@ -51,7 +52,7 @@ class Judge:
             return prompt.single(self.rubric, self.mode, asked.question, asked.turns, asked.turn, seed, self.one_token)
         return prompt.pair(self.rubric, self.mode, asked.question, asked.shown(), seed, self.one_token)
 
-    def keyed(self, tasks: Iterator[Task], name: str | None) -> Iterator[Task]:
+    def keyed(self, tasks: Iterable[Task], name: str | None, identity: str) -> Iterator[Task]:
         """The tasks with keys that hold all that a judgment depends on; rejects for those that lack a prompt."""
         keys = journal.Keys()
         for task in tasks:
@@ -59,11 +60,19 @@ class Judge:
                 asked: Match | Single = task.question
                 who = [asked.model] if isinstance(asked, Single) else [asked.a, asked.b, asked.order]
                 try:
-                    messages = self.prompt(asked).messages(self.way)
+                    messages = [] if asked.unanswered else self.prompt(asked).messages(self.way)
                 except Reject as reject:
                     task = Task(task.value, task.source, reject=reject)
                 else:
-                    depends = (asked.question.id, *who, name, self.rubric.digest, messages, self.sampling.options())
+                    depends = (
+                        asked.question.id,
+                        *who,
+                        name,
+                        identity,
+                        self.rubric.digest,
+                        messages,
+                        self.sampling.options(),
+                    )
                     task.key = keys.unique(journal.key("judge", *depends))
             yield task
 
@@ -82,11 +91,14 @@ class Judge:
         record |= {"rubric_digest": self.rubric.digest}
         record["instructions"] = self.rubric.instructions_name(question.category)
         if isinstance(asked, Single):
-            lengths = [len(asked.turns[asked.turn])]
+            lengths = [len("".join(asked.turns[asked.turn : asked.turn + 1]))]
         else:
             lengths = [len("".join(turns)) for turns in (asked.a_turns, asked.b_turns)]
-            if asked.a_turns == asked.b_turns:
-                return {**record, "scores": None, "verdict": "tie", "parse": "identical", "len": lengths}
+        if asked.unanswered:
+            nothing = {"score": None} if isinstance(asked, Single) else {"scores": None, "verdict": None}
+            return {**record, **nothing, "parse": "unanswered", "unanswered": asked.unanswered, "len": lengths}
+        if is_same(asked):
+            return {**record, "scores": None, "verdict": "tie", "parse": "identical", "len": lengths}
         verdict = asking.verdict(self.prompt(asked), self.mode)
         outcome = verdict.outcome or Outcome()
         record |= _single(outcome) if isinstance(asked, Single) else _pair(outcome, asked.order)
@@ -98,29 +110,34 @@ class Judge:
         return {**record, **usage(verdict.replies), "ms": sum(reply.ms for reply in verdict.replies)}
 
 
-def judge_all(tasks: Iterator[Task], target: Target, judge: Judge, common: Common) -> None:
+def judge_all(tasks: Sequence[Task], target: Target, judge: Judge, common: Common) -> None:
     """Judge every task and write the judgments. Raises Failure if some have no verdict."""
     client, name = connect(target)
     asking = Asking(client, judge.sampling)
     total, counted, masses = 0, Counter[str](), list[float]()
 
-    def write(output: jsonl.Output, record: Record) -> None:
+    def count(record: Record) -> None:
         nonlocal total
         total += 1
-        counted["without"] += not has_verdict(record)
+        counted["unanswered"] += "unanswered" in record
+        counted["without"] += not has_verdict(record) and "unanswered" not in record
         counted.update(record.get("again", []))
         masses.extend([record["mass"]] if "mass" in record else [])
-        output.write(record)
 
-    complaint = journal.run(
+    complaint = ask_all(
         "judge",
-        judge.keyed(tasks, name),
+        judge.keyed(tasks, name, client.identity()),
         lambda task: judge.record(task, name, asking),
         common,
-        write=write,
-        finished=has_verdict,
+        journal.Kind("judge", has_verdict, {"rubric_digest": judge.rubric.digest}),
+        seen=count,
+        unit="judgments",
+        total=len(tasks),
+        client=client,
     )
     client.close()
+    if counted["unanswered"] and not common.quiet:
+        say("judge", f"{counted['unanswered']} of {total} have no verdict, as an answer is missing, empty or an error")
     said = [f"{counted[why]} of {total} replies {text}" for why, text in AGAIN.items() if counted[why]]
     if masses:
         spread = f"{fmean(masses):.2f} on average, {min(masses):.2f} at least"
@@ -138,36 +155,37 @@ def judge_all(tasks: Iterator[Task], target: Target, judge: Judge, common: Commo
         raise Failure(f"nothing to judge: {both if judge.mode.name == PAIR else 'no answer fits its question'}")
 
 
+def is_same(asked: Match | Single) -> bool:
+    """Whether both answers are the same, which is a tie without a call."""
+    return isinstance(asked, Match) and asked.a_turns == asked.b_turns
+
+
 def has_verdict(record: Record) -> bool:
     """Whether a judgment of an earlier run counts; those without a verdict are requested again."""
     return record.get("score" if record.get("mode") == "single" else "verdict") is not None
 
 
-def estimate(tasks: Iterator[Task], target: Target, judge: Judge, out: str | None, price_list: str | None) -> None:
-    """Report the calls, tokens and dollars that the same command would take."""
-    price = prices.read(price_list).tokens(target.model or "") if price_list else None
-    known = journal.peek(out, has_verdict)
-    calls = same = done = dropped = characters = 0
-    for task in judge.keyed(tasks, target.model):
-        if task.reject:
-            dropped += 1
-        elif task.key in known:
-            done += 1
-        elif isinstance(task.question, Match) and task.question.a_turns == task.question.b_turns:
-            same += 1
-        else:
-            calls += 1
-            asked = judge.prompt(task.question).messages(judge.way)
-            characters += sum(len(message["content"].encode("utf-8", "replace")) for message in asked)
-    tokens_in, tokens_out = characters // 4, calls * (judge.sampling.max_tokens or 0)
+def estimate(tasks: Iterable[Task], target: Target, judge: Judge, out: str | None, jobs: int) -> None:
+    """Report the calls, tokens, dollars and minutes that the same command would take."""
+    with journal.peek(out, journal.Kind("judge", has_verdict)) as found:
+        identity = target.identity() if found else ""
+        forecast = Forecast(target, judge.sampling, jobs, found.times)
+        free = done = dropped = 0
+        for task in judge.keyed(tasks, target.model, identity):
+            if task.reject:
+                dropped += 1
+            elif found.get(task.key):
+                done += 1
+            elif task.question.unanswered or is_same(task.question):
+                free += 1
+            else:
+                forecast.add(judge.prompt(task.question).messages(judge.way))
     parts = [
-        f"would ask {target.model or 'the judge'} at {target} {calls} times",
-        f"about {tokens_in:,} tokens in (4 bytes each) and at most {tokens_out:,} out, without retries",
-        f"{same} identical answers need no call, {done} judgments exist already, {dropped} records are left out",
+        f"would ask {target.model or 'the judge'} at {target} {forecast.calls} times",
+        *forecast.parts(),
+        f"{free} need no call, {done} judgments exist already, {dropped} records are left out",
     ]
-    if price:
-        parts.append(f"at most {(tokens_in * price[0] + tokens_out * price[1]) / 1e6:.2f} USD")
-    say("judge", f"{'; '.join(parts)}")
+    say("judge", "; ".join(parts))
 
 
 def _single(outcome: Outcome) -> Record:

@@ -1,19 +1,25 @@
-"""Joining two answer files into matches: two answers to the same question."""
+"""Joining the answers of models into matches: two answers to the same question."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
-from vtools.inference import journal
 from vtools.inference.journal import Task
-from vtools.process import Failure
+from vtools.judge.answer_files import Answers, text, unanswered
+from vtools.process import Failure, UsageFailure
 from vtools.records.jsonl import Reject
-from vtools.records.question import Answered, Question, read_answer, read_questions
+from vtools.records.question import Question
+
+SHOWN = 60  # characters of a question in a message
+BEFORE = 20  # of these, what precedes a difference
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One question with the answers of two models, in one order: `ab` puts a's first."""
+    """One question with the answers of two models, in one order: `ab` puts a's first.
+
+    `unanswered` says for `a` and `b` why there is no answer: such a match cannot be judged.
+    """
 
     question: Question
     a: str
@@ -21,57 +27,75 @@ class Match:
     a_turns: list[str]
     b_turns: list[str]
     order: str
+    unanswered: dict[str, str] = field(default_factory=dict)
 
     def shown(self) -> tuple[list[str], list[str]]:
         """The answers as Assistant 1's and Assistant 2's."""
         return (self.a_turns, self.b_turns) if self.order == "ab" else (self.b_turns, self.a_turns)
 
 
-def matches(a_file: str, b_file: str, questions_file: str | None, orders: tuple[str, ...]) -> Iterator[Task]:
-    """Tasks in the order of a's answers, each with a Match; an answer without a partner becomes a reject.
+def matches(
+    every: Sequence[Answers], questions: dict[str, Question], baseline: str | None, orders: tuple[str, ...]
+) -> Iterator[Task]:
+    """A task with a Match for each pair of models, question and order, after the records that are no answers.
 
-    b's answers and the questions are held in memory; a's are streamed. Raises Failure if the questions are missing.
+    `every` is in the order of the models' names, so that the same files in another order give the same. Raises Failure
+    if the questions are missing or two models have none in common, UsageFailure if there is no such `baseline`.
     """
-    questions = read_questions(questions_file) if questions_file else {}
-    others: dict[str, Task] = {}
-    for task in journal.tasks([b_file], read_answer):
-        if task.reject:
-            yield _left_out(task, task.reject)
-        elif task.question.id in others:
-            yield _left_out(task, _twice(task.question))
-        else:
-            others[task.question.id] = task
-    seen: set[str] = set()
-    for task in journal.tasks([a_file], read_answer):
-        first: Answered = task.question
-        if task.reject:
-            yield _left_out(task, task.reject)
-        elif first.id in seen:
-            yield _left_out(task, _twice(first))
-        elif first.id not in others:
-            yield _left_out(task, Reject("unmatched", f"question {first.id} has no answer in {b_file}"))
-        else:
-            seen.add(first.id)
-            second: Answered = others.pop(first.id).question
-            question = questions.get(first.id) or first.question or second.question
-            if question is None and questions_file is None:
-                raise Failure(f"{a_file}: the answers lack their questions; add --questions FILE")
-            if question is None:
-                yield _left_out(task, Reject("bad_schema", f"{questions_file} has no question {first.id}"))
-            elif not len(question.turns) == len(first.turns) == len(second.turns):
-                counts = f"{len(question.turns)} turns, {len(first.turns)} and {len(second.turns)} answers"
-                yield _left_out(task, Reject("bad_schema", f"question {first.id}: {counts}"))
-            else:
-                names = first.model or Path(a_file).stem, second.model or Path(b_file).stem
-                for order in orders:
-                    yield Task(task.value, task.source, Match(question, *names, first.turns, second.turns, order))
-    for task in others.values():
-        yield _left_out(task, Reject("unmatched", f"question {task.question.id} has no answer in {a_file}"))
+    if baseline is not None and baseline not in [answers.model for answers in every]:
+        known = ", ".join(answers.model for answers in every)
+        raise UsageFailure(f"--baseline {baseline}: none of the files has its answers; they are of {known}")
+    for answers in every:
+        yield from answers.rejects
+    for a, b in itertools.combinations(every, 2):
+        if baseline is None or baseline in (a.model, b.model):
+            yield from _pair(a, b, questions, orders)
 
 
-def _twice(answered: Answered) -> Reject:
-    return Reject("dup_id", f"a second answer to question {answered.id}")
+def _pair(a: Answers, b: Answers, questions: dict[str, Question], orders: tuple[str, ...]) -> Iterator[Task]:
+    if a.tasks and b.tasks and not a.tasks.keys() & b.tasks.keys():
+        raise Failure(f"nothing to judge: no question has an answer in both {_ids(a)} and {_ids(b)}")
+    for identity in dict.fromkeys((*a.tasks, *b.tasks)):
+        task = a.tasks.get(identity) or b.tasks[identity]
+        question = _question(identity, a, b, questions)
+        turns = a.turns(identity), b.turns(identity)
+        missed = {side: why for side, given in zip("ab", turns, strict=True) if (why := unanswered(given))}
+        if isinstance(question, Question) and not missed and not len(question.turns) == len(turns[0]) == len(turns[1]):
+            counts = f"{len(question.turns)} turns, {len(turns[0])} and {len(turns[1])} answers"
+            question = Reject("bad_schema", f"question {identity}: {counts}")
+        if isinstance(question, Reject):
+            yield Task(task.value, task.source, reject=question)
+            continue
+        for order in orders:
+            yield Task(task.value, task.source, Match(question, a.model, b.model, *turns, order, missed))
 
 
-def _left_out(task: Task, reject: Reject) -> Task:
-    return Task(task.value, task.source, reject=reject)
+def _question(identity: str, a: Answers, b: Answers, questions: dict[str, Question]) -> Question | Reject:
+    """The question of two answers, on which all who carry it must agree. Raises Failure if nobody does."""
+    given = [("--questions", questions[identity])] if identity in questions else []
+    for answers in (a, b):
+        task = answers.tasks.get(identity)
+        if task and task.question.question:
+            given.append((f"{answers.file}:{task.value.number}", task.question.question))
+    if not given and not questions:
+        raise Failure(f"{a.file}: the answers lack their questions; add --questions FILE")
+    if not given:
+        return Reject("bad_schema", f"the file of --questions has no question {identity}")
+    place, question = given[0]
+    for other, asked in given[1:]:
+        if text(asked) != text(question):
+            first, second = _beginnings(text(question), text(asked))
+            return Reject("unmatched", f'question {identity} is "{first}" in {place} and "{second}" in {other}')
+    return question
+
+
+def _beginnings(first: str, second: str) -> tuple[str, str]:
+    """Both texts, cut so that their difference shows."""
+    same = next((n for n, pair in enumerate(zip(first, second, strict=False)) if len(set(pair)) > 1), 0)
+    start = max(0, same - BEFORE) if same > SHOWN - BEFORE else 0
+    cut = [f"{'…' if start else ''}{each[start : start + SHOWN]}" for each in (first, second)]
+    return cut[0], cut[1]
+
+
+def _ids(answers: Answers) -> str:
+    return f"{answers.file} ({', '.join(list(answers.tasks)[:3])}{', …' if len(answers.tasks) > 3 else ''})"

@@ -131,9 +131,11 @@ class Output:
 
     def __init__(self, stream: IO[bytes], flush: bool) -> None:
         self.stream, self.flush = stream, flush
+        self._shows = stream.isatty()
 
     def write(self, value: Any) -> None:
-        self.stream.write(dumps(value))
+        line = dumps(value)
+        self.stream.write(process.shown(line.decode()).encode() if self._shows else line)
         if self.flush:
             self.stream.flush()
 

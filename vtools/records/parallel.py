@@ -5,7 +5,7 @@ import os
 import queue
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -25,7 +25,7 @@ BATCH_WAIT = 0.05  # seconds that items wait at most for a full batch, when inpu
 def in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], jobs: int = 1, ahead: int | None = None,
     pool: Executor | None = None,
-) -> Iterator[tuple[Item, Result]]:  # fmt: skip
+) -> Generator[tuple[Item, Result]]:  # fmt: skip
     """Yield every item with its result, in the order of the items, working on `jobs` at a time.
 
     A thread reads the items, at most `ahead` (4 * jobs) of them in advance, so a finished result never waits for more
@@ -55,7 +55,7 @@ def in_processes(
 def _in_order(
     pool: Executor, work: Callable[[Item], Result], items: Iterable[Item], ahead: int,
     weigh: Callable[[Item], int] = lambda item: 1, batch: int = 1, lent: bool = False,
-) -> Iterator[tuple[Item, Result]]:  # fmt: skip
+) -> Generator[tuple[Item, Result]]:  # fmt: skip
     line: queue.SimpleQueue[tuple[list[Item], Future[Done[Result]]] | BaseException | None] = queue.SimpleQueue()
     slot_freed = threading.Condition()
     held: list[Item] = []  # read, but not yet submitted

@@ -1,5 +1,6 @@
 """Questions and answers: the shapes that are read, and the shape of a written answer."""
 
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,10 +70,20 @@ def read_question(value: Record) -> Question:
 
 def read_questions(file: str) -> dict[str, Question]:
     """The questions of a file by their ids. Raises Failure."""
-    try:
-        return {question.id: question for question in map(read_question, jsonl.records([file]))}
-    except Reject as reject:
-        raise Failure(f"{file}: {reject.detail}") from None
+    found: dict[str, Question] = {}
+    lines: dict[str, int] = {}
+    for value in jsonl.values([file]):
+        try:
+            record = jsonl.parse(value)[0]
+            if isinstance(record, Reject):
+                raise record
+            question = read_question(record)
+        except Reject as reject:
+            raise Failure(f"{file}:{value.number}: {reject.detail or reject.reason}") from None
+        if question.id in found:
+            raise Failure(f"{file}:{value.number}: question {question.id} is in line {lines[question.id]} already")
+        found[question.id], lines[question.id] = question, value.number
+    return found
 
 
 def read_answer(value: Record) -> Answered:
@@ -85,9 +96,10 @@ def read_answer(value: Record) -> Answered:
     model = model if isinstance(model, str) else None
     choices = value.get("choices")
     if isinstance(choices, list) and choices and isinstance(choices[0], dict) and "turns" in choices[0]:
-        turns = _texts(choices[0]["turns"], "choices[0].turns")
+        turns = _answers(choices[0]["turns"], "choices[0].turns")
     elif "turns" in value or "text" in value:
-        turns = _texts(value["turns"] if "turns" in value else value["text"], "turns" if "turns" in value else "text")
+        name = "turns" if "turns" in value else "text"
+        turns = _answers(value[name], name)
     else:
         record = conversation.read(value)
         answers = [message["content"] for message in record["messages"] if message["role"] == "assistant"]
@@ -99,6 +111,13 @@ def read_answer(value: Record) -> Answered:
     if identity is None:
         raise Reject("bad_schema", "an answer has no id or question_id")
     return Answered(identity, model, turns, read_question(value) if "question" in value else None)
+
+
+def _answers(value: Any, name: str) -> list[str]:
+    """Texts, of which those that were never written are empty."""
+    if value is None or value == []:
+        return [""]
+    return _texts(["" if text is None else text for text in value] if isinstance(value, list) else value, name)
 
 
 def _from_messages(value: Record) -> Question:
@@ -126,9 +145,14 @@ def _question(value: Record, turns: list[str], context: list[dict[str, Any]]) ->
 
 
 def _identity(value: Record) -> str | None:
+    """The id as text. Spellings of one id are one: a number or its digits, Unicode's forms, with blanks around it."""
     for name in ("id", "question_id"):
-        if value.get(name) not in (None, ""):
-            return str(value[name])
+        given = value.get(name)
+        if given is None:
+            continue
+        spelled = str(int(given) if isinstance(given, float) and given.is_integer() else given)
+        if text := unicodedata.normalize("NFC", spelled).strip():
+            return text
     return None
 
 

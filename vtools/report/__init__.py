@@ -1,13 +1,12 @@
 """`vtools report`: summarise judgments in a table."""
 
-import sys
 from typing import Annotated, Literal
 
 import typer
 
 from vtools import options
 from vtools.files import atomic
-from vtools.process import Failure
+from vtools.process import Failure, shown
 from vtools.records import jsonl
 from vtools.records.question import read_questions
 from vtools.report import grades, reading, reparse, summary, table
@@ -56,9 +55,11 @@ def report(
     if not tables and not means:
         raise Failure("no judgments in the input; vtools judge writes them")
     if json_output:
-        sys.stdout.buffer.write(jsonl.dumps({"pairs": tables, "grades": means}))
+        with jsonl.output(None) as output:
+            output.write({"pairs": tables, "grades": means})
     else:
-        print("\n\n".join([*(table.text(each) for each in tables), *([grades.text(means)] if means else [])]))
+        text = "\n\n".join([*(table.text(each) for each in tables), *([grades.text(means)] if means else [])])
+        print(shown(text))
     if plot:
         if not tables:
             raise Failure("--plot: no chart, for it shows pairs of models, and these are grades of single answers")

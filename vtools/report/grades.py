@@ -17,7 +17,8 @@ def summarise(graded: Graded, grades: list[Grade]) -> dict[str, Any]:
         "rubric": rubric,
         "model": model,
         "n": len(grades),
-        "unparsed": sum(grade.score is None for grade in grades),
+        "unanswered": sum(grade.unanswered for grade in grades),
+        "unparsed": sum(grade.score is None and not grade.unanswered for grade in grades),
         "mean": mean(grades),
         "turns": {str(turn): mean(grade for grade in grades if grade.turn == turn) for turn in turns},
         "categories": {name: mean(grade for grade in grades if grade.category == name) for name in categories},
@@ -42,12 +43,13 @@ def text(tables: list[dict[str, Any]]) -> str:
         heads = [f"turn {name}" if kind == "turns" else name for kind, name in columns]
         width = max(len(name) for name in ["model", *(row["model"] for row in rows)])
         lines = [f"judge: {judge}", f"rubric: {rubric}", ""]
-        lines.append(f"{'model':<{width}}  {'n':>5} {'unparsed':>8}" + "".join(f"  {head:>6}" for head in heads))
+        named = "".join(f"  {head:>6}" for head in heads)
+        lines.append(f"{'model':<{width}}  {'n':>5} {'no answer':>9} {'unparsed':>8}{named}")
         for row in rows:
             means = [row["mean"] if kind == "mean" else row[kind].get(name) for kind, name in columns]
             shown = ("-" if value is None else f"{value:.2f}" for value in means)
             cells = "".join(f"  {value:>{max(6, len(head))}}" for value, head in zip(shown, heads, strict=True))
-            lines.append(f"{row['model']:<{width}}  {row['n']:>5} {row['unparsed']:>8}{cells}")
+            lines.append(f"{row['model']:<{width}}  {row['n']:>5} {row['unanswered']:>9} {row['unparsed']:>8}{cells}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 

@@ -21,6 +21,7 @@ class Grade(NamedTuple):
     category: str | None
     turn: int
     score: float | None
+    unanswered: bool = False  # there was no answer to grade
 
 
 @dataclass(slots=True)
@@ -32,6 +33,9 @@ class Unit:
     verdicts: list[str | None] = field(default_factory=list)
     scores: list[tuple[float, float]] = field(default_factory=list)
     first_won: list[bool] = field(default_factory=list)  # whether the answer shown first won
+    orders: set[str] = field(default_factory=set)
+    unanswered: set[str] = field(default_factory=set)  # `a`, `b`: whose answer is missing
+    repeated: int = 0  # further judgments in an order that there is one of already, which do not count
 
     @property
     def outcome(self) -> str | None:
@@ -80,12 +84,17 @@ def read(
                     category = questions[question].category
                 if judgment.get("mode") == "single":
                     graded = judgment["judge"], judgment["rubric"], judgment["model"]
-                    grade = Grade(category, judgment["turn"], judgment["score"])
+                    grade = Grade(category, judgment["turn"], judgment["score"], "unanswered" in judgment)
                     judgments.grades.setdefault(graded, []).append(grade)
                     continue
                 pair = judgment["judge"], judgment["a"], judgment["b"]
                 key = f"{question}\0{judgment.get('turn', '')}"
                 unit = judgments.pairs.setdefault(pair, {}).setdefault(key, Unit(question, category))
+                unit.unanswered |= set(judgment.get("unanswered", ()))
+                if judgment["order"] in unit.orders:
+                    unit.repeated += 1
+                    continue
+                unit.orders.add(judgment["order"])
                 verdict = judgment["verdict"]
                 unit.verdicts.append(verdict)
                 unit.first_won.append(verdict == judgment["order"][0])

@@ -14,7 +14,8 @@ MEASURES = ("score_ratio", "win_rate", "as_good")
 def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
     """The contents of the table as one object."""
     judge, a, b = pair
-    counted = [unit for unit in units if unit.outcome]
+    answered = [unit for unit in units if not unit.unanswered]
+    counted = [unit for unit in answered if unit.outcome]
     swapped = [unit for unit in counted if len(unit.verdicts) > 1]
     flipped = [unit for unit in swapped if len(set(unit.verdicts)) > 1]
     table: dict[str, Any] = {
@@ -22,8 +23,10 @@ def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
         "a": a,
         "b": b,
         "questions": len({unit.question for unit in units}),
-        "judged": len(units),
-        "unparsed": len(units) - len(counted),
+        "unanswered": {side: sum(side in unit.unanswered for unit in units) for side in ("a", "b")},
+        "repeated": sum(unit.repeated for unit in units),
+        "judged": len(answered),
+        "unparsed": len(answered) - len(counted),
         "both_orders": len(swapped),
         "inconsistent": len(flipped) / len(swapped) if swapped else None,
         "first_won": sum(all(unit.first_won) for unit in flipped),
@@ -85,6 +88,11 @@ def interval(values: list[float]) -> list[float] | None:
 
 def warnings(table: dict[str, Any]) -> Iterator[str]:
     """Caveats that a reader of the table must know."""
+    if any(table["unanswered"].values()):
+        missed = " and ".join(f"{side.upper()} has no answer to {n}" for side, n in table["unanswered"].items() if n)
+        yield f"{missed} of {table['questions']} questions: these are left out, and whoever fails often gains by it"
+    if table["repeated"]:
+        yield f"{table['repeated']} judgments repeat a question and order: of these, the first in the file counts"
     if table["unparsed"]:
         yield f"{table['unparsed']} of {table['judged']} have no verdict that could be read, and are left out"
     if table["both_orders"] < table["n"]:

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from vtools.inference.identity import fingerprint
 from vtools.models.template import Template
 from vtools.serve import body
 from vtools.serve.admission import Admission, middleware
@@ -20,7 +21,7 @@ from vtools.serve.errors import SHOWN, ApiError
 from vtools.serve.metrics import TYPE, Metrics
 from vtools.serve.openapi import openapi
 from vtools.serve.parameters import CHAT, COMPLETIONS, parse
-from vtools.serve.reply import CLIENT_GONE, Event, Reply, failed, fingerprint, json_response
+from vtools.serve.reply import CLIENT_GONE, Event, Reply, failed, json_response
 from vtools.serve.upstream import Model
 
 
@@ -109,7 +110,7 @@ class Api:
     def _describe(self, name: str) -> dict[str, Any]:
         about = {"id": name, "object": "model", "created": self._started, "owned_by": "vtools"}
         model, template = self._models[name]
-        return {**about, "max_model_len": model.context, "system_fingerprint": fingerprint(model, template)}
+        return {**about, "max_model_len": model.context, "system_fingerprint": fingerprint(model.digest, template)}
 
     def _model_of(self, name: str) -> tuple[Model, Template]:
         if name not in self._models:

@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from vtools.inference.identity import fingerprint
 from vtools.inference.limits import AnswerTooLong, PromptTooLong, limit
 from vtools.inference.text import chat_text, continued_text
 from vtools.models.template import Template
@@ -87,7 +87,8 @@ class Reply:
         self._metrics.waiting.labels(self.model).inc()
         self._include_usage = wanted.include_usage
         self._detailed = wanted.logprobs is not None or wanted.return_token_ids
-        about = (wanted.model, fingerprint(model, template), template.tokenizer.decode, wanted.logprobs is not None)
+        named = fingerprint(model.digest, template)
+        about = (wanted.model, named, template.tokenizer.decode, wanted.logprobs is not None)
         given = prompt if wanted.return_token_ids else None
         self._shapes: Chat | Completion = Chat(*about) if route == CHAT else Completion(*about, given)
 
@@ -241,12 +242,6 @@ class _Events(StreamingResponse):
             await super().stream_response(noted)
         finally:
             alive.cancel()
-
-
-def fingerprint(model: Model, template: Template) -> str:
-    """What an answer depends on besides its request: the weights and the template."""
-    text = "\0".join((template.source, *template.stop_strings))
-    return f"{model.digest[:16]}-{hashlib.blake2b(text.encode(), digest_size=4).hexdigest()}"
 
 
 def failed(error: Exception) -> ApiError:

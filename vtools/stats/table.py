@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vtools.process import shown
+
 WIDTH = 32  # of a bar
 
 
@@ -59,4 +61,4 @@ def _number(value: Any) -> Text:
 
 def _words(key: str) -> Text:
     """A name from the data, without characters that could control the terminal."""
-    return Text("".join(letter if letter.isprintable() else "�" for letter in key.replace("_", " ")))
+    return Text(shown(key.replace("_", " ")))

@@ -1,0 +1,165 @@
+"""A run of questions: several at a time, one that fails costs the others nothing, a rerun asks for the rest."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Self
+
+from vtools.inference import journal
+from vtools.inference.budget import Spent
+from vtools.inference.client import TOKENS, Client
+from vtools.inference.endpoint import EndpointError
+from vtools.inference.journal import Kind, Task
+from vtools.inference.progress import Progress
+from vtools.options import Common
+from vtools.process import Failure, TryAgain, say
+from vtools.records import filtering, jsonl, parallel
+from vtools.records.jsonl import Record, Reject
+
+AHEAD = 64  # questions per job that may be answered before an earlier one, which is slow, is
+PATIENCE = 2.0  # seconds before it is said that answers are waited for
+Done = tuple[Record | Reject, bool]  # a row or why there is none, and whether an earlier run has asked for it
+
+
+def ask_all(
+    tool: str, tasks: Iterable[Task], ask: Callable[[Task], Record], common: Common, kind: Kind, *,
+    write: Callable[[jsonl.Output, Record], None] = jsonl.Output.write,
+    seen: Callable[[Record], None] = lambda record: None,
+    unit: str = "answers", total: int | None = None, client: Client,
+) -> str | None:  # fmt: skip
+    """Each task through `ask`, which asks the `client`, in the order of the tasks; finished ones come from FILE.
+
+    Rows of FILE that this run does not ask for follow after its own. A failed question does not affect the others; the
+    returned text reports failures, and a rerun asks for them again. Raises Failure for what stops the run, after the
+    answers that were under way are in the journal; FILE is then as it was.
+    """
+    counts, out = filtering.Rejects(tool, common.rejects), common.out
+    budget = client.budget
+    progress = Progress(tool, unit, total, common.quiet, budget)
+    failed = None
+    with journal.keep(out, kind) as kept, jsonl.output(out) as output, progress, _Workers(tool, common.jobs) as workers:
+
+        def work(task: Task) -> Done:
+            if task.reject:
+                return task.reject, False
+            if (known := kept.get(task.key)) is not None:
+                return known, True
+            try:
+                record = ask(task)
+            except Reject as reject:
+                return reject, False
+            except (Spent, TryAgain):
+                raise
+            except Failure as failure:
+                if isinstance(failure, EndpointError) and failure.fatal:
+                    raise
+                return Reject("unanswered", str(failure)), False
+            kept.add(record)
+            return record, False
+
+        client.slot = workers.slot
+        for task, (outcome, known) in workers.through(work, tasks):
+            counts.received += 1
+            counts.repaired += task.repaired
+            unanswered = isinstance(outcome, Reject) and outcome.reason == "unanswered"
+            progress.tick(asked=unanswered or not (known or task.reject), failed=unanswered)
+            if isinstance(outcome, Reject):
+                counts.add(outcome, task.value, task.source)
+                if unanswered:
+                    failed = failed or f"{task.value.file}:{task.value.number}: {outcome.detail}"
+                continue
+            write(output, outcome)
+            seen(outcome)
+            kept.written(outcome["key"])
+            counts.kept += 1
+            counts.extra["reused"] += known
+            usage = None if known else outcome.get("usage")
+            if usage:
+                for name in TOKENS:
+                    counts.extra[f"tokens {name}"] += usage[name]
+        if kept and not counts.received:
+            raise Failure(
+                f"the input is empty, and {out} has {len(kept)} rows of an earlier run: they stay as they are"
+            )
+        others = len(kept)
+        for record in kept.others():
+            write(output, record)
+    if others and not common.quiet:
+        say(tool, f"{out}: {others} rows of earlier runs, which this one did not ask for, follow after its own")
+    if budget and not common.quiet:
+        say(tool, f"{budget.spent:.4f} USD spent")
+    filtering.close(counts, common)
+    if failed:
+        again = f" ({out} has the others; repeat the command to ask only for these)" if out and out != "-" else ""
+        return f"{counts.reasons['unanswered']} of {counts.received} failed{again}; the first: {failed}"
+    if common.rejects is None and counts.received and counts.reasons["bad_schema"] == counts.received:
+        return f"{counts.first} (no record has a shape that vtools {tool} reads)"
+    return None
+
+
+class _Workers:
+    """The threads that ask. After a failure that ends the run none asks further; answers under way are waited for, as
+    they are paid for."""
+
+    def __init__(self, tool: str, jobs: int) -> None:
+        self._tool, self._jobs = tool, jobs
+        # More threads than requests at a time, as some wait before they ask again.
+        self._pool = ThreadPoolExecutor(jobs + jobs // 2)
+        self._slots = threading.Semaphore(jobs)
+        self._busy: set[int] = set()  # threads
+        self._paid: set[int] = set()  # those that have asked something for their task
+        self._failure: Exception | None = None
+        self._ended = False
+
+    def through(self, work: Callable[[Task], Done], tasks: Iterable[Task]) -> Iterator[tuple[Task, Done]]:
+        """Every task with what `work` makes of it, in the order of the tasks."""
+
+        def busily(task: Task) -> Done:
+            if self._failure:
+                raise self._failure
+            self._busy.add(threading.get_ident())
+            try:
+                return work(task)
+            except Exception as error:
+                self._stop(error)
+                raise
+            finally:
+                self._busy.discard(threading.get_ident())
+                self._paid.discard(threading.get_ident())
+
+        with contextlib.closing(parallel.in_threads(busily, tasks, self._jobs, AHEAD * self._jobs, self._pool)) as done:
+            yield from done
+
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one of the `jobs` requests. Raises the failure that ended the run, if nothing was paid for this task."""
+        with self._slots:
+            if self._failure and threading.get_ident() not in self._paid:
+                raise self._failure
+            self._paid.add(threading.get_ident())
+            try:
+                yield
+            except EndpointError as error:
+                self._stop(error)
+                raise
+
+    def _stop(self, error: Exception) -> None:
+        if self._failure is None:
+            self._failure = error
+            waiting = threading.Timer(PATIENCE, self._say_waiting)
+            waiting.daemon = True
+            waiting.start()
+
+    def _say_waiting(self) -> None:
+        if self._busy and not self._ended:
+            say(self._tool, f"{self._failure}; waiting for {len(self._busy)} answers under way (Ctrl-C drops them)")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Failure):
+            self._stop(error)
+        self._pool.shutdown(wait=kind is None or isinstance(error, Failure), cancel_futures=True)
+        self._ended = True
