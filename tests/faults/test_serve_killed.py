@@ -203,8 +203,10 @@ def test_an_edge_that_dies_under_load_five_times_is_back_and_the_workers_keep_th
             os.kill(edge, signal.SIGKILL)  # noqa: B023
             began = time.monotonic()
 
-        for found in under_way(server, asked, kill):
-            assert found.finish is None and found.error == BROKEN  # never as if it were finished
+        found = under_way(server, asked, kill)
+        # What had begun broke off, never as if it were finished; what still waited is answered by the next one.
+        assert {(heard.finish, heard.error) for heard in found} <= {(None, BROKEN), ("length", None)}
+        assert sum(heard.error == BROKEN for heard in found) >= len(found) // 2
         assert whole(server.url, requests("m", 8)[1][1]).status == 200  # the socket is open all the time
         print(f"answered after {time.monotonic() - began:.2f} s")
         assert server.pids() == pids
