@@ -161,7 +161,7 @@ def test_answers_of_another_model_are_kept_out_of_the_file_before_they_are_paid_
 
 
 def test_a_fatal_error_waits_for_the_answers_that_are_under_way(ask, server, tmp_path):
-    failed = threading.Event()
+    failed, answered = threading.Event(), list[str]()
 
     def reply(messages, body):
         if messages[-1]["content"] == "question 1":
@@ -169,13 +169,14 @@ def test_a_fatal_error_waits_for_the_answers_that_are_under_way(ask, server, tmp
             failed.set()
             raise Status(402, {"error": {"message": "no credit"}})
         assert failed.wait(60)
+        answered.append(messages[-1]["content"])
         return "paid for"
 
     server.answer = reply
     done = ask(9, "-j", 2)
     assert done.returncode == 1 and "HTTP 402: no credit" in done.errors
-    assert [row["id"] for row in rows(tmp_path / "a.jsonl.journal")] == ["q0"]
-    assert len(server.bodies) == 2
+    kept = sorted(row["question"][0] for row in rows(tmp_path / "a.jsonl.journal"))
+    assert kept == sorted(answered) and "question 0" in kept and len(kept) < 8
 
 
 def test_a_dry_run_knows_which_answers_are_there(ask, server):

@@ -356,12 +356,12 @@ def test_single_grades_are_written_per_turn_and_reported_by_their_means(vtools, 
         done = vtools("judge", "tuned.jsonl", "base.jsonl", "--mode", "single", "--base-url", server.url)
     assert done.returncode == 0, done.errors
     assert [(row["id"], row["model"], row["turn"], row["score"]) for row in done.records] == [
-        ("q0", "tuned", 1, 4), ("q0", "tuned", 2, 8), ("q1", "tuned", 1, 4), ("q1", "tuned", 2, 8),
         ("q0", "base", 1, 4), ("q0", "base", 2, 8),
+        ("q0", "tuned", 1, 4), ("q0", "tuned", 2, 8), ("q1", "tuned", 1, 4), ("q1", "tuned", 2, 8),
     ]  # fmt: skip
     assert "bad_schema 1" in done.errors
     report = vtools("report", "--json", stdin=done.stdout)
-    tuned, base = report.records[0]["grades"]
+    base, tuned = report.records[0]["grades"]
     assert (tuned["n"], tuned["mean"], tuned["turns"], tuned["categories"]) == (
         4,
         6,
@@ -370,14 +370,14 @@ def test_single_grades_are_written_per_turn_and_reported_by_their_means(vtools, 
     )
     assert base["model"] == "base" and base["rubric"] == "vicuna"
     text = vtools("report", stdin=done.stdout).stdout.decode()
-    assert re.search(r"^tuned +4 +0 +6\.00 +4\.00 +8\.00 +6\.00 +6\.00$", text, re.MULTILINE)
+    assert re.search(r"^tuned +4 +0 +0 +6\.00 +4\.00 +8\.00 +6\.00 +6\.00$", text, re.MULTILINE)
 
 
 def test_a_question_without_a_checklist_is_left_out_and_counted():
     chosen = rubric.read("checklist")
     judge = judging.Judge(chosen, chosen.mode("single"), SAMPLING)
     tasks = [Task(None, None, Single(Question(name, ["?"], checklist=checks), "a", ["x"], 0)) for name, checks in (("q", ["Is it?"]), ("r", None))]  # fmt: skip
-    kept, left = judge.keyed(iter(tasks), "m")
+    kept, left = judge.keyed(iter(tasks), "m", "")
     assert kept.key and not kept.reject
     assert left.reject.reason == "bad_schema" and "question r has no checklist" in left.reject.detail
 
