@@ -61,6 +61,7 @@ def test_vicuna_is_priced_by_the_measured_speed(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_section_runs_on_a_cpu(tmp_path: Path) -> None:
     done = execute(
         [sys.executable, str(BENCH / "h200_train.py"), "--dry-run", "--out", str(tmp_path / "out")], timeout=1800
