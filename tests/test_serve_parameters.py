@@ -62,7 +62,7 @@ def test_every_parameter_of_a_completion_is_read():
 
 def test_what_is_left_out_has_the_defaults_of_the_api():
     chat, completion = read(), read(COMPLETIONS)
-    assert (chat.sampling.max_tokens, completion.sampling.max_tokens) == (None, 16)
+    assert chat.sampling.max_tokens is completion.sampling.max_tokens is None
     assert (chat.sampling.top_p, chat.n, chat.logprobs, chat.stream) == (1.0, 1, None, False)
 
 

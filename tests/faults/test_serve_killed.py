@@ -232,6 +232,7 @@ def test_what_still_runs_when_the_grace_is_over_ends_in_an_error(model) -> None:
     assert [server.event()["status"] for _ in range(3)] == [503, 503, 503]
 
 
+@pytest.mark.slow
 def test_a_worker_that_would_go_on_with_other_weights_is_not_used(tmp_path) -> None:
     folder = made(tmp_path / "model", seed=1)
     server = Server(f"m={folder}")
@@ -246,6 +247,7 @@ def test_a_worker_that_would_go_on_with_other_weights_is_not_used(tmp_path) -> N
     assert server.end() == 0
 
 
+@pytest.mark.slow
 def test_a_worker_whose_engine_fails_is_started_again_and_goes_on(tmp_path) -> None:
     (tmp_path / "sitecustomize.py").write_text(BREAK)
     model = made(tmp_path / "model", context=4096, endless=True, seed=1)
