@@ -196,19 +196,17 @@ def test_an_edge_that_dies_under_load_five_times_is_back_and_the_workers_keep_th
     asked = [(True, body) for _, body in requests("m", 3000)[1:16:2]]  # greedy: they do not end by themselves
     for _ in range(5):
         (edge,) = [pid for pid in server.children() if pid not in pids.values()]
-        began = 0.0
 
         def kill() -> None:
-            nonlocal began
             os.kill(edge, signal.SIGKILL)  # noqa: B023
             began = time.monotonic()
+            assert whole(server.url, requests("m", 8)[1][1]).status == 200  # the socket is open all the time
+            print(f"answered after {time.monotonic() - began:.2f} s")
 
         found = under_way(server, asked, kill)
         # What had begun broke off, never as if it were finished; what still waited is answered by the next one.
         assert {(heard.finish, heard.error) for heard in found} <= {(None, BROKEN), ("length", None)}
         assert sum(heard.error == BROKEN for heard in found) >= len(found) // 2
-        assert whole(server.url, requests("m", 8)[1][1]).status == 200  # the socket is open all the time
-        print(f"answered after {time.monotonic() - began:.2f} s")
         assert server.pids() == pids
     assert server.end() == 0
 

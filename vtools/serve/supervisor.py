@@ -15,7 +15,7 @@ from typing import Any
 
 from vtools.process import Failure, announce, die_of, say
 
-BACKOFF = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the next start, by deaths in a row
+BACKOFF = (0.0, 0.0, 0.5, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the next start, by deaths in a row
 LIVED = 60.0  # seconds after which a death is the first in a row
 FROZEN = 10.0  # seconds to answer for a worker that lost an answer; to end for what has had its grace
 LINE = 1 << 20  # bytes of the longest line that a child writes
