@@ -58,13 +58,12 @@ class Reply:
             raise failed(error) from None
         sampling = wanted.sampling
         try:
-            wanted_tokens = sampling.max_tokens
-            if wanted_tokens is None and route == COMPLETIONS:
-                wanted_tokens = min(COMPLETION_TOKENS, max(1, model.context - len(prompt)))
-            most = limit(model.context, len(prompt), wanted_tokens)
+            asked = sampling.max_tokens
+            default = COMPLETION_TOKENS if route == COMPLETIONS else None
+            most = limit(model.context, len(prompt), asked or default, clamp=asked is None)
         except (PromptTooLong, AnswerTooLong) as error:
-            asked = "messages" if route == CHAT else "prompt"
-            param = "max_tokens" if isinstance(error, AnswerTooLong) else asked
+            given = "messages" if route == CHAT else "prompt"
+            param = "max_tokens" if isinstance(error, AnswerTooLong) else given
             raise ApiError(400, str(error), code="context_length_exceeded", param=param) from None
         if route == COMPLETIONS and max(prompt, default=0) >= model.vocabulary:
             raise ApiError(
@@ -89,8 +88,8 @@ class Reply:
         self._detailed = wanted.logprobs is not None or wanted.return_token_ids
         named = fingerprint(model.digest, template)
         about = (wanted.model, named, template.tokenizer.decode, wanted.logprobs is not None)
-        given = prompt if wanted.return_token_ids else None
-        self._shapes: Chat | Completion = Chat(*about) if route == CHAT else Completion(*about, given)
+        ids = prompt if wanted.return_token_ids else None
+        self._shapes: Chat | Completion = Chat(*about) if route == CHAT else Completion(*about, ids)
 
     async def whole(self, request: Request) -> Response:
         """The reply at once; generation stops if the client disconnects."""

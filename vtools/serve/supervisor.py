@@ -121,9 +121,7 @@ class Supervisor:
 
     def _report(self, child: Child, state: str, **more: str) -> None:
         """Write the event of a worker."""
-        assert child.process is not None
-        about = {"model": child.model, "worker": child.name, "pid": child.process.pid}
-        self._event({"event": "worker", "state": state, **about, **more})
+        self._event({"event": "worker", "state": state, **_about(child), **more})
 
     async def _first(self, wanted: asyncio.Future[Any]) -> None:
         """Wait until it is there, or until the end."""
@@ -192,13 +190,12 @@ class Supervisor:
             child.up.set()
             if child.model is not None:
                 child.digest = said["up"]["digest"]
-                about = {"model": child.model, "worker": child.name, "pid": child.process.pid}
-                self._told[child.name] = {"up": {**about, "socket": child.socket, **said["up"]}}
+                self._told[child.name] = {"up": {**_about(child), "socket": child.socket, **said["up"]}}
                 self._tell(self._told[child.name])
                 self._report(child, "up")
         elif "draining" in said:
             self._told.pop(child.name, None)
-            self._tell({"draining": {"model": child.model, "worker": child.name}})
+            self._tell({"draining": _about(child)})
             asyncio.get_running_loop().call_later(self._grace + FROZEN, self._kill, child, child.process.pid)
             self._report(child, "draining")
         elif "failed" in said:
@@ -216,7 +213,7 @@ class Supervisor:
         """Tell the edge of a worker that ended; whether this was wanted."""
         if child.model is not None:
             self._told.pop(child.name, None)
-            self._tell({"down": {"model": child.model, "worker": child.name}})
+            self._tell({"down": _about(child)})
             if child.up.is_set() and not self._ending:
                 child.up.clear()
                 self._report(child, "down", reason=reason)
@@ -246,7 +243,7 @@ class Supervisor:
                 writer.write(b"GET /health HTTP/1.1\r\nhost: worker\r\nconnection: close\r\n\r\n")
                 await reader.readuntil(b"\r\n")
                 writer.close()
-            self._tell({"alive": {"model": child.model, "worker": child.name}})
+            self._tell({"alive": _about(child)})
         except TimeoutError:
             say("serve", f"{child.name} (pid {pid}) has not answered for {FROZEN:g} s: killed")
             self._kill(child, pid)
@@ -254,6 +251,11 @@ class Supervisor:
             pass  # it is ending
         finally:
             self._probed.remove(pid)
+
+
+def _about(child: Child) -> dict[str, Any]:
+    """Which worker, and which process of it; no process if none could be started."""
+    return {"model": child.model, "worker": child.name, "pid": child.process.pid if child.process else None}
 
 
 def _reason(code: int) -> str:
