@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vtools.inference import journal
-from vtools.inference.client import Client, Sampling, usage
+from vtools.inference.client import Client, Sampling, paid
 from vtools.inference.connect import Target, connect
 from vtools.inference.forecast import Forecast
 from vtools.inference.journal import Kind, Task
@@ -74,7 +74,7 @@ def answer(client: Client, model: str, question: Question, system: str | None, s
     record: Record = {"id": question.id, "model": model, "model_reported": answers[0].model, **question.fields()}
     record["turns"] = [reply.text for reply in answers]
     record["finish"] = [reply.finish for reply in answers]
-    return {**record, **usage(answers), "ms": sum(reply.ms for reply in answers), "key": key}
+    return {**record, **paid(answers), "key": key}
 
 
 def _keyed(

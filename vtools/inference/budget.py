@@ -22,45 +22,76 @@ class Bill:
 
 
 class Budget:
-    """Dollars spent, by a price per million tokens in and out. Thread-safe."""
+    """Dollars spent, by a price per million tokens in and out, and by another for a `batch`. Thread-safe."""
 
-    def __init__(self, price: tuple[float, float], limit: float | None = None) -> None:
-        self.price, self.limit = price, limit
+    def __init__(
+        self, price: tuple[float, float], limit: float | None = None, batch: tuple[float, float] = (0.0, 0.0)
+    ) -> None:
+        self.price, self.limit, self.batch = price, limit, batch
         self.spent = self._held = 0.0
         self._changed = threading.Condition()
-        self._over: str | None = None
+        self._over: Spent | None = None
 
-    def cost(self, tokens_in: int, tokens_out: int) -> float:
+    def cost(self, tokens_in: int, tokens_out: int, batch: bool = False) -> float:
         """Dollars for so many tokens."""
-        return (tokens_in * self.price[0] + tokens_out * self.price[1]) / 1e6
+        price = self.batch if batch else self.price
+        return (tokens_in * price[0] + tokens_out * price[1]) / 1e6
+
+    def most(self, messages: list[dict[str, Any]], max_tokens: int | None, batch: bool = False) -> float:
+        """Dollars that a call costs at most: a token has at least one byte, so a prompt has no more of them."""
+        bytes_in = sum(len(message["content"].encode("utf-8", "replace")) + PER_MESSAGE for message in messages)
+        return self.cost(bytes_in, max_tokens or 0, batch)
+
+    def hold(self, dollars: float, committed: bool = False) -> bool:
+        """Hold what a batch may cost; False if the limit leaves too little, unless it is `committed` already."""
+        with self._changed:
+            if not committed and self._passes(dollars):
+                return False
+            self._held += dollars
+            return True
+
+    def settle(self, held: float, spent: float) -> None:
+        """Count what was spent in place of what was held."""
+        with self._changed:
+            self._held = max(0.0, self._held - held)
+            self.spent += spent
+            self._changed.notify_all()
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more is spent and held than the limit."""
+        return self._passes(0.0)
+
+    def over(self, dollars: float) -> Spent:
+        """The failure of a call that may cost so much, which is more than the limit leaves."""
+        return Spent(
+            f"--max-usd {self.limit:g}: stopped at {self.spent:.4f} USD, as the next call may cost {dollars:.4f}; "
+            "raise the limit and repeat the command to ask for the rest"
+        )
+
+    def _passes(self, dollars: float) -> bool:
+        return self.limit is not None and self.spent + self._held + dollars > self.limit
 
     @contextlib.contextmanager
     def call(self, messages: list[dict[str, Any]], max_tokens: int | None) -> Iterator[Bill]:
         """Hold the most that a call can cost while it runs, then count what it did cost.
 
-        A token has at least one byte, so a prompt has at most as many tokens as bytes. Where the limit leaves too
-        little, calls under way are waited for, which as a rule cost less than the most; Spent is raised when none is.
+        Where the limit leaves too little, calls under way are waited for, which as a rule cost less than the most;
+        Spent is raised when none is.
         """
-        bytes_in = sum(len(message["content"].encode("utf-8", "replace")) + PER_MESSAGE for message in messages)
-        most = self.cost(bytes_in, max_tokens or 0)
+        most = self.most(messages, max_tokens)
         with self._changed:
-            while self.limit is not None and self._over is None and self.spent + self._held + most > self.limit:
+            while self._over is None and self._passes(most):
                 if self._held:
                     self._changed.wait()
                 else:
-                    self._over = (
-                        f"--max-usd {self.limit:g}: stopped at {self.spent:.4f} USD, as the next call may cost "
-                        f"{most:.4f}; raise the limit and repeat the command to ask for the rest"
-                    )
+                    self._over = self.over(most)
             if self._over:
                 self._changed.notify_all()
-                raise Spent(self._over)
+                raise self._over
             self._held += most
         bill = Bill()
         try:
             yield bill
         finally:
-            with self._changed:
-                self._held = max(0.0, self._held - most)
-                self.spent += self.cost(*bill.tokens) if bill.tokens else most if bill.may_cost else 0.0
-                self._changed.notify_all()
+            self.settle(most, self.cost(*bill.tokens) if bill.tokens else most if bill.may_cost else 0.0)

@@ -17,7 +17,10 @@ class Forecast:
         """`times` are the milliseconds of earlier answers. Raises Failure if the prices lack the model."""
         if target.prices and not target.model:
             raise UsageFailure("--prices needs --model in a dry run")
-        self._price = prices.read(target.prices).tokens(str(target.model)) if target.prices else None
+        self._price, self._batch = None, target.batch is not None
+        if target.prices:
+            listed = prices.read(target.prices)
+            self._price = (listed.batch_tokens if self._batch else listed.tokens)(str(target.model))
         self._limit = target.max_usd
         self._most, self._jobs, self._times = sampling.max_tokens, jobs, times
         self.calls = self._bytes = self._answers = 0
@@ -39,8 +42,10 @@ class Forecast:
         if self._price:
             dollars = (tokens_in * self._price[0] + self.calls * most * self._price[1]) / 1e6
             over = f", more than --max-usd {self._limit:g}" if self._limit is not None and dollars > self._limit else ""
-            found.append(f"at most {dollars:.2f} USD{over}")
-        if self._times:
+            found.append(f"at most {dollars:.2f} USD{' by batch' if self._batch else ''}{over}")
+        if self._batch:
+            found.append("within 24 hours, and as long again for what follows from a reply")
+        elif self._times:
             each = sum(self._times) / len(self._times) / 1000
             found.append(f"about {self._wall(each)} at -j {self._jobs}, as earlier ones took {each:.1f} s each")
         else:

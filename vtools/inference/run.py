@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 from vtools.inference import journal
+from vtools.inference.batch_client import Attempt, Batches
 from vtools.inference.budget import Spent
 from vtools.inference.client import TOKENS, Client
 from vtools.inference.endpoint import EndpointError
@@ -32,7 +33,8 @@ def ask_all(
 
     Rows of FILE that this run does not ask for follow after its own. A failed question does not affect the others; the
     returned text reports failures, and a rerun asks for them again. Raises Failure for what stops the run, after the
-    answers that were under way are in the journal; FILE is then as it was.
+    answers that were under way are in the journal; FILE is then as it was. By batches, all is answered before the first
+    row is written.
     """
     counts, out = filtering.Rejects(tool, common.rejects), common.out
     budget = client.budget
@@ -40,23 +42,31 @@ def ask_all(
     failed = None
     with journal.keep(out, kind) as kept, jsonl.output(out) as output, progress, _Workers(tool, common.jobs) as workers:
 
-        def work(task: Task) -> Done:
-            if task.reject:
-                return task.reject, False
-            if (known := kept.get(task.key)) is not None:
-                return known, True
+        def attempt(task: Task) -> Record | Reject:
             try:
-                record = ask(task)
+                return ask(task)
             except Reject as reject:
-                return reject, False
+                return reject
             except (Spent, TryAgain):
                 raise
             except Failure as failure:
                 if isinstance(failure, EndpointError) and failure.fatal:
                     raise
-                return Reject("unanswered", str(failure)), False
-            kept.add(record)
-            return record, False
+                return Reject("unanswered", str(failure))
+
+        answered: Attempt = attempt
+        if isinstance(client, Batches):
+            tasks, answered = client.settled(tool, tasks, attempt, kept.get, common.quiet)
+
+        def work(task: Task) -> Done:
+            if task.reject:
+                return task.reject, False
+            if (known := kept.get(task.key)) is not None:
+                return known, True
+            made = answered(task)
+            if not isinstance(made, Reject):
+                kept.add(made)
+            return made, False
 
         client.slot = workers.slot
         for task, (outcome, known) in workers.through(work, tasks):
@@ -85,6 +95,8 @@ def ask_all(
         others = len(kept)
         for record in kept.others():
             write(output, record)
+    if isinstance(client, Batches):
+        client.finish(tool, common.quiet)
     if others and not common.quiet:
         say(tool, f"{out}: {others} rows of earlier runs, which this one did not ask for, follow after its own")
     if budget and not common.quiet:

@@ -67,7 +67,8 @@ def judge(
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
-    jobs: options.Jobs = 4,
+    batch: options.Batch = False,
+    jobs: options.Requests = None,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -104,16 +105,23 @@ def judge(
     With --prices, progress shows the dollars spent, and --max-usd stops the run before a call that could pass it: what
     is on its way is still kept, and the same command with a higher limit asks for the rest.
 
+    With --batch, all requests go to the server's Batch API (OpenAI's shape), as a rule for half the price: a file of
+    them is submitted, looked at until it is answered, within 24 hours, and collected; requests that follow from a reply
+    are a batch of their own. The first call is made directly, at its full price, so that what the server refuses is
+    known before. What was submitted is noted in FILE.batches: after Ctrl-C or a kill the same command collects it, and
+    submits nothing twice. Prices are half of those in --prices, unless the model has a "batch": {"in", "out"} there.
+
     \b
     Examples:
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -n --prices prices.json
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -j 8 -o judgments.jsonl
+      vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 --batch -o judgments.jsonl
       vtools judge a.jsonl b.jsonl --questions q.jsonl --base-url http://127.0.0.1:8000/v1 | vtools report
       vtools judge a.jsonl b.jsonl vicuna.jsonl --baseline a --model gpt-4.1 --prices prices.json --max-usd 5 -o j.jsonl
       vtools judge a.jsonl --rubric dialogue --mode single --model gpt-4.1 | vtools report
     """
     from vtools.inference.client import Sampling
-    from vtools.inference.connect import Target
+    from vtools.inference.connect import Target, by_batch
     from vtools.judge import answer_files, answers, judging, matches, rubric
 
     if mode_name == "pair" and len(files) < 2:
@@ -131,7 +139,8 @@ def judge(
         sampling = Sampling(ONE_TOKEN, temperature, seed=seed, logprobs=ALTERNATIVES)
     else:
         sampling = Sampling(max_tokens or MAX_TOKENS, temperature, seed=seed)
-    target = Target(model, base_url, template, timeout=timeout, prices=prices, max_usd=max_usd)
+    at_once, beside = jobs or options.REQUESTS, by_batch(batch, out, jobs)
+    target = Target(model, base_url, template, timeout=timeout, prices=prices, max_usd=max_usd, batch=beside)
     asked = judging.Judge(chosen, mode, sampling)
     every, known = answer_files.read(files, names, questions)
     if mode_name == "single":
@@ -147,10 +156,10 @@ def judge(
 
         seen = trained.seen(tasks, files[0], training_data)
     if dry_run:
-        judging.estimate(tasks, target, asked, out, jobs)
+        judging.estimate(tasks, target, asked, out, at_once)
         return
     try:
-        judging.judge_all(tasks, target, asked, options.Common(out, rejects, stats, jobs, quiet))
+        judging.judge_all(tasks, target, asked, options.Common(out, rejects, stats, at_once, quiet))
     finally:
         if seen and not quiet:
             say("judge", seen)

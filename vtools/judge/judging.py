@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
 from vtools.inference import journal
-from vtools.inference.client import Sampling, usage
+from vtools.inference.client import Sampling, paid
 from vtools.inference.connect import Target, connect
 from vtools.inference.forecast import Forecast
 from vtools.inference.journal import Task
@@ -107,7 +107,7 @@ class Judge:
             record["expectation"] = first if first is None or asked.order == "ab" else 1 - first
         record["judge_reported"] = verdict.replies[0].model
         record |= {**verdict.fields, "finish": verdict.replies[-1].finish, "len": lengths}
-        return {**record, **usage(verdict.replies), "ms": sum(reply.ms for reply in verdict.replies)}
+        return {**record, **paid(verdict.replies)}
 
 
 def judge_all(tasks: Sequence[Task], target: Target, judge: Judge, common: Common) -> None:
