@@ -174,12 +174,15 @@ class Batches:
         for spool in self._store.write(self._requests(tasks, attempt, waiting, held_back)):
             self._of |= dict.fromkeys(spool.names, spool)
             self._submit(spool, new=True)
-        for spool in [spool for spool in self._store.spools if not spool.batch]:
-            # Nobody has taken it yet: this run may ask for less, or have less to spend.
-            if spool.wanted == len(spool.names) and not (self.budget and self.budget.exceeded):
-                self._submit(spool, new=False)
-            elif self._drop(spool):
-                held_back.clear()
+        over = self.budget and self.budget.exceeded
+        unsent = [spool for spool in self._store.spools if not spool.batch]
+        # Nobody has taken these yet: this run may ask for less than that which wrote them, or have less to spend.
+        if dropped := [spool for spool in unsent if over or spool.wanted < len(spool.names)]:
+            for spool in dropped:
+                self._drop(spool)
+            return self._round(waiting, attempt)
+        for spool in unsent:
+            self._submit(spool, new=False)
         if held_back and self.budget and not self._store.spools:
             raise self.budget.over(held_back[0])
         if held_back:
@@ -234,13 +237,12 @@ class Batches:
         self._store.note(spool)
         self._say(f"submitted {spool.batch}: {len(spool.names)} requests, answered within {batch_api.WINDOW}")
 
-    def _drop(self, spool: Spool, spent: float = 0.0) -> bool:
+    def _drop(self, spool: Spool, spent: float = 0.0) -> None:
         for name in spool.names:
             self._of.pop(name, None)
         if self.budget:
             self.budget.settle(spool.held, spent)
         self._store.remove(spool)
-        return True
 
     def _wait(self) -> None:
         """Wait until a batch has ended that this run waits for, or any if it waits for none. Raises Failure."""
@@ -260,7 +262,14 @@ class Batches:
         the seconds after which the server wants to be asked again, if it says. Raises Failure."""
         waits = []
         for spool in list(self._store.spools):
-            told, after = self._api.poll(spool.batch)
+            try:
+                told, after = self._api.poll(spool.batch)
+            except EndpointError as error:
+                lost = f"{error} If {spool.batch} is lost, remove {self._store.requests(spool)} to ask for it again"
+                if spool.wanted:
+                    raise EndpointError(lost, error.status, error.fatal) from None
+                self._say(lost)
+                continue
             waits += [] if after is None else [after]
             if isinstance(told, Trouble):
                 if time.monotonic() - self._heard > PATIENCE:

@@ -166,7 +166,7 @@ class Endpoint:
         return sent
 
     def learns(self, told: Trouble, sent: dict[str, Any]) -> bool:
-        """Note what the server refuses, and whether this is new: newer OpenAI models rename `max_tokens`, some servers
+        """Note the parameter that a server refuses, if it is one: newer OpenAI models rename `max_tokens`, some servers
         have no `seed`, and some models only one temperature."""
         if told.status not in (400, 422):
             return False

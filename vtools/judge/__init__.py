@@ -115,7 +115,6 @@ def judge(
     Examples:
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -n --prices prices.json
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -j 8 -o judgments.jsonl
-      vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 --batch -o judgments.jsonl
       vtools judge a.jsonl b.jsonl --questions q.jsonl --base-url http://127.0.0.1:8000/v1 | vtools report
       vtools judge a.jsonl b.jsonl vicuna.jsonl --baseline a --model gpt-4.1 --prices prices.json --max-usd 5 -o j.jsonl
       vtools judge a.jsonl --rubric dialogue --mode single --model gpt-4.1 | vtools report
