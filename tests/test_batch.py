@@ -7,7 +7,7 @@ import signal
 
 import pytest
 from batch_server import BatchServer, names
-from judging import Judge, grades
+from judging import Judge, by_schema, grades, in_form
 from loopback import Status
 from running import bad, start, wait_until
 from test_chat import lines, questions
@@ -65,17 +65,17 @@ def test_the_rows_are_those_of_the_plain_way(vtools, files, tmp_path):
 
 def test_a_schema_is_tried_once_and_by_a_direct_call(vtools, files, tmp_path):
     def reply(messages, body):
-        names = list(body["response_format"]["json_schema"]["schema"]["properties"])
-        if "question 2" in messages[1]["content"] and len(messages) == 2:
-            return ""  # which does not mean that no schema is taken
-        return json.dumps(dict(zip(names, ["So.", 9, 7], strict=True)))
+        if "response_format" not in body:
+            return in_form(messages, [9, 7])
+        return "" if "question 2" in messages[1]["content"] else by_schema(body, [9, 7])
 
     with BatchServer(reply) as server:
         server.answer = reply
         done = vtools(*files, "--base-url", server.url, "-o", "j.jsonl", "--batch")
-    assert len(server.asked) == 1
-    made = [json.loads(line)["form"] for line in (tmp_path / "j.jsonl").read_text().splitlines()]
-    assert set(made) == {"json"}, done.errors
+    assert done.returncode == 0 and len(server.asked) == 1, done.errors
+    assert [len(batch) for batch in server.lines] == [15, 2]  # two empty replies say nothing about the others
+    made = [row["form"] for row in rows(tmp_path / "j.jsonl")]
+    assert made == ["json"] * 4 + ["lines"] * 2 + ["json"] * 10
 
 
 def test_every_turn_of_a_question_and_each_of_two_equal_ones_is_asked(vtools, tmp_path):
@@ -105,6 +105,8 @@ def test_a_batch_that_was_accepted_without_a_reply_is_found_again(vtools, files,
         assert judge.returncode == -signal.SIGKILL and len(server.batches) == 1
         server._file(b"", "another's")
         server.batches["another"] = {"id": "another", "input_file_id": "file-9", "metadata": {"vtools": "x"}}
+        plainly = [argument for argument in ask if argument != "--batch"]
+        assert "16 requests are submitted or answered by batch; add --batch" in bad(*plainly, cwd=tmp_path, code=2)
         done = vtools(*ask)
     assert done.returncode == 0, done.errors
     assert server.steps.count("submit") == server.steps.count("upload") == 1
@@ -121,25 +123,17 @@ def test_what_another_command_submitted_is_kept_for_it(vtools, files, tmp_path):
             said = judge.communicate()[1].decode()
         assert judge.returncode == -signal.SIGINT
         assert "1 batch with 15 requests at http" in said and "go on; the same command collects their answers" in said
-        other = (*ask[:-1], "j.jsonl", "--rubric", "mtbench")
-        server.fate = lambda requests: {"looks": 0}
-        for batch in server.batches.values():
-            batch["looks"] = -1_000_000_000  # goes on for the time of the next run
-
-        def mind(step):
-            server.looks = 0
-            return None
-
-        server.dies = mind
-        changed = vtools(*other)
+        (batch,) = server.batches.values()
+        batch["looks"], server.looks = -1_000_000, 0  # this one goes on while the next run's ends
+        changed = vtools(*ask, "--seed", 1)
         assert changed.returncode == 0, changed.errors
-        assert "keeps 1 batch with 15 requests on their way that another command than this has asked for" in changed.errors
-        (tmp_path / "j.jsonl").unlink()
-        for batch in server.batches.values():
-            batch["looks"] = 0
-        submitted = server.steps.count("submit")
+        assert (
+            "keeps 1 answers and 1 batch with 15 requests on their way that another command than this" in changed.errors
+        )
+        batch["looks"] = 0
         assert vtools(*ask).returncode == 0
-    assert server.steps.count("submit") == submitted == 2 and len(set(server.carried)) == len(server.carried) == 31
+    assert server.steps.count("submit") == 2 and len(set(server.carried)) == len(server.carried) == 31
+    assert lines(tmp_path / "j.jsonl") == 32 and len(server.bodies) == 1
     assert not (tmp_path / "j.jsonl.batches").exists()
 
 
@@ -148,17 +142,20 @@ def test_what_failed_for_another_reason_than_itself_is_asked_again(vtools, files
     failing = iter([Status(500), Status(429)])
 
     def reply(messages, body):
-        if server.batches or len(server.asked) > 2:
+        if server.batches:
             for failure in failing:
                 raise failure
         return grades(9, 7)
 
     with BatchServer(reply) as server:
         server.fate = lambda requests: next(left, {})
+        unheard = iter(["not"])
+        server.dies = lambda step: next(unheard, None) if step == "poll" else None
         done = vtools(*files, "--base-url", server.url, "--batch", "-o", "j.jsonl")
     assert done.returncode == 0, done.errors
     assert "16 in, 16 out" in done.errors and len(server.carried) == 15
-    assert [len(batch) for batch in server.lines] in ([15, 5, 2], [15, 7])
+    assert "batch-0: no word from the server" in done.errors
+    assert [len(batch) for batch in server.lines] == [15, 5, 2]
 
 
 def test_a_batch_that_fails_gives_the_words_of_its_server_and_costs_nothing(vtools, files):
@@ -172,6 +169,18 @@ def test_a_batch_that_fails_gives_the_words_of_its_server_and_costs_nothing(vtoo
         server.fate = lambda requests: {}
         assert vtools(*ask).returncode == 0
     assert len(server.asked) == 2 and len(server.carried) == 15  # the schema, and the first call
+
+
+def test_a_batch_that_is_cancelled_at_the_provider_is_not_submitted_again_before_the_command_is_repeated(vtools, files):
+    ends = iter([{"status": "cancelled", "cancelled_at": 2000, "done": 5}])
+    with BatchServer(lambda messages, body: grades(9, 7)) as server:
+        server.fate = lambda requests: next(ends, {})
+        ask = (*files, "--base-url", server.url, "--batch", "-o", "j.jsonl")
+        done = vtools(*ask)
+        assert done.returncode == 1 and "5 of 15 requests answered, then it was cancelled there" in done.errors
+        assert len(server.batches) == 1
+        assert vtools(*ask).returncode == 0
+    assert [len(batch) for batch in server.lines] == [15, 10] and len(server.carried) == 15
 
 
 def test_an_account_that_may_not_have_so_many_tokens_gets_smaller_batches_one_at_a_time(vtools, files):
@@ -225,10 +234,13 @@ def test_a_batch_is_held_against_the_limit_at_its_most_and_costs_half(vtools, tm
         # The first, direct, costs 10; then at 10 each at most, 2 fit, which cost 5 each, and then 1, and then none.
         stopped = vtools(*ask, "--max-usd", 34, stdin=questions(8))
         assert stopped.returncode == 1 and [len(batch) for batch in server.lines] == [2, 1]
+        halfway = vtools(*ask, "-n", stdin=questions(8)).errors
         assert "--max-usd 34: stopped at 25.0000 USD, as the next call may cost 10.0000" in stopped.errors
         done = vtools(*ask, "--max-usd", 1000, stdin=questions(8))
         assert done.returncode == 0 and "20.0000 USD spent" in done.errors
-    assert "at most 80.00 USD by batch" in dry and "within 24 hours" in dry
+        after = vtools(*ask, "-n", stdin=questions(9)).errors
+    assert "at most 80.00 USD by batch" in dry and "within 24 hours" in dry and "at most 10.00 USD" in after
+    assert "4 requests are answered or on their way already (a.jsonl.batches)" in halfway
     assert len(server.asked) == 1 and len(server.carried) == 7
 
 

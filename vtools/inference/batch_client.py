@@ -5,10 +5,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
-from vtools.inference import batch_api, endpoint, journal, retry, trouble
+from vtools.inference import batch_api, batch_store, endpoint, journal, retry, trouble
 from vtools.inference.batch_api import BatchApi
 from vtools.inference.batch_store import Spool, Store
 from vtools.inference.client import Answer, Messages, Sampling, Slot, Stream
@@ -24,6 +23,7 @@ TRIES = 3  # of a request that failed for what it is not to blame for
 FIRST_WAIT, LONGEST_WAIT, LEAST_WAIT = 1.0, 60.0, 0.02  # seconds between two looks at a batch
 PATIENCE = 3600.0  # seconds without any word from the server
 ENDED = ("completed", "failed", "expired", "cancelled")
+LIMITS = ("max_tokens", "max_completion_tokens")
 FULL = "token_limit_exceeded"  # more tokens in unfinished batches than the account may have
 
 Attempt = Callable[[Task], Record | Reject]
@@ -49,7 +49,7 @@ class Batches:
         self.slot: Slot = contextlib.nullcontext
         self.url, self.model, self.budget = asked.url, asked.model, asked.budget
         self._endpoint, self._api = asked, BatchApi(asked)
-        self._folder = Path(f"{out}.batches", journal.key(asked.url, asked.model)[:16])
+        self._folder = batch_store.folder(out) / journal.key(asked.url, asked.model)[:16]
         self._store: Any = None  # from when the output file is locked
         self._say: Callable[[str], None] = lambda text: None
         self._keys: set[str] = set()
@@ -263,26 +263,30 @@ class Batches:
         waits = []
         for spool in list(self._store.spools):
             try:
-                told, after = self._api.poll(spool.batch)
+                waits.append(self._look_at(spool, shown))
             except EndpointError as error:
-                lost = f"{error} If {spool.batch} is lost, remove {self._store.requests(spool)} to ask for it again"
+                said = str(error)
+                if error.status in batch_api.NONE:
+                    said += f"; if {spool.batch} is lost, remove {self._store.requests(spool)} to ask for it again"
                 if spool.wanted:
-                    raise EndpointError(lost, error.status, error.fatal) from None
-                self._say(lost)
-                continue
-            waits += [] if after is None else [after]
-            if isinstance(told, Trouble):
-                if time.monotonic() - self._heard > PATIENCE:
-                    raise self._endpoint.error(told)
-                text = f"{spool.batch}: no word from the server ({told.said}); asking again"
-            else:
-                self._heard, text = time.monotonic(), _state(told)
-            if shown.get(spool.key) != text:
-                shown[spool.key] = text
-                self._say(f"{text}, {lasting(time.time() - spool.submitted)} since it was submitted")
-            if isinstance(told, dict) and str(told.get("status")).lower() in ENDED:
-                self._end(spool, told)
-        return max(waits, default=None)
+                    raise EndpointError(said, error.status, error.fatal) from None
+                self._say(said)
+        return max((wait for wait in waits if wait is not None), default=None)
+
+    def _look_at(self, spool: Spool, shown: dict[str, str]) -> float | None:
+        told, after = self._api.poll(spool.batch or "")
+        if isinstance(told, Trouble):
+            if time.monotonic() - self._heard > PATIENCE:
+                raise self._endpoint.error(told)
+            text = f"{spool.batch}: no word from the server ({told.said}); asking again"
+        else:
+            self._heard, text = time.monotonic(), _state(told)
+        if shown.get(spool.key) != text:
+            shown[spool.key] = text
+            self._say(f"{text}, {lasting(time.time() - spool.submitted)} since it was submitted")
+        if isinstance(told, dict) and str(told.get("status")).lower() in ENDED:
+            self._end(spool, told)
+        return after
 
     def _end(self, spool: Spool, batch: dict[str, Any]) -> None:
         """Keep what a batch has answered, and note what it has not. Raises Failure where that needs a decision."""
@@ -371,9 +375,6 @@ class Batches:
         raise Failure(
             f"{self.url}: {spool.batch} failed with {len(spool.names)} requests, none of them paid for: {said}"
         )
-
-
-LIMITS = ("max_tokens", "max_completion_tokens")
 
 
 def _state(batch: dict[str, Any]) -> str:

@@ -21,6 +21,16 @@ MOST_BYTES = 200_000_000  # of a file of requests, and
 MOST_REQUESTS = 50_000  # in it: OpenAI's limits
 
 
+def folder(out: str) -> Path:
+    """Where the batches of an output file are noted, in a folder per endpoint and model."""
+    return Path(f"{out}.batches")
+
+
+def noted(out: str) -> int:
+    """How many requests are submitted, or answered, that the output file does not have yet."""
+    return sum(path.read_bytes().count(b"\n") for path in folder(out).glob("*/*.jsonl"))
+
+
 @dataclasses.dataclass(slots=True)
 class Spool:
     """The requests of one batch, by their names: written before they are submitted, removed once they are answered.

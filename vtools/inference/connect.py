@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtools.inference import address
+from vtools.inference import address, batch_store
 from vtools.inference.budget import Budget
 from vtools.inference.client import Client
 from vtools.inference.journal import is_kept
@@ -86,6 +86,11 @@ def connect(target: Target, start_wait: float | None = None) -> tuple[Client, st
 def by_batch(batch: bool, out: str | None, jobs: int | None) -> str | None:
     """The output file, beside which the batches of a run are noted; None without --batch. Raises UsageFailure."""
     if not batch:
+        if out and (noted := batch_store.noted(out)):
+            raise UsageFailure(
+                f"{batch_store.folder(out)}: {noted} requests are submitted or answered by batch; add --batch to collect "
+                "them, or remove this folder to ask for them again"
+            )
         return None
     if jobs:
         raise UsageFailure("--batch submits all requests together; -j is for requests that run at once: leave out one")

@@ -1,5 +1,6 @@
 """What a run would take: its calls, tokens, dollars and minutes."""
 
+from vtools.inference import batch_store
 from vtools.inference.client import Messages, Sampling
 from vtools.inference.connect import Target
 from vtools.inference.progress import lasting
@@ -17,7 +18,7 @@ class Forecast:
         """`times` are the milliseconds of earlier answers. Raises Failure if the prices lack the model."""
         if target.prices and not target.model:
             raise UsageFailure("--prices needs --model in a dry run")
-        self._price, self._batch = None, target.batch is not None
+        self._price, self._batch = None, target.batch
         if target.prices:
             listed = prices.read(target.prices)
             self._price = (listed.batch_tokens if self._batch else listed.tokens)(str(target.model))
@@ -45,6 +46,10 @@ class Forecast:
             found.append(f"at most {dollars:.2f} USD{' by batch' if self._batch else ''}{over}")
         if self._batch:
             found.append("within 24 hours, and as long again for what follows from a reply")
+            if noted := batch_store.noted(self._batch):
+                found.append(
+                    f"{noted} requests are answered or on their way already ({batch_store.folder(self._batch)})"
+                )
         elif self._times:
             each = sum(self._times) / len(self._times) / 1000
             found.append(f"about {self._wall(each)} at -j {self._jobs}, as earlier ones took {each:.1f} s each")

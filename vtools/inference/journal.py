@@ -85,7 +85,7 @@ class Journal:
         self._stream: BinaryIO | None = None
         self._lock = threading.Lock()
         self._reported: dict[Any, str] = {}  # by the name that was asked, the one that the server gave
-        self.times: list[int] = []  # milliseconds that each row took
+        self.times: list[int] = []  # milliseconds that each row took, without those by batch
 
     def __len__(self) -> int:
         return len(self._places)
@@ -177,7 +177,7 @@ class Journal:
                 )
         if told := record.get(f"{self._kind.model}_reported"):
             self._reported.setdefault(record.get(self._kind.model), told)
-        if isinstance(record.get("ms"), int):
+        if isinstance(record.get("ms"), int) and "batch" not in record:
             self.times.append(record["ms"])
 
 
