@@ -24,6 +24,7 @@ FIRST_WAIT, LONGEST_WAIT, LEAST_WAIT = 1.0, 60.0, 0.02  # seconds between two lo
 PATIENCE = 3600.0  # seconds without any word from the server
 ENDED = ("completed", "failed", "expired", "cancelled")
 LIMITS = ("max_tokens", "max_completion_tokens")
+OF_ONE = (400, 413, 422)  # statuses that say something about one request only
 FULL = "token_limit_exceeded"  # more tokens in unfinished batches than the account may have
 
 Attempt = Callable[[Task], Record | Reject]
@@ -145,6 +146,8 @@ class Batches:
         try:
             answer = self._endpoint.complete(messages, sampling)
         except EndpointError as error:
+            if error.status not in OF_ONE:
+                raise EndpointError(f"{error}; nothing is submitted", error.status, fatal=True) from None
             self._failed[name] = error
             raise
         self._store.add(name, answer)

@@ -88,8 +88,8 @@ def by_batch(batch: bool, out: str | None, jobs: int | None) -> str | None:
     if not batch:
         if out and (noted := batch_store.noted(out)):
             raise UsageFailure(
-                f"{batch_store.folder(out)}: {noted} requests are submitted or answered by batch; add --batch to collect "
-                "them, or remove this folder to ask for them again"
+                f"{batch_store.folder(out)}: {noted} requests are submitted or answered by batch; add --batch to "
+                "collect them, or remove this folder to ask for them again"
             )
         return None
     if jobs:
