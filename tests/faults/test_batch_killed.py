@@ -44,9 +44,9 @@ def test_nothing_is_submitted_or_paid_for_twice_wherever_it_is_killed(vtools, tm
                 server.dies = dies
                 if end == "half":
                     served = server.steps.count(at)
-                    wait_until(lambda at=at, served=served: server.steps.count(at) > served)
+                    wait_until(lambda at=at, served=served: server.steps.count(at) > served, 600)
                     judge.kill()
-                wait_until(lambda judge=judge: judge.poll() is not None)
+                wait_until(lambda judge=judge: judge.poll() is not None, 600)
                 assert judge.returncode == -9, (at, end, judge.stderr.read())
         server.dies = lambda step: None
         done = vtools(*ask, "--batch", "-o", "j.jsonl")
