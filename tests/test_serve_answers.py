@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -165,6 +166,16 @@ def test_a_worker_that_is_asked_to_end_finishes_its_answers_and_another_takes_it
     assert server.post(body(max_tokens=3)).status_code == 200
     assert server.end() == 0
     assert [event["state"] for event in server.workers] == ["up", "draining", "down", "up"]
+
+
+def test_workers_take_the_gpus_in_turn(short):
+    server = Server(f"short={short}", "--workers", 3, CUDA_VISIBLE_DEVICES="4,GPU-6c5f")
+    given = [
+        dict(line.split("=", 1) for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in line)
+        for _, pid in sorted(server.pids().items())
+    ]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in given] == ["4", "GPU-6c5f", "4"]
+    assert server.end() == 0
 
 
 def test_a_worker_whose_forward_pass_does_not_end_ends_itself(short, tmp_path):

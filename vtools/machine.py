@@ -90,6 +90,14 @@ def peak_flops(device_name: str) -> float | None:
     return None
 
 
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; without importing torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name for name in map(str.strip, named.split(",")) if name and name != "-1"]
+    return [str(number) for number in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
 def available_memory(device: torch.device, processes: int = 1) -> int:
     """Bytes that a rank may use: what others left of a GPU's memory, or 1 / `processes` of the host's free memory."""
     if device.type == "cuda":
