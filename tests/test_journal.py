@@ -290,3 +290,17 @@ def test_half_an_answer_of_another_model_is_not_gone_on_with(vtools, server, tmp
     server.fingerprint, server.answer = "two", echo
     assert vtools(*ask, stdin=THREE).returncode == 0
     assert [body["messages"][-1]["content"] for body in server.bodies] == ["one", "two", "one", "two", "three"]
+
+
+def test_turns_of_two_models_are_never_one_answer(vtools, server, tmp_path):
+    def reply(messages, body):
+        server.reported = f"m-{len(messages)}"
+        return "?"
+
+    server.answer = reply
+    done = vtools("chat", "--base-url", server.url, "-o", "a.jsonl", stdin=THREE)
+    assert done.returncode == 1 and "m was m-1 before and now answers as m-3" in done.errors
+    assert len(server.bodies) == 2 and not (tmp_path / "a.jsonl").exists()
+    server.answer, server.reported = echo, "m-5"
+    done = vtools("chat", "--base-url", server.url, "-o", "a.jsonl", stdin=THREE)
+    assert done.returncode == 1 and "m was m-1 before and now answers as m-5" in done.errors

@@ -74,10 +74,10 @@ def answer(client: Client, model: str, task: Task, system: str | None, sampling:
             answers.append(client.complete(messages, sampling))
             if place + 1 < len(question.turns):
                 so_far = {"answers": [asdict(reply) for reply in answers], **usage(answers)}
-                named = {"model": model, "model_reported": answers[0].model}
+                named = {"model": model, "model_reported": answers[-1].model}
                 task.keep({"key": task.key, "unfinished": True, **named, **so_far})
         messages.append({"role": "assistant", "content": answers[place].text})
-    record: Record = {"id": question.id, "model": model, "model_reported": answers[0].model, **question.fields()}
+    record: Record = {"id": question.id, "model": model, "model_reported": answers[-1].model, **question.fields()}
     record["turns"] = [reply.text for reply in answers]
     record["finish"] = [reply.finish for reply in answers]
     return {**record, **usage(answers), "ms": sum(reply.ms for reply in answers), "key": task.key}

@@ -126,7 +126,9 @@ class Journal:
                 self._note(record)
 
     def _note(self, record: Record) -> None:
-        """Know what is there of an unfinished record, until it is finished."""
+        """Know what is there of an unfinished record, until it is finished, and what its server calls its model."""
+        if told := record.get(f"{self._kind.model}_reported"):
+            self._reported.setdefault(record.get(self._kind.model), told)
         self._begun.pop(record["key"], None)
         if record.get("unfinished"):
             self._begun[record["key"]] = record
