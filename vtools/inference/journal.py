@@ -20,6 +20,10 @@ from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
 
+class OtherModel(Failure):
+    """A server names its model otherwise than in the first row, which ends the run."""
+
+
 @dataclass(slots=True)
 class Task:
     """One question to ask: its origin, its content and the key of its record; or the Reject that prevents it.
@@ -109,13 +113,13 @@ class Journal:
     def add(self, record: Record) -> None:
         """Store a record that has a `key`, or what there is of one that is `unfinished`; it is on disk afterwards.
 
-        Raises Failure if the server names its model otherwise than in the first row.
+        Raises OtherModel.
         """
         with self._lock:
             asked, told = record.get(self._kind.model), record.get(f"{self._kind.model}_reported")
             if told and self._reported.setdefault(asked, told) != told:
                 where = f"{self._out}: " if self._out else ""
-                raise Failure(
+                raise OtherModel(
                     f"{where}{asked} was {self._reported[asked]} before and now answers as {told}: two models in one "
                     "file say nothing; name the one that you mean (--model), or another file (-o)"
                 )

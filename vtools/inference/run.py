@@ -50,7 +50,7 @@ def ask_all(
                 record = ask(task)
             except Reject as reject:
                 return reject, False
-            except (Spent, TryAgain):
+            except (Spent, TryAgain, journal.OtherModel):
                 raise
             except Failure as failure:
                 if isinstance(failure, EndpointError) and failure.fatal:
