@@ -238,7 +238,7 @@ def test_of_a_question_of_several_turns_that_fails_only_the_rest_is_asked_by_the
             raise Status(400, {"error": {"message": "not today"}})
         return f"echo {len(messages)}"
 
-    ask = ("chat", "--base-url", server.url, "-o", "a.jsonl")
+    ask = ("chat", "--base-url", server.url, "--model", "m", "-o", "a.jsonl")
     server.answer = reply
     done = vtools(*ask, stdin=THREE + questions(1))
     assert done.returncode == 1 and [row["id"] for row in rows(tmp_path / "a.jsonl")] == ["q0"]
