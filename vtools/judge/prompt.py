@@ -45,8 +45,8 @@ class Prompt:
     def messages(self, way: str) -> Messages:
         """The conversation that asks for a verdict.
 
-        By log-probabilities, it ends where the value must follow, in quotes: there, a small model gives nearly all of
-        the probability to the values, and after a colon alone only half of it.
+        By log-probabilities, it ends where the value must follow, in quotes: there, small models give more of the
+        probability to values than after a colon.
         """
         if way == LOGPROBS:
             (label,) = self.form.labels
