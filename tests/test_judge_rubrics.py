@@ -240,6 +240,7 @@ def test_by_log_probabilities_the_outcome_is_an_expectation_and_null_below_one_h
     (asked,) = server.requests
     assert (asked.json["logprobs"], asked.json["top_logprobs"], asked.json["max_tokens"]) == (True, 20, 2)
     assert asked.json["messages"][-1] == {"role": "assistant", "content": '{"Verdict": "'}
+    assert '{"Verdict": "B"} if Assistant 2 is better, {"Verdict"' in asked.json["messages"][-2]["content"]
     assert "CHOICE" not in asked.json["messages"][-2]["content"] and "response_format" not in asked.json
 
 

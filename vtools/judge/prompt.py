@@ -30,7 +30,7 @@ BY_JSON = (
     f'Answer with one JSON object: first "{EXPLANATION}", your judgment in a few sentences; then {{}}, in this order, '
     "for which you give {}."
 )
-BY_TOKEN = 'Give your verdict at once, without an explanation, as one JSON object whose "{}" is, in quotes, {}.'
+BY_TOKEN = "Give your verdict at once, without an explanation, as JSON: {}."
 UNREADABLE = "Your verdict could not be read."
 
 
@@ -45,12 +45,12 @@ class Prompt:
     def messages(self, way: str) -> Messages:
         """The conversation that asks for a verdict.
 
-        By log-probabilities, it ends where the value must follow, in quotes: there, small models give more of the
-        probability to values than after a colon.
+        By log-probabilities, it ends where the value must follow, in quotes: there, small models that are shown each
+        value so give more of the probability to values than after a colon.
         """
         if way == LOGPROBS:
             (label,) = self.form.labels
-            asked = BY_TOKEN.format(label, self.form.value.meaning)
+            asked = BY_TOKEN.format(self.form.value.listed(lambda value: f'{{"{label}": "{value}"}}'))
         else:
             asked = self._asked(BY_LINES if way == LINES else None)
         messages = [
