@@ -34,7 +34,7 @@ def test_a_completion_continues_a_text_or_its_ids_as_generate_does(server, short
     expected = greedy(short, ids, 8)
     by_text, by_ids = (completed(server, prompt=prompt, return_token_ids=True) for prompt in ("the cat sat", ids))
     (choice,) = by_text["choices"]
-    assert choice["token_ids"] == [number for number in expected if number != 2]
+    assert choice["token_ids"] == expected and len(expected) == by_text["usage"]["completion_tokens"]
     assert choice["prompt_token_ids"] == ids
     assert choice["text"] == tokenizer.decode(ids + choice["token_ids"])[len(tokenizer.decode(ids)) :]
     assert by_ids["choices"] == by_text["choices"] and by_ids["usage"]["prompt_tokens"] == len(ids)
@@ -109,6 +109,17 @@ def test_log_probabilities_are_those_of_the_model(server, short):
     plain = completed(server, prompt="the cat", logprobs=2)["choices"][0]["logprobs"]
     assert len(plain["tokens"]) == len(plain["token_logprobs"]) == len(plain["top_logprobs"])
     assert all(len(top) <= 2 for top in plain["top_logprobs"])
+
+
+def test_an_answer_that_ends_at_once_has_the_log_probabilities_of_its_end(server):
+    asked = body(logprobs=True, top_logprobs=3, temperature=2.0, max_tokens=1, n=64)
+    replies = (server.post({**asked, "seed": 64 * turn}).json()["choices"] for turn in range(50))
+    ended = next(choice for choices in replies for choice in choices if choice["finish_reason"] == "stop")
+    (first,) = server.post(body(logprobs=True, top_logprobs=3, max_tokens=1)).json()["choices"]
+    (end,), (other,) = ended["logprobs"]["content"], first["logprobs"]["content"]
+    assert ended["message"]["content"] == "" and end["token"] == "<|im_end|>" != other["token"]
+    assert end["logprob"] < other["logprob"] and end["top_logprobs"] == other["top_logprobs"]
+    assert bytes(end["bytes"]) == b"<|im_end|>"
 
 
 def test_a_reply_and_the_list_of_models_name_weights_and_template(server, short, tmp_path):

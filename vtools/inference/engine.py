@@ -157,8 +157,8 @@ class Engine:
 
     def _named(self, token: Token) -> tuple[str, list[tuple[str, float]]]:
         """A token's text, and the texts of the likeliest with their log-probabilities."""
-        decode = self.tokenizer.decode
-        return decode([token.id]), [(decode([each]), logprob) for each, logprob in (token.top or {}).items()]
+        named = self.tokenizer.named
+        return named(token.id), [(named(each), logprob) for each, logprob in (token.top or {}).items()]
 
     @property
     def running(self) -> bool:

@@ -45,11 +45,12 @@ def ask_all(
                 return task.reject, False
             if (known := kept.get(task.key)) is not None:
                 return known, True
+            task.begun, task.keep = kept.begun(task.key), kept.add
             try:
                 record = ask(task)
             except Reject as reject:
                 return reject, False
-            except (Spent, TryAgain):
+            except (Spent, TryAgain, journal.OtherModel):
                 raise
             except Failure as failure:
                 if isinstance(failure, EndpointError) and failure.fatal:
@@ -76,8 +77,9 @@ def ask_all(
             counts.extra["reused"] += known
             usage = None if known else outcome.get("usage")
             if usage:
+                before = (task.begun or {}).get("usage", {})
                 for name in TOKENS:
-                    counts.extra[f"tokens {name}"] += usage[name]
+                    counts.extra[f"tokens {name}"] += usage[name] - before.get(name, 0)
         if kept and not counts.received:
             raise Failure(
                 f"the input is empty, and {out} has {len(kept)} rows of an earlier run: they stay as they are"
