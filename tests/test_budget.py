@@ -69,6 +69,21 @@ def test_what_may_have_been_answered_counts_as_the_most_and_what_was_refused_as_
     assert client.budget.spent == 2 * 5
 
 
+def test_a_call_that_is_repeated_without_its_limit_of_tokens_still_may_cost_what_was_asked_for():
+    def reply(messages, body):
+        if "max_tokens" in body:
+            refused = {"message": "too long", "code": "context_length_exceeded", "param": "max_tokens"}
+            raise Status(400, {"error": refused})
+        raise Status(200, b'{"choices": [{"mess')
+
+    with Chat(reply) as server:
+        client = Endpoint(server.url, "m", retries=0)
+        client.budget = Budget((0, 1e6))
+        with pytest.raises(EndpointError, match="breaks off"):
+            client.complete(chat("x"), Sampling(5, 0.0))
+    assert client.budget.spent == 5
+
+
 def test_a_prompt_counts_as_its_bytes_at_most():
     budget = Budget((1e6, 0), limit=PER_MESSAGE + 3)
     with budget.call(chat("abc"), 0) as bill:

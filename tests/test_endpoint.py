@@ -342,13 +342,17 @@ def test_a_refusal_that_only_mentions_the_seed_keeps_it(words):
     assert server.bodies[-1]["seed"] == 1
 
 
-def test_what_a_server_says_cannot_steer_the_terminal():
+def test_what_a_server_says_cannot_steer_the_terminal(capsys):
     with (
         Chat(failing_first(Status(400, {"error": {"message": "no\x1b]0;pwned\x07 \u202etxet"}}))) as server,
         pytest.raises(EndpointError) as caught,
     ):
         Endpoint(server.url, "m").complete(HELLO, ASK)
     assert "no\\u001b]0;pwned\\u0007 \\u202etxet" in str(caught.value)
+    refused = Status(400, {"error": {"message": "seed is not supported"}})
+    with Chat(failing_first(refused), models=("m\x1b[2J",)) as server:
+        Endpoint(server.url).complete(HELLO, Sampling(16, 0.0, seed=1))
+    assert "asked without seed, which m\\u001b[2J refuses" in capsys.readouterr().err
 
 
 def test_a_model_that_is_served_here_is_asked_here_though_a_key_is_exported(monkeypatch, capsys):

@@ -100,6 +100,13 @@ def test_a_stream_of_text_has_the_log_probabilities_of_its_tokens(engine):
     assert engine.complete(ask("the cat"), Sampling(max_tokens=7, temperature=0)).logprobs is None
 
 
+def test_an_answer_that_ends_at_once_still_has_the_log_probabilities_of_that_place(engine):
+    draws = (Sampling(max_tokens=1, temperature=2.0, seed=seed, logprobs=2) for seed in range(4000))
+    ended = next(answer for each in draws if (answer := engine.complete(ask("the cat"), each)).finish == "stop")
+    ((name, likeliest),) = ended.logprobs
+    assert (ended.text, name, len(likeliest)) == ("", "<|im_end|>", 2)
+
+
 @pytest.mark.parametrize("prompt", [[], [5, 400], [-1]])
 def test_ids_that_the_model_does_not_have_are_refused_and_end_nothing(engine, prompt):
     running = engine.tokens(PROMPT, Sampling(max_tokens=30, temperature=0))

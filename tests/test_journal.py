@@ -227,3 +227,80 @@ def test_a_killed_and_repeated_run_has_the_same_bytes_as_a_whole_one(ask, vtools
     (tmp_path / "a.jsonl").unlink()
     assert ask(3).returncode == 0 and len(server.bodies) == 5
     assert without_ms((tmp_path / "a.jsonl").read_bytes()) == whole
+
+
+THREE = '{"id":"q","turns":["one","two","three"]}\n'
+
+
+def test_of_a_question_of_several_turns_that_fails_only_the_rest_is_asked_by_the_next_run(vtools, server, tmp_path):
+    def reply(messages, body):
+        if messages[-1]["content"] == "three":
+            raise Status(400, {"error": {"message": "not today"}})
+        return f"echo {len(messages)}"
+
+    ask = ("chat", "--base-url", server.url, "--model", "m", "-o", "a.jsonl")
+    server.answer = reply
+    done = vtools(*ask, stdin=THREE + questions(1))
+    assert done.returncode == 1 and [row["id"] for row in rows(tmp_path / "a.jsonl")] == ["q0"]
+    assert vtools(*ask, stdin=questions(2)).returncode == 0  # what it does not ask for stays, too
+    assert len(server.bodies) == 3 + 1 + 1 and lines(tmp_path / "a.jsonl.journal") == 1
+    forecast = vtools(*ask, "-n", stdin=THREE)
+    assert "1 questions (1 turns)" in forecast.errors and "0 answers exist already" in forecast.errors
+    server.answer = lambda messages, body: f"echo {len(messages)}"
+    done = vtools(*ask, stdin=THREE)
+    assert done.returncode == 0 and "tokens in 3, tokens out 6" in done.errors  # those of one call
+    assert len(server.bodies) == 6 and [message["content"] for message in server.bodies[-1]["messages"]] == [
+        "one", "echo 1", "two", "echo 3", "three",
+    ]  # fmt: skip
+    resumed = rows(tmp_path / "a.jsonl")[0]
+    whole = vtools(*ask[:-2], stdin=THREE).records[0]
+    assert {**resumed, "ms": 0} == {**whole, "ms": 0} and resumed["usage"]["in"] == 9
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl"]
+
+
+def test_a_kill_between_two_turns_loses_none_of_them(vtools, start, server, tmp_path):
+    release = threading.Event()
+
+    def reply(messages, body):
+        if messages[-1]["content"] == "two":
+            release.wait(60)
+        return "paid for"
+
+    server.answer = reply
+    (tmp_path / "q.jsonl").write_text(THREE)
+    ask = ("chat", "--base-url", server.url, "-o", "a.jsonl", "q.jsonl")
+    killed = start(*ask)
+    wait_until(lambda: len(server.bodies) == 2)
+    killed.kill()
+    killed.wait()
+    release.set()
+    assert vtools(*ask).returncode == 0
+    assert [body["messages"][-1]["content"] for body in server.bodies] == ["one", "two", "two", "three"]
+
+
+def test_half_an_answer_of_another_model_is_not_gone_on_with(vtools, server, tmp_path):
+    def reply(messages, body):
+        if messages[-1]["content"] == "two":
+            raise Status(400)
+        return "?"
+
+    ask = ("chat", "--base-url", server.url, "-o", "a.jsonl")
+    server.fingerprint, server.answer = "one", reply
+    assert vtools(*ask, stdin=THREE).returncode == 1
+    server.fingerprint, server.answer = "two", echo
+    assert vtools(*ask, stdin=THREE).returncode == 0
+    assert [body["messages"][-1]["content"] for body in server.bodies] == ["one", "two", "one", "two", "three"]
+
+
+def test_turns_of_two_models_are_never_one_answer(vtools, server, tmp_path):
+    def reply(messages, body):
+        server.reported = f"m-{len(messages)}"
+        return "?"
+
+    server.answer = reply
+    done = vtools("chat", "--base-url", server.url, "-o", "a.jsonl", stdin=THREE)
+    assert done.returncode == 1 and "m was m-1 before and now answers as m-3" in done.errors
+    assert len(server.bodies) == 2 and not (tmp_path / "a.jsonl").exists()
+    server.answer, server.reported = echo, "m-5"
+    done = vtools("chat", "--base-url", server.url, "-o", "a.jsonl", stdin=THREE)
+    assert done.returncode == 1 and "m was m-1 before and now answers as m-5" in done.errors

@@ -100,6 +100,18 @@ def test_answers_that_are_missing_empty_or_errors_are_rows_without_a_verdict_and
     assert "A has no answer to 4 and B has no answer to 2 of 6 questions" in text
 
 
+def test_of_several_turns_only_those_without_an_answer_have_no_grade(vtools, tmp_path):
+    both = {"question": ["one?", "two?"]}
+    rows = [answer(1, turns=["x", ""]) | both, answer(2, turns=["$ERROR$", "y"]) | both, answer(3, turns=[]) | both]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*rows))
+    with Judge(lambda messages, body: grades(7)) as server:
+        done = vtools("judge", "a.jsonl", "--mode", "single", "--base-url", server.url)
+    assert [(row["id"], row["turn"], row["score"], row.get("unanswered")) for row in done.records] == [
+        ("1", 1, 7, None), ("1", 2, None, "empty"), ("2", 1, None, "error"), ("2", 2, 7, None),
+        ("3", 1, None, "empty"), ("3", 2, None, "missing"),
+    ]  # fmt: skip
+
+
 def test_an_answer_that_came_later_takes_the_place_of_its_missing_row(judge):
     alpha, beta = [answer(1), answer(2)], [answer(1, "beta")]
     assert len(judge(alpha, beta, options=("-o", "j.jsonl")).records) == 0

@@ -82,7 +82,7 @@ def test_every_rubric_gives_its_own_verdict_in_lines_and_by_schema(name, mode, s
 def test_all_rubrics_are_tried_here_and_named_in_the_help(vtools):
     assert rubric.names() == ["alpaca", "arena-hard", "checklist", "dialogue", "mtbench", "vicuna"]
     text = " ".join(vtools("judge", "--help").stdout.decode().replace("│", " ").split())
-    assert all(name in text for name in rubric.names())
+    assert f"Use this rubric: {', '.join(rubric.names())}, or your own" in text
 
 
 @pytest.mark.parametrize(
@@ -224,6 +224,7 @@ def test_what_was_paid_for_is_kept_if_asking_again_fails():
         ([("A", {"A": 0.6, " A": 0.1, "B": 0.2, " a": 0.1})], "ab", (0.9, 7 / 9, "a")),
         ([("A", {"A": 0.6, " A": 0.1, "B": 0.2, "Well": 0.1})], "ba", (0.9, 2 / 9, "b")),
         ([("C", {"C": 0.5, "A": 0.2, "B": 0.2})], "ab", (0.9, 0.5, "tie")),
+        ([('A"', {'A"': 0.6, '"': 0.2, "A}": 0.1, "B": 0.1})], "ab", (0.7, 6 / 7, "a")),
         ([("Well", {"Well": 0.51, "A": 0.49})], "ab", (0.49, None, None)),
         ([(" ", {" ": 0.8, "B": 0.1}), ("B", {"B": 0.5, "A": 0.25})], "ab", (0.7, 0.2 / 0.7, "b")),
         ([("\n", {"\n": 0.6, "A": 0.1}), ("A", {"A": 0.5})], "ab", (0.4, None, None)),
@@ -238,8 +239,9 @@ def test_by_log_probabilities_the_outcome_is_an_expectation_and_null_below_one_h
     assert made["expectation"] == (None if expectation is None else pytest.approx(expectation))
     (asked,) = server.requests
     assert (asked.json["logprobs"], asked.json["top_logprobs"], asked.json["max_tokens"]) == (True, 20, 2)
-    assert re.fullmatch(r"[0-9a-f]{8} Verdict:", asked.json["messages"][-1]["content"])
-    assert asked.json["messages"][-1]["role"] == "assistant" and "response_format" not in asked.json
+    assert asked.json["messages"][-1] == {"role": "assistant", "content": '{"Verdict": "'}
+    assert '{"Verdict": "B"} if Assistant 2 is better, {"Verdict"' in asked.json["messages"][-2]["content"]
+    assert "CHOICE" not in asked.json["messages"][-2]["content"] and "response_format" not in asked.json
 
 
 def test_a_grade_by_log_probabilities_is_the_mean_of_one_digit_on_the_rubrics_scale():
@@ -344,6 +346,10 @@ def test_an_own_rubric_has_its_own_scale_and_tie_and_a_changed_one_is_kept_out_o
         assert (tmp_path / "j.jsonl").read_bytes() == before
         assert vtools(*ask[:-2], "k.jsonl", "--one-order").returncode == 0
     assert json.loads((tmp_path / "k.jsonl").read_text())["verdict"] == "b"
+    tenth = OWN.replace("tie = 0.5", "tie = 0.1")
+    (tmp_path / "tenth.toml").write_text(tenth)
+    with Judge(lambda messages, body: grades(2.1, 2)) as server:
+        assert record(server, str(tmp_path / "tenth.toml"))["verdict"] == "tie"
     assert "Weigh brevity." in shown(server) and "from 0 (worst) to 3 (best)" in shown(server)
 
 
@@ -370,7 +376,7 @@ def test_single_grades_are_written_per_turn_and_reported_by_their_means(vtools, 
     )
     assert base["model"] == "base" and base["rubric"] == "vicuna"
     text = vtools("report", stdin=done.stdout).stdout.decode()
-    assert re.search(r"^tuned +4 +0 +0 +6\.00 +4\.00 +8\.00 +6\.00 +6\.00$", text, re.MULTILINE)
+    assert re.search(r"^tuned +4 +0 +0 +6\.00 +6\.00 to 6\.00 +4\.00 +8\.00 +6\.00 +6\.00$", text, re.MULTILINE)
 
 
 def test_a_question_without_a_checklist_is_left_out_and_counted():

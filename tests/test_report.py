@@ -110,6 +110,39 @@ def test_turns_of_one_question_are_drawn_together(vtools):
     assert result["win_rate"] == 0.5 and result["win_rate_ci"] == [0.0, 1.0]
 
 
+def test_each_order_is_a_game_and_a_strong_verdict_three(vtools):
+    rows = [row("1", "ab", None, "b", games=3), row("1", "ba", None, "tie"), *pair("2", [9, 1], [1, 2])]
+    result = table(vtools, rows)
+    assert result["game_rate"] == (3 + 0.5 + 0 + 1) / (3 + 1 + 1 + 1) and result["win_rate"] == 0.5
+    text = vtools("report", stdin=jsonl(*rows)).stdout.decode()
+    assert "B's win rate, ties half  50.0%" in text and "B's share of all games   75.0%" in text
+    assert "games" not in vtools("report", stdin=jsonl(*pair("1", [5, 9], [5, 9]))).stdout.decode()
+
+
+def test_by_log_probabilities_the_games_are_shared_out_as_the_judge_expects_in_both_orders(vtools):
+    rows = [row("1", "ab", None, "a", expectation=0.75), row("1", "ba", None, "b", expectation=0.25)]
+    rows += [row("2", order, None, "b", expectation=0.125) for order in ("ab", "ba")]
+    rows += [row("3", order, None, "tie") for order in ("ab", "ba")]  # the same answer twice: nobody was asked
+    rows += [row("4", "ab", None, "a", expectation=0.9), row("4", "ba", None, None, expectation=None)]
+    result = table(vtools, rows)
+    assert (result["n"], result["unparsed"], result["a_wins"], result["ties"], result["b_wins"]) == (3, 1, 0, 2, 1)
+    assert result["game_rate"] == (0.25 + 0.75 + 2 * 0.875 + 2 * 0.5) / 6
+    low, high = result["game_rate_ci"]
+    assert (low, high) == (0.5, 0.875)  # 1 in 27 draws is the first or third question alone, 1 in 27 the second
+
+
+def test_a_mean_grade_has_an_interval_over_questions(vtools):
+    grade = {"mode": "single", "judge": "J", "rubric": "R", "model": "M", "parse": "lines"}
+    rows = [{**grade, "id": str(n), "turn": turn, "score": 4 + 4 * (n % 2)} for n in range(2) for turn in (1, 2, 3)]
+    rows += [{**grade, "model": "L", "id": "1", "turn": 1, "score": 5}, {**grade, "id": "x", "turn": 1, "score": None}]
+    (means, alone) = vtools("report", "--json", stdin=jsonl(*rows)).records[0]["grades"]
+    assert (means["mean"], means["mean_ci"], means["unparsed"]) == (6, [4, 8], 1)  # all turns of a question together
+    assert alone["mean_ci"] is None
+    text = vtools("report", stdin=jsonl(*rows)).stdout.decode()
+    assert "model      n no answer unparsed    mean          95 %  turn 1  turn 2  turn 3" in text
+    assert "M          7         0        1    6.00  4.00 to 8.00    6.00    6.00    6.00" in text
+
+
 def test_fastchats_judgments_are_read(vtools):
     shared = {"model_1": "x", "model_2": "y", "judge": ["gpt-4", "pair-v2"], "turn": 1}
     rows = [

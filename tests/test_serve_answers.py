@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -33,7 +34,7 @@ def test_a_completion_continues_a_text_or_its_ids_as_generate_does(server, short
     expected = greedy(short, ids, 8)
     by_text, by_ids = (completed(server, prompt=prompt, return_token_ids=True) for prompt in ("the cat sat", ids))
     (choice,) = by_text["choices"]
-    assert choice["token_ids"] == [number for number in expected if number != 2]
+    assert choice["token_ids"] == expected and len(expected) == by_text["usage"]["completion_tokens"]
     assert choice["prompt_token_ids"] == ids
     assert choice["text"] == tokenizer.decode(ids + choice["token_ids"])[len(tokenizer.decode(ids)) :]
     assert by_ids["choices"] == by_text["choices"] and by_ids["usage"]["prompt_tokens"] == len(ids)
@@ -110,6 +111,17 @@ def test_log_probabilities_are_those_of_the_model(server, short):
     assert all(len(top) <= 2 for top in plain["top_logprobs"])
 
 
+def test_an_answer_that_ends_at_once_has_the_log_probabilities_of_its_end(server):
+    asked = body(logprobs=True, top_logprobs=3, temperature=2.0, max_tokens=1, n=64)
+    replies = (server.post({**asked, "seed": 64 * turn}).json()["choices"] for turn in range(50))
+    ended = next(choice for choices in replies for choice in choices if choice["finish_reason"] == "stop")
+    (first,) = server.post(body(logprobs=True, top_logprobs=3, max_tokens=1)).json()["choices"]
+    (end,), (other,) = ended["logprobs"]["content"], first["logprobs"]["content"]
+    assert ended["message"]["content"] == "" and end["token"] == "<|im_end|>" != other["token"]
+    assert end["logprob"] < other["logprob"] and end["top_logprobs"] == other["top_logprobs"]
+    assert bytes(end["bytes"]) == b"<|im_end|>"
+
+
 def test_a_reply_and_the_list_of_models_name_weights_and_template(server, short, tmp_path):
     (listed,) = httpx2.get(f"{server.url}/models").json()["data"]
     assert listed["max_model_len"] == 512
@@ -165,6 +177,16 @@ def test_a_worker_that_is_asked_to_end_finishes_its_answers_and_another_takes_it
     assert server.post(body(max_tokens=3)).status_code == 200
     assert server.end() == 0
     assert [event["state"] for event in server.workers] == ["up", "draining", "down", "up"]
+
+
+def test_workers_take_the_gpus_in_turn(short):
+    server = Server(f"short={short}", "--workers", 3, CUDA_VISIBLE_DEVICES="4,GPU-6c5f")
+    given = [
+        dict(line.split("=", 1) for line in Path(f"/proc/{pid}/environ").read_text().split("\0") if "=" in line)
+        for _, pid in sorted(server.pids().items())
+    ]
+    assert [environment["CUDA_VISIBLE_DEVICES"] for environment in given] == ["4", "GPU-6c5f", "4"]
+    assert server.end() == 0
 
 
 def test_a_worker_whose_forward_pass_does_not_end_ends_itself(short, tmp_path):

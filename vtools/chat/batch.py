@@ -1,12 +1,12 @@
 """Questions in, answers out: the filter side of `vtools chat`."""
 
-import dataclasses
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from vtools.inference import journal
-from vtools.inference.client import Client, Sampling, paid
+from vtools.inference.client import Answer, Client, Sampling, paid, usage
 from vtools.inference.connect import Target, connect
 from vtools.inference.forecast import Forecast
 from vtools.inference.journal import Kind, Task
@@ -40,7 +40,7 @@ def answer_all(
     client, name = connect(target)
 
     def ask(task: Task) -> Record:
-        return answer(client, name, task.question, system, sampling, task.key)
+        return answer(client, name, task, system, sampling)
 
     def write_text(output: jsonl.Output, record: Record) -> None:
         lines = "".join(f"{turn}\n" for turn in record["turns"])
@@ -63,18 +63,29 @@ def answer_all(
         raise Failure(complaint)
 
 
-def answer(client: Client, model: str, question: Question, system: str | None, sampling: Sampling, key: str) -> Record:
-    """Ask a question turn by turn and return the answer record."""
+def answer(client: Client, model: str, task: Task, system: str | None, sampling: Sampling) -> Record:
+    """Ask a question turn by turn, from the first that an earlier run has not asked, and return the answer record."""
+    question: Question = task.question
     messages = opening(question.context, system)
-    answers = []
-    for turn in question.turns:
+    answers = _answers(task.begun)
+    for place, turn in enumerate(question.turns):
         messages.append({"role": "user", "content": turn})
-        answers.append(client.complete(messages, sampling))
-        messages.append({"role": "assistant", "content": answers[-1].text})
-    record: Record = {"id": question.id, "model": model, "model_reported": answers[0].model, **question.fields()}
+        if place == len(answers):
+            answers.append(client.complete(messages, sampling))
+            if place + 1 < len(question.turns):
+                so_far = {"answers": [asdict(reply) for reply in answers], **usage(answers)}
+                named = {"model": model, "model_reported": answers[-1].model}
+                task.keep({"key": task.key, "unfinished": True, **named, **so_far})
+        messages.append({"role": "assistant", "content": answers[place].text})
+    record: Record = {"id": question.id, "model": model, "model_reported": answers[-1].model, **question.fields()}
     record["turns"] = [reply.text for reply in answers]
     record["finish"] = [reply.finish for reply in answers]
-    return {**record, **paid(answers), "key": key}
+    return {**record, **paid(answers), "key": task.key}
+
+
+def _answers(begun: Record | None) -> list[Answer]:
+    """The answers to the turns that an earlier run asked, of a question that it did not finish."""
+    return [Answer(**row) for row in begun["answers"]] if begun else []
 
 
 def _keyed(
@@ -83,7 +94,7 @@ def _keyed(
     keys = journal.Keys()
     for task in tasks:
         if task.question:
-            asked = dataclasses.asdict(task.question)
+            asked = asdict(task.question)
             task.key = keys.unique(journal.key("chat", identity, model, system, asked, sampling.options()))
         yield task
 
@@ -127,9 +138,13 @@ def _forecast(
                 continue
             questions += 1
             messages = opening(task.question.context, system)
+            answers = _answers(found.begun(task.key))
             for before, turn in enumerate(task.question.turns):
                 messages.append({"role": "user", "content": turn})
-                forecast.add(messages, before)
+                if before >= len(answers):
+                    forecast.add(messages, before - len(answers))
+                else:
+                    messages.append({"role": "assistant", "content": answers[before].text})
     parts = [
         f"would ask {target.model or 'the model'} at {target} {questions} questions ({forecast.calls} turns)",
         *forecast.parts(),

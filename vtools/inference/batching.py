@@ -251,6 +251,7 @@ class _Sampler(ContinuousBatchingLogitsProcessorList):
         self._states = [request.state for request in requests_in_batch if request.has_new_token]
         return arg_storage
 
+    @torch.inference_mode()
     def __call__(self, input_ids: Any, scores: torch.Tensor, logits_processor_args: Any) -> torch.Tensor:
         """`scores` are float32 logits, (requests, vocabulary)."""
         options = [state.logit_processor_kwargs for state in self._states]

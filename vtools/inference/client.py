@@ -106,10 +106,14 @@ class Client(Protocol):
     def close(self) -> None: ...
 
 
+def usage(answers: list[Answer]) -> dict[str, dict[str, int]]:
+    """The tokens of several answers as a record's `usage`; empty if none reported its own."""
+    known = [answer.usage for answer in answers if answer.usage]
+    return {"usage": {name: sum(tokens[name] for tokens in known) for name in TOKENS}} if known else {}
+
+
 def paid(answers: list[Answer]) -> dict[str, Any]:
     """What several answers took, as fields of a record: `usage` if one is known, `batch` if one was asked so, `ms`."""
-    known = [answer.usage for answer in answers if answer.usage]
-    tokens = {"usage": {name: sum(each[name] for each in known) for name in TOKENS}} if known else {}
     batches = [answer.batch for answer in answers if answer.batch]
     last = {"batch": batches[-1]} if batches else {}
-    return {**tokens, **last, "ms": sum(answer.ms for answer in answers)}
+    return {**usage(answers), **last, "ms": sum(answer.ms for answer in answers)}

@@ -15,7 +15,7 @@ from vtools.inference.address import Server, one_line
 from vtools.inference.budget import Bill, Budget
 from vtools.inference.client import TOKENS, Answer, Messages, Sampling, Slot
 from vtools.inference.trouble import Trouble
-from vtools.process import Failure, UsageFailure
+from vtools.process import Failure, UsageFailure, shown
 
 START_WAIT = 30.0  # seconds to wait until a server on this machine listens
 LISTING = 10.0  # seconds of silence while a server lists its models, which takes it no time
@@ -122,10 +122,10 @@ class Endpoint:
         """Send a request, with retries; `read` gives its result, or a Trouble if that is not a chat completion."""
         import openai
 
-        attempt = 0
+        attempt, most = 0, request.get("max_tokens")
         while True:
             sent = self.adapted(request)
-            with self.slot(), self._billed(request) as bill:
+            with self.slot(), self._billed(request["messages"], most) as bill:
                 try:
                     reply = read(send(**sent))
                 except openai.APIError as error:
@@ -151,11 +151,11 @@ class Endpoint:
             time.sleep(wait)
 
     @contextlib.contextmanager
-    def _billed(self, request: dict[str, Any]) -> Iterator[Bill]:
+    def _billed(self, messages: Messages, max_tokens: int | None) -> Iterator[Bill]:
         if self.budget is None:
             yield Bill()
         else:
-            with self.budget.call(request["messages"], request.get("max_tokens")) as bill:
+            with self.budget.call(messages, max_tokens) as bill:
                 yield bill
 
     def adapted(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Endpoint:
             self.lacks.add(refused)
         if new:
             said = f"vtools: {self.url}: asked without {refused}, which {self.model} refuses: {told.said}"
-            print(said, file=sys.stderr)
+            print(shown(said), file=sys.stderr)
         return True
 
     def error(self, told: Trouble, attempts: int = 1) -> EndpointError:
@@ -257,8 +257,8 @@ class Endpoint:
             raise UsageFailure(f"{self.url}: does not list its models ({listed.said}); name one with --model")
         names = [model["id"] for model in listed]
         if len(names) != 1:
-            shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-            raise UsageFailure(f"{self.url} has {len(names)} models; choose one with --model: {shown}")
+            first = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
+            raise UsageFailure(f"{self.url} has {len(names)} models; choose one with --model: {first}")
         return names[0]
 
 

@@ -80,6 +80,9 @@ class Engine:
         dtype = _automatic(device) if dtype == "auto" else dtype
         _refuse_too_large(reference, dtype, device, processes)
         self._model = cast(Any, load_model(reference, dtype)).to(device)
+        self._model.forward = torch.inference_mode()(self._model.forward)
+        if device.type == "cpu" and machine.products_repeat():
+            _store_by_columns(self._model)
         config = self._model.config.get_text_config()
         self.context: int = min(context_limit(config.to_dict()) or MAX_CONTEXT, MAX_CONTEXT)
         self.vocabulary: int = config.vocab_size
@@ -154,8 +157,8 @@ class Engine:
 
     def _named(self, token: Token) -> tuple[str, list[tuple[str, float]]]:
         """A token's text, and the texts of the likeliest with their log-probabilities."""
-        decode = self.tokenizer.decode
-        return decode([token.id]), [(decode([each]), logprob) for each, logprob in (token.top or {}).items()]
+        named = self.tokenizer.named
+        return named(token.id), [(named(each), logprob) for each, logprob in (token.top or {}).items()]
 
     @property
     def running(self) -> bool:
@@ -242,6 +245,17 @@ def _automatic(device: torch.device) -> str:
     if device.type == "cpu":
         return "fp32"
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+
+
+def _store_by_columns(model: Any) -> None:
+    """Lay out linear layers by columns, from which MKL's repeatable products of few rows are a tenth quicker.
+
+    An embedding that is also the output layer stays by rows, which are looked up.
+    """
+    embedding = model.get_input_embeddings().weight
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module.weight is not embedding:
+            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 def _refuse_too_large(reference: str, dtype: str, device: torch.device, processes: int) -> None:

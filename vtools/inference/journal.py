@@ -13,15 +13,24 @@ from typing import Any, BinaryIO
 
 import orjson
 
+from vtools.files import atomic
 from vtools.files.lock import own
 from vtools.process import Failure
 from vtools.records import jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
 
+class OtherModel(Failure):
+    """A server names its model otherwise than in the first row, which ends the run."""
+
+
 @dataclass(slots=True)
 class Task:
-    """One question to ask: its origin, its content and the key of its record; or the Reject that prevents it."""
+    """One question to ask: its origin, its content and the key of its record; or the Reject that prevents it.
+
+    One that takes several calls may `keep` what it has so far under the same key, with a true field `unfinished`: if
+    the rest fails, the next run gets this as `begun`.
+    """
 
     value: streams.Value
     source: Record | None  # the input record, for the rejects file
@@ -29,6 +38,8 @@ class Task:
     key: str = ""
     reject: Reject | None = None
     repaired: bool = False
+    begun: Record | None = None
+    keep: Callable[[Record], None] = lambda record: None
 
 
 def tasks(files: Iterable[str], read: Callable[[Record], Any]) -> Iterator[Task]:
@@ -82,6 +93,7 @@ class Journal:
         self._out, self._kind = out, kind
         self._places: dict[str, tuple[BinaryIO, int, int]] = {}
         self._again: set[str] = set()  # keys of rows that are asked for once more
+        self._begun: dict[str, Record] = {}  # what is there of unfinished rows, by key
         self._stream: BinaryIO | None = None
         self._lock = threading.Lock()
         self._reported: dict[Any, str] = {}  # by the name that was asked, the one that the server gave
@@ -94,16 +106,20 @@ class Journal:
         """The finished record with this key."""
         return None if key in self._again or key not in self._places else self._read(key)
 
-    def add(self, record: Record) -> None:
-        """Store a record that has a `key`; it is on disk when this returns.
+    def begun(self, key: str) -> Record | None:
+        """What an earlier run has of an unfinished record with this key."""
+        return self._begun.get(key)
 
-        Raises Failure if the server names its model otherwise than in the first row.
+    def add(self, record: Record) -> None:
+        """Store a record that has a `key`, or what there is of one that is `unfinished`; it is on disk afterwards.
+
+        Raises OtherModel.
         """
         with self._lock:
             asked, told = record.get(self._kind.model), record.get(f"{self._kind.model}_reported")
             if told and self._reported.setdefault(asked, told) != told:
                 where = f"{self._out}: " if self._out else ""
-                raise Failure(
+                raise OtherModel(
                     f"{where}{asked} was {self._reported[asked]} before and now answers as {told}: two models in one "
                     "file say nothing; name the one that you mean (--model), or another file (-o)"
                 )
@@ -111,6 +127,20 @@ class Journal:
                 self._stream.write(jsonl.dumps(record))
                 self._stream.flush()
                 os.fsync(self._stream.fileno())
+                self._note(record)
+
+    def _note(self, record: Record) -> None:
+        """Know what is there of an unfinished record, until it is finished, and what its server calls its model."""
+        if told := record.get(f"{self._kind.model}_reported"):
+            self._reported.setdefault(record.get(self._kind.model), told)
+        self._begun.pop(record["key"], None)
+        if record.get("unfinished"):
+            self._begun[record["key"]] = record
+
+    @property
+    def unfinished(self) -> bytes:
+        """The lines of all records that are not finished."""
+        return b"".join(map(jsonl.dumps, self._begun.values()))
 
     def begin(self, stream: BinaryIO) -> None:
         """Add to this file from now on."""
@@ -160,8 +190,10 @@ class Journal:
             with contextlib.suppress(Reject):
                 record = jsonl.loads(line)[0] if line.endswith(b"\n") else None  # without its newline it is torn
                 if isinstance(record, dict) and isinstance(record.get("key"), str):
-                    self._index(record["key"], record, (stream, offset, len(line)))
-                    self._again.discard(record["key"])
+                    self._note(record)
+                    if not record.get("unfinished"):
+                        self._index(record["key"], record, (stream, offset, len(line)))
+                        self._again.discard(record["key"])
             offset += len(line)
             if line.endswith(b"\n"):
                 end = offset
@@ -183,9 +215,9 @@ class Journal:
 
 @contextlib.contextmanager
 def keep(out: str | None, kind: Kind) -> Iterator[Journal]:
-    """The journal of an output file, removed when the block succeeds. Raises TryAgain if another run holds it.
+    """The journal of an output file; when the block succeeds, only records that are unfinished stay in it, or it goes.
 
-    For stdout or a pipe nothing is kept.
+    Raises TryAgain if another run holds it. For stdout or a pipe nothing is kept.
     """
     if out is None or not is_kept(out):
         yield Journal(None, kind)
@@ -204,7 +236,10 @@ def keep(out: str | None, kind: Kind) -> Iterator[Journal]:
             if os.fstat(stream.fileno()).st_size == 0:  # nothing was asked: leave no empty file
                 os.unlink(name)
             raise
-        os.unlink(name)
+        if journal.unfinished:
+            atomic.write(name, journal.unfinished)
+        else:
+            os.unlink(name)
 
 
 @contextlib.contextmanager

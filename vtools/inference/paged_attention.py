@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 NAME = "vtools_paged"
-STEP = 64  # a token sees keys up to the next multiple of this, the later ones masked, in whatever batch it comes
+STEP = 32  # a token sees keys up to the next multiple of this, the later ones masked, in whatever batch it comes
 
 _TAKES_KWARGS = "kwargs" in inspect.signature(PagedAttentionCache.update).parameters  # since transformers 5.23
 
@@ -112,7 +112,8 @@ def _planned(batch: dict[str, Any], dtype: torch.dtype) -> _Plan:
         wanted = starts + torch.arange(length)
         mask = torch.zeros(wanted.shape, dtype=dtype).masked_fill(wanted > lasts, -torch.inf)[:, None, None]
         ends = torch.tensor([query_ends[request] for request in requests])
-        parts.append(_Part(ends, slice(place, place + wanted.numel()), len(requests), mask))
+        whole = len(requests) == len(query_ends) - 1
+        parts.append(_Part(slice(None) if whole else ends, slice(place, place + wanted.numel()), len(requests), mask))
         read.append(places[torch.minimum(wanted, lasts).flatten()])
         place += wanted.numel()
     return _Plan(torch.cat(read), parts)

@@ -43,11 +43,12 @@ def ask_all(
     with journal.keep(out, kind) as kept, jsonl.output(out) as output, progress, _Workers(tool, common.jobs) as workers:
 
         def attempt(task: Task) -> Record | Reject:
+            task.begun = kept.begun(task.key)
             try:
                 return ask(task)
             except Reject as reject:
                 return reject
-            except (Spent, TryAgain):
+            except (Spent, TryAgain, journal.OtherModel):
                 raise
             except Failure as failure:
                 if isinstance(failure, EndpointError) and failure.fatal:
@@ -63,6 +64,7 @@ def ask_all(
                 return task.reject, False
             if (known := kept.get(task.key)) is not None:
                 return known, True
+            task.keep = kept.add
             made = answered(task)
             if not isinstance(made, Reject):
                 kept.add(made)
@@ -86,8 +88,9 @@ def ask_all(
             counts.extra["reused"] += known
             usage = None if known else outcome.get("usage")
             if usage:
+                before = (task.begun or {}).get("usage", {})
                 for name in TOKENS:
-                    counts.extra[f"tokens {name}"] += usage[name]
+                    counts.extra[f"tokens {name}"] += usage[name] - before.get(name, 0)
         if kept and not counts.received:
             raise Failure(
                 f"the input is empty, and {out} has {len(kept)} rows of an earlier run: they stay as they are"

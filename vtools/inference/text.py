@@ -26,8 +26,8 @@ def chat_text(template: Template, messages: Messages, prompt: Sequence[int], sto
 class Stream:
     """The text of one answer in pieces. `finish` is "stop" or "length" once the answer has ended, None before.
 
-    Closing it, from any thread, stops the generation and the iteration. `logprobs` has the tokens given so far with
-    their log-probabilities, if these were asked for.
+    Closing it, from any thread, stops the generation and the iteration. `logprobs` has the tokens given so far, the end
+    token included, with their log-probabilities, if these were asked for.
     """
 
     def __init__(self, tokens: Tokens, text: Detokenizer, stop_ids: frozenset[int]) -> None:
@@ -47,10 +47,11 @@ class Stream:
         while self.finish is None:
             new = next(self._tokens)
             finish = self._tokens.finish
-            if finish == "stop" and new and new[-1].id in self._stop_ids:
-                new.pop()
             self.logprobs += [token for token in new if token.logprob is not None]
-            piece = self._text.push([token.id for token in new], finish is not None, cut=finish == "length")
+            ids = [token.id for token in new]
+            if finish == "stop" and ids and ids[-1] in self._stop_ids:
+                ids.pop()
+            piece = self._text.push(ids, finish is not None, cut=finish == "length")
             if self._text.stopped:
                 self._tokens.close()
                 finish = "stop"

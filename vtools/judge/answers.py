@@ -44,4 +44,5 @@ def singles(every: Sequence[Answers], questions: dict[str, Question]) -> Iterato
                 yield Task(task.value, task.source, reject=reject)
                 continue
             for turn in range(len(question.turns)):
-                yield Task(task.value, task.source, Single(question, answers.model, turns, turn, why))
+                missing = why and unanswered(turns[turn : turn + 1])
+                yield Task(task.value, task.source, Single(question, answers.model, turns, turn, missing))

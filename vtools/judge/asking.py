@@ -115,13 +115,14 @@ class Asking:
 def probabilities(value: Scale | Choice, tokens: list[tuple[str, list[tuple[str, float]]]]) -> dict[Any, float]:
     """The probability of each value, read from the likeliest tokens at the first place whose token is not blank.
 
-    Blank tokens before it count with their probability, so that the sum is a lower bound.
+    The quote that ends a value may be part of its token. Blank tokens before it count with their probability, so that
+    the sum is a lower bound.
     """
     found: dict[Any, float] = defaultdict(float)
     reached = 1.0
     for token, likeliest in tokens:
         for text, logprob in likeliest:
-            read = value.read(text.strip())
+            read = value.read(text.strip().removesuffix('"'))
             if read is not None:
                 found[read] += reached * math.exp(logprob)
         if token.strip():

@@ -30,7 +30,7 @@ BY_JSON = (
     f'Answer with one JSON object: first "{EXPLANATION}", your judgment in a few sentences; then {{}}, in this order, '
     "for which you give {}."
 )
-BY_TOKEN = "Give your verdict at once, without an explanation, as {}.\n{}"
+BY_TOKEN = "Give your verdict at once, without an explanation, as JSON: {}."
 UNREADABLE = "Your verdict could not be read."
 
 
@@ -43,14 +43,22 @@ class Prompt:
     form: Form
 
     def messages(self, way: str) -> Messages:
-        """The conversation that asks for a verdict. By log-probabilities, it ends where the value must follow."""
-        text = {LINES: BY_LINES, LOGPROBS: BY_TOKEN}.get(way)
+        """The conversation that asks for a verdict.
+
+        By log-probabilities, it ends where the value must follow, in quotes: there, small models that are shown each
+        value so give more of the probability to values than after a colon.
+        """
+        if way == LOGPROBS:
+            (label,) = self.form.labels
+            asked = BY_TOKEN.format(self.form.value.listed(lambda value: f'{{"{label}": "{value}"}}'))
+        else:
+            asked = self._asked(BY_LINES if way == LINES else None)
         messages = [
             {"role": "system", "content": self.instructions},
-            {"role": "user", "content": f"{self.material}\n\n{self._asked(text)}"},
+            {"role": "user", "content": f"{self.material}\n\n{asked}"},
         ]
         if way == LOGPROBS:
-            messages.append({"role": "assistant", "content": f"{self.form.mark} {self.form.labels[0]}:"})
+            messages.append({"role": "assistant", "content": f'{{"{label}": "'})
         return messages
 
     def again(self, way: str, reply: str) -> Messages:

@@ -119,7 +119,8 @@ class Mode:
         return self.choices if self.choices and all(len(name) == 1 for name in self.choices) else LETTERS
 
     def _better(self, first: float, second: float) -> str:
-        return "tie" if abs(first - second) <= self.tie else "a" if first > second else "b"
+        apart = round(abs(first - second), 9)  # 3.1 is 0.1 above 3, and not a little more, as in binary
+        return "tie" if apart <= self.tie else "a" if first > second else "b"
 
     def _choice(self, choices: dict[str, str]) -> Choice:
         first, second = (f"Assistant {name} is" for name in self.assistants)

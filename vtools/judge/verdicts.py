@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,11 @@ class Scale:
     @property
     def meaning(self) -> str:
         """What stands for the placeholder."""
-        return f"a number from {self.lowest:g} (worst) to {self.highest:g} (best)"
+        return f"a number {self.listed(str)}"
+
+    def listed(self, write: Callable[[str], str]) -> str:
+        """Its values as they are to be written, with what they mean."""
+        return f"from {write(f'{self.lowest:g}')} (worst) to {write(f'{self.highest:g}')} (best)"
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -57,7 +61,11 @@ class Choice:
     @property
     def meaning(self) -> str:
         """What stands for the placeholder."""
-        return ", ".join(f"{name} if {means}" for name, means in self.names.items())
+        return self.listed(str)
+
+    def listed(self, write: Callable[[str], str]) -> str:
+        """Its values as they are to be written, with what they mean."""
+        return ", ".join(f"{write(name)} if {means}" for name, means in self.names.items())
 
     @property
     def schema(self) -> dict[str, Any]:

@@ -65,6 +65,10 @@ class Tokenizer:
         """Token ids to text."""
         return self.backend.decode(ids, skip_special_tokens=skip_special)
 
+    def named(self, number: int) -> str:
+        """The text of one token; of a special one, its name."""
+        return self.decode([number], skip_special=False)
+
 
 def load_tokenizer(reference: str) -> Tokenizer:
     """The tokenizer of a model reference. Raises Failure if there is none.

@@ -30,9 +30,10 @@ def report(
     """Summarise judgments in a table: which model is better, by how much, how certainly, and in which categories.
 
     Reads judgments of `vtools judge`, FastChat's judgments, or the Vicuna blog's reviews. A question counts as won
-    only if it is won in both orders; where the orders disagree it is a tie. Intervals are 95 % bootstrap intervals over
-    questions (--seed). The score ratio is B's total score divided by A's. Grades of single answers are summarised by
-    their means.
+    only if it is won in both orders; where the orders disagree it is a tie. B's share of all games is also shown where
+    it differs: each order is one game, or three by Arena-Hard's strong verdicts, and a judge asked with --logprobs
+    shares each out by its probabilities. Intervals are 95 % bootstrap intervals over questions (--seed). The score
+    ratio is B's total score divided by A's. Grades of single answers are summarised by their means.
 
     --reparse blog and --reparse mtbench take the verdicts from the stored replies of the Vicuna blog's reviews and of
     FastChat's judgments, whatever was stored as their scores or winners; what cannot be told counts as unparsed.
@@ -51,7 +52,7 @@ def report(
     style = reparse.STYLES[reparse_style] if reparse_style else None
     judgments = reading.read(files or ["-"], read_questions(questions) if questions else {}, style)
     tables = [summary.summarise(pair, list(units.values()), seed) for pair, units in judgments.pairs.items()]
-    means = [grades.summarise(graded, each) for graded, each in judgments.grades.items()]
+    means = [grades.summarise(graded, each, seed) for graded, each in judgments.grades.items()]
     if not tables and not means:
         raise Failure("no judgments in the input; vtools judge writes them")
     if json_output:

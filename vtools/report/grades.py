@@ -4,14 +4,16 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
+from vtools.report.intervals import resampled
 from vtools.report.reading import Grade, Graded
 
 
-def summarise(graded: Graded, grades: list[Grade]) -> dict[str, Any]:
+def summarise(graded: Graded, grades: list[Grade], seed: int) -> dict[str, Any]:
     """The means of one model as one object; grades without a score are counted and left out."""
     judge, rubric, model = graded
     turns = sorted({grade.turn for grade in grades})
     categories = sorted({grade.category for grade in grades if grade.category})
+    scored = [(grade.question, (grade.score, 1.0)) for grade in grades if grade.score is not None]
     return {
         "judge": judge,
         "rubric": rubric,
@@ -20,6 +22,7 @@ def summarise(graded: Graded, grades: list[Grade]) -> dict[str, Any]:
         "unanswered": sum(grade.unanswered for grade in grades),
         "unparsed": sum(grade.score is None and not grade.unanswered for grade in grades),
         "mean": mean(grades),
+        "mean_ci": resampled(scored, [(0, 1)], seed)[0],
         "turns": {str(turn): mean(grade for grade in grades if grade.turn == turn) for turn in turns},
         "categories": {name: mean(grade for grade in grades if grade.category == name) for name in categories},
     }
@@ -37,21 +40,35 @@ def text(tables: list[dict[str, Any]]) -> str:
     for judge, rubric in dict.fromkeys((table["judge"], table["rubric"]) for table in tables):
         rows = [table for table in tables if (table["judge"], table["rubric"]) == (judge, rubric)]
         rows.sort(key=lambda row: -(row["mean"] or 0))
-        turns = _all(rows, "turns")
-        columns = [("mean", "mean"), *(("turns", turn) for turn in turns if len(turns) > 1)]
-        columns += [("categories", name) for name in _all(rows, "categories")]
-        heads = [f"turn {name}" if kind == "turns" else name for kind, name in columns]
+        turns, categories = _all(rows, "turns"), _all(rows, "categories")
+        turns = turns if len(turns) > 1 else []
         width = max(len(name) for name in ["model", *(row["model"] for row in rows)])
+        heads = ["mean", "95 %", *(f"turn {turn}" for turn in turns), *categories]
+        cells = [
+            [
+                _shown(row["mean"]),
+                "-" if row["mean_ci"] is None else " to ".join(map(_shown, row["mean_ci"])),
+                *(_shown(row["turns"].get(turn)) for turn in turns),
+                *(_shown(row["categories"].get(name)) for name in categories),
+            ]
+            for row in rows
+        ]
+        widths = [max(6, *map(len, column)) for column in zip(heads, *cells, strict=True)]
         lines = [f"judge: {judge}", f"rubric: {rubric}", ""]
-        named = "".join(f"  {head:>6}" for head in heads)
-        lines.append(f"{'model':<{width}}  {'n':>5} {'no answer':>9} {'unparsed':>8}{named}")
-        for row in rows:
-            means = [row["mean"] if kind == "mean" else row[kind].get(name) for kind, name in columns]
-            shown = ("-" if value is None else f"{value:.2f}" for value in means)
-            cells = "".join(f"  {value:>{max(6, len(head))}}" for value, head in zip(shown, heads, strict=True))
-            lines.append(f"{row['model']:<{width}}  {row['n']:>5} {row['unanswered']:>9} {row['unparsed']:>8}{cells}")
+        lines.append(f"{'model':<{width}}  {'n':>5} {'no answer':>9} {'unparsed':>8}{_aligned(heads, widths)}")
+        for row, shown in zip(rows, cells, strict=True):
+            counts = f"{row['n']:>5} {row['unanswered']:>9} {row['unparsed']:>8}"
+            lines.append(f"{row['model']:<{width}}  {counts}{_aligned(shown, widths)}")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _aligned(cells: list[str], widths: list[int]) -> str:
+    return "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
 
 
 def _all(rows: list[dict[str, Any]], kind: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Reading judgments in every format: of `vtools judge`, FastChat and the Vicuna blog."""
 
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ Graded = tuple[str, str, str]  # judge, rubric, model
 class Grade(NamedTuple):
     """The score of one turn of an answer, None if the judge's reply had none that could be read."""
 
+    question: str
     category: str | None
     turn: int
     score: float | None
@@ -32,6 +34,8 @@ class Unit:
     category: str | None
     verdicts: list[str | None] = field(default_factory=list)
     scores: list[tuple[float, float]] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)  # of a comparison that b wins by each verdict, ties as halves
+    weights: list[int] = field(default_factory=list)  # how many games each verdict counts
     first_won: list[bool] = field(default_factory=list)  # whether the answer shown first won
     orders: set[str] = field(default_factory=set)
     unanswered: set[str] = field(default_factory=set)  # `a`, `b`: whose answer is missing
@@ -44,6 +48,11 @@ class Unit:
             return None
         agreed = set(self.verdicts)
         return "tie" if len(agreed) > 1 or agreed == {"both_bad"} else self.verdicts[0]
+
+    @property
+    def games(self) -> tuple[float, int]:
+        """What b won of all games, and their number: one for each order, three where Arena-Hard's verdict is strong."""
+        return sum(map(operator.mul, self.shares, self.weights)), sum(self.weights)
 
     @property
     def score(self) -> tuple[float, float] | None:
@@ -84,7 +93,7 @@ def read(
                     category = questions[question].category
                 if judgment.get("mode") == "single":
                     graded = judgment["judge"], judgment["rubric"], judgment["model"]
-                    grade = Grade(category, judgment["turn"], judgment["score"], "unanswered" in judgment)
+                    grade = Grade(question, category, judgment["turn"], judgment["score"], "unanswered" in judgment)
                     judgments.grades.setdefault(graded, []).append(grade)
                     continue
                 pair = judgment["judge"], judgment["a"], judgment["b"]
@@ -98,6 +107,9 @@ def read(
                 verdict = judgment["verdict"]
                 unit.verdicts.append(verdict)
                 unit.first_won.append(verdict == judgment["order"][0])
+                expected = judgment.get("expectation")  # a's share, by the probabilities that the judge gave
+                unit.shares.append({"a": 0.0, "b": 1.0}.get(verdict, 0.5) if expected is None else 1 - expected)
+                unit.weights.append(judgment.get("games", 1))
                 if judgment["scores"]:
                     unit.scores.append((float(judgment["scores"][0]), float(judgment["scores"][1])))
     return judgments

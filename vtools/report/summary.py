@@ -1,12 +1,11 @@
 """Which model is better, by how much, and how certainly: counts, measures and their intervals."""
 
-import random
 from collections.abc import Iterator
 from typing import Any
 
+from vtools.report.intervals import resampled
 from vtools.report.reading import Pair, Unit
 
-RESAMPLES = 2000
 INCONSISTENT = 0.3  # published judges flip 20 to 80 % of their verdicts; above this share, warn
 MEASURES = ("score_ratio", "win_rate", "as_good")
 
@@ -33,6 +32,7 @@ def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
         "second_won": sum("tie" not in unit.verdicts and not any(unit.first_won) for unit in flipped),
         **counts(counted),
         **intervals(counted, seed),
+        **games(counted, seed),
     }
     names = sorted({unit.category for unit in counted if unit.category})
     table["categories"] = {name: counts([unit for unit in counted if unit.category == name]) for name in names}
@@ -60,30 +60,21 @@ def counts(units: list[Unit]) -> dict[str, Any]:
 
 
 def intervals(units: list[Unit], seed: int) -> dict[str, Any]:
-    """95 % percentile intervals of the measures, from 2,000 bootstrap resamples of whole questions, all turns."""
-    questions: dict[str, list[list[float]]] = {}
+    """95 % intervals of the measures, by resampling whole questions, all turns."""
+    rows = []
     for unit in units:
         a, b = unit.score or (0.0, 0.0)
         won, tied = unit.outcome == "b", unit.outcome == "tie"
-        row = questions.setdefault(unit.question, [])
-        row.append([a, b, 1.0, won + tied / 2, float(won or tied)])
-    sums = [[sum(column) for column in zip(*rows, strict=True)] for rows in questions.values()]
-    dice = random.Random(seed)
-    drawn: list[list[float]] = [[], [], []]
-    for _ in range(RESAMPLES if len(sums) > 1 else 0):
-        a, b, n, won, good = (sum(column) for column in zip(*dice.choices(sums, k=len(sums)), strict=True))
-        for values, part, whole in ((drawn[0], b, a), (drawn[1], won, n), (drawn[2], good, n)):
-            if whole:
-                values.append(part / whole)
-    return {f"{name}_ci": interval(values) for name, values in zip(MEASURES, drawn, strict=True)}
+        rows.append((unit.question, [a, b, 1.0, won + tied / 2, float(won or tied)]))
+    ends = resampled(rows, [(1, 0), (3, 2), (4, 2)], seed)
+    return {f"{name}_ci": each for name, each in zip(MEASURES, ends, strict=True)}
 
 
-def interval(values: list[float]) -> list[float] | None:
-    """The 2.5th and 97.5th percentile."""
-    if not values:
-        return None
-    values = sorted(values)
-    return [values[int(0.025 * (len(values) - 1))], values[int(0.975 * (len(values) - 1))]]
+def games(units: list[Unit], seed: int) -> dict[str, Any]:
+    """B's share of all games, with its interval."""
+    rows = [(unit.question, unit.games) for unit in units]
+    won, number = sum(won for _, (won, _) in rows), sum(number for _, (_, number) in rows)
+    return {"game_rate": won / number if number else None, "game_rate_ci": resampled(rows, [(0, 1)], seed)[0]}
 
 
 def warnings(table: dict[str, Any]) -> Iterator[str]:

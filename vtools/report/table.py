@@ -9,11 +9,14 @@ def text(table: dict[str, Any]) -> str:
     flips = "not known" if table["inconsistent"] is None else f"{table['inconsistent']:.1%}"
     if table["inconsistent"]:
         flips += f" (the first answer won both times {table['first_won']}, the second {table['second_won']})"
+    by_question = share(table, "win_rate")
+    by_game = share(table, "game_rate") if "game_rate" in table else by_question
     rows = [
         ("questions", f"{table['questions']}, judged {table['judged']}, unparsed {table['unparsed']}"),
         ("orders disagree", flips),
         ("B wins / ties / A wins", f"{table['b_wins']} / {table['ties']} / {table['a_wins']}"),
-        ("B's win rate, ties half", share(table, "win_rate")),
+        ("B's win rate, ties half", by_question),
+        *([("B's share of all games", by_game)] if by_game != by_question else []),
         ("B as good or better", f"{share(table, 'as_good')}, {table['b_wins'] + table['ties']}/{table['n']}"),
         ("total score", f"A {table['score_a']:.1f}, B {table['score_b']:.1f}"),
         ("B's score / A's", share(table, "score_ratio", digits=2)),

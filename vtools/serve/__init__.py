@@ -53,7 +53,8 @@ def serve(
 
     Clients such as `vtools chat`, the openai library or curl use the base URL http://127.0.0.1:8000/v1. Requests that
     come at the same time share one batch, whether or not they are streamed; a request ends when its client disconnects.
-    A dead worker is started again; another one, or itself, goes on with its answers, token for token.
+    A dead worker is started again; another one, or itself, goes on with its answers, token for token. Workers take the
+    machine's GPUs, or those of CUDA_VISIBLE_DEVICES, in turn.
 
     stdout: one JSON line per event: "ready" with the URL, "worker" when one comes up or ends, "request" for each
     request, without its text, and at last "drained". If VTOOLS_API_KEY is set, clients must send it as their API key.

@@ -10,7 +10,7 @@ from vtools.serve.upstream import Some
 
 
 class Piece(NamedTuple):
-    """Text that is certain, which may be none, and the tokens that came since the last piece."""
+    """Text that is certain, which may be none, and the tokens that came since the last piece, the end token, too."""
 
     text: str
     tokens: list[Token]
@@ -28,9 +28,9 @@ class Answer:
         async with contextlib.aclosing(self._some) as parts:
             async for tokens, finish in parts:
                 self.count += len(tokens)
-                if finish == "stop" and tokens and tokens[-1].id in self._stop_ids:
-                    tokens = tokens[:-1]
                 ids = [token.id for token in tokens]
+                if finish == "stop" and ids and ids[-1] in self._stop_ids:
+                    ids.pop()
                 text = self._text.push(ids, finish is not None, cut=finish == "length")
                 self.finish = "stop" if self._text.stopped else finish
                 if text or tokens:

@@ -87,7 +87,7 @@ class Reply:
         self._include_usage = wanted.include_usage
         self._detailed = wanted.logprobs is not None or wanted.return_token_ids
         named = fingerprint(model.digest, template)
-        about = (wanted.model, named, template.tokenizer.decode, wanted.logprobs is not None)
+        about = (wanted.model, named, template.tokenizer.named, wanted.logprobs is not None)
         ids = prompt if wanted.return_token_ids else None
         self._shapes: Chat | Completion = Chat(*about) if route == CHAT else Completion(*about, ids)
 

@@ -1,4 +1,8 @@
-"""Answers as the OpenAI API writes them: of a chat and of a completion, whole and in chunks."""
+"""Answers as the OpenAI API writes them: of a chat and of a completion, whole and in chunks.
+
+Log-probabilities and token ids are those of every token that usage counts, as vLLM gives them: where an answer ends by
+itself, its end token is the last, under its own name.
+"""
 
 import time
 import uuid
@@ -8,16 +12,16 @@ from typing import Any
 from vtools.inference.client import Token
 from vtools.serve.answer import Piece
 
-Decode = Callable[[list[int]], str]
+Named = Callable[[int], str]
 Object = dict[str, Any]
 
 
 class Chat:
     """The shapes of a chat."""
 
-    def __init__(self, model: str, fingerprint: str, decode: Decode, logprobs: bool) -> None:
+    def __init__(self, model: str, fingerprint: str, named: Named, logprobs: bool) -> None:
         self._head = _head("chatcmpl", model, fingerprint)
-        self._decode, self._logprobs = decode, logprobs
+        self._named, self._logprobs = named, logprobs
 
     def whole(self, choices: list[Object], usage: Object) -> Object:
         """The reply to a request that is not streamed."""
@@ -59,16 +63,16 @@ class Chat:
         return {**self._one(token.id, token.logprob), "top_logprobs": top}
 
     def _one(self, number: int, value: float | None) -> Object:
-        text = self._decode([number])
+        text = self._named(number)
         return {"token": text, "logprob": value, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
 class Completion:
     """The shapes of a completion; `prompt` are its ids, if ids are to be given."""
 
-    def __init__(self, model: str, fingerprint: str, decode: Decode, logprobs: bool, prompt: list[int] | None) -> None:
+    def __init__(self, model: str, fingerprint: str, named: Named, logprobs: bool, prompt: list[int] | None) -> None:
         self._head = {**_head("cmpl", model, fingerprint), "object": "text_completion"}
-        self._decode, self._logprobs, self._prompt = decode, logprobs, prompt
+        self._named, self._logprobs, self._prompt = named, logprobs, prompt
 
     def whole(self, choices: list[Object], usage: Object) -> Object:
         """The reply to a request that is not streamed."""
@@ -105,8 +109,8 @@ class Completion:
     def _logs(self, tokens: list[Token]) -> Object | None:
         if not self._logprobs:
             return None
-        tops = [{self._decode([number]): value for number, value in (token.top or {}).items()} for token in tokens]
-        names = [self._decode([token.id]) for token in tokens]
+        tops = [{self._named(number): value for number, value in (token.top or {}).items()} for token in tokens]
+        names = [self._named(token.id) for token in tokens]
         return {"tokens": names, "token_logprobs": [token.logprob for token in tokens], "top_logprobs": tops}
 
 

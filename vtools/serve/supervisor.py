@@ -1,6 +1,7 @@
 """The supervisor: it starts the edge and the workers, starts what dies again, and ends all of them with itself."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vtools import machine
 from vtools.process import Failure, announce, die_of, say
 
 BACKOFF = (0.0, 0.0, 0.5, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the next start, by deaths in a row
@@ -32,6 +34,7 @@ class Child:
     model: str | None = None  # of a worker
     process: asyncio.subprocess.Process | None = None
     deaths: int = 0
+    gpu: str | None = None  # of a worker
     socket: str = ""  # of a worker
     digest: str = ""  # of the weights that it came up with first
     ever_up: bool = False
@@ -56,8 +59,10 @@ class Supervisor:
         place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 64 else "/tmp"
         self._folder = tempfile.TemporaryDirectory(prefix="vtools-serve-", dir=place)
         names = [(f"{model}.{number}", model, path) for model, path in models.items() for number in range(workers)]
+        gpus = itertools.cycle(machine.gpus() or [None])
         self._workers = [
-            Child(name, "vtools.serve.worker", {**worker, "model": path}, model) for name, model, path in names
+            Child(name, "vtools.serve.worker", {**worker, "model": path}, model, gpu=gpu)
+            for (name, model, path), gpu in zip(names, gpus, strict=False)
         ]
         self._edge = Child("edge", "vtools.serve.edge", {**edge, "models": models, "fd": listener.fileno()})
         self._told: dict[str, dict[str, Any]] = {}  # of the workers that are up, for an edge that starts again
@@ -136,8 +141,9 @@ class Supervisor:
         while not self._ending:
             number += 1
             began = time.monotonic()
-            # At the first start all workers share the memory; later the others have taken theirs.
-            settings = {**child.settings, "parent": os.getpid(), "processes": len(self._workers) if number == 1 else 1}
+            # At the first start workers share the memory; later the others have taken theirs.
+            sharing = sum(other.gpu == child.gpu for other in self._workers) if number == 1 else 1
+            settings = {**child.settings, "parent": os.getpid(), "processes": sharing}
             if child.model is not None:
                 child.socket = str(Path(self._folder.name) / f"{self._workers.index(child)}.{number}")
                 settings["socket"] = child.socket
@@ -159,6 +165,7 @@ class Supervisor:
             sys.executable, "-m", child.module, json.dumps(settings),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE,
             pass_fds=[self._listener.fileno()] if child is self._edge else [],
+            env=os.environ if child.gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": child.gpu},
         )  # fmt: skip
         if child is self._edge:
             for told in self._told.values():
