@@ -171,6 +171,7 @@ def test_a_batch_that_fails_gives_the_words_of_its_server_and_costs_nothing(vtoo
     assert len(server.asked) == 2 and len(server.carried) == 15  # the schema, and the first call
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_cancelled_at_the_provider_is_not_submitted_again_before_the_command_is_repeated(vtools, files):
     ends = iter([{"status": "cancelled", "cancelled_at": 2000, "done": 5}])
     with BatchServer(lambda messages, body: grades(9, 7)) as server:
@@ -183,6 +184,7 @@ def test_a_batch_that_is_cancelled_at_the_provider_is_not_submitted_again_before
     assert [len(batch) for batch in server.lines] == [15, 10] and len(server.carried) == 15
 
 
+@pytest.mark.slow
 def test_an_account_that_may_not_have_so_many_tokens_gets_smaller_batches_one_at_a_time(vtools, files):
     words = {"code": "token_limit_exceeded", "message": "Enqueued token limit reached"}
     failed = {"status": "failed", "errors": {"data": [words]}}
