@@ -18,6 +18,8 @@ def text(table: dict[str, Any]) -> str:
         ("total score", f"A {table['score_a']:.1f}, B {table['score_b']:.1f}"),
         ("B's score / A's", share(table, "score_ratio", digits=2)),
     ]
+    if table["stopping"]:
+        rows.insert(1, stopped(table["stopping"]))
     lines += [f"{name:<24} {value}" for name, value in rows]
     if table["categories"]:
         width = max(len(name) for name in [*table["categories"], "category"])
@@ -37,7 +39,17 @@ def share(table: dict[str, Any], name: str, digits: int = 1) -> str:
         return "-"
     text = f"{table[name]:.{digits}%}"
     ends = table[f"{name}_ci"]
-    return text if ends is None else f"{text} (95 %: {ends[0]:.1%} to {ends[1]:.1%})"
+    level = f"{100 * table['stopping']['level'] if table['stopping'] else 95:.4g} %"
+    return text if ends is None else f"{text} ({level}: {ends[0]:.1%} to {ends[1]:.1%})"
+
+
+def stopped(found: dict[str, Any]) -> tuple[str, str]:
+    """The row of a run that could stop early: what it decided, and after how many questions."""
+    after, sure = f"after {found['after']} of {found['of']} questions", f"{100 * found['level']:.4g} % sure"
+    if not found["decided"]:
+        return "not decided", f"{after}: not {sure} which is better"
+    name = "stopped early" if found["after"] < found["of"] else "decided"
+    return name, f"{after}: {sure} that {found['decided'].upper()} is better"
 
 
 def picture(path: str, tables: list[dict[str, Any]]) -> bytes:
