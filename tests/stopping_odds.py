@@ -75,9 +75,7 @@ def replay(said: dict[State, tuple[str | None, float, float]], planned: int, odd
     same_side = same_decision = always = 0.0
     for (state, decided, fine), share in mass.items():
         rate = (state[0] + state[1] / 2) / planned
-        error = (
-            z * math.sqrt(state[0] * (1 - rate) ** 2 + state[1] * (0.5 - rate) ** 2 + state[2] * rate**2) / planned
-        )
+        error = z * math.sqrt(state[0] * (1 - rate) ** 2 + state[1] * (0.5 - rate) ** 2 + state[2] * rate**2) / planned
         fixed = "b" if rate - error > 0.5 else "a" if rate + error < 0.5 else None
         same_side += share * (decided is None or (rate > 0.5 if decided == "b" else rate < 0.5))
         same_decision += share * (decided == fixed)
