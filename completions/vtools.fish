@@ -196,6 +196,7 @@ complete -c vtools -n '__fish_seen_subcommand_from judge' -l training-data -r -d
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l model -r -d 'Use this model, a name that the server knows, or a folder, hub id or .gguf file to load in this process.'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l base-url -r -d 'Ask this OpenAI-compatible server. (env var, OPENAI_BASE_URL)'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l one-order -d 'Show the first model’s answer first, always (not advised, judges favour one place).'
+complete -c vtools -n '__fish_seen_subcommand_from judge' -l stop-when-decided -r -d 'Stop each pair once it is this sure which model is better, as 0.95; ask in random order (--seed).'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l temperature -r -d 'Set the temperature; 0 is greedy.'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l max-tokens -r -d 'Limit the judge’s replies to N tokens.'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l seed -r -d 'Set the random seed.'

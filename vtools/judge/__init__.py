@@ -55,6 +55,13 @@ def judge(
             "--one-order", help="Show the first model's answer first, always (not advised: judges favour one place)."
         ),
     ] = False,
+    stop_when_decided: Annotated[
+        float | None,
+        typer.Option(
+            metavar="LEVEL",
+            help="Stop each pair once it is this sure which model is better, as 0.95; ask in random order (--seed).",
+        ),
+    ] = None,
     temperature: options.Temperature = 0.0,
     max_tokens: Annotated[
         int | None, options.number(min=1, help="Limit the judge's replies to N tokens.", show_default="2048")
@@ -102,6 +109,13 @@ def judge(
     remaining ones, and rows of FILE that it does not ask for follow after its own. A judge that answers under another
     name than before, or another rubric, needs another FILE. On plain stdout nothing is kept.
 
+    With --stop-when-decided 0.95, questions are asked in random order, and a pair of models ends once it is 95 % sure
+    which is better on questions like these, of which those given count as a sample. That is tested after each question,
+    by a test that allows it: both orders together are one result, a tie counts half, and a missing verdict as whatever
+    proves least. The level is that of each pair alone; with many pairs, ask for a higher one. A small difference takes
+    all questions, and may stay open although as many would show it without this option. Calls under way when a pair
+    ends are kept. The same command ends at the same question; without the option it asks for the rest.
+
     With --prices, progress shows the dollars spent, and --max-usd stops the run before a call that could pass it: what
     is on its way is still kept, and the same command with a higher limit asks for the rest.
 
@@ -117,6 +131,7 @@ def judge(
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -j 8 -o judgments.jsonl
       vtools judge a.jsonl b.jsonl --questions q.jsonl --base-url http://127.0.0.1:8000/v1 | vtools report
       vtools judge a.jsonl b.jsonl vicuna.jsonl --baseline a --model gpt-4.1 --prices prices.json --max-usd 5 -o j.jsonl
+      vtools judge a.jsonl b.jsonl --model gpt-4.1 --stop-when-decided 0.95 -o j.jsonl && vtools report j.jsonl
       vtools judge a.jsonl --rubric dialogue --mode single --model gpt-4.1 | vtools report
     """
     from vtools.inference.client import Sampling
@@ -129,6 +144,11 @@ def judge(
         raise UsageFailure("--one-order is about pairs; leave it out with --mode single")
     if mode_name == "single" and baseline is not None:
         raise UsageFailure("--baseline is about pairs; leave it out with --mode single")
+    if stop_when_decided is not None:
+        if mode_name == "single":
+            raise UsageFailure("--stop-when-decided is about pairs; leave it out with --mode single")
+        if not 0.5 <= stop_when_decided < 1:
+            raise UsageFailure(f"--stop-when-decided {stop_when_decided:g}: name a level from 0.5 to below 1, as 0.95")
     if logprobs and (temperature or max_tokens):
         raise UsageFailure("--logprobs reads one token as it is: leave out --temperature and --max-tokens")
     chosen = rubric.read(rubric_name)
@@ -138,6 +158,10 @@ def judge(
         sampling = Sampling(ONE_TOKEN, temperature, seed=seed, logprobs=ALTERNATIVES)
     else:
         sampling = Sampling(max_tokens or MAX_TOKENS, temperature, seed=seed)
+    if batch and stop_when_decided:
+        raise UsageFailure(
+            "--batch asks everything at once, so that nothing can stop it: leave out --stop-when-decided"
+        )
     at_once, beside = jobs or options.REQUESTS, by_batch(batch, out, jobs)
     target = Target(model, base_url, template, timeout=timeout, prices=prices, max_usd=max_usd, batch=beside)
     asked = judging.Judge(chosen, mode, sampling)
@@ -146,6 +170,12 @@ def judge(
         tasks = list(answers.singles(every, known))
     else:
         tasks = list(matches.matches(every, known, baseline, ("ab",) if one_order else ("ab", "ba")))
+    stopping = None
+    if stop_when_decided is not None:
+        from vtools.judge.stopping import Stopping
+
+        stopping = Stopping(stop_when_decided, seed, tasks)
+        tasks = stopping.tasks
     if not quiet:
         for warning in answer_files.warnings(every):
             say("judge", f"warning: {warning}")
@@ -155,10 +185,10 @@ def judge(
 
         seen = trained.seen(tasks, files[0], training_data)
     if dry_run:
-        judging.estimate(tasks, target, asked, out, at_once)
+        judging.estimate(tasks, target, asked, out, at_once, stopping)
         return
     try:
-        judging.judge_all(tasks, target, asked, options.Common(out, rejects, stats, at_once, quiet))
+        judging.judge_all(tasks, target, asked, options.Common(out, rejects, stats, at_once, quiet), stopping)
     finally:
         if seen and not quiet:
             say("judge", seen)

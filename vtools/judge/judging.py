@@ -17,8 +17,10 @@ from vtools.judge.asking import Asking
 from vtools.judge.matches import Match
 from vtools.judge.prompt import Prompt
 from vtools.judge.rubric import PAIR, Mode, Outcome, Rubric
+from vtools.judge.stopping import Stopping
 from vtools.options import Common
 from vtools.process import Failure, say
+from vtools.records import jsonl
 from vtools.records.jsonl import Record, Reject
 
 AGAIN = {
@@ -110,19 +112,32 @@ class Judge:
         return {**record, **paid(verdict.replies)}
 
 
-def judge_all(tasks: Sequence[Task], target: Target, judge: Judge, common: Common) -> None:
-    """Judge every task and write the judgments. Raises Failure if some have no verdict."""
+def judge_all(
+    tasks: Sequence[Task], target: Target, judge: Judge, common: Common, stopping: Stopping | None = None
+) -> None:
+    """Judge every task, or with `stopping` its tasks until all is sure, and write the judgments.
+
+    Raises Failure if some have no verdict.
+    """
     client, name = connect(target)
     asking = Asking(client, judge.sampling)
     total, counted, masses = 0, Counter[str](), list[float]()
 
-    def count(record: Record) -> None:
+    def count(task: Task, record: Record | None) -> None:
         nonlocal total
+        if stopping:
+            stopping.seen(task, record)
+        if record is None:
+            return
         total += 1
         counted["unanswered"] += "unanswered" in record
         counted["without"] += not has_verdict(record) and "unanswered" not in record
         counted.update(record.get("again", []))
         masses.extend([record["mass"]] if "mass" in record else [])
+
+    def write(output: jsonl.Output, record: Record) -> None:
+        record.pop("stopping", None)  # of an earlier run
+        output.write(stopping.stamped(record) if stopping else record)
 
     complaint = ask_all(
         "judge",
@@ -130,7 +145,9 @@ def judge_all(tasks: Sequence[Task], target: Target, judge: Judge, common: Commo
         lambda task: judge.record(task, name, asking),
         common,
         journal.Kind("judge", has_verdict, {"rubric_digest": judge.rubric.digest}),
+        write=write,
         seen=count,
+        needed=stopping.needed if stopping else lambda task: True,
         unit="judgments",
         total=len(tasks),
         client=client,
@@ -144,6 +161,8 @@ def judge_all(tasks: Sequence[Task], target: Target, judge: Judge, common: Commo
         said.append(f"the judge's first token was a verdict with a probability of {spread}")
     if said and not common.quiet:
         say("judge", "; ".join(said))
+    for line in stopping.said() if stopping and not common.quiet else []:
+        say("judge", line)
     complaints = [complaint] if complaint else []
     if counted["without"]:
         unread = f"{counted['without']} of {total} judgments have no verdict: {name} gave none that can be read"
@@ -165,23 +184,31 @@ def has_verdict(record: Record) -> bool:
     return record.get("score" if record.get("mode") == "single" else "verdict") is not None
 
 
-def estimate(tasks: Iterable[Task], target: Target, judge: Judge, out: str | None, jobs: int) -> None:
-    """Report the calls, tokens, dollars and minutes that the same command would take."""
+def estimate(
+    tasks: Iterable[Task], target: Target, judge: Judge, out: str | None, jobs: int, stopping: Stopping | None = None
+) -> None:
+    """Report the calls, tokens, dollars and minutes that the same command would take, with `stopping` at most."""
     with journal.peek(out, journal.Kind("judge", has_verdict)) as found:
         identity = target.identity() if found else ""
         forecast = Forecast(target, judge.sampling, jobs, found.times)
         free = done = dropped = 0
         for task in judge.keyed(tasks, target.model, identity):
+            if stopping and not stopping.needed(task):
+                continue
+            known = None if task.reject else found.get(task.key)
+            if stopping:
+                stopping.seen(task, known)
             if task.reject:
                 dropped += 1
-            elif found.get(task.key):
+            elif known:
                 done += 1
             elif task.question.unanswered or is_same(task.question):
                 free += 1
             else:
                 forecast.add(judge.prompt(task.question).messages(judge.way))
+    most = "at most " if stopping else ""
     parts = [
-        f"would ask {target.model or 'the judge'} at {target} {forecast.calls} times",
+        f"would ask {target.model or 'the judge'} at {target} {most}{forecast.calls} times",
         *forecast.parts(),
         f"{free} need no call, {done} judgments exist already, {dropped} records are left out",
     ]

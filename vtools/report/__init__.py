@@ -35,6 +35,10 @@ def report(
     shares each out by its probabilities. Intervals are 95 % bootstrap intervals over questions (--seed). The score
     ratio is B's total score divided by A's. Grades of single answers are summarised by their means.
 
+    For a run of `vtools judge --stop-when-decided`, the table says when it stopped and what is sure. Its intervals are
+    those of the test that stopped it, which hold although it was looked at after each question; the score ratio has
+    none. The win rate at which a run stops is more likely too far from one half than too close.
+
     --reparse blog and --reparse mtbench take the verdicts from the stored replies of the Vicuna blog's reviews and of
     FastChat's judgments, whatever was stored as their scores or winners; what cannot be told counts as unparsed.
 

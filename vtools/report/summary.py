@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from vtools.report import stopping
 from vtools.report.intervals import resampled
 from vtools.report.reading import Pair, Unit
 
@@ -13,6 +14,7 @@ MEASURES = ("score_ratio", "win_rate", "as_good")
 def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
     """The contents of the table as one object."""
     judge, a, b = pair
+    units, stopped = stopping.counted(units)
     answered = [unit for unit in units if not unit.unanswered]
     counted = [unit for unit in answered if unit.outcome]
     swapped = [unit for unit in counted if len(unit.verdicts) > 1]
@@ -31,8 +33,8 @@ def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
         "first_won": sum(all(unit.first_won) for unit in flipped),
         "second_won": sum("tie" not in unit.verdicts and not any(unit.first_won) for unit in flipped),
         **counts(counted),
-        **intervals(counted, seed),
         **games(counted, seed),
+        **(stopped or {"stopping": None, **intervals(counted, seed)}),
     }
     names = sorted({unit.category for unit in counted if unit.category})
     table["categories"] = {name: counts([unit for unit in counted if unit.category == name]) for name in names}
@@ -82,6 +84,8 @@ def warnings(table: dict[str, Any]) -> Iterator[str]:
     if any(table["unanswered"].values()):
         missed = " and ".join(f"{side.upper()} has no answer to {n}" for side, n in table["unanswered"].items() if n)
         yield f"{missed} of {table['questions']} questions: these are left out, and whoever fails often gains by it"
+    if table["stopping"] and table["stopping"]["left_out"]:
+        yield f"{table['stopping']['left_out']} further questions were not part of what decided, and are left out"
     if table["repeated"]:
         yield f"{table['repeated']} judgments repeat a question and order: of these, the first in the file counts"
     if table["unparsed"]:
