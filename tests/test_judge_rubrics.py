@@ -339,8 +339,9 @@ def test_an_own_rubric_has_its_own_scale_and_tie_and_a_changed_one_is_kept_out_o
             assert json.loads((tmp_path / "j.jsonl").read_text())["verdict"] == "tie"
         before = (tmp_path / "j.jsonl").read_bytes()
         (tmp_path / "own.toml").write_text(OWN.replace("0.5", "0.1"))
-        mixed = vtools(*ask)
-        assert (mixed.returncode, len(server.bodies)) == (1, 1) and "rubric_digest" in mixed.errors
+        for dry_run in ((), ("-n",)):
+            mixed = vtools(*ask, *dry_run)
+            assert (mixed.returncode, len(server.bodies)) == (1, 1) and "rubric_digest" in mixed.errors
         assert (tmp_path / "j.jsonl").read_bytes() == before
         assert vtools(*ask[:-2], "k.jsonl", "--one-order").returncode == 0
     assert json.loads((tmp_path / "k.jsonl").read_text())["verdict"] == "b"

@@ -36,6 +36,11 @@ class Judge:
     sampling: Sampling
 
     @property
+    def kind(self) -> journal.Kind:
+        """What its rows are; those by another rubric do not belong into the same file."""
+        return journal.Kind("judge", has_verdict, {"rubric_digest": self.rubric.digest})
+
+    @property
     def one_token(self) -> bool:
         """Whether the verdict is read from the log-probabilities of one token."""
         return self.sampling.logprobs is not None
@@ -129,7 +134,7 @@ def judge_all(tasks: Sequence[Task], target: Target, judge: Judge, common: Commo
         judge.keyed(tasks, name, client.identity()),
         lambda task: judge.record(task, name, asking),
         common,
-        journal.Kind("judge", has_verdict, {"rubric_digest": judge.rubric.digest}),
+        judge.kind,
         seen=count,
         unit="judgments",
         total=len(tasks),
@@ -167,7 +172,7 @@ def has_verdict(record: Record) -> bool:
 
 def estimate(tasks: Iterable[Task], target: Target, judge: Judge, out: str | None, jobs: int) -> None:
     """Report the calls, tokens, dollars and minutes that the same command would take."""
-    with journal.peek(out, journal.Kind("judge", has_verdict)) as found:
+    with journal.peek(out, judge.kind) as found:
         identity = target.identity() if found else ""
         forecast = Forecast(target, judge.sampling, jobs, found.times)
         free = done = dropped = 0
