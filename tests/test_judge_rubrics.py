@@ -38,11 +38,11 @@ def record(server, name="vicuna", mode="pair", order="ab", question=QUESTION, sa
     chosen = rubric.read(name)
     judge = judging.Judge(chosen, chosen.mode(mode), sampling)
     turns = [f"reason {turn}" for turn in range(len(question.turns))]
-    asked = Match(question, "a", "b", turns, ["other"], order)
+    asked = Match(question, "a", "b", turns, ["other"], order, judge="m")
     if mode == "single":
-        asked = Single(question, "a", turns, len(turns) - 1)
+        asked = Single(question, "a", turns, len(turns) - 1, judge="m")
     with contextlib.nullcontext(ask) if ask else asking(server, sampling) as asking_:
-        return judge.record(Task(None, None, asked, "key"), "m", asking_)
+        return judge.record(Task(None, None, asked, "key"), asking_)
 
 
 def shown(server, call=0):
@@ -378,7 +378,7 @@ def test_a_question_without_a_checklist_is_left_out_and_counted():
     chosen = rubric.read("checklist")
     judge = judging.Judge(chosen, chosen.mode("single"), SAMPLING)
     tasks = [Task(None, None, Single(Question(name, ["?"], checklist=checks), "a", ["x"], 0)) for name, checks in (("q", ["Is it?"]), ("r", None))]  # fmt: skip
-    kept, left = judge.keyed(iter(tasks), "m", "")
+    kept, left = judge.keyed(iter(tasks), {"": ""})
     assert kept.key and not kept.reject
     assert left.reject.reason == "bad_schema" and "question r has no checklist" in left.reject.detail
 

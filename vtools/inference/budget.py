@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from vtools.process import Failure
@@ -21,14 +22,28 @@ class Bill:
     may_cost = True
 
 
+@dataclass
+class Purse:
+    """What several models spend together, and the limit that holds for all of them."""
+
+    limit: float | None = None
+    spent: float = 0.0
+    held: float = 0.0  # the most that calls under way can cost
+    over: str | None = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+
 class Budget:
     """Dollars spent, by a price per million tokens in and out. Thread-safe."""
 
-    def __init__(self, price: tuple[float, float], limit: float | None = None) -> None:
-        self.price, self.limit = price, limit
-        self.spent = self._held = 0.0
-        self._changed = threading.Condition()
-        self._over: str | None = None
+    def __init__(self, price: tuple[float, float], limit: float | None = None, purse: Purse | None = None) -> None:
+        """With the `purse` of another model's budget, whose limit holds then, both count together."""
+        self.price, self.purse = price, purse or Purse(limit)
+
+    @property
+    def spent(self) -> float:
+        """Dollars, of all models with this purse."""
+        return self.purse.spent
 
     def cost(self, tokens_in: int, tokens_out: int) -> float:
         """Dollars for so many tokens."""
@@ -42,25 +57,25 @@ class Budget:
         little, calls under way are waited for, which as a rule cost less than the most; Spent is raised when none is.
         """
         bytes_in = sum(len(message["content"].encode("utf-8", "replace")) + PER_MESSAGE for message in messages)
-        most = self.cost(bytes_in, max_tokens or 0)
-        with self._changed:
-            while self.limit is not None and self._over is None and self.spent + self._held + most > self.limit:
-                if self._held:
-                    self._changed.wait()
+        most, purse = self.cost(bytes_in, max_tokens or 0), self.purse
+        with purse.changed:
+            while purse.limit is not None and purse.over is None and purse.spent + purse.held + most > purse.limit:
+                if purse.held:
+                    purse.changed.wait()
                 else:
-                    self._over = (
-                        f"--max-usd {self.limit:g}: stopped at {self.spent:.4f} USD, as the next call may cost "
+                    purse.over = (
+                        f"--max-usd {purse.limit:g}: stopped at {purse.spent:.4f} USD, as the next call may cost "
                         f"{most:.4f}; raise the limit and repeat the command to ask for the rest"
                     )
-            if self._over:
-                self._changed.notify_all()
-                raise Spent(self._over)
-            self._held += most
+            if purse.over:
+                purse.changed.notify_all()
+                raise Spent(purse.over)
+            purse.held += most
         bill = Bill()
         try:
             yield bill
         finally:
-            with self._changed:
-                self._held = max(0.0, self._held - most)
-                self.spent += self.cost(*bill.tokens) if bill.tokens else most if bill.may_cost else 0.0
-                self._changed.notify_all()
+            with purse.changed:
+                purse.held = max(0.0, purse.held - most)
+                purse.spent += self.cost(*bill.tokens) if bill.tokens else most if bill.may_cost else 0.0
+                purse.changed.notify_all()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtools.inference import address
-from vtools.inference.budget import Budget
+from vtools.inference.budget import Budget, Purse
 from vtools.inference.client import Client
 from vtools.process import UsageFailure
 from vtools.records import prices
@@ -47,8 +47,11 @@ class Target:
             client.close()
 
 
-def connect(target: Target, start_wait: float | None = None) -> tuple[Client, str]:
-    """The client for a target, and its model's name. Raises Failure if no server or no model is there."""
+def connect(target: Target, start_wait: float | None = None, purse: Purse | None = None) -> tuple[Client, str]:
+    """The client for a target, and its model's name. Raises Failure if no server or no model is there.
+
+    What it spends counts together with what is in the `purse`.
+    """
     url = where(target.model, target.base_url)
     if url is None:
         if target.prices:
@@ -68,7 +71,7 @@ def connect(target: Target, start_wait: float | None = None) -> tuple[Client, st
     if not target.base_url and target.model and address.key() and not os.environ.get("OPENAI_BASE_URL"):
         print(f"vtools: asking {url} for {target.model}", file=sys.stderr)
     if target.prices:
-        endpoint.budget = Budget(prices.read(target.prices).tokens(endpoint.model), target.max_usd)
+        endpoint.budget = Budget(prices.read(target.prices).tokens(endpoint.model), target.max_usd, purse)
     return endpoint, endpoint.model
 
 

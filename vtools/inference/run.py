@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -26,16 +26,16 @@ def ask_all(
     tool: str, tasks: Iterable[Task], ask: Callable[[Task], Record], common: Common, kind: Kind, *,
     write: Callable[[jsonl.Output, Record], None] = jsonl.Output.write,
     seen: Callable[[Record], None] = lambda record: None,
-    unit: str = "answers", total: int | None = None, client: Client,
+    unit: str = "answers", total: int | None = None, clients: Sequence[Client],
 ) -> str | None:  # fmt: skip
-    """Each task through `ask`, which asks the `client`, in the order of the tasks; finished ones come from FILE.
+    """Each task through `ask`, which asks `clients`, in the order of the tasks; finished ones come from FILE.
 
     Rows of FILE that this run does not ask for follow after its own. A failed question does not affect the others; the
     returned text reports failures, and a rerun asks for them again. Raises Failure for what stops the run, after the
     answers that were under way are in the journal; FILE is then as it was.
     """
     counts, out = filtering.Rejects(tool, common.rejects), common.out
-    budget = client.budget
+    budget = next((client.budget for client in clients if client.budget), None)
     progress = Progress(tool, unit, total, common.quiet, budget)
     failed = None
     with journal.keep(out, kind) as kept, jsonl.output(out) as output, progress, _Workers(tool, common.jobs) as workers:
@@ -58,7 +58,8 @@ def ask_all(
             kept.add(record)
             return record, False
 
-        client.slot = workers.slot
+        for client in clients:
+            client.slot = workers.slot
         for task, (outcome, known) in workers.through(work, tasks):
             counts.received += 1
             counts.repaired += task.repaired

@@ -13,6 +13,7 @@ ALTERNATIVES = 20  # of which servers give log-probabilities
 
 
 def judge(
+    context: typer.Context,
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="The answers of each model, a file each; - is stdin.")
     ],
@@ -48,6 +49,15 @@ def judge(
         typer.Option(metavar="FILE", help="Report which questions are in this training data; repeatable."),
     ] = None,
     model: options.AskedModel = None,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge", metavar="NAME[=URL]", help="Ask this model, at --base-url or a URL of its own; repeatable."
+        ),
+    ] = None,
+    own_family: Annotated[
+        bool, typer.Option("--own-family", help="Keep the judgments of a panel's judge about its own family.")
+    ] = False,
     base_url: options.BaseUrl = None,
     one_order: Annotated[
         bool,
@@ -114,7 +124,7 @@ def judge(
     """
     from vtools.inference.client import Sampling
     from vtools.inference.connect import Target
-    from vtools.judge import answer_files, answers, judging, matches, rubric
+    from vtools.judge import answer_files, answers, judging, matches, panel, rubric
 
     if mode_name == "pair" and len(files) < 2:
         raise UsageFailure("name a second file of answers to compare with, or grade the one with --mode single")
@@ -131,9 +141,16 @@ def judge(
         sampling = Sampling(ONE_TOKEN, temperature, seed=seed, logprobs=ALTERNATIVES)
     else:
         sampling = Sampling(max_tokens or MAX_TOKENS, temperature, seed=seed)
-    target = Target(model, base_url, template, timeout=timeout, prices=prices, max_usd=max_usd)
+    source = context.get_parameter_source("model")
+    if judges and source is not None and source.name == "COMMANDLINE":  # VTOOLS_MODEL is for when nothing is said
+        raise UsageFailure("--judge and --model both say who judges; leave one of them out")
+    if own_family and len(judges or ()) < 2:
+        raise UsageFailure("--own-family is about a panel, of several --judge; one judge judges all")
+    common = Target(model, base_url, template, timeout=timeout, prices=prices, max_usd=max_usd)
+    targets = panel.targets(common, judges or [])
     asked = judging.Judge(chosen, mode, sampling)
     every, known = answer_files.read(files, names, questions)
+    board = panel.Panel(targets, {answers.model: answers.names for answers in every}, own_family)
     if mode_name == "single":
         tasks = list(answers.singles(every, known))
     else:
@@ -147,10 +164,10 @@ def judge(
 
         seen = trained.seen(tasks, files[0], training_data)
     if dry_run:
-        judging.estimate(tasks, target, asked, out, jobs)
+        judging.estimate(tasks, board, asked, out, jobs)
         return
     try:
-        judging.judge_all(tasks, target, asked, options.Common(out, rejects, stats, jobs, quiet))
+        judging.judge_all(tasks, board, asked, options.Common(out, rejects, stats, jobs, quiet))
     finally:
         if seen and not quiet:
             say("judge", seen)

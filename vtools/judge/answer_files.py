@@ -43,6 +43,7 @@ class Answers:
     model: str
     tasks: dict[str, Task] = field(default_factory=dict)
     rejects: list[Task] = field(default_factory=list)
+    names: tuple[str, ...] = ()  # all that its model goes by: given, and in the records
 
     def turns(self, identity: str) -> list[str]:
         """The answers to a question; none if there is no such record."""
@@ -111,6 +112,7 @@ def _read(file: str, name: str) -> Answers:
             "each a file of its own, or say with --name whose they are"
         )
     answers.model = name or next(iter(models), "") or ("stdin" if file == "-" else Path(file).stem)
+    answers.names = (answers.model, *models)
     return answers
 
 

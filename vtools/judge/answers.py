@@ -11,7 +11,7 @@ from vtools.records.question import Question
 
 @dataclass(frozen=True, slots=True)
 class Single:
-    """The answers of one model to a question; `turn`, counted from 0, is the one to grade.
+    """The answers of one model to a question; `turn`, counted from 0, is the one that a judge is to grade.
 
     `unanswered` says why there is no answer.
     """
@@ -21,6 +21,12 @@ class Single:
     turns: list[str]
     turn: int
     unanswered: str | None = None
+    judge: str = ""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Whose answer is judged."""
+        return (self.model,)
 
 
 def singles(every: Sequence[Answers], questions: Known) -> Iterator[Task]:

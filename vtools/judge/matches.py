@@ -13,7 +13,7 @@ from vtools.records.question import Question
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One question with the answers of two models, in one order: `ab` puts a's first.
+    """One question with the answers of two models, in one order, `ab` puts a's first, for one judge.
 
     `unanswered` says for `a` and `b` why there is no answer: such a match cannot be judged.
     """
@@ -25,6 +25,12 @@ class Match:
     b_turns: list[str]
     order: str
     unanswered: dict[str, str] = field(default_factory=dict)
+    judge: str = ""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Whose answers are judged."""
+        return self.a, self.b
 
     def shown(self) -> tuple[list[str], list[str]]:
         """The answers as Assistant 1's and Assistant 2's."""

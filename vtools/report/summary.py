@@ -1,14 +1,25 @@
 """Which model is better, by how much, and how certainly: counts, measures and their intervals."""
 
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from vtools.report.reading import Pair, Unit
 
 RESAMPLES = 2000
 INCONSISTENT = 0.3  # published judges flip 20 to 80 % of their verdicts; above this share, warn
 MEASURES = ("score_ratio", "win_rate", "as_good")
+
+
+class Judged(Protocol):
+    """The answers to a question as they were judged: by one judge, or by several together."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def outcome(self) -> str | None: ...
+    @property
+    def score(self) -> tuple[float, float] | None: ...
 
 
 def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
@@ -40,7 +51,7 @@ def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
     return table
 
 
-def counts(units: list[Unit]) -> dict[str, Any]:
+def counts(units: Sequence[Judged]) -> dict[str, Any]:
     """Wins, ties and losses of b, and the totals of the scores."""
     outcomes = [unit.outcome for unit in units]
     scores = [score for unit in units if (score := unit.score)]
@@ -59,7 +70,7 @@ def counts(units: list[Unit]) -> dict[str, Any]:
     }
 
 
-def intervals(units: list[Unit], seed: int) -> dict[str, Any]:
+def intervals(units: Sequence[Judged], seed: int) -> dict[str, Any]:
     """95 % percentile intervals of the measures, from 2,000 bootstrap resamples of whole questions, all turns."""
     questions: dict[str, list[list[float]]] = {}
     for unit in units:
