@@ -10,6 +10,7 @@ from judging import Judge, grades
 from test_judge import answers
 from test_judge_joining import answer
 
+from vtools.inference.address import Server
 from vtools.inference.budget import Budget, Purse, Spent
 from vtools.inference.client import Sampling
 from vtools.judge import judging, rubric
@@ -157,6 +158,7 @@ def test_a_candidate_is_of_the_family_that_its_records_name_under_any_name_for_i
     [
         (judges(GPT, "claude-v1"), "nothing is left for claude-v1 to judge, as its own family is everywhere: claude-v1 (Anthropic)"),
         (judges("one", "one=http://127.0.0.1:9/v1"), "--judge one is given 2 times"),
+        (judges("one=127.0.0.1:9"), "--judge one=127.0.0.1:9: give a name, and a URL after ="),
         (judges("one=http://127.0.0.1:9/v1", "two=http://127.0.0.1:8/v1"), "each --judge names a URL of its own"),
         ([*judges("one", "two"), "--model", "three"], "--judge and --model both say who judges"),
         ([*judges("one"), "--own-family"], "--own-family is about a panel"),
@@ -177,6 +179,13 @@ def test_the_limit_holds_for_all_judges_together():
     assert cheap.spent == dear.spent == 10
     with pytest.raises(Spent, match="stopped at 10"), cheap.call([], 1):
         pass
+
+
+def test_each_provider_gets_a_key_of_its_own(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "general")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "special")
+    keys = [Server(f"https://{host}/v1").key for host in ("api.anthropic.com", "api.mistral.ai", "example.org")]
+    assert keys == ["special", "general", "general"]
 
 
 def test_a_name_that_its_provider_moves_is_warned_about_with_the_one_to_pin(vtools, files, first):

@@ -104,6 +104,13 @@ def judge(
     With --logprobs, the judge is asked for one token, and its probabilities are the verdict: the share that each side
     wins, or the mean grade; null if less than half of the probability is on verdicts.
 
+    Several --judge are a panel: each judges every pair, at --base-url or, as NAME=URL, at a URL of its own, with one -j
+    and one --max-usd for all; `vtools report` shows each, and what most of them prefer. Judges favour their own: in a
+    panel each leaves out the answers of its own family, which is known by the models' names, unless --own-family keeps
+    them; a judge alone is only warned about. So is a name that its provider moves to newer models, such as gpt-4o:
+    name the dated one. The key is in OPENAI_API_KEY, or for the servers of Anthropic, Google (Gemini), Mistral,
+    DeepSeek and OpenRouter in a variable of their own, as ANTHROPIC_API_KEY.
+
     Questions that a model was trained on say little about it: --training-data lists on stderr those that share 13
     consecutive words with that data. `vtools clean --decontaminate` removes such conversations before training.
 
@@ -120,6 +127,7 @@ def judge(
       vtools judge chatgpt.jsonl vicuna.jsonl --model gpt-4.1 -j 8 -o judgments.jsonl
       vtools judge a.jsonl b.jsonl --questions q.jsonl --base-url http://127.0.0.1:8000/v1 | vtools report
       vtools judge a.jsonl b.jsonl vicuna.jsonl --baseline a --model gpt-4.1 --prices prices.json --max-usd 5 -o j.jsonl
+      vtools judge a.jsonl b.jsonl --judge gpt-4.1-2025-04-14 --judge qwen=http://127.0.0.1:8000/v1 -o j.jsonl
       vtools judge a.jsonl --rubric dialogue --mode single --model gpt-4.1 | vtools report
     """
     from vtools.inference.client import Sampling

@@ -8,7 +8,7 @@ FAMILIES = {
     "Anthropic": r"anthropic|claude",
     "Google": r"google|gemini|gemma|palm|bard|bison|t5",
     "Llama": r"(?:code)?llama|vicuna|alpaca|koala|guanaco|wizardlm|longchat|tulu",
-    "Mistral": r"mi[sx]tral|ministral|codestral|magistral|devstral|pixtral|zephyr",
+    "Mistral": r"mistral|mixtral|ministral|codestral|magistral|devstral|pixtral|zephyr",
     "Qwen": r"(?:code)?qwen|qwq",
     "DeepSeek": r"deepseek",
     "xAI": r"xai|grok",
@@ -34,7 +34,7 @@ MOVED = re.compile(r"(?<![a-z])latest(?![a-z])|(?<![^/.])(?:gpt-\d|o[1-9](?!\w)|
 
 def families(name: str) -> set[str]:
     """The families that a name speaks of, as two for a model of one that learned from another; else the bare name."""
-    name = name.lower()
+    name = name.lower().rstrip("/")
     return {family for family, words in _FAMILIES.items() if words.search(name)} or {name.rpartition("/")[2]}
 
 

@@ -25,6 +25,8 @@ def targets(common: Target, judges: Sequence[str]) -> list[Target]:
     if not judges:
         return [common]
     placed = [match.groups() if (match := AT.fullmatch(judge)) else (judge, common.base_url) for judge in judges]
+    if (wrong := next((name for name, _ in placed if not name or "=" in name), None)) is not None:
+        raise UsageFailure(f"--judge {wrong}: give a name, and a URL after =, as in qwen=http://127.0.0.1:8000/v1")
     for name, count in Counter(name for name, _ in placed).items():
         if count > 1:
             raise UsageFailure(f"--judge {name} is given {count} times: a panel has each judge once")
