@@ -57,7 +57,7 @@ _vtools() {
         export) words="-o --out --to --type --dtype --max-shard --template -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         serve) words="--port --host --template --system --dtype --max-requests --workers --grace --allow-origin -q --quiet -v --verbose --help" ;;
         chat) words="--model --base-url --temperature --top-p --max-tokens --seed --template --system --text --timeout --prices --max-usd -o --out --rejects --stats --batch -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
-        judge) words="--name --baseline --rubric --mode --logprobs --questions --training-data --model --base-url --one-order --stop-when-decided --temperature --max-tokens --seed --template --timeout --prices --max-usd -o --out --rejects --stats --batch -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
+        judge) words="--name --baseline --rubric --mode --logprobs --questions --training-data --model --judge --own-family --base-url --one-order --stop-when-decided --temperature --max-tokens --seed --template --timeout --prices --max-usd -o --out --rejects --stats --batch -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         report) words="--questions --reparse --json --plot --seed -v --verbose --help" ;;
     esac
     case "$word" in

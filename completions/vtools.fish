@@ -194,6 +194,8 @@ complete -c vtools -n '__fish_seen_subcommand_from judge' -l logprobs -d 'Read e
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l questions -r -d 'Read the questions from here if the answers do not carry them.'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l training-data -r -d 'Report which questions are in this training data; repeatable.'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l model -r -d 'Use this model, a name that the server knows, or a folder, hub id or .gguf file to load in this process.'
+complete -c vtools -n '__fish_seen_subcommand_from judge' -l judge -r -d 'Ask this model, at --base-url or a URL of its own; repeatable.'
+complete -c vtools -n '__fish_seen_subcommand_from judge' -l own-family -d 'Keep the judgments of a panel’s judge about its own family.'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l base-url -r -d 'Ask this OpenAI-compatible server. (env var, OPENAI_BASE_URL)'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l one-order -d 'Show the first model’s answer first, always (not advised, judges favour one place).'
 complete -c vtools -n '__fish_seen_subcommand_from judge' -l stop-when-decided -r -d 'Stop each pair once it is this sure which model is better, as 0.95; ask in random order (--seed).'

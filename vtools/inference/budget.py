@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from vtools.process import Failure
@@ -21,16 +22,34 @@ class Bill:
     may_cost = True
 
 
+@dataclass
+class Purse:
+    """What several models spend together, and the limit that holds for all of them."""
+
+    limit: float | None = None
+    spent: float = 0.0
+    held: float = 0.0  # the most that calls under way can cost
+    over: Spent | None = None
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+
 class Budget:
     """Dollars spent, by a price per million tokens in and out, and by another for a `batch`. Thread-safe."""
 
     def __init__(
-        self, price: tuple[float, float], limit: float | None = None, batch: tuple[float, float] = (0.0, 0.0)
+        self,
+        price: tuple[float, float],
+        limit: float | None = None,
+        batch: tuple[float, float] = (0.0, 0.0),
+        purse: Purse | None = None,
     ) -> None:
-        self.price, self.limit, self.batch = price, limit, batch
-        self.spent = self._held = 0.0
-        self._changed = threading.Condition()
-        self._over: Spent | None = None
+        """With the `purse` of another model's budget, whose limit holds then, both count together."""
+        self.price, self.batch, self.purse = price, batch, purse or Purse(limit)
+
+    @property
+    def spent(self) -> float:
+        """Dollars, of all models with this purse."""
+        return self.purse.spent
 
     def cost(self, tokens_in: int, tokens_out: int, batch: bool = False) -> float:
         """Dollars for so many tokens."""
@@ -44,18 +63,18 @@ class Budget:
 
     def hold(self, dollars: float, committed: bool = False) -> bool:
         """Hold what a batch may cost; False if the limit leaves too little, unless it is `committed` already."""
-        with self._changed:
+        with self.purse.changed:
             if not committed and self._passes(dollars):
                 return False
-            self._held += dollars
+            self.purse.held += dollars
             return True
 
     def settle(self, held: float, spent: float) -> None:
         """Count what was spent in place of what was held."""
-        with self._changed:
-            self._held = max(0.0, self._held - held)
-            self.spent += spent
-            self._changed.notify_all()
+        with self.purse.changed:
+            self.purse.held = max(0.0, self.purse.held - held)
+            self.purse.spent += spent
+            self.purse.changed.notify_all()
 
     @property
     def exceeded(self) -> bool:
@@ -65,12 +84,13 @@ class Budget:
     def over(self, dollars: float) -> Spent:
         """The failure of a call that may cost so much, which is more than the limit leaves."""
         return Spent(
-            f"--max-usd {self.limit:g}: stopped at {self.spent:.4f} USD, as the next call may cost {dollars:.4f}; "
-            "raise the limit and repeat the command to ask for the rest"
+            f"--max-usd {self.purse.limit:g}: stopped at {self.spent:.4f} USD, as the next call may cost "
+            f"{dollars:.4f}; raise the limit and repeat the command to ask for the rest"
         )
 
     def _passes(self, dollars: float) -> bool:
-        return self.limit is not None and self.spent + self._held + dollars > self.limit
+        purse = self.purse
+        return purse.limit is not None and purse.spent + purse.held + dollars > purse.limit
 
     @contextlib.contextmanager
     def call(self, messages: list[dict[str, Any]], max_tokens: int | None) -> Iterator[Bill]:
@@ -79,17 +99,17 @@ class Budget:
         Where the limit leaves too little, calls under way are waited for, which as a rule cost less than the most;
         Spent is raised when none is.
         """
-        most = self.most(messages, max_tokens)
-        with self._changed:
-            while self._over is None and self._passes(most):
-                if self._held:
-                    self._changed.wait()
+        most, purse = self.most(messages, max_tokens), self.purse
+        with purse.changed:
+            while purse.over is None and self._passes(most):
+                if purse.held:
+                    purse.changed.wait()
                 else:
-                    self._over = self.over(most)
-            if self._over:
-                self._changed.notify_all()
-                raise self._over
-            self._held += most
+                    purse.over = self.over(most)
+            if purse.over:
+                purse.changed.notify_all()
+                raise purse.over
+            purse.held += most
         bill = Bill()
         try:
             yield bill

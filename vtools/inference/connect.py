@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtools.inference import address, batch_store
-from vtools.inference.budget import Budget
+from vtools.inference.budget import Budget, Purse
 from vtools.inference.client import Client
 from vtools.inference.journal import is_kept
 from vtools.process import UsageFailure
@@ -50,8 +50,11 @@ class Target:
             client.close()
 
 
-def connect(target: Target, start_wait: float | None = None) -> tuple[Client, str]:
-    """The client for a target, and its model's name. Raises Failure if no server or no model is there."""
+def connect(target: Target, start_wait: float | None = None, purse: Purse | None = None) -> tuple[Client, str]:
+    """The client for a target, and its model's name. Raises Failure if no server or no model is there.
+
+    What it spends counts together with what is in the `purse`.
+    """
     url = where(target.model, target.base_url)
     if url is None:
         if target.prices:
@@ -75,7 +78,7 @@ def connect(target: Target, start_wait: float | None = None) -> tuple[Client, st
     if target.prices:
         listed = prices.read(target.prices)
         model = endpoint.model
-        endpoint.budget = Budget(listed.tokens(model), target.max_usd, listed.batch_tokens(model))
+        endpoint.budget = Budget(listed.tokens(model), target.max_usd, listed.batch_tokens(model), purse)
     if target.batch:
         from vtools.inference.batch_client import Batches
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from vtools.inference import address, retry, trouble
+from vtools.inference import retry, trouble
 from vtools.inference.address import Server, one_line
 from vtools.inference.budget import Bill, Budget
 from vtools.inference.client import TOKENS, Answer, Messages, Sampling, Slot
@@ -42,7 +42,7 @@ class Endpoint:
     ) -> None:  # fmt: skip
         """`timeout` limits a silence of the server, in seconds. Without `model`, the server must have exactly one."""
         self._server = Server(url)
-        self.url, key = self._server.url, address.key()
+        self.url, key = self._server.url, self._server.key
         if not key and self._server.is_openai:
             raise Failure(f"{self.url}: OPENAI_API_KEY is not set; set it, or name another server with --base-url")
         import httpx2
@@ -199,9 +199,9 @@ class Endpoint:
         status = told.status or 0
         advice = ""
         if told.unpaid:
-            advice = "; check the account that OPENAI_API_KEY belongs to"
+            advice = f"; check the account that {self._server.key_name} belongs to"
         elif status in (401, 403):
-            advice = "; check OPENAI_API_KEY"
+            advice = f"; check {self._server.key_name}"
         elif status == 404:
             advice = f"; is {self.model} the right --model, and {self.url} the right --base-url?"
         elif status == 429:

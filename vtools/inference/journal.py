@@ -121,7 +121,7 @@ class Journal:
                 where = f"{self._out}: " if self._out else ""
                 raise OtherModel(
                     f"{where}{asked} was {self._reported[asked]} before and now answers as {told}: two models in one "
-                    "file say nothing; name the one that you mean (--model), or another file (-o)"
+                    "file say nothing; name the one that you mean, or another file (-o)"
                 )
             if self._stream is not None:
                 self._stream.write(jsonl.dumps(record))

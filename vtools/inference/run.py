@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -29,9 +29,9 @@ def ask_all(
     write: Callable[[jsonl.Output, Record], None] = jsonl.Output.write,
     seen: Callable[[Task, Record | None], None] = lambda task, record: None,
     needed: Callable[[Task], bool] = lambda task: True,
-    unit: str = "answers", total: int | None = None, client: Client,
+    unit: str = "answers", total: int | None = None, clients: Sequence[Client],
 ) -> str | None:  # fmt: skip
-    """Each task through `ask`, which asks the `client`, in the order of the tasks; finished ones come from FILE.
+    """Each task through `ask`, which asks `clients`, in the order of the tasks; finished ones come from FILE.
 
     Every task is `seen` in that order with its row, None if it failed; then some may be no longer `needed`, which is
     asked in threads. These have no row of this run: what was under way follows after the rows that are.
@@ -42,7 +42,8 @@ def ask_all(
     row is written.
     """
     counts, out = filtering.Rejects(tool, common.rejects), common.out
-    budget = client.budget
+    budget = next((client.budget for client in clients if client.budget), None)
+    batches = next((client for client in clients if isinstance(client, Batches)), None)  # then it is the only client
     progress = Progress(tool, unit, total, common.quiet, budget)
     failed = None
     late: list[tuple[Task, Record]] = []
@@ -63,8 +64,8 @@ def ask_all(
                 return Reject("unanswered", str(failure))
 
         answered: Attempt = attempt
-        if isinstance(client, Batches):
-            tasks, answered = client.settled(tool, tasks, attempt, kept.get, common.quiet)
+        if batches:
+            tasks, answered = batches.settled(tool, tasks, attempt, kept.get, common.quiet)
 
         def work(task: Task) -> Done:
             if task.reject:
@@ -80,7 +81,8 @@ def ask_all(
                 kept.add(made)
             return made, False
 
-        client.slot = workers.slot
+        for client in clients:
+            client.slot = workers.slot
 
         def add(task: Task, record: Record, known: bool) -> None:
             write(output, record)
@@ -120,8 +122,8 @@ def ask_all(
         others = len(kept)
         for record in kept.others():
             write(output, record)
-    if isinstance(client, Batches):
-        client.finish(tool, common.quiet)
+    if batches:
+        batches.finish(tool, common.quiet)
     if late and not common.quiet:
         say(tool, f"{len(late)} {unit} that were under way when they were no longer needed follow after the others")
     if others and not common.quiet:

@@ -13,6 +13,7 @@ ALTERNATIVES = 20  # of which servers give log-probabilities
 
 
 def judge(
+    context: typer.Context,
     files: Annotated[
         list[str], typer.Argument(metavar="FILE...", help="The answers of each model, a file each; - is stdin.")
     ],
@@ -48,6 +49,15 @@ def judge(
         typer.Option(metavar="FILE", help="Report which questions are in this training data; repeatable."),
     ] = None,
     model: options.AskedModel = None,
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--judge", metavar="NAME[=URL]", help="Ask this model, at --base-url or a URL of its own; repeatable."
+        ),
+    ] = None,
+    own_family: Annotated[
+        bool, typer.Option("--own-family", help="Keep the judgments of a panel's judge about its own family.")
+    ] = False,
     base_url: options.BaseUrl = None,
     one_order: Annotated[
         bool,
@@ -102,6 +112,13 @@ def judge(
     With --logprobs, the judge is asked for one token, and its probabilities are the verdict: the share that each side
     wins, or the mean grade; null if less than half of the probability is on verdicts.
 
+    Several --judge are a panel: each judges every pair, at --base-url or, as NAME=URL, at a URL of its own, with one -j
+    and one --max-usd for all; `vtools report` shows each, and what most of them prefer. Judges favour their own: in a
+    panel each leaves out the answers of its own family, which is known by the models' names, unless --own-family keeps
+    them; a judge alone is only warned about. So is a name that its provider moves to newer models, such as gpt-4o:
+    name the dated one. The key is in OPENAI_API_KEY, or for the servers of Anthropic, Google (Gemini), Mistral,
+    DeepSeek and OpenRouter in a variable of their own, as ANTHROPIC_API_KEY.
+
     Questions that a model was trained on say little about it: --training-data lists on stderr those that share 13
     consecutive words with that data. `vtools clean --decontaminate` removes such conversations before training.
 
@@ -132,11 +149,12 @@ def judge(
       vtools judge a.jsonl b.jsonl --questions q.jsonl --base-url http://127.0.0.1:8000/v1 | vtools report
       vtools judge a.jsonl b.jsonl vicuna.jsonl --baseline a --model gpt-4.1 --prices prices.json --max-usd 5 -o j.jsonl
       vtools judge a.jsonl b.jsonl --model gpt-4.1 --stop-when-decided 0.95 -o j.jsonl && vtools report j.jsonl
+      vtools judge a.jsonl b.jsonl --judge gpt-4.1-2025-04-14 --judge qwen=http://127.0.0.1:8000/v1 -o j.jsonl
       vtools judge a.jsonl --rubric dialogue --mode single --model gpt-4.1 | vtools report
     """
     from vtools.inference.client import Sampling
     from vtools.inference.connect import Target, by_batch
-    from vtools.judge import answer_files, answers, judging, matches, rubric
+    from vtools.judge import answer_files, answers, judging, matches, panel, rubric
 
     if mode_name == "pair" and len(files) < 2:
         raise UsageFailure("name a second file of answers to compare with, or grade the one with --mode single")
@@ -162,10 +180,22 @@ def judge(
         raise UsageFailure(
             "--batch asks everything at once, so that nothing can stop it: leave out --stop-when-decided"
         )
+    source = context.get_parameter_source("model")
+    if judges and source is not None and source.name == "COMMANDLINE":  # VTOOLS_MODEL is for when nothing is said
+        raise UsageFailure("--judge and --model both say who judges; leave one of them out")
+    several = len(judges or ()) > 1
+    if own_family and not several:
+        raise UsageFailure("--own-family is about a panel, of several --judge; one judge judges all")
+    if several and batch:
+        raise UsageFailure("--batch asks one judge: repeat the command for each --judge, with the same -o FILE")
+    if several and stop_when_decided:
+        raise UsageFailure("--stop-when-decided is about one judge's verdicts; leave it out with several --judge")
     at_once, beside = jobs or options.REQUESTS, by_batch(batch, out, jobs)
-    target = Target(model, base_url, template, timeout=timeout, prices=prices, max_usd=max_usd, batch=beside)
+    common = Target(model, base_url, template, timeout=timeout, prices=prices, max_usd=max_usd, batch=beside)
+    targets = panel.targets(common, judges or [])
     asked = judging.Judge(chosen, mode, sampling)
     every, known = answer_files.read(files, names, questions)
+    board = panel.Panel(targets, {answers.model: answers.names for answers in every}, own_family)
     if mode_name == "single":
         tasks = list(answers.singles(every, known))
     else:
@@ -185,10 +215,10 @@ def judge(
 
         seen = trained.seen(tasks, files[0], training_data)
     if dry_run:
-        judging.estimate(tasks, target, asked, out, at_once, stopping)
+        judging.estimate(tasks, board, asked, out, at_once, stopping)
         return
     try:
-        judging.judge_all(tasks, target, asked, options.Common(out, rejects, stats, at_once, quiet), stopping)
+        judging.judge_all(tasks, board, asked, options.Common(out, rejects, stats, at_once, quiet), stopping)
     finally:
         if seen and not quiet:
             say("judge", seen)

@@ -1,7 +1,7 @@
 """Which model is better, by how much, and how certainly: counts, measures and their intervals."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 from vtools.report import stopping
 from vtools.report.intervals import resampled
@@ -9,6 +9,17 @@ from vtools.report.reading import Pair, Unit
 
 INCONSISTENT = 0.3  # published judges flip 20 to 80 % of their verdicts; above this share, warn
 MEASURES = ("score_ratio", "win_rate", "as_good")
+
+
+class Judged(Protocol):
+    """The answers to a question as they were judged: by one judge, or by several together."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def outcome(self) -> str | None: ...
+    @property
+    def score(self) -> tuple[float, float] | None: ...
 
 
 def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
@@ -42,7 +53,7 @@ def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
     return table
 
 
-def counts(units: list[Unit]) -> dict[str, Any]:
+def counts(units: Sequence[Judged]) -> dict[str, Any]:
     """Wins, ties and losses of b, and the totals of the scores."""
     outcomes = [unit.outcome for unit in units]
     scores = [score for unit in units if (score := unit.score)]
@@ -61,7 +72,7 @@ def counts(units: list[Unit]) -> dict[str, Any]:
     }
 
 
-def intervals(units: list[Unit], seed: int) -> dict[str, Any]:
+def intervals(units: Sequence[Judged], seed: int) -> dict[str, Any]:
     """95 % intervals of the measures, by resampling whole questions, all turns."""
     rows = []
     for unit in units:

@@ -5,15 +5,13 @@ from typing import Any
 
 def text(table: dict[str, Any]) -> str:
     """The table for people."""
-    lines = [f"A: {table['a']}", f"B: {table['b']}", f"judge: {table['judge']}", ""]
-    flips = "not known" if table["inconsistent"] is None else f"{table['inconsistent']:.1%}"
-    if table["inconsistent"]:
-        flips += f" (the first answer won both times {table['first_won']}, the second {table['second_won']})"
+    lines = [f"A: {table['a']}", f"B: {table['b']}", who(table), ""]
+    agreed = ("all judges agree", f"{table['agreed']}/{table['by_several']}") if "judges" in table else orders(table)
     by_game = table.get("game_rate")
     unlike = by_game is not None and round(by_game - table["win_rate"], 6)
     rows = [
         ("questions", f"{table['questions']}, judged {table['judged']}, unparsed {table['unparsed']}"),
-        ("orders disagree", flips),
+        agreed,
         ("B wins / ties / A wins", f"{table['b_wins']} / {table['ties']} / {table['a_wins']}"),
         ("B's win rate, ties half", share(table, "win_rate")),
         *([("B's share of all games", share(table, "game_rate"))] if unlike else []),
@@ -34,6 +32,21 @@ def text(table: dict[str, Any]) -> str:
             )
     lines += [""] * bool(table["warnings"]) + [f"warning: {warning}" for warning in table["warnings"]]
     return "\n".join(lines)
+
+
+def who(table: dict[str, Any]) -> str:
+    """Who judges."""
+    if "judges" in table:
+        return f"judges: {', '.join(table['judges'])}; each question goes to the model that more of them prefer"
+    return f"judge: {table['judge']}"
+
+
+def orders(table: dict[str, Any]) -> tuple[str, str]:
+    """How often a judge's verdict changes with the order of the answers."""
+    flips = "not known" if table["inconsistent"] is None else f"{table['inconsistent']:.1%}"
+    if table["inconsistent"]:
+        flips += f" (the first answer won both times {table['first_won']}, the second {table['second_won']})"
+    return "orders disagree", flips
 
 
 def share(table: dict[str, Any], name: str, digits: int = 1) -> str:
@@ -63,7 +76,8 @@ def picture(path: str, tables: list[dict[str, Any]]) -> bytes:
     for table in tables:
         rows.append((f"B: {table['b']}\nA: {table['a']}", bar(table)))
         rows += [(name, bar(row)) for name, row in table["categories"].items()]
-    judges = ", ".join(dict.fromkeys(table["judge"] for table in tables))
+    names = (name for table in tables for name in table.get("judges") or [table["judge"]])
+    judges = ", ".join(dict.fromkeys(names))
     title = f"Judged by {judges}\nThe further B's wins reach to the right, the better B"
     return plots.stacked_bars(path, title, "share of the questions", rows)
 
