@@ -162,6 +162,8 @@ def test_a_candidate_is_of_the_family_that_its_records_name_under_any_name_for_i
         (judges("one=http://127.0.0.1:9/v1", "two=http://127.0.0.1:8/v1"), "each --judge names a URL of its own"),
         ([*judges("one", "two"), "--model", "three"], "--judge and --model both say who judges"),
         ([*judges("one"), "--own-family"], "--own-family is about a panel"),
+        ([*judges("one", "two"), "--batch", "-o", "j.jsonl"], "--batch asks one judge: repeat the command"),
+        ([*judges("one", "two"), "--stop-when-decided", 0.9], "is about one judge's verdicts"),
     ],
 )  # fmt: skip
 def test_a_panel_that_means_nothing_is_refused(vtools, tmp_path, files, first, options, why):
