@@ -53,3 +53,4 @@ class Host:
         asked = self.robots.request_rate(AGENT)
         delays = [self.robots.crawl_delay(AGENT), asked.seconds / asked.requests if asked and asked.requests else None]
         self.pause = max([self.pause, *(float(each) for each in delays if each)])
+        self.answered()  # the pause after this file is already theirs

@@ -35,6 +35,10 @@ class Unavailable(Failure):
         self.asked, self.host = asked, host
 
 
+class Broken(Torn):
+    """A download that broke off because its host failed."""
+
+
 class Session:
     """The hosts of one run. Thread-safe."""
 
@@ -60,10 +64,12 @@ class Session:
         try:
             yield from self._body(source)
             host.failures = 0
-        except (Unavailable, Torn) as error:
-            if isinstance(error, Torn) or error.host:
-                host.failures += 1
-            if isinstance(error, Unavailable) and (error.asked or 0) > retry.LONGEST_WAIT:
+        except Broken:
+            host.failures += 1
+            raise
+        except Unavailable as error:
+            host.failures = host.failures + 1 if error.host else 0
+            if (error.asked or 0) > retry.LONGEST_WAIT:
                 host.failures = FAILURES
             raise
 
@@ -126,13 +132,18 @@ class Session:
         return got
 
     @contextlib.contextmanager
-    def _response(self, url: str, headers: dict[str, str], robots: bool = True) -> Iterator[Any]:
-        """The response to a request, after all redirects. Raises Unavailable, _Again, httpx2.TransportError."""
-        target, elsewhere = httpx2.URL(url), False
+    def _response(
+        self, url: str, headers: dict[str, str], robots: bool = True, elsewhere: bool = False
+    ) -> Iterator[Any]:
+        """The response to a request, after all redirects. `elsewhere`: another server led to this URL.
+
+        Raises Unavailable, _Again, httpx2.TransportError.
+        """
+        target = httpx2.URL(url)
         for _ in range(REDIRECTS):
             host = self._host(target)
             if robots:
-                self._obey(host, target)
+                self._obey(host, target, elsewhere)
             with host.turn() as client:
                 request = client.build_request("GET", target, headers=headers, extensions={ELSEWHERE: elsewhere})
                 try:
@@ -149,7 +160,7 @@ class Session:
             target = following
         raise Unavailable(f"more than {REDIRECTS} redirects")
 
-    def _obey(self, host: Host, url: Any) -> None:
+    def _obey(self, host: Host, url: Any, elsewhere: bool) -> None:
         """Read the robots.txt of a host, once, and raise Unavailable if it forbids a URL.
 
         Where there is none, everything is allowed; where it cannot be read, nothing (RFC 9309, 2.3.1).
@@ -159,7 +170,7 @@ class Session:
         while host.robots is None:
             tries += 1
             try:
-                with self._response(str(place), {}, robots=False) as response:
+                with self._response(str(place), {}, False, elsewhere) as response:
                     if retry.is_transient(response.status_code):
                         raise _Again(f"robots.txt: {_status(response)}", retry.after(response.headers))
                     found = response.status_code == 200
@@ -213,7 +224,9 @@ class _Again(Exception):
 
 
 def _ended(got: int, why: str, asked: float | None = None, host: bool = False) -> Exception:
-    return Torn(f"the download broke off at byte {got}: {why}") if got else Unavailable(why, asked, host)
+    if not got:
+        return Unavailable(why, asked, host)
+    return (Broken if host else Torn)(f"the download broke off at byte {got}: {why}")
 
 
 def _page(response: Any) -> Iterator[bytes]:
