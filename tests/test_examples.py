@@ -68,6 +68,7 @@ def world(tmp_path_factory):
     prices = {"gpu": {"a100": 1.1}, "model": {"gpt-4.1": {"in": 2, "out": 8}}}
     (folder / "prices.json").write_text(json.dumps(prices))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')
+    (folder / "list.txt").write_text("data/chats.jsonl\n")
     with crawl_state.opened(str(folder / "crawl.db")):
         pass
     questions = [{"id": f"q{n}", "category": "generic", "turns": [f"Question {n}?"]} for n in range(2)]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import shutil
 import sqlite3
+import ssl
+import sys
 
 import pytest
 from loopback import Reply, Server
 from misbehaving import Site, conversation, most_within_a_second
-from running import peak
+from running import ROOT, execute, peak
 
 FAST = ("--rate", 1000)
 
@@ -113,25 +115,13 @@ def test_a_redirect_to_a_private_address_is_refused_and_never_dialled(vtools):
         assert secret.requests == []
 
 
-def test_the_address_that_was_checked_is_the_one_that_is_dialled():
-    """A name that is public when it is checked, and this machine's when it is looked up again."""
-    httpx2 = pytest.importorskip("httpx2")
-    from vtools.fetch.addresses import Pinned, Refused
-
-    answers = iter([["240.0.0.1"], ["127.0.0.1"], ["127.0.0.1"]])
-    with Server(lambda request: Reply(b"secret")) as secret:
-        port = secret.url.rpartition(":")[2]
-        pinned = Pinned("http", "rebound.test", httpx2.create_ssl_context(), lambda host: next(answers))
-        pinned._was_public = True  # as after a first answer from a public address
-        with httpx2.Client(transport=pinned, timeout=0.5) as client:
-            for _ in range(3):
-                with contextlib.suppress(httpx2.TransportError), pytest.raises(Refused):
-                    client.get(f"http://rebound.test:{port}/")
-        assert secret.requests == []
-        named = Pinned("http", "mine.test", httpx2.create_ssl_context(), lambda host: ["127.0.0.1"])
-        with httpx2.Client(transport=named) as client:  # a name of this network that the user gave
-            assert client.get(f"http://mine.test:{port}/").content == b"secret"
-        assert secret.requests[0].headers["Host"] == f"mine.test:{port}"
+def test_a_name_that_changes_its_address_leads_nowhere_private(tmp_path):
+    alone = ["unshare", "-rmn", sys.executable, str(ROOT / "tests" / "rebinding.py")]
+    if not shutil.which("unshare") or not shutil.which("ip") or execute(["unshare", "-rmn", "true"]).returncode:
+        pytest.skip("no network namespace can be made here")
+    (found,) = execute(alone, cwd=tmp_path).records
+    assert found["given"] >= 2 and found["public"] == 1 and found["secret"] == 0
+    assert found["code"] == 1 and "rebound.example (127.0.0.1), a private address" in found["said"]
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "192.168.0.1", "100.64.0.1", "0.0.0.0", "::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"])  # fmt: skip
@@ -140,6 +130,37 @@ def test_an_address_that_is_not_of_the_public_internet_is_known_in_every_form(ad
 
     assert is_private(address)
     assert not is_private("93.184.216.34") and not is_private("2606:2800:220:1:248:1893:25c8:1946")
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """A certificate for localhost that signs itself, with its key."""
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not installed")
+    file = tmp_path_factory.mktemp("tls") / "both.pem"
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    about = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(file), "-out", str(file) + ".crt"]  # fmt: skip
+    made = execute([*make, *about])
+    assert made.returncode == 0, made.errors
+    return file
+
+
+def test_over_https_the_name_is_checked_and_no_redirect_leaves_it(vtools, site, certificate):
+    def reply(request):
+        if request.path == "/down":
+            return Reply(status=302, headers={"Location": f"{site.url}/plain"})
+        return Reply(status=404) if request.path == "/robots.txt" else Reply(json.dumps(conversation("safe")).encode())
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(f"{certificate}.crt", certificate)
+    with Server(reply, tls=context) as server:
+        port, env = server.url.rpartition(":")[2], {"SSL_CERT_FILE": f"{certificate}.crt"}
+        known = vtools("fetch", f"https://localhost:{port}/x", *FAST, env=env)
+        assert [record["id"] for record in known.records] == ["safe"], known.errors
+        other = vtools("fetch", f"https://127.0.0.1:{port}/x", *FAST, env=env)
+        assert other.returncode == 1 and "certificate" in other.errors
+        down = vtools("fetch", f"https://localhost:{port}/down", *FAST, env=env)
+        assert down.returncode == 1 and "from https to http" in down.errors and "plain" not in site.asked
 
 
 def test_a_proxy_of_the_environment_is_used_except_for_what_it_excludes(vtools):

@@ -66,6 +66,10 @@ def test_what_a_killed_run_wrote_but_could_not_note_is_noted_and_its_torn_line_c
     assert "12 bytes of a torn last line were cut off" in done.errors
     assert "4 in, 4 out, 0 rejected, unchanged 4, known 4" in done.errors
     assert sorted(ids(tmp_path / "all.jsonl")) == sorted(names)
+    with open(tmp_path / "all.jsonl", "ab") as file:
+        file.write(b'{"id": "torn')
+    assert "0 in, 0 out, 0 rejected, unchanged 12" in vtools(*fetch, stdin=listed(site.urls(*names))).errors
+    assert sorted(ids(tmp_path / "all.jsonl")) == sorted(names)
 
 
 def test_a_source_that_failed_waits_and_is_asked_again_when_its_time_has_come(vtools, tmp_path):

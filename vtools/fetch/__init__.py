@@ -75,10 +75,18 @@ def fetch(
     the download and the license. An interrupted download is resumed. Unreadable input ends the run with exit status 1,
     unless --rejects FILE collects it; so does input of which no record can be read.
 
+    Servers are asked politely: by their robots.txt, once per second and host, over one connection, later when they say
+    so; a host that fails five times in a row is left alone. A redirect to a private address, or from https to http, is
+    refused, and so is a page that asks for a login or tests browsers. Proxies are those of the environment
+    (HTTPS_PROXY, NO_PROXY). With --state, a rerun asks only for what has changed and writes only new conversations; a
+    source that fails is a reject, and is asked again after a minute at first, then ever later. A record is on stdout, or
+    on disk in the file of --append, before the state has it: after a kill none is missing.
+
     \b
     Examples:
       vtools fetch sharegpt.json.gz --rejects rejects.jsonl > raw.jsonl
       vtools fetch https://example.org/chats.jsonl --license cc-by-4.0 -o raw.jsonl
+      vtools fetch --sources list.txt --state crawl.db --append chats.jsonl --rejects rejects.jsonl
       vtools fetch data/ 'more/*.zip' --role helper=assistant > raw.jsonl
       vtools fetch faq.csv --columns user=question,assistant=answer > raw.jsonl
       echo '{"prompt": "Hi", "completion": "Hello!"}' | vtools fetch

@@ -106,9 +106,7 @@ class Session:
                             yield fresh
                     break
             except _Again as again:
-                self._rest(source.uri, again, tries, got)
-            except httpx2.TransportError as error:
-                self._rest(source.uri, _Again.of(error, self._limits.timeout), tries, got)
+                _rest(again, tries, got)
         same = source.digest == digest.digest()
         source.etag, source.modified = response.headers.get("etag"), response.headers.get("last-modified")
         source.digest = digest.digest()
@@ -137,7 +135,7 @@ class Session:
     ) -> Iterator[Any]:
         """The response to a request, after all redirects. `elsewhere`: another server led to this URL.
 
-        Raises Unavailable, _Again, httpx2.TransportError.
+        Raises Unavailable, and _Again if this, or what is done with the response, fails in a way that may pass.
         """
         target = httpx2.URL(url)
         for _ in range(REDIRECTS):
@@ -148,14 +146,19 @@ class Session:
                 request = client.build_request("GET", target, headers=headers, extensions={ELSEWHERE: elsewhere})
                 try:
                     response = client.send(request, stream=True)
+                    host.answered()
+                    with contextlib.closing(response):
+                        if not response.has_redirect_location:
+                            yield response
+                            return
+                        following = _followed(target, response.headers["location"])
                 except Refused as refused:
                     raise Unavailable(f"leads to {refused}, a private address, which only you may name") from None
-                host.answered()
-                with contextlib.closing(response):
-                    if not response.has_redirect_location:
-                        yield response
-                        return
-                    following = _followed(target, response.headers["location"])
+                except _Again as again:
+                    again.host = host
+                    raise
+                except httpx2.TransportError as error:
+                    raise _Again.of(error, host, self._limits.timeout) from None
             elsewhere = elsewhere or _origin(following) != _origin(target)
             target = following
         raise Unavailable(f"more than {REDIRECTS} redirects")
@@ -176,18 +179,9 @@ class Session:
                     found = response.status_code == 200
                     host.obey(_text(response, LONGEST_ROBOTS) if found else "")
             except _Again as again:
-                self._rest(str(place), again, tries, 0)
-            except httpx2.TransportError as error:
-                self._rest(str(place), _Again.of(error, self._limits.timeout), tries, 0)
+                _rest(again, tries, 0)
         if not host.robots.can_fetch(str(url), AGENT):
             raise Unavailable(f"{place} forbids it")
-
-    def _rest(self, url: str, again: "_Again", tries: int, got: int) -> None:
-        """Have the host rest until the next try. Raises Unavailable or Torn if there is none."""
-        wait = retry.wait(tries - 1, min(TRIES - 1, again.allowed), again.asked or None, first=1.0)
-        if wait is None:
-            raise _ended(got, again.why, again.asked, host=True)
-        self._host(httpx2.URL(url)).rest(wait)
 
     def _host(self, url: Any) -> Host:
         scheme, name, port = _origin(url)
@@ -205,22 +199,35 @@ class Session:
 
 
 class _Again(Exception):
-    """A request that may be repeated so many times, after so many seconds if its server said how many."""
+    """A request to a host that may be repeated so many times, after so many seconds if it said how many."""
+
+    host: Host
 
     def __init__(self, why: str, asked: float | None = None, wall: str | None = None, allowed: int = TRIES) -> None:
+        super().__init__(why)
         self.why = f"{why}: {wall}" if wall else why
         self.asked = asked
         self.allowed = 0 if wall else allowed
 
     @classmethod
-    def of(cls, error: httpx2.TransportError, timeout: float) -> "_Again":
+    def of(cls, error: httpx2.TransportError, host: Host, timeout: float) -> "_Again":
         """What a connection's error means. A port that is closed, or a name that is not known, is asked once more."""
         allowed = TRIES
         if isinstance(error, httpx2.TimeoutException):
             allowed = retry.silences(timeout)
         elif isinstance(error, httpx2.ConnectError | httpx2.UnsupportedProtocol):
             allowed = 1
-        return cls(str(error) or type(error).__name__, allowed=allowed)
+        again = cls(str(error) or type(error).__name__, allowed=allowed)
+        again.host = host
+        return again
+
+
+def _rest(again: _Again, tries: int, got: int) -> None:
+    """Have the host that failed rest until the next try. Raises Unavailable or Torn if there is none."""
+    wait = retry.wait(tries - 1, min(TRIES - 1, again.allowed), again.asked or None, first=1.0)
+    if wait is None:
+        raise _ended(got, again.why, again.asked, host=True)
+    again.host.rest(wait)
 
 
 def _ended(got: int, why: str, asked: float | None = None, host: bool = False) -> Exception:

@@ -93,7 +93,12 @@ def values(names: list[str], origin: Origin, crawl: Crawl, columns: Names = NONE
                 crawl.counts.extra["waiting"] += 1
             else:
                 origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
-                yield from streams.values(name, columns)
+                try:
+                    yield from streams.values(name, columns)
+                except OSError as error:
+                    if not crawl.counts.goes_on:
+                        raise
+                    yield streams.Value(b"", name, 0, foreign=error.strerror or str(error), reason="unavailable")
             crawl.tick()
 
 
