@@ -79,8 +79,8 @@ def fetch(
     so; a host that fails five times in a row is left alone. A redirect to a private address, or from https to http, is
     refused, and so is a page that asks for a login or tests browsers. Proxies are those of the environment
     (HTTPS_PROXY, NO_PROXY). With --state, a rerun asks only for what has changed and writes only new conversations; a
-    source that fails is a reject, and is asked again after a minute at first, then ever later. A record is on stdout, or
-    on disk in the file of --append, before the state has it: after a kill none is missing.
+    source that fails is a reject, and is asked again after a minute at first, later each time. A record is on stdout,
+    or on disk in the file of --append, before the state has it: after a kill none is missing.
 
     \b
     Examples:
