@@ -115,6 +115,7 @@ def test_a_redirect_to_a_private_address_is_refused_and_never_dialled(vtools):
         assert secret.requests == []
 
 
+@pytest.mark.slow
 def test_a_name_that_changes_its_address_leads_nowhere_private(tmp_path):
     alone = ["unshare", "-rmn", sys.executable, str(ROOT / "tests" / "rebinding.py")]
     if not shutil.which("unshare") or not shutil.which("ip") or execute(["unshare", "-rmn", "true"]).returncode:

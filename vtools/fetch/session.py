@@ -159,7 +159,7 @@ class Session:
                     raise
                 except httpx2.TransportError as error:
                     raise _Again.of(error, host, self._limits.timeout) from None
-            elsewhere = elsewhere or _origin(following) != _origin(target)
+            elsewhere = elsewhere or _origin(following)[1:] != _origin(target)[1:]  # from http to https is still there
             target = following
         raise Unavailable(f"more than {REDIRECTS} redirects")
 
