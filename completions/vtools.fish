@@ -2,7 +2,7 @@
 complete -c vtools -n __fish_use_subcommand -f -a fetch -d 'Read conversations in all usual formats, from files or URLs, and write them in one format'
 complete -c vtools -n __fish_use_subcommand -f -a clean -d 'Clean conversations: convert HTML answers to Markdown, put turns in order, drop broken records'
 complete -c vtools -n __fish_use_subcommand -f -a split -d 'Cut long conversations into segments of at most --max-tokens, each beginning with a question'
-complete -c vtools -n __fish_use_subcommand -f -a stats -d 'Count what is in a file of records, summarise a training run, or compare two files'
+complete -c vtools -n __fish_use_subcommand -f -a stats -d 'Count what is in a file of records, summarise a training run or a crawl, or compare two files'
 complete -c vtools -n __fish_use_subcommand -f -a train -d 'Fine-tune a chat model on conversations; metrics go to stdout, one JSON line per step'
 complete -c vtools -n __fish_use_subcommand -f -a make-delta -d 'Write a tuned model, TARGET, as its difference from BASE: a folder to publish instead of the whole model'
 complete -c vtools -n __fish_use_subcommand -f -a apply-delta -d 'Rebuild a tuned model from BASE and DELTA, as the folder OUT'

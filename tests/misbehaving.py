@@ -14,7 +14,7 @@ from chats import chat
 from loopback import Reply, Request, Server
 
 LOGIN = b"<html><body><form><input name=u><input type='password' name=p></form></body></html>"
-CHALLENGE = b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body></body></html>"
+CHALLENGE = b"<!DOCTYPE html><html><head><title>Attention Required!</title></head><body></body></html>"
 
 
 def conversation(name: str) -> dict:
@@ -34,6 +34,7 @@ class Site(Server):
     def __init__(self, elsewhere: str = "http://127.0.0.1:9", robots: bytes = b"User-agent: *\nDisallow: /denied/") -> None:  # fmt: skip
         self.elsewhere, self.robots = elsewhere, robots
         self.versions: Counter[str] = Counter()
+        self.visits: Counter[str] = Counter()  # by path, without its first slash
         self.under_way = self.most = 0
         self._lock = threading.Lock()
         self.ended = threading.Event()
@@ -50,14 +51,16 @@ class Site(Server):
         with self._lock:
             self.under_way += 1
             self.most = max(self.most, self.under_way)
+            name = request.path.lstrip("/")
+            self.visits[name] += 1
+            visit = self.visits[name]
         try:
-            return self._reply(request, request.path.lstrip("/"))
+            return self._reply(request, name, visit)
         finally:
             with self._lock:
                 self.under_way -= 1
 
-    def _reply(self, request: Request, name: str) -> Reply:
-        visit = self.asked.count(name)
+    def _reply(self, request: Request, name: str, visit: int) -> Reply:
         whole = body(name + (f" {self.versions[name]}" if self.versions[name] else ""))
         tag = f'"{name} {self.versions[name]}"'
         if name == "robots.txt":

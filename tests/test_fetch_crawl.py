@@ -189,7 +189,7 @@ def test_a_silent_server_and_a_slow_one_are_given_up(vtools, site, tmp_path):
 def test_a_page_about_logins_is_no_login_page():
     from vtools.fetch import walls
 
-    talk = b"<html><script>window.data = '<input type=\"password\"> and <title>Just a moment'</script><body>Chat</body></html>"
+    talk = b"<html><script>window.data = '<input type=\"password\"> and <title>Attention required'</script><body>Chat</body></html>"
     assert walls.in_page(talk) is None
     assert walls.in_page(json.dumps({"html": "<input type='password'>"}).encode()) is None
     assert walls.in_page(b"\n <html><input id=x TYPE=password>") == "a login page"

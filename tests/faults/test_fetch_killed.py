@@ -15,23 +15,16 @@ from test_fetch_crawl import listed
 BATCH = 100  # how many records of one source may come twice (fetch/keeping.py)
 
 
-def sources(site: Site, number: int) -> tuple[list[str], set[str]]:
-    """URLs of so many conversations, and their ids."""
-    names = [f"c{index}" for index in range(number)]
-    return site.urls(*names), set(names)
-
-
 def killed_and_rerun(site, folder, number: int, kills: int, *output: str) -> list[list[str]]:
     """What the runs of a crawl have on stdout, each killed after it was asked for some more pages, but the last."""
     dice = random.Random(kills)
-    urls, _ = sources(site, number)
-    (folder / "list").write_text(listed(urls))
+    (folder / "list").write_text(listed(site.urls(*(f"c{index}" for index in range(number)))))
     fetch = ("fetch", "--sources", "list", "--state", "s.db", "--rate", 100_000, *output)
     printed = []
     for end in [*sorted(dice.sample(range(1, number), kills)), None]:
         with open(folder / "out", "wb") as stdout, start(*fetch, cwd=folder, stdout=stdout) as run:
             if end is not None:
-                wait_until(lambda end=end: len(set(site.asked)) > end or run.poll() is not None, 300)
+                wait_until(lambda end=end: len(site.visits) > end or run.poll() is not None, 300)
                 run.kill()
             errors = run.stderr.read().decode()
             assert (run.wait(300) == 0) == (end is None), errors
