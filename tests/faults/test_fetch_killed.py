@@ -12,6 +12,7 @@ from misbehaving import Site
 from running import start, wait_until
 from test_fetch_crawl import listed
 
+pytestmark = pytest.mark.timeout(1200)  # 21 runs, each of which asks for what the earlier ones had
 BATCH = 100  # how many records of one source may come twice (fetch/keeping.py)
 
 
