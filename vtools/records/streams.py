@@ -12,6 +12,7 @@ from vtools.records.naming import NONE, Names
 from vtools.records.unpacking import Foreign, Torn, prepend, unpacked
 
 CHUNK = 1 << 16
+LONGEST = 1 << 28  # bytes from one value to the next: more would be held in memory
 BOM = b"\xef\xbb\xbf"
 BETWEEN = b" \t\r\n,"  # what may separate two values
 DATA = (".json", ".jsonl", ".ndjson", ".parquet")
@@ -22,7 +23,8 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")
 class Value(NamedTuple):
     """One raw JSON value: its bytes, its file, its line (or index in the array), and the error if it was cut off.
 
-    `foreign` says why it is no JSON, where that is known before it is parsed.
+    `foreign` says why it is no JSON, where that is known before it is parsed, and `reason` how that is counted. A value
+    that stands for a whole source of which there is nothing has the number 0.
     """
 
     raw: bytes
@@ -30,6 +32,12 @@ class Value(NamedTuple):
     number: int
     torn: str | None = None
     foreign: str | None = None
+    reason: str = "bad_json"
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return f"{self.file}:{self.number}" if self.number else self.file
 
 
 def is_data(name: str, names: Names = NONE) -> bool:
@@ -52,9 +60,21 @@ def values(file: str, names: Names = NONE) -> Iterator[Value]:
 
 def split(chunks: Iterable[bytes], file: str, names: Names = NONE) -> Iterator[Value]:
     """Unpack chunks of bytes and cut them into values; the rows of a table too, if `names` has columns."""
+    since = 0  # the last value, in bytes
+
+    def limited(part: Iterator[bytes]) -> Iterator[bytes]:
+        nonlocal since
+        for chunk in part:
+            since += len(chunk)
+            if since > LONGEST:
+                raise Torn(f"{LONGEST >> 20} MB without the end of a record")
+            yield chunk
+
     try:
         for member, part in unpacked(iter(chunks), lambda name: is_data(name, names)):
-            yield from _cut(part, f"{file}/{member}" if member else file, names)
+            for value in _cut(limited(part), f"{file}/{member}" if member else file, names):
+                since = 0
+                yield value
     except Torn as torn:
         yield Value(b"", file, 1, torn=str(torn))
     except Foreign as kind:
@@ -63,13 +83,13 @@ def split(chunks: Iterable[bytes], file: str, names: Names = NONE) -> Iterator[V
 
 def _cut(chunks: Iterator[bytes], file: str, names: Names) -> Iterator[Value]:
     """Array elements if the first byte is `[`, unless they are turns; else lines, or objects of several lines."""
-    head = b""
+    head: list[bytes] = []
     try:
         for chunk in chunks:
-            head += chunk
-            start = arrays.BETWEEN.sub(b"", head, count=1)
+            head.append(chunk)
+            start = arrays.BETWEEN.sub(b"", chunk, count=1)
             if start:
-                chunks = prepend(head, chunks)
+                chunks = prepend(b"".join(head), chunks)
                 if start[:1] == b"[":
                     yield from _elements(chunks, file)
                 elif start[:1] == b"{" or not names.columns:
@@ -81,7 +101,7 @@ def _cut(chunks: Iterator[bytes], file: str, names: Names) -> Iterator[Value]:
                         yield Value(*row)
                 return
     except Torn as torn:
-        yield Value(head, file, 1, str(torn))
+        yield Value(b"".join(head), file, 1, str(torn))
 
 
 def _lines(chunks: Iterator[bytes], file: str, number: int = 0, blank: bool = False) -> Iterator[Value]:
