@@ -5,6 +5,7 @@
 # printed before it runs, and logged with its time in RUN_FOLDER/quickstart.log. RUN_FOLDER is runs/quickstart unless given.
 # What is already there is skipped, so a stopped run resumes. With OPENAI_API_KEY (or OPENAI_BASE_URL and VTOOLS_JUDGE) a real
 # judge is asked; otherwise the small model judges its own answers, which shows that the plumbing holds and nothing else.
+# shellcheck disable=SC2016 # a step is evaluated when it runs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash recipes/setup.sh
