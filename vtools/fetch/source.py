@@ -2,11 +2,12 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from vtools import __version__, provenance
+from vtools.fetch.sources import KINDS, open_assistant
 from vtools.inference import retry
 from vtools.process import Failure
 from vtools.records import streams
@@ -23,10 +24,13 @@ class Origin:
 
     uri: str = ""
     fetched_at: str | None = None
+    license: str | None = None
 
-    def describe(self) -> dict[str, str]:
-        """The keys for a record's `source`."""
-        return {"uri": self.uri} | ({"fetched_at": self.fetched_at} if self.fetched_at else {})
+    def describe(self, known: dict[str, Any], licenses: Mapping[str, str]) -> dict[str, Any]:
+        """A record's `source`, given what is known of it and the licenses that the user names by kind."""
+        license = licenses.get(known["kind"]) or licenses.get("") or self.license
+        here = {"uri": self.uri, "fetched_at": self.fetched_at, "license": license}
+        return {"kind": known["kind"], **{key: item for key, item in here.items() if item}, **known}
 
 
 def values(sources: list[str], origin: Origin, names: Names = NONE) -> Iterator[streams.Value]:
@@ -34,10 +38,10 @@ def values(sources: list[str], origin: Origin, names: Names = NONE) -> Iterator[
     for name in sources:
         if name.startswith(("http://", "https://")):
             origin.uri, origin.fetched_at = name, provenance.now()
-            yield from streams.split(download(name), name, names)
+            yield from open_assistant.trees(streams.split(download(name), name, names, KINDS))
         else:
             origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
-            yield from streams.values(name, names)
+            yield from open_assistant.trees(streams.values(name, names, KINDS))
 
 
 def download(url: str) -> Iterator[bytes]:
