@@ -30,7 +30,7 @@ def said(message: dict) -> tuple[str, str]:
     return message["role"], message["content"]
 
 
-def node(name: str, parent: str | None, role: str = "", *parts: Any, **message: Any) -> dict[str, Any]:
+def node(name: str, parent: str | None, role: str = "", /, *parts: Any, **message: Any) -> dict[str, Any]:
     """A node of ChatGPT's mapping; without a role it has no message."""
     content = {"content_type": "text", "parts": list(parts), **message.pop("content", {})}
     about = {"author": {"role": role, "name": message.pop("name", None)}, "content": content, "recipient": "all"}

@@ -14,7 +14,8 @@ def fetch(
     given: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE|FOLDER|URL...]", help="Files, folders, globs or http(s) URLs; - is stdin (default)."
+            metavar="[FILE|FOLDER|URL|hf:OWNER/NAME...]",
+            help="Files, folders, globs, http(s) URLs or data sets of the hub; - is stdin (default).",
         ),
     ] = None,
     role: options.Roles = None,
@@ -48,10 +49,11 @@ def fetch(
     """Read conversations in all usual formats, from files or URLs, and write them in one format.
 
     Reads the exports of ChatGPT, Claude, Open WebUI and LM Studio, the logs of llm, saved pages of ChatGPT and
-    ShareGPT, the usual data sets, and any JSONL, JSON (an array, objects over several lines, one list of turns per line) or
-    parquet, plain or packed (gzip, bzip2, xz, zstd, zip); --list-sources shows them all. What a file is, its content
-    tells, not its name. --columns names the columns of any other table, and reads CSV and TSV by their header; --role
-    names other roles. Of a folder, all data files in it and below are read, sorted by name.
+    ShareGPT, the usual data sets, and any JSONL, JSON (an array, objects over several lines, one list of turns per
+    line) or parquet, plain or packed (gzip, bzip2, xz, zstd, zip); --list-sources shows them all. The content tells
+    what a file is, not its name. --columns names the columns of any other table, and reads CSV and TSV by their
+    header; --role names other roles. Of a folder, all data files in it and below are read, sorted by name, and so are
+    those of hf:OWNER/NAME[/PATH][@REVISION], a data set of Hugging Face's hub.
 
     Output is JSONL with OpenAI's `messages`; the `source` of a record holds its kind, its file or URL, the time of the
     download, the license, and the conversation's title and times. Tools that served an answer, its thoughts and its
@@ -73,7 +75,7 @@ def fetch(
     if list_sources:
         return print(sources.table(), end="")
     names, files = naming.parse(role, columns), given or ["-"]
-    licenses, earliest = selection.licenses(license), selection.date(since)
+    licenses, earliest = selection.licenses(license, sources.NAMES), selection.date(since)
     origin = source.Origin()
 
     def work(value: Record) -> list[Record]:

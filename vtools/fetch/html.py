@@ -10,22 +10,23 @@ from vtools.records.jsonl import Record, Reject
 from vtools.records.unpacking import Torn
 
 LARGEST = 1 << 26  # bytes
-_NEXT = re.compile(r'<script id="__NEXT_DATA__"[^>]*>(.*?)</script>', re.DOTALL)
-_TITLE = re.compile(r"<title[^>]*>([^<]*)</title>", re.IGNORECASE)
+_TITLE = re.compile(r"<title[^<>]*+>([^<]*+)</title>", re.IGNORECASE)
 
 
 def values(sources: Any, chunks: Iterator[bytes], file: str) -> Iterator[streams.Value]:
     """The objects that the first of these sources that knows a page finds in it; the page itself if none does."""
-    raw = b""
+    pieces, size = [], 0
     try:
         for chunk in chunks:
-            raw += chunk
-            if len(raw) > LARGEST:
-                yield streams.Value(raw, file, 1, foreign=f"a page of more than {LARGEST >> 20} MB")
+            pieces.append(chunk)
+            size += len(chunk)
+            if size > LARGEST:
+                yield streams.Value(b"", file, 1, foreign=f"an HTML page of more than {LARGEST >> 20} MB")
                 return
     except Torn as torn:
-        yield streams.Value(raw, file, 1, torn=str(torn))
+        yield streams.Value(b"".join(pieces), file, 1, torn=str(torn))
         return
+    raw = b"".join(pieces)
     page, number = raw.decode("utf-8", "replace"), 0
     try:
         for source in sources:
@@ -35,17 +36,18 @@ def values(sources: Any, chunks: Iterator[bytes], file: str) -> Iterator[streams
             if number:
                 return
     except (Reject, RecursionError) as error:
-        yield streams.Value(raw, file, 1, foreign=getattr(error, "detail", "a page nested too deeply"))
+        yield streams.Value(raw, file, 1, foreign=getattr(error, "detail", "an HTML page nested too deeply"))
         return
-    why = "a page in which no conversation is found; pages of a login, a challenge or a removed chat have none"
+    why = "an HTML page, not JSON, without a conversation, as those of a login, a challenge or a removed chat are"
     yield streams.Value(raw, file, 1, foreign=why)
 
 
 def next_data(page: str) -> Record | None:
     """The data that pages made with Next.js carry."""
-    found = _NEXT.search(page)
+    _, _, rest = page.partition('<script id="__NEXT_DATA__"')
+    text = rest.partition("</script>")[0].partition(">")[2]
     try:
-        data = json.loads(found[1]) if found else None
+        data = json.loads(text) if text else None
     except (ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None

@@ -2,7 +2,7 @@
 
 import datetime
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from vtools.fetch import turns
 from vtools.process import UsageFailure
@@ -53,7 +53,7 @@ def _time(record: Record) -> str | None:
     return turns.when(known.get("updated_at")) or turns.when(known.get("created_at"))
 
 
-def licenses(given: Sequence[str] | None) -> dict[str, str]:
+def licenses(given: Sequence[str] | None, kinds: Collection[str]) -> dict[str, str]:
     """The licenses by kind of source, that of all others under "". Raises UsageFailure."""
     found: dict[str, str] = {}
     for one in given or ():
@@ -61,5 +61,7 @@ def licenses(given: Sequence[str] | None) -> dict[str, str]:
         if not name or kind in found:
             wrong = f"the license of {kind or 'all'} is given twice" if name else "write NAME or KIND=NAME"
             raise UsageFailure(f"--license {one}: {wrong}")
+        if kind and kind not in kinds:
+            raise UsageFailure(f"--license {one}: no source is called {kind}; see vtools fetch --list-sources")
         found[kind] = name
     return found

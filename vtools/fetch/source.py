@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vtools import __version__, provenance
+from vtools.fetch import hub
 from vtools.fetch.sources import KINDS, open_assistant
 from vtools.inference import retry
 from vtools.process import Failure
@@ -39,9 +40,20 @@ def values(sources: list[str], origin: Origin, names: Names = NONE) -> Iterator[
         if name.startswith(("http://", "https://")):
             origin.uri, origin.fetched_at = name, provenance.now()
             yield from open_assistant.trees(streams.split(download(name), name, names, KINDS))
+        elif name.startswith(hub.PREFIX):
+            for file in hub.files(name, names, KINDS):
+                origin.uri, origin.fetched_at, origin.license = file.uri, provenance.now(), file.license
+                yield from open_assistant.trees(_renamed(streams.values(file.path, names, KINDS), file))
+            origin.license = None
         else:
             origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
             yield from open_assistant.trees(streams.values(name, names, KINDS))
+
+
+def _renamed(values: Iterator[streams.Value], file: hub.File) -> Iterator[streams.Value]:
+    """The values as those of the file on the hub, not of its copy in the cache."""
+    for value in values:
+        yield value._replace(file=value.file.replace(file.path, file.uri, 1))
 
 
 def download(url: str) -> Iterator[bytes]:

@@ -11,6 +11,8 @@ from typing import Any
 from vtools.records import jsonl, streams
 from vtools.records.unpacking import Torn
 
+MAGIC = b"SQLite format 3\0"
+
 
 def values(sources: Any, chunks: Iterator[bytes], file: str) -> Iterator[streams.Value]:
     """The objects that the first of these sources that knows a database's tables finds in it.
@@ -22,7 +24,7 @@ def values(sources: Any, chunks: Iterator[bytes], file: str) -> Iterator[streams
     try:
         with contextlib.ExitStack() as stack:
             path = file
-            if not os.path.isfile(file):
+            if not _is_database(file):
                 spool = stack.enter_context(tempfile.NamedTemporaryFile(suffix=".db"))
                 spool.writelines(chunks)
                 spool.flush()
@@ -44,8 +46,16 @@ def values(sources: Any, chunks: Iterator[bytes], file: str) -> Iterator[streams
             yield streams.Value(b"", file, 1, foreign=why)
     except Torn as torn:
         yield streams.Value(b"", file, number + 1, torn=str(torn))
-    except (sqlite3.Error, OverflowError) as error:
+    except (sqlite3.Error, OverflowError, UnicodeError) as error:
         yield streams.Value(b"", file, number + 1, torn=f"the SQLite database is damaged or locked: {error}")
+
+
+def _is_database(file: str) -> bool:
+    """Whether this is the name of the database itself, not of standard input, nor of what it is packed in."""
+    if file == "stdin" or not os.path.isfile(file):
+        return False
+    with open(file, "rb") as stream:
+        return stream.read(len(MAGIC)) == MAGIC
 
 
 def columns(database: sqlite3.Connection, table: str) -> set[str]:

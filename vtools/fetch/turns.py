@@ -7,7 +7,8 @@ from typing import Any
 from vtools.records.jsonl import Record, Reject
 from vtools.records.message import Message
 
-_SECONDS = 1e11  # a time above it is in milliseconds: as seconds it would be the year 5138
+# A number below is no time (as seconds, it is 1973); one above is in milliseconds (as seconds, it is the year 5138).
+_SECONDS = (1e8, 1e11)
 
 
 def message(role: str, content: str, **beside: Any) -> Message:
@@ -60,8 +61,8 @@ def when(time: Any) -> str | None:
         if isinstance(time, str):
             found = datetime.datetime.fromisoformat(time.strip())
             found = found if found.tzinfo else found.replace(tzinfo=datetime.UTC)
-        elif isinstance(time, int | float) and time > 0:
-            found = datetime.datetime.fromtimestamp(time / (1000 if time > _SECONDS else 1), datetime.UTC)
+        elif isinstance(time, int | float) and time > _SECONDS[0]:
+            found = datetime.datetime.fromtimestamp(time / (1000 if time > _SECONDS[1] else 1), datetime.UTC)
         else:
             return None
         return found.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -20,7 +20,7 @@ def expanded(
     """
     found: list[str] = []
     for given in sources:
-        if given == "-" or given.startswith(("http://", "https://")) or os.path.isfile(given):
+        if given == "-" or given.startswith(("http://", "https://", "hf:")) or os.path.isfile(given):
             found.append(given)
         elif os.path.isdir(given):
             found += _data_files(tool, given, names, others, quiet, kinds)

@@ -42,11 +42,12 @@ OBJECTS: tuple[Any, ...] = (
     chatgpt, chatgpt_page, claude, sharegpt, open_assistant, wildchat, openai_preferences, function_calls, llm,
     open_webui, lm_studio,
 )  # fmt: skip
+NAMES = (*(source.NAME for source in OBJECTS), *records.SHAPES)
 PAGES = (chatgpt_page, sharegpt)
 DATABASES = (llm, open_webui)
 KINDS = (
     streams.Kind(b"<", (".html", ".htm"), functools.partial(html.values, PAGES)),
-    streams.Kind(b"SQLite format 3\0", (".db", ".sqlite", ".sqlite3"), functools.partial(sqlite.values, DATABASES)),
+    streams.Kind(sqlite.MAGIC, (".db", ".sqlite", ".sqlite3"), functools.partial(sqlite.values, DATABASES)),
 )
 _KEYS = frozenset(key for source in OBJECTS for key in source.KEYS)
 

@@ -21,7 +21,7 @@ from vtools.records.message import Message
 NAME = "chatgpt"
 KEYS = ("mapping", "linear_conversation")
 # A citation as ChatGPT writes it into its text; the page shows a link instead.
-_CITATION = re.compile("\ue200[^\ue201]*\ue201|【[^】]{0,80}†[^】]{0,80}】")
+_CITATION = re.compile("\ue200[^\ue200\ue201]*+\ue201|【[^】]{0,80}†[^】]{0,80}】")
 
 
 def sniff(value: Record) -> bool:
@@ -129,14 +129,16 @@ def _text(message: Any) -> str:
             language = inside(content, "language")
             text = f"```{language if isinstance(language, str) and language != 'unknown' else ''}\n{text}\n```"
     if inside(message, "author", "role") == "assistant" and ("\ue200" in text or "†" in text):
-        given = inside(message, "metadata", "content_references")
-        links = {inside(one, "matched_text"): inside(one, "alt") for one in given or ()} if _hashable(given) else {}
-        text = _CITATION.sub(lambda found: str(links.get(found[0]) or ""), text)
+        links = _links(inside(message, "metadata", "content_references"))
+        text = _CITATION.sub(lambda found: links.get(found[0], ""), text)
     return text
 
 
-def _hashable(given: Any) -> bool:
-    return isinstance(given, list) and all(isinstance(inside(one, "matched_text"), str | None) for one in given)
+def _links(references: Any) -> dict[str, str]:
+    """What the page shows in place of each citation."""
+    given = references if isinstance(references, list) else []
+    pairs = [(inside(one, "matched_text"), inside(one, "alt")) for one in given]
+    return {mark: link for mark, link in pairs if isinstance(mark, str) and isinstance(link, str)}
 
 
 def _media(message: Any) -> list[str]:

@@ -20,9 +20,10 @@ from vtools.records.message import ROLES, Message, text_of
 
 NAME = "open-webui"
 KEYS = ("chat",)
-_DETAILS = re.compile(r'<details type="([a-z_]+)"([^>]*)>(.*?)</details>\s*', re.DOTALL)
+_DETAILS = re.compile(r'<details type="([a-z_]+)"([^<>]*+)>')
+_END = "</details>"
 _TOOL = re.compile(r'\bname="([^"]*)"')
-_SUMMARY = re.compile(r"\s*<summary>.*?</summary>", re.DOTALL)
+_SUMMARY = re.compile(r"\s*<summary>[^<]*+</summary>")
 _QUOTED = re.compile(r"^> ?", re.MULTILINE)
 
 
@@ -61,23 +62,34 @@ def _message(turn: dict[str, Any]) -> Message:
     role, model = turn.get("role"), turn.get("model")
     if not isinstance(role, str) or role not in ROLES:
         raise Reject("unknown_role", f"chat: {role!r}")
-    text, thoughts, tools = text_of(turn.get("content") or "", "chat"), [], []
-
-    def take(found: re.Match[str]) -> str:
-        if found[1] == "reasoning":
-            thoughts.append(_QUOTED.sub("", _SUMMARY.sub("", found[3], count=1)).strip())
-        else:
-            name = _TOOL.search(found[2])
-            tools.append(name[1] if name else found[1])
-        return ""
-
-    if ROLES[role] == "assistant":
-        text = _DETAILS.sub(take, text)
+    text = text_of(turn.get("content") or "", "chat")
+    thoughts: list[str] = []
+    tools: list[str] = []
+    if ROLES[role] == "assistant" and _END in text:
+        text = _without_details(text, thoughts, tools)
     return turns.message(
         ROLES[role], text, created_at=turns.when(turn.get("timestamp")),
         model=model if isinstance(model, str) else None, reasoning_content="\n\n".join(thoughts),
         tools=list(dict.fromkeys(tools)), attachments=turns.names(turn.get("files"), "name", "type"),
     )  # fmt: skip
+
+
+def _without_details(text: str, thoughts: list[str], tools: list[str]) -> str:
+    """The text without its details, which are added to the thoughts and tools."""
+    *pieces, last = text.split(_END)
+    kept = ""
+    for piece in pieces:
+        start = _DETAILS.search(piece)
+        if start is None:
+            kept += piece + _END
+            continue
+        kept += piece[: start.start()].lstrip("\n")
+        if start[1] == "reasoning":
+            thoughts.append(_QUOTED.sub("", _SUMMARY.sub("", piece[start.end() :], count=1)).strip())
+        else:
+            name = _TOOL.search(start[2])
+            tools.append(name[1] if name else start[1])
+    return kept + (last.lstrip("\n") if thoughts or tools else last)
 
 
 def sniff_tables(tables: Mapping[str, set[str]]) -> bool:

@@ -17,6 +17,7 @@ from vtools.records.jsonl import Record
 from vtools.records.naming import Names
 
 NAME = "records"
+SHAPES = ("messages", "sharegpt", "alpaca", "prompt-completion", "preference", "columns")  # as `source.kind` says
 _TIMES = ("created_at", "create_time", "created", "timestamp", "date")
 
 
