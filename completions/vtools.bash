@@ -48,7 +48,7 @@ _vtools() {
         "report --reparse") COMPREPLY=($(compgen -W "blog mtbench" -- "$word")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
-        fetch) words="--role --columns --branches --license --since --limit --sample --seed --list-sources -o --out --rejects --stats -q --quiet -v --verbose --help" ;;
+        fetch) words="--role --columns --branches --license --since --limit --sample --seed --list-sources --sources --state --append --wait --rate -j --jobs --timeout --max-seconds --max-bytes --contact -o --out --rejects --stats -q --quiet -v --verbose --help" ;;
         clean) words="--role --columns --format --engine --merge-same-role --preset --keep --blocked-words --drop-refusals --refusals --keep-lang --skip-lang --pii --special-tokens --dedupe --near-duplicates --decontaminate --decontaminate-ngram --moderation --moderation-model --explain -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
         split) words="--role --columns --max-tokens --tokenizer --template --system --fold-system --overlong --overlap-turns --preset --hold-out --hold-out-file --group --format -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
         stats) words="--role --columns --tokenizer --template --system --fold-system --diff --plot -o --out --rejects -q --quiet -v --verbose --help" ;;
@@ -57,8 +57,8 @@ _vtools() {
         apply-delta) words="--base --base-model-path --delta --delta-path -o --out --target --target-model-path --template --add-dtype --extra-rows --expect-sum --verify -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         export) words="-o --out --to --type --dtype --max-shard --template -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         serve) words="--port --host --template --system --dtype --max-requests --workers --grace --allow-origin -q --quiet -v --verbose --help" ;;
-        chat) words="--model --base-url --temperature --top-p --max-tokens --seed --template --system --text --timeout --prices --max-usd -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
-        judge) words="--name --baseline --rubric --mode --logprobs --questions --training-data --model --base-url --one-order --temperature --max-tokens --seed --template --timeout --prices --max-usd -o --out --rejects --stats -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
+        chat) words="--model --base-url --temperature --top-p --max-tokens --seed --template --system --text --timeout --prices --max-usd -o --out --rejects --stats --batch -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
+        judge) words="--name --baseline --rubric --mode --logprobs --questions --training-data --model --judge --own-family --base-url --one-order --stop-when-decided --temperature --max-tokens --seed --template --timeout --prices --max-usd -o --out --rejects --stats --batch -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         report) words="--questions --reparse --json --plot --seed -v --verbose --help" ;;
     esac
     case "$word" in

@@ -41,7 +41,7 @@ class Reply:
 class Server:
     """`reply(request)` is what it answers, by threads of its own."""
 
-    def __init__(self, reply: Callable[[Request], Reply], port: int = 0) -> None:
+    def __init__(self, reply: Callable[[Request], Reply], port: int = 0, address: str = "127.0.0.1", tls: Any = None) -> None:  # fmt: skip
         self.reply = reply
         self.requests: list[Request] = []
         outer = self
@@ -81,8 +81,10 @@ class Server:
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # a client that was killed is part of the tests
 
-        self._server = Quiet(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self._server = Quiet((address, port), Handler)
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"http://{address}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def __enter__(self) -> Self:

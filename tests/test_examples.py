@@ -21,6 +21,7 @@ from loopback import Reply, Request, Server, judge_reply
 from running import ROOT, begun, execute, good, on_path
 
 from vtools import cli
+from vtools.files import crawl_state
 from vtools.files.lock import lock
 
 TORCH = ("train", "serve", "--model vicuna", "--model ./vicuna")
@@ -72,6 +73,9 @@ def world(tmp_path_factory):
     prices = {"gpu": {"a100": 1.1}, "model": {"gpt-4.1": {"in": 2, "out": 8}}}
     (folder / "prices.json").write_text(json.dumps(prices))
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')
+    (folder / "list.txt").write_text("data/chats.jsonl\n")
+    with crawl_state.opened(str(folder / "crawl.db")):
+        pass
     questions = [{"id": f"q{n}", "category": "generic", "turns": [f"Question {n}?"]} for n in range(2)]
     for name in ("questions", "q"):
         tiny.write(folder / f"{name}.jsonl", questions)

@@ -80,6 +80,8 @@ def test_a_question_of_the_file_of_questions_must_agree_too(judge, tmp_path):
     (tmp_path / "q.jsonl").write_text('{"id":1,"turns":["Another one?"]}\n')
     done = judge([answer(1)], [answer(1, "beta")], options=("--questions", "q.jsonl"))
     assert done.returncode == 1 and 'is "Another one?" in --questions and "question 1" in a.jsonl:1' in done.errors
+    graded = judge([answer(1)], options=("--questions", "q.jsonl", "--mode", "single"))
+    assert 'is "Another one?" in --questions and "question 1" in a.jsonl:1' in graded.errors
 
 
 def test_answers_that_are_missing_empty_or_errors_are_rows_without_a_verdict_and_reported(judge, vtools, server):

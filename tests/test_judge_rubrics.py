@@ -38,11 +38,11 @@ def record(server, name="vicuna", mode="pair", order="ab", question=QUESTION, sa
     chosen = rubric.read(name)
     judge = judging.Judge(chosen, chosen.mode(mode), sampling)
     turns = [f"reason {turn}" for turn in range(len(question.turns))]
-    asked = Match(question, "a", "b", turns, ["other"], order)
+    asked = Match(question, "a", "b", turns, ["other"], order, judge="m")
     if mode == "single":
-        asked = Single(question, "a", turns, len(turns) - 1)
+        asked = Single(question, "a", turns, len(turns) - 1, judge="m")
     with contextlib.nullcontext(ask) if ask else asking(server, sampling) as asking_:
-        return judge.record(Task(None, None, asked, "key"), "m", asking_)
+        return judge.record(Task(None, None, asked, "key"), asking_)
 
 
 def shown(server, call=0):
@@ -341,8 +341,9 @@ def test_an_own_rubric_has_its_own_scale_and_tie_and_a_changed_one_is_kept_out_o
             assert json.loads((tmp_path / "j.jsonl").read_text())["verdict"] == "tie"
         before = (tmp_path / "j.jsonl").read_bytes()
         (tmp_path / "own.toml").write_text(OWN.replace("0.5", "0.1"))
-        mixed = vtools(*ask)
-        assert (mixed.returncode, len(server.bodies)) == (1, 1) and "rubric_digest" in mixed.errors
+        for dry_run in ((), ("-n",)):
+            mixed = vtools(*ask, *dry_run)
+            assert (mixed.returncode, len(server.bodies)) == (1, 1) and "rubric_digest" in mixed.errors
         assert (tmp_path / "j.jsonl").read_bytes() == before
         assert vtools(*ask[:-2], "k.jsonl", "--one-order").returncode == 0
     assert json.loads((tmp_path / "k.jsonl").read_text())["verdict"] == "b"
@@ -383,7 +384,7 @@ def test_a_question_without_a_checklist_is_left_out_and_counted():
     chosen = rubric.read("checklist")
     judge = judging.Judge(chosen, chosen.mode("single"), SAMPLING)
     tasks = [Task(None, None, Single(Question(name, ["?"], checklist=checks), "a", ["x"], 0)) for name, checks in (("q", ["Is it?"]), ("r", None))]  # fmt: skip
-    kept, left = judge.keyed(iter(tasks), "m", "")
+    kept, left = judge.keyed(iter(tasks), {"": ""})
     assert kept.key and not kept.reject
     assert left.reject.reason == "bad_schema" and "question r has no checklist" in left.reject.detail
 

@@ -39,7 +39,7 @@ def test_each_record_is_written_before_the_next_is_read(start, tool):
 
 def test_workers_do_not_hold_back_a_slow_input(start, tool):
     if tool[0] == "fetch":
-        pytest.skip("fetch has no -j")
+        pytest.skip("the jobs of fetch are downloads")
     process = start(*tool, "-j", "2")
     for number in range(2):
         process.stdin.write(jsonl(record(number)))
@@ -49,7 +49,7 @@ def test_workers_do_not_hold_back_a_slow_input(start, tool):
 
 def test_the_same_bytes_for_any_number_of_jobs(vtools, tool):
     if tool[0] == "fetch":
-        pytest.skip("fetch has no -j")
+        pytest.skip("the jobs of fetch are downloads")
     data = jsonl(*[record(number, 4000 if number % 7 == 0 else 60) for number in range(1500)]) + jsonl({"messages": 3})
     one = vtools(*tool, "--rejects", "one.jsonl", stdin=data)
     two = vtools(*tool, "--rejects", "two.jsonl", "-j", "2", stdin=data, env={"PYTHONHASHSEED": "7"})

@@ -26,7 +26,7 @@ def test_a_reader_that_goes_away_kills_the_filter_quietly(start, tool, tmp_path)
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_filter_that_waits_for_input_notices_that_its_reader_has_gone(start, tool, jobs):
     if jobs == "2" and tool[0] == "fetch":
-        pytest.skip("fetch has no -j")
+        pytest.skip("the jobs of fetch are downloads")
     process = start(*tool, *(["-j", jobs] if jobs == "2" else []))
     process.stdin.write(jsonl(record(1)))
     process.stdin.flush()

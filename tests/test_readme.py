@@ -52,6 +52,7 @@ def environment(smollm2, sharegpt, tmp_path_factory):
     return {**os.environ, **named, "PATH": on_path(tmp_path_factory.mktemp("tools"))}
 
 
+@pytest.mark.slow
 def test_what_it_shows_of_the_data_tools_and_the_report_is_what_they_print(folder, environment):
     compared = [command for command in readme.commands() if command.shown and not command.after_quickstart]
     assert [re.search(r"vtools (\S+)", command.text)[1] for command in compared] == ["fetch", "fetch", "clean", "split", "stats", "report"]  # fmt: skip

@@ -178,3 +178,35 @@ def test_one_question_is_no_picture(vtools, tmp_path):
 def test_what_is_no_judgment_is_an_error_of_one_line(vtools, text, why):
     done = vtools("report", stdin=text)
     assert done.returncode == 1 and why in done.errors and done.errors.count("\n") == 1
+
+
+def test_a_panel_gives_each_question_to_whom_more_of_its_judges_prefer(vtools):
+    said = {  # what judges J, K and L say of each question; L's reply to the last cannot be read
+        "1": ("b", "b", "a"), "2": ("b", "tie", "tie"), "3": ("a", "b", "tie"), "4": ("a", "a", "a"), "5": ("b", "b", None),
+    }  # fmt: skip
+    points = {"a": [8, 4], "b": [4, 8], "tie": [6, 6], None: None}
+    rows = [
+        row(id, order, points[verdict], verdict, judge=judge)
+        for id, verdicts in said.items() for judge, verdict in zip("JKL", verdicts, strict=True) for order in ("ab", "ba")
+    ]  # fmt: skip
+    done = vtools("report", "--json", stdin=jsonl(*rows))
+    (panel,) = done.records[0]["panels"]
+    assert [each["judge"] for each in done.records[0]["pairs"]] == panel["judges"] == ["J", "K", "L"]
+    assert (panel["n"], panel["b_wins"], panel["ties"], panel["a_wins"]) == (5, 3, 1, 1)
+    assert (panel["agreed"], panel["by_several"]) == (2, 5)
+    assert panel["score_b"] == round((8 + 8 + 4) / 3 + (8 + 6 + 6) / 3 + 6 + 4 + 8, 4)
+    assert panel["win_rate"] == 0.7 and panel["win_rate_ci"][0] < 0.5 and panel["win_rate_ci"][1] <= 1
+    text = vtools("report", stdin=jsonl(*rows)).stdout.decode().split("\n\n\n")[-1]
+    assert "judges: J, K, L; each question goes to the model that more of them prefer" in text
+    assert "all judges agree         2/5" in text and "warning: 1 lack the verdict of a judge" in text
+
+
+def test_grades_of_several_judges_are_summarised_together_for_those_who_graded_every_model(vtools):
+    graded = {"J": {"x": 9, "y": 5}, "K": {"x": 7, "y": 4}, "L": {"x": 1}}  # L left out y, its own
+    rows = [
+        {"id": "q", "mode": "single", "judge": judge, "rubric": "r", "model": model, "turn": 1, "score": score}
+        for judge, models in graded.items()
+        for model, score in models.items()
+    ]
+    means = vtools("report", "--json", stdin=jsonl(*rows)).records[0]["grades"]
+    assert {each["model"]: each["mean"] for each in means if each["judge"] == "J + K"} == {"x": 8, "y": 4.5}

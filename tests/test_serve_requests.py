@@ -153,6 +153,7 @@ def test_a_stream_that_waits_is_kept_open_by_comments_and_counted(short, monkeyp
     assert b'vtools_requests_waiting{model="short"} 0.0' in api.metrics.text()
 
 
+@pytest.mark.slow
 def test_silent_connections_end_before_they_take_the_place_of_others(short):
     server = Server(short, "-q", limit=200)
     port = int(server.url.rpartition(":")[2].removesuffix("/v1"))

@@ -79,6 +79,7 @@ def test_torchrun_starts_the_same_run(runs: Runs) -> None:
     assert (runs.folder / "torchrun" / "vtools.json").exists()
 
 
+@pytest.mark.slow
 def test_two_machines_that_meet_train_one_run_and_refuse_to_train_two(runs: Runs, tmp_path: Path) -> None:
     other = tiny.write(tmp_path / "other.jsonl", tiny.conversations(40, seed=3))
     for out, data in (("nodes", runs.data), ("unlike", other)):

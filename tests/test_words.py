@@ -43,7 +43,7 @@ INSTEAD = {
 VERBS = set(
     """Accept Add Answer Ask Begin Check Compare Count Draw Drop Fine-tune Give Hide Hold Join Keep Limit Listen
     Match Name Plan Print Read Replace Report Reproduce Run Sample Save Scale Set Show Start Stop Switch
-    Train Use Warm Write""".split()
+    Train Use Wait Warm Write""".split()
 )
 CHOICES = {"Which", "Whether", "Where", "How"}  # of an option that selects among values
 

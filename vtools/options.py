@@ -18,9 +18,10 @@ RejectsFile = Annotated[
 Stats = Annotated[
     str | None, typer.Option("--stats", metavar="FILE", help="Write the counts here, as one JSON object.")
 ]
-Jobs = Annotated[
-    int, number("-j", "--jobs", min=1, help="Run N processes, threads or requests at once; order is kept.")
-]
+_AT_ONCE = "Run N processes, threads or requests at once; order is kept."
+Jobs = Annotated[int, number("-j", "--jobs", min=1, help=_AT_ONCE)]
+REQUESTS = 4  # at once, of a model
+Requests = Annotated[int | None, number("-j", "--jobs", min=1, show_default=str(REQUESTS), help=_AT_ONCE)]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Hide the progress and the summary on stderr.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Print more details; on an error, the traceback.")]
 Plot = Annotated[str | None, typer.Option("--plot", metavar="FILE", help="Draw a chart to this file: .svg or .png.")]
@@ -32,6 +33,12 @@ PricesFile = Annotated[
 MaxUsd = Annotated[
     float | None,
     typer.Option("--max-usd", min=0.0, metavar="DOLLARS", help="Stop before the answers cost more (needs --prices)."),
+]
+Batch = Annotated[
+    bool,
+    typer.Option(
+        "--batch", help="Ask by the server's Batch API: cheaper, within 24 hours (needs -o; repeat to collect later)."
+    ),
 ]
 Dtype = Literal["fp32", "bf16", "fp16"]
 Roles = Annotated[

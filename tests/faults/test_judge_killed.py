@@ -30,7 +30,8 @@ def test_after_ten_kills_no_answer_is_paid_for_twice_but_those_under_way(vtools,
                 judge.wait()
             wait_until(lambda: server.under_way == 0)
             lost_now = server.answered - lost - lines(journal)
-            assert 0 <= lost_now <= JOBS
+            # 16 requests, and answers that came and are not yet on disk: there are half as many threads again.
+            assert 0 <= lost_now <= JOBS + JOBS // 2
             lost += lost_now
         done = vtools(*ask)
         assert done.returncode == 0, done.errors

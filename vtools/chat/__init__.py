@@ -33,7 +33,8 @@ def chat(
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
-    jobs: options.Jobs = 4,
+    batch: options.Batch = False,
+    jobs: options.Requests = None,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -53,6 +54,11 @@ def chat(
     questions, and rows of FILE that it does not ask for follow after its own. A retrained model gives new answers;
     another model needs another FILE. On plain stdout nothing is kept; with --text, a FILE that exists is refused.
 
+    With --batch, all questions go to the server's Batch API, as a rule for half the price, and are answered within 24
+    hours; each further turn is a batch of its own, and the first answer is asked for directly. What was submitted is
+    noted in FILE.batches: after Ctrl-C or a kill the same command collects it, and submits nothing twice. Prices are
+    half of those in --prices, unless the model has a "batch": {"in", "out"} there.
+
     \b
     Examples:
       vtools serve vicuna & vtools chat
@@ -61,18 +67,22 @@ def chat(
       vtools chat questions.jsonl --base-url https://api.openai.com/v1 --model gpt-4.1 -j 8 -o answers.jsonl
     """
     from vtools.inference.client import Sampling
-    from vtools.inference.connect import Target
+    from vtools.inference.connect import Target, by_batch
 
-    target = Target(model, base_url, template, system, timeout, prices, max_usd)
+    target = Target(model, base_url, template, system, timeout, prices, max_usd, by_batch(batch, out, jobs))
     sampling = Sampling(max_tokens, temperature, top_p, seed)
     if max_usd is not None and max_tokens is None:
         raise UsageFailure("--max-usd needs --max-tokens: without it there is no limit to what an answer may cost")
     if not files and sys.stdin.isatty():
         from vtools.chat import terminal
 
+        if batch:
+            raise UsageFailure("--batch is for a file of questions, not for a conversation: name the file")
         terminal.converse(target, system, sampling, out)
         return
-    from vtools.chat import batch
+    if batch and text:
+        raise UsageFailure("--text keeps nothing that a later run finds: leave out --batch or --text")
+    from vtools.chat.batch import answer_all
 
-    common = options.Common(out, rejects, stats, jobs, quiet)
-    batch.answer_all(files or [], target, system, sampling, common, text=text, dry_run=dry_run)
+    common = options.Common(out, rejects, stats, jobs or options.REQUESTS, quiet)
+    answer_all(files or [], target, system, sampling, common, text=text, dry_run=dry_run)

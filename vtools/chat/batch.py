@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from vtools.inference import journal
-from vtools.inference.client import Answer, Client, Sampling, usage
+from vtools.inference.client import Answer, Client, Sampling, paid, usage
 from vtools.inference.connect import Target, connect
-from vtools.inference.forecast import Forecast
+from vtools.inference.forecast import Forecast, parts
 from vtools.inference.journal import Kind, Task
 from vtools.inference.run import ask_all
 from vtools.options import Common
@@ -56,7 +56,7 @@ def answer_all(
         Kind("model", same={"model": name}),
         total=_total(files, text),
         write=write_text if text else jsonl.Output.write,
-        client=client,
+        clients=[client],
     )
     client.close()
     if complaint:
@@ -80,7 +80,7 @@ def answer(client: Client, model: str, task: Task, system: str | None, sampling:
     record: Record = {"id": question.id, "model": model, "model_reported": answers[-1].model, **question.fields()}
     record["turns"] = [reply.text for reply in answers]
     record["finish"] = [reply.finish for reply in answers]
-    return {**record, **usage(answers), "ms": sum(reply.ms for reply in answers), "key": task.key}
+    return {**record, **paid(answers), "key": task.key}
 
 
 def _answers(begun: Record | None) -> list[Answer]:
@@ -129,7 +129,7 @@ def _forecast(
     """Report the calls, tokens, dollars and minutes that the same command would take."""
     with journal.peek(None if text else common.out, Kind("model")) as found:
         identity = target.identity() if found else ""
-        forecast = Forecast(target, sampling, common.jobs, found.times)
+        forecast = Forecast(target, sampling)
         questions = done = unreadable = 0
         for task in _keyed(tasks, target.model, identity, system, sampling):
             unreadable += task.reject is not None
@@ -145,9 +145,9 @@ def _forecast(
                     forecast.add(messages, before - len(answers))
                 else:
                     messages.append({"role": "assistant", "content": answers[before].text})
-    parts = [
+    said = [
         f"would ask {target.model or 'the model'} at {target} {questions} questions ({forecast.calls} turns)",
-        *forecast.parts(),
+        *parts([forecast], common.jobs, found.times),
         f"{done} answers exist already, {unreadable} records have no question",
     ]
-    say("chat", "; ".join(parts))
+    say("chat", "; ".join(said))

@@ -1,12 +1,15 @@
 """`vtools fetch`: read files and URLs as records."""
 
+import contextlib
 import itertools
 from typing import Annotated, Literal
 
 import typer
 
 from vtools import options, provenance
-from vtools.records import filtering, jsonl, naming
+from vtools.fetch.limits import USUAL, Limits
+from vtools.process import UsageFailure
+from vtools.records import filtering, jsonl, naming, streams
 from vtools.records.jsonl import Record
 
 
@@ -40,6 +43,37 @@ def fetch(
     ] = None,
     seed: options.Seed = 0,
     list_sources: Annotated[bool, typer.Option("--list-sources", help="Show what can be read, and stop.")] = False,
+    listed: Annotated[
+        str | None,
+        typer.Option("--sources", metavar="FILE", help="Read more sources from this file, one per line; - is stdin."),
+    ] = None,
+    state: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Keep what was seen in this SQLite file; write only what is new or changed."),
+    ] = None,
+    append: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Add the records to this file, not to stdout; each stays whole.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait while another run has the state or the file; else exit with 75.")
+    ] = False,
+    rate: Annotated[
+        float, typer.Option(min=0.001, metavar="NUMBER", help="Ask each host at most so many times per second.")
+    ] = USUAL.rate,
+    jobs: options.Jobs = 1,
+    timeout: options.Timeout = USUAL.timeout,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Stop a download that takes longer.")
+    ] = USUAL.seconds,
+    max_bytes: Annotated[int, options.number(min=1, help="Stop a download that is longer.")] = USUAL.size,
+    contact: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL|MAIL",
+            envvar="VTOOLS_CONTACT",
+            help="Name this to servers, so that their owners can reach you.",
+        ),
+    ] = None,
     out: options.Out = None,
     rejects: options.RejectsFile = None,
     stats: options.Stats = None,
@@ -60,34 +94,81 @@ def fetch(
     attachments are named beside it. An interrupted download is resumed. Unreadable input ends the run with exit status
     1, unless --rejects FILE collects it; so does input of which no record can be read.
 
+    Servers are asked politely: by their robots.txt, once per second and host, over one connection, later when they say
+    so; a host that fails five times in a row is left alone. A redirect to a private address, or from https to http, is
+    refused, and so is a page that asks for a login or tests browsers. Proxies are those of the environment
+    (HTTPS_PROXY, NO_PROXY). With --state, a rerun asks only for what has changed and writes only new conversations; a
+    source that fails is a reject, and is asked again after a minute at first, later each time. A record is on stdout,
+    or on disk in the file of --append, before the state has it: after a kill none is missing.
+
     \b
     Examples:
       vtools fetch sharegpt.json.gz --rejects rejects.jsonl > raw.jsonl
       vtools fetch https://example.org/chats.jsonl --license cc-by-4.0 -o raw.jsonl
       vtools fetch chatgpt-export.zip --since 2026-01-01 > raw.jsonl
+      vtools fetch --sources list.txt --state crawl.db --append chats.jsonl --rejects rejects.jsonl
       vtools fetch data/ 'more/*.zip' --role helper=assistant > raw.jsonl
       vtools fetch faq.csv --columns user=question,assistant=answer > raw.jsonl
       echo '{"prompt": "Hi", "completion": "Hello!"}' | vtools fetch
     """
     from vtools.fetch import selection, source, sources
+    from vtools.fetch.keeping import Keeping
     from vtools.records import expand
 
     if list_sources:
         return print(sources.table(), end="")
-    names, files = naming.parse(role, columns), given or ["-"]
+    _check(given, listed, state, append, wait, out, rejects, stats)
+    names, origin = naming.parse(role, columns), source.Origin()
     licenses, earliest = selection.licenses(license, sources.NAMES), selection.date(since)
-    origin = source.Origin()
+    wanted = list(given or ([] if listed else ["-"]))
+    if listed:
+        with streams.open_file(listed) as lines:
+            wanted += source.listed(lines)
+    limits = Limits(rate, timeout, max_seconds, max_bytes)
+    if (limits != USUAL or jobs > 1) and not any(map(source.is_url, wanted)):
+        limiting = "--rate, --jobs, --timeout, --max-seconds and --max-bytes"
+        raise UsageFailure(f"{limiting} are for downloads, and no source is a URL")
 
-    def work(value: Record) -> list[Record]:
+    def work(value: Record) -> list[Record] | None:
         found = sources.read(value, names, branches)
         for record in found:
             if record["source"] is not value.get("source"):
                 record["source"] = origin.describe(record["source"], licenses)
-        return [provenance.stamp(record, "fetch") for record in selection.since(found, earliest)]
+        new = [record for record in selection.since(found, earliest) if not keeping.knows(record)]
+        return [provenance.stamp(record, "fetch") for record in new] or None
 
-    with jsonl.output(out) as output:
-        files = expand.expanded("fetch", files, names, (out, rejects), quiet, sources.KINDS)
+    with contextlib.ExitStack() as stack:
+        keeping = stack.enter_context(Keeping.opened(state, append, out, wait))
+        files = expand.expanded("fetch", wanted, names, (out, append, state, rejects), quiet, sources.KINDS)
         counts = filtering.Rejects("fetch", rejects, files)
-        values = selection.sampled(source.values(files, origin, names), sample, seed, counts)
+        counts.goes_on = state is not None
+        many = len(files) > 1
+        tick = stack.enter_context(jsonl.progress("fetch", quiet or not many, len(files), " sources"))
+        crawl = source.Crawl(limits, contact, counts, keeping, jobs, tick)
+        values = selection.sampled(source.values(files, origin, crawl, names), sample, seed, counts)
         values = itertools.islice(values, limit)
-        filtering.run(counts, values, work, options.Common(out, rejects, stats, quiet=quiet), write=output.write)
+        common = options.Common(out, rejects, stats, quiet=quiet)
+        filtering.run(counts, values, work, common, write=keeping.write, progress=not many)
+
+
+def _check(
+    sources: list[str] | None, listed: str | None, state: str | None, append: str | None, wait: bool,
+    out: str | None, rejects: str | None, stats: str | None,
+) -> None:  # fmt: skip
+    """Raise UsageFailure for options that contradict each other."""
+    import os
+
+    if out and (state or append):
+        other = "--append" if append else "--state"
+        raise UsageFailure(
+            f"-o writes a file whole at the end, {other} keeps each record as it comes: use --append FILE"
+        )
+    if wait and not (state or append):
+        raise UsageFailure("--wait waits for another run with the same --state or --append: name one")
+    if listed == "-" and "-" in (sources or []):
+        raise UsageFailure("stdin cannot be both a list of sources (--sources -) and a source (-)")
+    used: dict[str, str] = {}
+    given = {"--state": state, "--append": append, "--rejects": rejects, "--stats": stats, "--sources": listed}
+    for option, path in given.items():
+        if path and path != "-" and (other := used.setdefault(os.path.realpath(path), option)) != option:
+            raise UsageFailure(f"{other} and {option} name the same file: {path}")

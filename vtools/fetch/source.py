@@ -1,22 +1,24 @@
-"""Files and URLs as raw values; an interrupted download is resumed."""
+"""Files and URLs as raw values, each source with its origin; a crawl notes in its state how each one went."""
 
-import re
-import time
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-from vtools import __version__, provenance
+from vtools import provenance
 from vtools.fetch import hub
+from vtools.fetch.keeping import Keeping
+from vtools.fetch.limits import Limits
 from vtools.fetch.sources import KINDS, open_assistant
-from vtools.inference import retry
+from vtools.files.crawl_state import Source
 from vtools.process import Failure
 from vtools.records import streams
+from vtools.records.filtering import Rejects
 from vtools.records.naming import NONE, Names
 from vtools.records.unpacking import Torn
 
-TRIES = 5
-LONGEST_WAIT = 60.0  # seconds
+CONTACT = "vtools-chat on PyPI"
 
 
 @dataclass
@@ -34,87 +36,119 @@ class Origin:
         return {"kind": known["kind"], **{key: item for key, item in here.items() if item}, **known}
 
 
-def values(sources: list[str], origin: Origin, names: Names = NONE) -> Iterator[streams.Value]:
-    """The raw values of files and http(s) URLs, one after another; `origin` is updated as they come."""
-    for name in sources:
-        if name.startswith(("http://", "https://")):
-            origin.uri, origin.fetched_at = name, provenance.now()
-            yield from open_assistant.trees(streams.split(download(name), name, names, KINDS))
-        elif name.startswith(hub.PREFIX):
-            for file in hub.files(name, names, KINDS):
-                origin.uri, origin.fetched_at, origin.license = file.uri, provenance.now(), file.license
-                yield from open_assistant.trees(_renamed(streams.values(file.path, names, KINDS), file))
-            origin.license = None
-        else:
-            origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
-            yield from open_assistant.trees(streams.values(name, names, KINDS))
+def is_url(name: str) -> bool:
+    """Whether a source is downloaded."""
+    return name.startswith(("http://", "https://"))
 
 
-def _renamed(values: Iterator[streams.Value], file: hub.File) -> Iterator[streams.Value]:
-    """The values as those of the file on the hub, not of its copy in the cache."""
-    for value in values:
-        yield value._replace(file=value.file.replace(file.path, file.uri, 1))
+def listed(lines: Iterable[bytes]) -> list[str]:
+    """The sources of a list, one per line; empty lines and those that begin with # are none."""
+    names = (line.decode("utf-8", "surrogateescape").strip().removeprefix("\ufeff") for line in lines)
+    return [name for name in names if name and not name.startswith("#")]
 
 
-def download(url: str) -> Iterator[bytes]:
-    """The bytes of a URL. After a broken connection it requests the rest (RFC 9110, Range and If-Range).
+@dataclass
+class Crawl:
+    """What the sources of a run share."""
 
-    Raises Failure if the server refuses, Torn if the rest cannot be fetched.
+    limits: Limits
+    contact: str | None
+    counts: Rejects
+    keeping: Keeping
+    jobs: int = 1
+    tick: Callable[[], Any] = lambda: None
+
+    def session(self) -> Any:
+        """What downloads."""
+        from vtools.fetch.session import Session
+
+        return Session(self.limits, self.contact or CONTACT)
+
+
+def values(names: list[str], origin: Origin, crawl: Crawl, columns: Names = NONE) -> Iterator[streams.Value]:
+    """The raw values of all sources, in their order; `origin` is updated as they come.
+
+    A URL that gives nothing is one value, which says why. When the value after it is asked for, a value is written.
     """
-    import httpx2
+    sources: dict[int, Source] = {}
+    for number, name in enumerate(names):
+        if is_url(name):
+            host = urlsplit(name).netloc.rpartition("@")[2]
+            sources[number] = state.source(name, host) if (state := crawl.keeping.state) else Source(name, host)
+    asked = {number: source for number, source in sources.items() if not source.waits()}
+    with contextlib.ExitStack() as stack:
+        read: Callable[[int], Iterator[bytes]]
+        if asked:
+            session = crawl.session()
+            stack.callback(session.close)
 
-    got, tries, validator = 0, 0, None
-    agent = {"User-Agent": f"vtools/{__version__}", "Accept-Encoding": "identity"}
-    with httpx2.Client(follow_redirects=True, timeout=30.0, headers=agent) as client:
-        while True:
-            tries, asked = tries + 1, None
-            headers = {"Range": f"bytes={got}-"} | ({"If-Range": validator} if validator else {}) if got else {}
-            try:
-                with client.stream("GET", url, headers=headers) as response:
-                    if response.status_code in (429, 500, 502, 503, 504) and tries < TRIES:
-                        asked = min(retry.after(response.headers) or 0, LONGEST_WAIT) or None
-                    elif response.status_code == 416 and _total(response) == got:
-                        return  # everything had arrived except the end of the stream
-                    elif response.status_code not in (200, 206):
-                        raise _refused(url, got, f"HTTP {response.status_code} {response.reason_phrase}")
-                    else:
-                        skip = got if response.status_code == 200 else 0
-                        if response.status_code == 206 and _start(response) != got:
-                            raise Torn(f"the server did not resume at byte {got}")
-                        if skip and validator and _validator(response) != validator:
-                            raise Torn(f"the file changed on the server after byte {got}")
-                        validator = _validator(response)
-                        for chunk in response.iter_raw():
-                            fresh, skip = chunk[skip:], max(0, skip - len(chunk))
-                            if fresh:
-                                got += len(fresh)
-                                tries = 0
-                                yield fresh
-                        return
-            except (httpx2.TransportError, httpx2.TooManyRedirects, httpx2.InvalidURL) as error:
-                if tries >= TRIES or not isinstance(error, httpx2.TransportError):
-                    raise _refused(url, got, str(error) or type(error).__name__) from None
-                if isinstance(error, httpx2.UnsupportedProtocol | httpx2.ConnectError) and not got and tries >= 2:
-                    raise _refused(url, got, str(error)) from None
-            time.sleep(retry.wait(tries - 1, TRIES, asked, first=1.0) or 0)
+            def read(number: int) -> Iterator[bytes]:
+                return session.read(asked[number])
 
+            if crawl.jobs > 1:
+                from vtools.fetch.ahead import Ahead
 
-def _refused(url: str, got: int, why: str) -> Exception:
-    return Torn(f"the download broke off at byte {got}: {why}") if got else Failure(f"{url}: {why}")
+                ahead = Ahead([(number, source.uri) for number, source in asked.items()], read, crawl.jobs)
+                stack.callback(ahead.stop)
+                read = ahead.chunks
+        for number, name in enumerate(names):
+            origin.license = None
+            if number in asked:
+                origin.uri, origin.fetched_at = name, provenance.now()
+                yield from _crawled(asked[number], read(number), crawl, columns)
+            elif number in sources:
+                crawl.counts.extra["waiting"] += 1
+            else:
+                try:
+                    yield from _stored(name, origin, columns)
+                except (OSError, Failure) as error:
+                    if not crawl.counts.goes_on:
+                        raise
+                    why = getattr(error, "strerror", None) or str(error).removeprefix(f"{name}: ")
+                    yield streams.Value(b"", name, 0, foreign=why, reason="unavailable")
+            crawl.tick()
 
 
-def _start(response: Any) -> int | None:
-    """The first byte of a partial response: `Content-Range: bytes 5-9/10`."""
-    found = re.match(r"bytes (\d+)-", response.headers.get("content-range", ""))
-    return int(found[1]) if found else None
+def _stored(name: str, origin: Origin, columns: Names) -> Iterator[streams.Value]:
+    """The values of a file, or of a data set of the hub. Raises OSError and Failure."""
+    if not name.startswith(hub.PREFIX):
+        origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
+        yield from open_assistant.trees(streams.values(name, columns, KINDS))
+        return
+    for file in hub.files(name, columns, KINDS):
+        origin.uri, origin.fetched_at, origin.license = file.uri, provenance.now(), file.license
+        for value in open_assistant.trees(streams.values(file.path, columns, KINDS)):
+            yield value._replace(file=value.file.replace(file.path, file.uri, 1))
 
 
-def _total(response: Any) -> int | None:
-    """The total length in a refused range: `Content-Range: bytes */10`."""
-    found = re.match(r"bytes \*/(\d+)", response.headers.get("content-range", ""))
-    return int(found[1]) if found else None
+def _crawled(source: Source, chunks: Iterator[bytes], crawl: Crawl, columns: Names) -> Iterator[streams.Value]:
+    """The values of a URL. When all are written, the state says how it went."""
+    from vtools.fetch.session import Unavailable
 
+    torn = crawl.counts.reasons["torn_input"]
+    broke: list[str] = []
+    ended = False
+    asked: float | None = None
 
-def _validator(response: Any) -> str | None:
-    tag = response.headers.get("etag")
-    return tag if tag and not tag.startswith("W/") else response.headers.get("last-modified")
+    def noted() -> Iterator[bytes]:
+        nonlocal ended
+        try:
+            yield from chunks
+            ended = True
+        except Torn as error:
+            broke.append(str(error))
+            raise
+
+    try:
+        yield from open_assistant.trees(streams.split(noted(), source.uri, columns, KINDS))
+    except Unavailable as error:
+        broke.append(str(error))
+        asked = error.asked
+        yield streams.Value(b"", source.uri, 0, foreign=str(error), reason="unavailable")
+    if not broke and (not ended or crawl.counts.reasons["torn_input"] > torn):
+        broke.append("its data is cut off, or of a kind that is not read")
+    if broke:
+        source.failed(broke[0], asked)
+        source.etag = source.modified = source.digest = None
+    crawl.counts.extra["unchanged"] += source.status == "unchanged"
+    crawl.keeping.settle(source)

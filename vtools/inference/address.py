@@ -7,6 +7,14 @@ from vtools.process import UsageFailure, shown
 
 SERVE = "http://127.0.0.1:8000/v1"  # where `vtools serve` listens unless told otherwise
 OPENAI = "https://api.openai.com/v1"
+KEY = "OPENAI_API_KEY"
+KEYS = {  # by host, of those whose own variable comes before it: judges of several providers can be asked in one run
+    "api.anthropic.com": "ANTHROPIC_API_KEY",
+    "generativelanguage.googleapis.com": "GEMINI_API_KEY",
+    "api.mistral.ai": "MISTRAL_API_KEY",
+    "api.deepseek.com": "DEEPSEEK_API_KEY",
+    "openrouter.ai": "OPENROUTER_API_KEY",
+}
 
 
 class Server:
@@ -24,11 +32,14 @@ class Server:
             raise UsageFailure(f"{url}: {error}") from None
         self.loopback = self.host in ("localhost", "::1") or self.host.startswith("127.")
         self.is_openai = self.host == urlsplit(OPENAI).hostname
+        own = KEYS.get(self.host, KEY)
+        self.key_name = own if os.environ.get(own) else KEY
+        self.key = os.environ.get(self.key_name) or None
 
 
 def key() -> str | None:
     """The user's API key, if set."""
-    return os.environ.get("OPENAI_API_KEY") or None
+    return os.environ.get(KEY) or None
 
 
 def serves(url: str, model: str) -> bool:

@@ -54,6 +54,7 @@ class Answer:
     """One answer: text, OpenAI's `finish_reason`, tokens as `{"in", "out"}`, and the server's name for its model.
 
     `logprobs`, if asked for, has each token's text, and the texts of the likeliest with natural log-probabilities.
+    `batch` is the id of the batch that it came with, if it was asked for by one: then `ms` is what that took.
     """
 
     text: str
@@ -62,6 +63,7 @@ class Answer:
     model: str | None
     ms: int
     logprobs: list[tuple[str, list[tuple[str, float]]]] | None = None
+    batch: str | None = None
 
 
 class Tokens(Protocol):
@@ -91,7 +93,7 @@ class Stream(Protocol):
 class Client(Protocol):
     """A server (`endpoint.Endpoint`) or a model in this process (`engine.Engine`)."""
 
-    takes_schema: bool  # whether it may take one; a server that does not refuses it
+    takes_schema: bool | None  # None until it is tried; a server that takes none refuses or ignores it
     budget: Budget | None  # what its answers cost, if that is known
     slot: Slot  # to be held while it is asked, so that it is not asked too much at a time
 
@@ -108,3 +110,10 @@ def usage(answers: list[Answer]) -> dict[str, dict[str, int]]:
     """The tokens of several answers as a record's `usage`; empty if none reported its own."""
     known = [answer.usage for answer in answers if answer.usage]
     return {"usage": {name: sum(tokens[name] for tokens in known) for name in TOKENS}} if known else {}
+
+
+def paid(answers: list[Answer]) -> dict[str, Any]:
+    """What several answers took, as fields of a record: `usage` if one is known, `batch` if one was asked so, `ms`."""
+    batches = [answer.batch for answer in answers if answer.batch]
+    last = {"batch": batches[-1]} if batches else {}
+    return {**usage(answers), **last, "ms": sum(answer.ms for answer in answers)}

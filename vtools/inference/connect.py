@@ -5,9 +5,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtools.inference import address
-from vtools.inference.budget import Budget
+from vtools.inference import address, batch_store
+from vtools.inference.budget import Budget, Purse
 from vtools.inference.client import Client
+from vtools.inference.journal import is_kept
 from vtools.process import UsageFailure
 from vtools.records import prices
 
@@ -16,7 +17,8 @@ from vtools.records import prices
 class Target:
     """What to ask, as named on the command line; `timeout` limits a server's silence, in seconds.
 
-    `prices` is a file with what its tokens cost, and `max_usd` the most that a run may. Raises UsageFailure.
+    `prices` is a file with what its tokens cost, and `max_usd` the most that a run may. `batch` is the output file, if
+    it is to be asked by batches. Raises UsageFailure.
     """
 
     model: str | None
@@ -26,6 +28,7 @@ class Target:
     timeout: float = 600.0
     prices: str | None = None
     max_usd: float | None = None
+    batch: str | None = None
 
     def __post_init__(self) -> None:
         if self.max_usd is not None and not self.prices:
@@ -47,12 +50,17 @@ class Target:
             client.close()
 
 
-def connect(target: Target, start_wait: float | None = None) -> tuple[Client, str]:
-    """The client for a target, and its model's name. Raises Failure if no server or no model is there."""
+def connect(target: Target, start_wait: float | None = None, purse: Purse | None = None) -> tuple[Client, str]:
+    """The client for a target, and its model's name. Raises Failure if no server or no model is there.
+
+    What it spends counts together with what is in the `purse`.
+    """
     url = where(target.model, target.base_url)
     if url is None:
         if target.prices:
             raise UsageFailure(f"--prices: {target.model} runs in this process, where no token has a price")
+        if target.batch:
+            raise UsageFailure(f"--batch: {target.model} runs in this process; only servers have a Batch API")
         from vtools.inference.engine import Engine
 
         engine = Engine(str(target.model), template=target.template, system=target.system, clamp=True)
@@ -68,8 +76,30 @@ def connect(target: Target, start_wait: float | None = None) -> tuple[Client, st
     if not target.base_url and target.model and address.key() and not os.environ.get("OPENAI_BASE_URL"):
         print(f"vtools: asking {url} for {target.model}", file=sys.stderr)
     if target.prices:
-        endpoint.budget = Budget(prices.read(target.prices).tokens(endpoint.model), target.max_usd)
+        listed = prices.read(target.prices)
+        model = endpoint.model
+        endpoint.budget = Budget(listed.tokens(model), target.max_usd, listed.batch_tokens(model), purse)
+    if target.batch:
+        from vtools.inference.batch_client import Batches
+
+        return Batches(endpoint, target.batch), endpoint.model
     return endpoint, endpoint.model
+
+
+def by_batch(batch: bool, out: str | None, jobs: int | None) -> str | None:
+    """The output file, beside which the batches of a run are noted; None without --batch. Raises UsageFailure."""
+    if not batch:
+        if out and (noted := batch_store.noted(out)):
+            raise UsageFailure(
+                f"{batch_store.folder(out)}: {noted} requests are submitted or answered by batch; add --batch to "
+                "collect them, or remove this folder to ask for them again"
+            )
+        return None
+    if jobs:
+        raise UsageFailure("--batch submits all requests together; -j is for requests that run at once: leave out one")
+    if out is None or not is_kept(out):
+        raise UsageFailure("--batch needs -o FILE: what was submitted is noted beside it, and collected from there")
+    return out
 
 
 def where(model: str | None, base_url: str | None = None) -> str | None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from vtools.inference import address, retry, trouble
+from vtools.inference import retry, trouble
 from vtools.inference.address import Server, one_line
 from vtools.inference.budget import Bill, Budget
 from vtools.inference.client import TOKENS, Answer, Messages, Sampling, Slot
@@ -34,7 +34,7 @@ class EndpointError(Failure):
 class Endpoint:
     """One server and one of its models. Thread-safe."""
 
-    takes_schema = True
+    takes_schema: bool | None = None
 
     def __init__(
         self, url: str, model: str | None = None, *, timeout: float = 600.0, retries: int = retry.RETRIES,
@@ -42,19 +42,19 @@ class Endpoint:
     ) -> None:  # fmt: skip
         """`timeout` limits a silence of the server, in seconds. Without `model`, the server must have exactly one."""
         self._server = Server(url)
-        self.url, key = self._server.url, address.key()
+        self.url, key = self._server.url, self._server.key
         if not key and self._server.is_openai:
             raise Failure(f"{self.url}: OPENAI_API_KEY is not set; set it, or name another server with --base-url")
         import httpx2
         import openai
 
-        self.retries, self._timeout = retries, timeout
+        self.retries, self.timeout = retries, timeout
         self.budget: Budget | None = None
         self.slot: Slot = contextlib.nullcontext
-        self._lacks: set[str] = set()  # parameters that this server refused
+        self.lacks: set[str] = set()  # parameters that this server refused
         self._learning = threading.Lock()
         self._fingerprint: str | None = None  # of the model, once it was asked for
-        self._client = openai.OpenAI(
+        self.client = openai.OpenAI(
             base_url=self.url,
             api_key=key or "none",
             # We retry ourselves: the library retries timeouts as often as refusals (600 s six times is an hour), and
@@ -78,25 +78,21 @@ class Endpoint:
     def complete(self, messages: Messages, sampling: Sampling) -> Answer:
         """Ask, and wait for the whole answer. Raises EndpointError."""
         started = time.monotonic()
-        client = self._client.chat.completions.with_raw_response
-        reply = self._ask(self._request(messages, sampling), client.create, _completion)
+        client = self.client.chat.completions.with_raw_response
+        reply = self._ask(self.request(messages, sampling), client.create, lambda raw: completion(raw.text))
         known = self._fingerprint
         if known and reply.get("system_fingerprint", known) != known:
             message = f"{self.url}: another model is served as {self.model} since this run began; repeat the command"
             raise EndpointError(message, fatal=True)
-        elapsed = round((time.monotonic() - started) * 1000)
-        choice, model = reply["choices"][0], reply.get("model")
-        text = _text(choice["message"].get("content"))
-        named = model if isinstance(model, str) else None
-        return Answer(text, choice.get("finish_reason"), _usage(reply), named, elapsed, _logprobs(choice))
+        return answer(reply, round((time.monotonic() - started) * 1000))
 
     def stream(self, messages: Messages, sampling: Sampling) -> Generator[str]:
         """Ask, and yield the answer as it comes. Retries only before the first piece. Raises EndpointError."""
         import httpx2
         import openai
 
-        request = {**self._request(messages, sampling), "stream": True}
-        chunks = self._ask(request, self._client.chat.completions.create, _events)
+        request = {**self.request(messages, sampling), "stream": True}
+        chunks = self._ask(request, self.client.chat.completions.create, _events)
         finished = False
         try:
             for chunk in chunks:
@@ -113,9 +109,10 @@ class Endpoint:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        self.client.close()
 
-    def _request(self, messages: Messages, sampling: Sampling) -> dict[str, Any]:
+    def request(self, messages: Messages, sampling: Sampling) -> dict[str, Any]:
+        """A request's body, before it is `adapted` to what the server takes."""
         chosen = {name: value for name, value in sampling.options().items() if value is not None}
         if sampling.top_p == 1:
             del chosen["top_p"]
@@ -127,7 +124,7 @@ class Endpoint:
 
         attempt, most = 0, request.get("max_tokens")
         while True:
-            sent = self._adapted(request)
+            sent = self.adapted(request)
             with self.slot(), self._billed(request["messages"], most) as bill:
                 try:
                     reply = read(send(**sent))
@@ -135,21 +132,21 @@ class Endpoint:
                     reply = trouble.of(error)
                 if isinstance(reply, Trouble):
                     bill.may_cost = reply.may_cost
-                    if reply.fatal and not reply.retries(self.retries, self._timeout):
-                        raise self._error(reply, attempt + 1)  # while the slot is held: no other is asked for nothing
+                    if reply.fatal and not reply.retries(self.retries, self.timeout):
+                        raise self.error(reply, attempt + 1)  # while the slot is held: no other is asked for nothing
                 elif isinstance(reply, dict) and (used := _usage(reply)):
                     bill.tokens = used["in"], used["out"]
             if not isinstance(reply, Trouble):
                 return reply
-            if self._learn(reply, sent):
+            if self.learns(reply, sent):
                 continue
-            if "max_tokens" in request and _asked_too_much(reply):
+            if "max_tokens" in request and asked_too_much(reply):
                 # Without a limit of ours the answer ends where the context does, which is below it.
                 request = {name: value for name, value in request.items() if name != "max_tokens"}
                 continue
-            wait = retry.wait(attempt, reply.retries(self.retries, self._timeout), reply.after)
+            wait = retry.wait(attempt, reply.retries(self.retries, self.timeout), reply.after)
             if wait is None:
-                raise self._error(reply, attempt + 1)
+                raise self.error(reply, attempt + 1)
             attempt += 1
             time.sleep(wait)
 
@@ -161,32 +158,34 @@ class Endpoint:
             with self.budget.call(messages, max_tokens) as bill:
                 yield bill
 
-    def _adapted(self, request: dict[str, Any]) -> dict[str, Any]:
-        sent = {name: value for name, value in request.items() if name not in self._lacks}
-        if "max_tokens" in request.keys() & self._lacks:
+    def adapted(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The request without what this server is known to refuse."""
+        sent = {name: value for name, value in request.items() if name not in self.lacks}
+        if "max_tokens" in request.keys() & self.lacks:
             sent["max_completion_tokens"] = request["max_tokens"]
         return sent
 
-    def _learn(self, told: Trouble, sent: dict[str, Any]) -> bool:
-        """Note what the server refuses: newer OpenAI models rename `max_tokens`, some servers have no `seed`, and some
-        models only one temperature."""
+    def learns(self, told: Trouble, sent: dict[str, Any]) -> bool:
+        """Note the parameter that a server refuses, if it is one: newer OpenAI models rename `max_tokens`, some servers
+        have no `seed`, and some models only one temperature."""
         if told.status not in (400, 422):
             return False
         if "max_tokens" in sent and "max_completion_tokens" in told.said:
-            self._lacks.add("max_tokens")
+            self.lacks.add("max_tokens")
             return True
         refused = next((name for name in DROPPED if name in sent and told.blames(name)), None)
         if refused is None:
             return False
         with self._learning:
-            new = refused not in self._lacks
-            self._lacks.add(refused)
+            new = refused not in self.lacks
+            self.lacks.add(refused)
         if new:
             said = f"vtools: {self.url}: asked without {refused}, which {self.model} refuses: {told.said}"
             print(shown(said), file=sys.stderr)
         return True
 
-    def _error(self, told: Trouble, attempts: int) -> EndpointError:
+    def error(self, told: Trouble, attempts: int = 1) -> EndpointError:
+        """The failure after so many attempts, with advice."""
         tries = f" after {attempts} tries" if attempts > 1 else ""
         if told.kind == "silent":
             return EndpointError(f"{self.url}: no answer in time{tries}; raise --timeout")
@@ -200,9 +199,9 @@ class Endpoint:
         status = told.status or 0
         advice = ""
         if told.unpaid:
-            advice = "; check the account that OPENAI_API_KEY belongs to"
+            advice = f"; check the account that {self._server.key_name} belongs to"
         elif status in (401, 403):
-            advice = "; check OPENAI_API_KEY"
+            advice = f"; check {self._server.key_name}"
         elif status == 404:
             advice = f"; is {self.model} the right --model, and {self.url} the right --base-url?"
         elif status == 429:
@@ -236,7 +235,7 @@ class Endpoint:
 
         for attempt in itertools.count():
             try:
-                raw = self._client.models.with_raw_response.list(timeout=LISTING)
+                raw = self.client.models.with_raw_response.list(timeout=LISTING)
                 return [{**model, "id": str(model["id"])} for model in json.loads(raw.text)["data"]]
             except openai.APIError as error:
                 told = trouble.of(error)
@@ -246,7 +245,7 @@ class Endpoint:
             if wait is None:
                 if told.kind == "status" and not retry.is_transient(told.status or 0):
                     return told
-                raise self._error(told, attempt + 1)
+                raise self.error(told, attempt + 1)
             time.sleep(wait)
         raise AssertionError
 
@@ -254,7 +253,7 @@ class Endpoint:
         listed = self._models()
         if isinstance(listed, Trouble):
             if listed.status in (401, 403):
-                raise self._error(listed, 1)
+                raise self.error(listed, 1)
             raise UsageFailure(f"{self.url}: does not list its models ({listed.said}); name one with --model")
         names = [model["id"] for model in listed]
         if len(names) != 1:
@@ -263,15 +262,23 @@ class Endpoint:
         return names[0]
 
 
-def _completion(raw: Any) -> dict[str, Any] | Trouble:
+def completion(text: str) -> dict[str, Any] | Trouble:
     """The body of a reply, with at least one choice that has a message."""
     try:
-        body = json.loads(raw.text)
+        body = json.loads(text)
         if isinstance(body["choices"][0]["message"], dict):
             return body
     except (ValueError, KeyError, IndexError, TypeError):
         pass
-    return trouble.in_reply(raw.text)
+    return trouble.in_reply(text)
+
+
+def answer(reply: dict[str, Any], ms: int, batch: str | None = None) -> Answer:
+    """The answer in a reply that `completion` has read."""
+    choice, model = reply["choices"][0], reply.get("model")
+    text = _text(choice["message"].get("content"))
+    named = model if isinstance(model, str) else None
+    return Answer(text, choice.get("finish_reason"), _usage(reply), named, ms, _logprobs(choice), batch)
 
 
 def _events(chunks: Any) -> Any:
@@ -306,6 +313,6 @@ def _usage(reply: dict[str, Any]) -> dict[str, int] | None:
     return {name: int(count) for name, count in found.items()} if all(map(str.isdecimal, found.values())) else None
 
 
-def _asked_too_much(told: Trouble) -> bool:
+def asked_too_much(told: Trouble) -> bool:
     """Whether a server refused a request only because the context leaves fewer tokens than it asked for."""
     return told.code == "context_length_exceeded" and told.param in ("max_tokens", "max_completion_tokens")

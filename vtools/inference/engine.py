@@ -47,7 +47,7 @@ class EngineStopped(TryAgain):
 class Engine:
     """One model in memory and the thread that generates with it. Thread-safe."""
 
-    takes_schema = False
+    takes_schema: bool | None = False
 
     def __init__(
         self,

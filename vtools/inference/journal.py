@@ -97,7 +97,7 @@ class Journal:
         self._stream: BinaryIO | None = None
         self._lock = threading.Lock()
         self._reported: dict[Any, str] = {}  # by the name that was asked, the one that the server gave
-        self.times: list[int] = []  # milliseconds that each row took
+        self.times: list[int] = []  # milliseconds that each row took, without those by batch
 
     def __len__(self) -> int:
         return len(self._places)
@@ -121,7 +121,7 @@ class Journal:
                 where = f"{self._out}: " if self._out else ""
                 raise OtherModel(
                     f"{where}{asked} was {self._reported[asked]} before and now answers as {told}: two models in one "
-                    "file say nothing; name the one that you mean (--model), or another file (-o)"
+                    "file say nothing; name the one that you mean, or another file (-o)"
                 )
             if self._stream is not None:
                 self._stream.write(jsonl.dumps(record))
@@ -209,7 +209,7 @@ class Journal:
                 )
         if told := record.get(f"{self._kind.model}_reported"):
             self._reported.setdefault(record.get(self._kind.model), told)
-        if isinstance(record.get("ms"), int):
+        if isinstance(record.get("ms"), int) and "batch" not in record:
             self.times.append(record["ms"])
 
 

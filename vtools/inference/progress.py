@@ -36,6 +36,11 @@ class Progress:
         else:
             say(self.tool, self.text(now))
 
+    def drop(self) -> None:
+        """Count one question less: it is not needed."""
+        if self.total is not None:
+            self.total -= 1
+
     def text(self, now: float) -> str:
         """The counts, the cost and the time left, as far as they are known."""
         of = "" if self.total is None else f" of {self.total:,}"

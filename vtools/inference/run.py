@@ -2,11 +2,12 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
 from vtools.inference import journal
+from vtools.inference.batch_client import Attempt, Batches
 from vtools.inference.budget import Spent
 from vtools.inference.client import TOKENS, Client
 from vtools.inference.endpoint import EndpointError
@@ -19,67 +20,101 @@ from vtools.records.jsonl import Record, Reject
 
 AHEAD = 64  # questions per job that may be answered before an earlier one, which is slow, is
 PATIENCE = 2.0  # seconds before it is said that answers are waited for
-Done = tuple[Record | Reject, bool]  # a row or why there is none, and whether an earlier run has asked for it
+# A row, why there is none, or None if it is not needed; and whether an earlier run has asked for it.
+Done = tuple[Record | Reject | None, bool]
 
 
 def ask_all(
     tool: str, tasks: Iterable[Task], ask: Callable[[Task], Record], common: Common, kind: Kind, *,
     write: Callable[[jsonl.Output, Record], None] = jsonl.Output.write,
-    seen: Callable[[Record], None] = lambda record: None,
-    unit: str = "answers", total: int | None = None, client: Client,
+    seen: Callable[[Task, Record | None], None] = lambda task, record: None,
+    needed: Callable[[Task], bool] = lambda task: True,
+    unit: str = "answers", total: int | None = None, clients: Sequence[Client],
 ) -> str | None:  # fmt: skip
-    """Each task through `ask`, which asks the `client`, in the order of the tasks; finished ones come from FILE.
+    """Each task through `ask`, which asks `clients`, in the order of the tasks; finished ones come from FILE.
+
+    Every task is `seen` in that order with its row, None if it failed; then some may be no longer `needed`, which is
+    asked in threads. These have no row of this run: what was under way follows after the rows that are.
 
     Rows of FILE that this run does not ask for follow after its own. A failed question does not affect the others; the
     returned text reports failures, and a rerun asks for them again. Raises Failure for what stops the run, after the
-    answers that were under way are in the journal; FILE is then as it was.
+    answers that were under way are in the journal; FILE is then as it was. By batches, all is answered before the first
+    row is written.
     """
     counts, out = filtering.Rejects(tool, common.rejects), common.out
-    budget = client.budget
+    budget = next((client.budget for client in clients if client.budget), None)
+    batches = next((client for client in clients if isinstance(client, Batches)), None)  # then it is the only client
     progress = Progress(tool, unit, total, common.quiet, budget)
     failed = None
-    with journal.keep(out, kind) as kept, jsonl.output(out) as output, progress, _Workers(tool, common.jobs) as workers:
+    late: list[tuple[Task, Record]] = []
+    workers = _Workers(tool, common.jobs, needed)
+    with journal.keep(out, kind) as kept, jsonl.output(out) as output, progress, workers:
+
+        def attempt(task: Task) -> Record | Reject:
+            task.begun = kept.begun(task.key)
+            try:
+                return ask(task)
+            except Reject as reject:
+                return reject
+            except (Spent, TryAgain, journal.OtherModel):
+                raise
+            except Failure as failure:
+                if isinstance(failure, EndpointError) and failure.fatal:
+                    raise
+                return Reject("unanswered", str(failure))
+
+        answered: Attempt = attempt
+        if batches:
+            tasks, answered = batches.settled(tool, tasks, attempt, kept.get, common.quiet)
 
         def work(task: Task) -> Done:
             if task.reject:
                 return task.reject, False
             if (known := kept.get(task.key)) is not None:
                 return known, True
-            task.begun, task.keep = kept.begun(task.key), kept.add
+            task.keep = kept.add
             try:
-                record = ask(task)
-            except Reject as reject:
-                return reject, False
-            except (Spent, TryAgain, journal.OtherModel):
-                raise
-            except Failure as failure:
-                if isinstance(failure, EndpointError) and failure.fatal:
-                    raise
-                return Reject("unanswered", str(failure)), False
-            kept.add(record)
-            return record, False
+                made = answered(task)
+            except _NotNeeded:
+                return None, False
+            if not isinstance(made, Reject):
+                kept.add(made)
+            return made, False
 
-        client.slot = workers.slot
+        for client in clients:
+            client.slot = workers.slot
+
+        def add(task: Task, record: Record, known: bool) -> None:
+            write(output, record)
+            kept.written(record["key"])
+            counts.kept += 1
+            counts.extra["reused"] += known
+            usage = None if known else record.get("usage")
+            if usage:
+                before = (task.begun or {}).get("usage", {})
+                for name in TOKENS:
+                    counts.extra[f"tokens {name}"] += usage[name] - before.get(name, 0)
+
         for task, (outcome, known) in workers.through(work, tasks):
+            if outcome is None or not needed(task):
+                progress.drop()
+                late.extend([(task, outcome)] if isinstance(outcome, dict) and not known else [])
+                continue
             counts.received += 1
             counts.repaired += task.repaired
             unanswered = isinstance(outcome, Reject) and outcome.reason == "unanswered"
             progress.tick(asked=unanswered or not (known or task.reject), failed=unanswered)
             if isinstance(outcome, Reject):
+                seen(task, None)
                 counts.add(outcome, task.value, task.source)
                 if unanswered:
                     failed = failed or f"{task.value.file}:{task.value.number}: {outcome.detail}"
                 continue
-            write(output, outcome)
-            seen(outcome)
-            kept.written(outcome["key"])
-            counts.kept += 1
-            counts.extra["reused"] += known
-            usage = None if known else outcome.get("usage")
-            if usage:
-                before = (task.begun or {}).get("usage", {})
-                for name in TOKENS:
-                    counts.extra[f"tokens {name}"] += usage[name] - before.get(name, 0)
+            seen(task, outcome)
+            add(task, outcome, known)
+        for task, record in late:
+            counts.received += 1
+            add(task, record, known=False)
         if kept and not counts.received:
             raise Failure(
                 f"the input is empty, and {out} has {len(kept)} rows of an earlier run: they stay as they are"
@@ -87,6 +122,10 @@ def ask_all(
         others = len(kept)
         for record in kept.others():
             write(output, record)
+    if batches:
+        batches.finish(tool, common.quiet)
+    if late and not common.quiet:
+        say(tool, f"{len(late)} {unit} that were under way when they were no longer needed follow after the others")
     if others and not common.quiet:
         say(tool, f"{out}: {others} rows of earlier runs, which this one did not ask for, follow after its own")
     if budget and not common.quiet:
@@ -100,16 +139,20 @@ def ask_all(
     return None
 
 
+class _NotNeeded(Exception):
+    """A task that is not to be asked."""
+
+
 class _Workers:
     """The threads that ask. After a failure that ends the run none asks further; answers under way are waited for, as
     they are paid for."""
 
-    def __init__(self, tool: str, jobs: int) -> None:
-        self._tool, self._jobs = tool, jobs
+    def __init__(self, tool: str, jobs: int, needed: Callable[[Task], bool]) -> None:
+        self._tool, self._jobs, self._needed = tool, jobs, needed
         # More threads than requests at a time, as some wait before they ask again.
         self._pool = ThreadPoolExecutor(jobs + jobs // 2)
         self._slots = threading.Semaphore(jobs)
-        self._busy: set[int] = set()  # threads
+        self._busy: dict[int, Task] = {}  # by thread
         self._paid: set[int] = set()  # those that have asked something for their task
         self._failure: Exception | None = None
         self._ended = False
@@ -120,14 +163,14 @@ class _Workers:
         def busily(task: Task) -> Done:
             if self._failure:
                 raise self._failure
-            self._busy.add(threading.get_ident())
+            self._busy[threading.get_ident()] = task
             try:
                 return work(task)
             except Exception as error:
                 self._stop(error)
                 raise
             finally:
-                self._busy.discard(threading.get_ident())
+                self._busy.pop(threading.get_ident(), None)
                 self._paid.discard(threading.get_ident())
 
         with contextlib.closing(parallel.in_threads(busily, tasks, self._jobs, AHEAD * self._jobs, self._pool)) as done:
@@ -135,11 +178,16 @@ class _Workers:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """Hold one of the `jobs` requests. Raises the failure that ended the run, if nothing was paid for this task."""
+        """Hold one of the `jobs` requests. If nothing was paid for this task, raises the failure that ended the run, or
+        _NotNeeded."""
+        thread = threading.get_ident()
         with self._slots:
-            if self._failure and threading.get_ident() not in self._paid:
-                raise self._failure
-            self._paid.add(threading.get_ident())
+            if thread not in self._paid:
+                if self._failure:
+                    raise self._failure
+                if not self._needed(self._busy[thread]):
+                    raise _NotNeeded
+            self._paid.add(thread)
             try:
                 yield
             except EndpointError as error:

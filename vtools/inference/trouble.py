@@ -100,6 +100,15 @@ def in_reply(text: str) -> Trouble:
     return replace(found, kind="status" if found.status else "odd", code=found.code or "error")
 
 
+def in_line(line: dict[str, Any]) -> Trouble:
+    """What a line of a batch's answers means that has none. Without a status, the request was never carried out."""
+    response = line.get("response") or {}
+    body = response.get("body")
+    error = line.get("error") or (body.get("error") if isinstance(body, dict) else None) or body
+    found = _described(error if isinstance(error, dict) else {"message": error or "no answer"})
+    return replace(found, status=_status(response.get("status_code")) or found.status)
+
+
 def _described(error: dict[str, Any]) -> Trouble:
     """An error object: OpenAI's, or like it."""
     code = str(error.get("code") or error.get("type") or "")

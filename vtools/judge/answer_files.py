@@ -12,13 +12,15 @@ from pathlib import Path
 from vtools.inference import journal
 from vtools.inference.journal import Task
 from vtools.process import Failure, UsageFailure
-from vtools.records.jsonl import Record
+from vtools.records.jsonl import Record, Reject
 from vtools.records.question import CONVERSATIONS, Answered, Question, read_answer, read_questions
 
 # Fields that a record of a question lacks, as far as it is no conversation.
 OF_ANSWERS = {"model", "model_id", "answer_id", "choices", "question", "completion", "output", *CONVERSATIONS}
 OF_QUESTIONS = {"category", "reference", "checklist"}
 ERROR = re.compile(r"\$[A-Z_ ]*ERROR[A-Z_ ]*\$")  # what evaluation programs store in place of an answer
+SHOWN = 60  # characters of a question in a message
+BEFORE = 20  # of these, what precedes a difference
 ALIKE = 200  # characters: answers that begin with the same ones are alike
 TO_THE_JUDGE = re.compile(
     r"\b(?:as|dear|note to|hello|attention|instructions? (?:to|for)|you are) (?:the |an? |my )?(?:\w+ )?"
@@ -41,6 +43,7 @@ class Answers:
     model: str
     tasks: dict[str, Task] = field(default_factory=dict)
     rejects: list[Task] = field(default_factory=list)
+    names: tuple[str, ...] = ()  # all that its model goes by: given, and in the records
 
     def turns(self, identity: str) -> list[str]:
         """The answers to a question; none if there is no such record."""
@@ -109,6 +112,7 @@ def _read(file: str, name: str) -> Answers:
             "each a file of its own, or say with --name whose they are"
         )
     answers.model = name or next(iter(models), "") or ("stdin" if file == "-" else Path(file).stem)
+    answers.names = (answers.model, *models)
     return answers
 
 
@@ -130,6 +134,33 @@ def unanswered(turns: list[str]) -> str | None:
     if not all(turn.strip() for turn in turns):
         return "empty"
     return "error" if any(ERROR.fullmatch(turn.strip()) for turn in turns) else None
+
+
+def question_of(identity: str, every: Sequence[Answers], questions: Known) -> Question | Reject:
+    """The question of some models' answers, on which all who carry it must agree. Raises Failure if nobody does."""
+    given = [("--questions", questions[identity])] if identity in questions else []
+    for answers in every:
+        task = answers.tasks.get(identity)
+        if task and task.question.question:
+            given.append((f"{answers.file}:{task.value.number}", task.question.question))
+    if not given and not questions:
+        raise Failure(f"{every[0].file}: the answers lack their questions; add --questions FILE")
+    if not given:
+        return Reject("bad_schema", f"the file of --questions has no question {identity}")
+    place, question = given[0]
+    for other, asked in given[1:]:
+        if text(asked) != text(question):
+            first, second = _beginnings(text(question), text(asked))
+            return Reject("unmatched", f'question {identity} is "{first}" in {place} and "{second}" in {other}')
+    return question
+
+
+def _beginnings(first: str, second: str) -> tuple[str, str]:
+    """Both texts, cut so that their difference shows."""
+    same = next((n for n, pair in enumerate(zip(first, second, strict=False)) if len(set(pair)) > 1), 0)
+    start = max(0, same - BEFORE) if same > SHOWN - BEFORE else 0
+    cut = [f"{'…' if start else ''}{each[start : start + SHOWN]}" for each in (first, second)]
+    return cut[0], cut[1]
 
 
 def text(question: Question) -> str:

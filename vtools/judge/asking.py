@@ -35,7 +35,6 @@ class Asking:
 
     def __init__(self, client: Client, sampling: Sampling) -> None:
         self._client, self._sampling = client, sampling
-        self._takes_schema = None if client.takes_schema else False  # None: not yet tried
         self._trying = threading.Lock()
 
     def verdict(self, prompt: Prompt, mode: Mode) -> Verdict:
@@ -69,11 +68,11 @@ class Asking:
 
     def _whole(self, prompt: Prompt, sampling: Sampling, replies: list[Answer]) -> str:
         """Ask for a whole reply, which is appended, and return the way in which it was asked for."""
-        if self._takes_schema is None:
+        if self._client.takes_schema is None:
             with self._trying:  # the others wait for the first trial, but not for each other
-                if self._takes_schema is None and self._by_schema(prompt, sampling, replies):
+                if self._client.takes_schema is None and self._by_schema(prompt, sampling, replies):
                     return JSON
-        if self._takes_schema and self._by_schema(prompt, sampling, replies):
+        if self._client.takes_schema and self._by_schema(prompt, sampling, replies):
             return JSON
         replies.append(self._complete(prompt, LINES, sampling))
         return LINES
@@ -83,15 +82,15 @@ class Asking:
         try:
             reply = self._complete(prompt, JSON, sampling)
         except EndpointError as error:
-            if self._takes_schema or error.status not in (400, 422):
+            if self._client.takes_schema or error.status not in (400, 422):
                 raise
-            self._takes_schema = False
+            self._client.takes_schema = False
             return False
         replies.append(reply)
         if reply.finish == "length":
             return True
-        taken = bool(reply.text.strip()) if self._takes_schema else json_object(reply.text) is not None
-        self._takes_schema = taken
+        taken = bool(reply.text.strip()) if self._client.takes_schema else json_object(reply.text) is not None
+        self._client.takes_schema = taken
         return taken
 
     def _complete(self, prompt: Prompt, way: str, sampling: Sampling, messages: Messages | None = None) -> Answer:

@@ -2,23 +2,26 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 
 from vtools.inference import journal
-from vtools.inference.client import Sampling, usage
-from vtools.inference.connect import Target, connect
-from vtools.inference.forecast import Forecast
+from vtools.inference.client import Sampling, paid
+from vtools.inference.forecast import Forecast, parts
 from vtools.inference.journal import Task
 from vtools.inference.run import ask_all
 from vtools.judge import prompt
 from vtools.judge.answers import Single
 from vtools.judge.asking import Asking
 from vtools.judge.matches import Match
+from vtools.judge.model_names import unpinned
+from vtools.judge.panel import Panel
 from vtools.judge.prompt import Prompt
 from vtools.judge.rubric import PAIR, Mode, Outcome, Rubric
+from vtools.judge.stopping import Stopping
 from vtools.options import Common
 from vtools.process import Failure, say
+from vtools.records import jsonl
 from vtools.records.jsonl import Record, Reject
 
 AGAIN = {
@@ -34,6 +37,11 @@ class Judge:
     rubric: Rubric
     mode: Mode
     sampling: Sampling
+
+    @property
+    def kind(self) -> journal.Kind:
+        """What its rows are; those by another rubric do not belong into the same file."""
+        return journal.Kind("judge", has_verdict, {"rubric_digest": self.rubric.digest})
 
     @property
     def one_token(self) -> bool:
@@ -52,8 +60,11 @@ class Judge:
             return prompt.single(self.rubric, self.mode, asked.question, asked.turns, asked.turn, seed, self.one_token)
         return prompt.pair(self.rubric, self.mode, asked.question, asked.shown(), seed, self.one_token)
 
-    def keyed(self, tasks: Iterable[Task], name: str | None, identity: str) -> Iterator[Task]:
-        """The tasks with keys that hold all that a judgment depends on; rejects for those that lack a prompt."""
+    def keyed(self, tasks: Iterable[Task], identities: Mapping[str, str]) -> Iterator[Task]:
+        """The tasks with keys that hold all that a judgment depends on; rejects for those that lack a prompt.
+
+        `identities` are those of the judges' models, by the judges' names.
+        """
         keys = journal.Keys()
         for task in tasks:
             if task.question:
@@ -67,8 +78,8 @@ class Judge:
                     depends = (
                         asked.question.id,
                         *who,
-                        name,
-                        identity,
+                        asked.judge,
+                        identities[asked.judge],
                         self.rubric.digest,
                         messages,
                         self.sampling.options(),
@@ -76,7 +87,7 @@ class Judge:
                     task.key = keys.unique(journal.key("judge", *depends))
             yield task
 
-    def record(self, task: Task, name: str, asking: Asking) -> Record:
+    def record(self, task: Task, asking: Asking) -> Record:
         """One judgment. Identical answers are a tie without a call."""
         asked: Match | Single = task.question
         question = asked.question
@@ -87,7 +98,7 @@ class Judge:
             record |= {"mode": "single", "model": asked.model, "turn": asked.turn + 1}
         else:
             record |= {"mode": "pair", "a": asked.a, "b": asked.b, "order": asked.order}
-        record |= {"judge": name, "judge_reported": None, "rubric": self.rubric.name}
+        record |= {"judge": asked.judge, "judge_reported": None, "rubric": self.rubric.name}
         record |= {"rubric_digest": self.rubric.digest}
         record["instructions"] = self.rubric.instructions_name(question.category)
         if isinstance(asked, Single):
@@ -107,47 +118,75 @@ class Judge:
             record["expectation"] = first if first is None or asked.order == "ab" else 1 - first
         record["judge_reported"] = verdict.replies[0].model
         record |= {**verdict.fields, "finish": verdict.replies[-1].finish, "len": lengths}
-        return {**record, **usage(verdict.replies), "ms": sum(reply.ms for reply in verdict.replies)}
+        return {**record, **paid(verdict.replies)}
 
 
-def judge_all(tasks: Sequence[Task], target: Target, judge: Judge, common: Common) -> None:
-    """Judge every task and write the judgments. Raises Failure if some have no verdict."""
-    client, name = connect(target)
-    asking = Asking(client, judge.sampling)
-    total, counted, masses = 0, Counter[str](), list[float]()
+def judge_all(
+    tasks: Sequence[Task], panel: Panel, judge: Judge, common: Common, stopping: Stopping | None = None
+) -> None:
+    """Have every task judged, or with `stopping` its tasks until all is sure, and write the judgments.
 
-    def count(record: Record) -> None:
+    Raises Failure if some have no verdict.
+    """
+    clients = panel.connect()
+    shared, said = panel.share(tasks, list(clients))
+    asking = {name: Asking(client, judge.sampling) for name, client in clients.items()}
+    total, counted, without, masses = 0, Counter[str](), Counter[str](), list[float]()
+    told: dict[str, str] = {}  # by the name of a judge, its server's
+
+    def tell(line: str | None) -> None:
+        if line and not common.quiet:
+            say("judge", line)
+
+    def count(task: Task, record: Record | None) -> None:
         nonlocal total
+        if stopping:
+            stopping.seen(task, record)
+        if record is None:
+            return
         total += 1
         counted["unanswered"] += "unanswered" in record
-        counted["without"] += not has_verdict(record) and "unanswered" not in record
+        without[record["judge"]] += not has_verdict(record) and "unanswered" not in record
         counted.update(record.get("again", []))
         masses.extend([record["mass"]] if "mass" in record else [])
+        if record["judge_reported"] and record["judge"] not in told:
+            told[record["judge"]] = record["judge_reported"]
+            tell(unpinned(record["judge"], record["judge_reported"]))
 
+    def write(output: jsonl.Output, record: Record) -> None:
+        record.pop("stopping", None)  # of an earlier run
+        output.write(stopping.stamped(record) if stopping else record)
+
+    for line in said:
+        tell(line)
     complaint = ask_all(
         "judge",
-        judge.keyed(tasks, name, client.identity()),
-        lambda task: judge.record(task, name, asking),
+        judge.keyed(shared, {name: client.identity() for name, client in clients.items()}),
+        lambda task: judge.record(task, asking[task.question.judge]),
         common,
-        journal.Kind("judge", has_verdict, {"rubric_digest": judge.rubric.digest}),
+        judge.kind,
+        write=write,
         seen=count,
+        needed=stopping.needed if stopping else lambda task: True,
         unit="judgments",
-        total=len(tasks),
-        client=client,
+        total=len(shared),
+        clients=list(clients.values()),
     )
-    client.close()
-    if counted["unanswered"] and not common.quiet:
-        say("judge", f"{counted['unanswered']} of {total} have no verdict, as an answer is missing, empty or an error")
-    said = [f"{counted[why]} of {total} replies {text}" for why, text in AGAIN.items() if counted[why]]
+    for client in clients.values():
+        client.close()
+    if counted["unanswered"]:
+        tell(f"{counted['unanswered']} of {total} have no verdict, as an answer is missing, empty or an error")
+    again = [f"{counted[why]} of {total} replies {text}" for why, text in AGAIN.items() if counted[why]]
     if masses:
         spread = f"{fmean(masses):.2f} on average, {min(masses):.2f} at least"
-        said.append(f"the judge's first token was a verdict with a probability of {spread}")
-    if said and not common.quiet:
-        say("judge", "; ".join(said))
+        again.append(f"the judge's first token was a verdict with a probability of {spread}")
+    tell("; ".join(again))
+    for line in stopping.said() if stopping else []:
+        tell(line)
     complaints = [complaint] if complaint else []
-    if counted["without"]:
-        unread = f"{counted['without']} of {total} judgments have no verdict: {name} gave none that can be read"
-        complaints.append(unread)
+    if unread := +without:
+        by = ", ".join(f"{number} by {name}" for name, number in unread.items())
+        complaints.append(f"{unread.total()} of {total} judgments have no verdict that can be read: {by}")
     if complaints:
         raise Failure("; ".join(complaints))
     if not total:
@@ -165,27 +204,47 @@ def has_verdict(record: Record) -> bool:
     return record.get("score" if record.get("mode") == "single" else "verdict") is not None
 
 
-def estimate(tasks: Iterable[Task], target: Target, judge: Judge, out: str | None, jobs: int) -> None:
-    """Report the calls, tokens, dollars and minutes that the same command would take."""
-    with journal.peek(out, journal.Kind("judge", has_verdict)) as found:
-        identity = target.identity() if found else ""
-        forecast = Forecast(target, judge.sampling, jobs, found.times)
-        free = done = dropped = 0
-        for task in judge.keyed(tasks, target.model, identity):
+def estimate(
+    tasks: Sequence[Task], panel: Panel, judge: Judge, out: str | None, jobs: int, stopping: Stopping | None = None
+) -> None:
+    """Report the calls, tokens, dollars and minutes that the same command would take, per judge and in all; with
+    `stopping` at most.
+    """
+    targets = {target.model or "": target for target in panel.targets}
+    shared, said = panel.share(tasks, list(targets))
+    free, done, dropped = Counter[str](), Counter[str](), 0
+    with journal.peek(out, judge.kind) as found:
+        identities = {name: target.identity() if found else "" for name, target in targets.items()}
+        forecasts = {name: Forecast(target, judge.sampling) for name, target in targets.items()}
+        for task in judge.keyed(shared, identities):
+            if stopping and not stopping.needed(task):
+                continue
+            known = None if task.reject else found.get(task.key)
+            if stopping:
+                stopping.seen(task, known)
             if task.reject:
                 dropped += 1
-            elif found.get(task.key):
-                done += 1
+                continue
+            name = task.question.judge
+            if known:
+                done[name] += 1
             elif task.question.unanswered or is_same(task.question):
-                free += 1
+                free[name] += 1
             else:
-                forecast.add(judge.prompt(task.question).messages(judge.way))
-    parts = [
-        f"would ask {target.model or 'the judge'} at {target} {forecast.calls} times",
-        *forecast.parts(),
-        f"{free} need no call, {done} judgments exist already, {dropped} records are left out",
+                forecasts[name].add(judge.prompt(task.question).messages(judge.way))
+    for line in filter(None, [*said, *map(unpinned, targets)]):
+        say("judge", line)
+    existing = "{:,} need no call, {:,} judgments exist already"
+    asked = [
+        f"would ask {name or 'the judge'} at {target} {'at most ' if stopping else ''}{forecasts[name].calls:,} times"
+        for name, target in targets.items()
     ]
-    say("judge", "; ".join(parts))
+    if len(targets) > 1:
+        for name, line in zip(targets, asked, strict=True):
+            say("judge", "; ".join([line, *parts([forecasts[name]]), existing.format(free[name], done[name])]))
+        asked = [f"{sum(forecast.calls for forecast in forecasts.values()):,} calls in all"]
+    rest = f"{existing.format(free.total(), done.total())}, {dropped:,} records are left out"
+    say("judge", "; ".join([*asked, *parts(list(forecasts.values()), jobs, found.times), rest]))
 
 
 def _single(outcome: Outcome) -> Record:

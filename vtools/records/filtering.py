@@ -15,7 +15,7 @@ from vtools.records import advice, conversation, jsonl, streams
 from vtools.records.jsonl import Record, Reject
 
 # Reasons that mean broken input: without --rejects they end the run.
-BROKEN = frozenset(("bad_json", "not_object", "torn_input"))
+BROKEN = frozenset(("bad_json", "not_object", "torn_input", "unavailable"))
 # Reasons that mean a record whose shape or roles are not known: if every record has one, the run fails.
 UNREADABLE = BROKEN | {"bad_schema", "unknown_role", "bad_label", "tool", "thinking", "media"}
 
@@ -30,6 +30,7 @@ class Rejects:
             raise UsageFailure(f"--rejects {path}: is an input file; choose another")
         self.tool = tool
         self.stream = open(path, "wb") if path else None  # noqa: SIM115  lives as long as the run
+        self.goes_on = False  # past broken input, also without a rejects file
         self.received = self.kept = self.repaired = 0
         self.reasons: Counter[str] = Counter()
         self.extra: Counter[str] = Counter()
@@ -39,12 +40,11 @@ class Rejects:
 
     def add(self, reject: Reject, value: streams.Value, record: Any = None) -> None:
         """Count a reject and save it; without a rejects file, broken input raises Failure."""
-        place = f"{value.file}:{value.number}"
-        if self.stream is None and reject.reason in BROKEN:
+        if self.stream is None and reject.reason in BROKEN and not self.goes_on:
             hint = "" if value.foreign else " (--rejects FILE saves these and continues)"
-            raise Failure(f"{place}: {reject.detail or reject.reason}{hint}")
+            raise Failure(f"{value.place}: {reject.detail or reject.reason}{hint}")
         self.reasons[reject.reason] += 1
-        said = f"{place}: {reject.reason}: {reject.detail}"
+        said = f"{value.place}: {reject.reason}: {reject.detail}"
         self.first = self.first or said
         if self.unreadable is None and reject.reason in UNREADABLE:
             todo = advice.for_record(reject, record)
@@ -104,13 +104,13 @@ class Rejects:
         return sum(self.reasons[reason] for reason in UNREADABLE)
 
     def check_readable(self) -> None:
-        """Raise Failure if not one of the records could be read."""
-        if self.received and self._unread() == self.received:
+        """Raise Failure if not one of the records could be read, nor was known already."""
+        if self.received and self._unread() == self.received and not (self.extra["known"] or self.extra["unchanged"]):
             others = f"none of the {self.received:,} records can" if self.received > 1 else "the only record cannot"
             raise Failure(f"{self.unreadable} ({others} be read)")
 
 
-Outcome = Record | list[Record] | Reject
+Outcome = Record | list[Record] | Reject | None  # None: known from an earlier run
 Work = Callable[[Record], Outcome]
 Done = tuple[Record | Reject | None, Outcome, bool]  # record as read, if at hand; outcome; whether repaired
 
@@ -118,12 +118,13 @@ Done = tuple[Record | Reject | None, Outcome, bool]  # record as read, if at han
 def run(
     counts: Rejects, values: Iterable[streams.Value], work: Work, common: Common, *,
     write: Callable[[Record], None], finish: Callable[[Any], Record | Reject] | None = None, leaves: bool = True,
+    progress: bool = True,
 ) -> None:  # fmt: skip
     """Run a filter: each value through `work` (in `common.jobs` processes), then in input order through `finish`.
 
     `work` is pure: a record in; a record, several, or a Reject out. `finish` may keep state (such as duplicates).
     Writes the closing line and the stats file. If what is written `leaves` as a conversation, each is checked here,
-    the only way out, and it is a Failure if no record at all can be read.
+    the only way out, and it is a Failure if no record at all can be read. Without `progress`, the caller shows it.
     """
     gc.set_threshold(20_000)  # records have no cycles; looking for them at the default rate took a tenth of the time
     outcomes: Iterable[tuple[streams.Value, Done]]
@@ -133,8 +134,11 @@ def run(
         from vtools.records import parallel  # here: its imports are a tenth of a filter's start-up
 
         outcomes = parallel.in_processes(functools.partial(_outcome, work, apart=True), values, common.jobs, _size)
-    with jsonl.progress(counts.tool, common.quiet) as tick:
+    with jsonl.progress(counts.tool, common.quiet or not progress) as tick:
         for value, (read, outcome, repaired) in outcomes:
+            if outcome is None:
+                counts.extra["known"] += 1
+                continue
             counts.received += 1
             counts.repaired += repaired
             counts.value = value

@@ -21,7 +21,7 @@ REASONS = frozenset((
     "bad_json", "not_object", "torn_input", "bad_schema", "unknown_role", "role_order", "empty", "too_short",
     "blocked_word", "blocked_response", "refusal", "lang", "plugin", "html_parse", "dup_id", "dup_exact",
     "dup_near", "pii", "moderation", "rep_digits", "wrong_list", "special_token", "contaminated", "overlong",
-    "template_error", "unanswered", "unmatched", "bad_label", "tool", "thinking", "media",
+    "template_error", "unanswered", "unmatched", "bad_label", "tool", "thinking", "media", "unavailable",
     "too_old",
 ))  # fmt: skip
 
@@ -178,7 +178,7 @@ def parse(value: streams.Value) -> tuple[Record | Reject, bool]:
     A last line without its newline counts as torn only if it does not parse.
     """
     if value.foreign:
-        return Reject("bad_json", value.foreign), False
+        return Reject(value.reason, value.foreign), False
     try:
         record, repaired = loads(value.raw)
         if value.torn:

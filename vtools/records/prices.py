@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from vtools.process import Failure
 
+BATCH = 0.5  # of a price, for what is asked by a batch, where the file does not say otherwise
 EXAMPLE = '{"gpu": {"a100-80g": 1.8, "here": 0.9}, "model": {"gpt-4.1": {"in": 2, "out": 8}}}'
 Price = TypeVar("Price")
 
@@ -19,6 +20,7 @@ class Prices:
     file: str
     gpus: dict[str, float]
     models: dict[str, tuple[float, float]]
+    batches: dict[str, tuple[float, float]]
 
     def gpu_hour(self, name: str) -> float:
         """Dollars per hour of a GPU or a machine (`here` is this one). Raises Failure if the file lacks it."""
@@ -27,6 +29,10 @@ class Prices:
     def tokens(self, model: str) -> tuple[float, float]:
         """Dollars per million tokens that a model reads, and that it writes. Raises Failure if the file lacks it."""
         return self._of("model", self.models, model)
+
+    def batch_tokens(self, model: str) -> tuple[float, float]:
+        """`tokens` by the Batch API: what `batch` of the model says, else half. Raises Failure if the file lacks it."""
+        return self._of("model", self.batches, model)
 
     def _of(self, kind: str, known: dict[str, Price], name: str) -> Price:
         found = next((price for listed, price in known.items() if listed.lower() == name.lower()), None)
@@ -43,15 +49,20 @@ def read(file: str) -> Prices:
         if unknown:
             raise ValueError(f"{min(unknown)} is neither gpu nor model")
         gpus = {name: _dollars(name, amount) for name, amount in content.get("gpu", {}).items()}
-        models = {
-            name: (_dollars(name, price["in"]), _dollars(name, price["out"]))
-            for name, price in content.get("model", {}).items()
-        }
+        models, batches = {}, {}
+        for name, price in content.get("model", {}).items():
+            models[name] = _tokens(name, price)
+            half = (BATCH * models[name][0], BATCH * models[name][1])
+            batches[name] = _tokens(name, price["batch"]) if "batch" in price else half
     except (AttributeError, KeyError, TypeError):
         raise Failure(f"{file}: not prices in the form {EXAMPLE}") from None
     except ValueError as error:
         raise Failure(f"{file}: {error}; prices look like {EXAMPLE}") from None
-    return Prices(file, gpus, models)
+    return Prices(file, gpus, models, batches)
+
+
+def _tokens(name: str, price: dict[str, Any]) -> tuple[float, float]:
+    return _dollars(name, price["in"]), _dollars(name, price["out"])
 
 
 def _dollars(name: str, amount: Any) -> float:

@@ -13,6 +13,7 @@ from vtools.records.naming import NONE, Names
 from vtools.records.unpacking import Foreign, Torn, prepend, unpacked
 
 CHUNK = 1 << 16
+LONGEST = 1 << 28  # bytes from one value to the next: more would be held in memory
 BOM = b"\xef\xbb\xbf"
 BETWEEN = b" \t\r\n,"  # what may separate two values
 DATA = (".json", ".jsonl", ".ndjson", ".parquet")
@@ -26,7 +27,8 @@ EXPORTED = re.compile(r"conversations(-\d+)?\.json")
 class Value(NamedTuple):
     """One raw JSON value: its bytes, its file, its line (or index in the array), and the error if it was cut off.
 
-    `foreign` says why it is no JSON, where that is known before it is parsed.
+    `foreign` says why it is no JSON, where that is known before it is parsed, and `reason` how that is counted. A value
+    that stands for a whole source of which there is nothing has the number 0.
     """
 
     raw: bytes
@@ -34,6 +36,12 @@ class Value(NamedTuple):
     number: int
     torn: str | None = None
     foreign: str | None = None
+    reason: str = "bad_json"
+
+    @property
+    def place(self) -> str:
+        """Where it is, for people."""
+        return f"{self.file}:{self.number}" if self.number else self.file
 
 
 class Kind(NamedTuple):
@@ -84,40 +92,58 @@ def split(chunks: Iterable[bytes], file: str, names: Names = NONE, kinds: Sequen
     Else files of these `kinds` are read as they are told to.
     """
     kinds = () if names.columns else kinds
+    since = 0  # the last value, in bytes
+
+    def limited(part: Iterator[bytes]) -> Iterator[bytes]:
+        nonlocal since
+        for chunk in part:
+            since += len(chunk)
+            if since > LONGEST:
+                raise Torn(f"{LONGEST >> 20} MB without the end of a record")
+            yield chunk
+
     try:
         known = [kind.magic for kind in kinds]
         for member, part in unpacked(iter(chunks), lambda files: data(files, names, kinds), known=known):
-            yield from _cut(part, f"{file}/{member}" if member else file, names, kinds)
+            for value in _cut(part, f"{file}/{member}" if member else file, names, kinds, limited):
+                since = 0
+                yield value
     except Torn as torn:
         yield Value(b"", file, 1, torn=str(torn))
     except Foreign as kind:
         yield Value(b"", file, 1, foreign=str(kind))
 
 
-def _cut(chunks: Iterator[bytes], file: str, names: Names, kinds: Sequence[Kind]) -> Iterator[Value]:
+def _cut(
+    chunks: Iterator[bytes], file: str, names: Names, kinds: Sequence[Kind],
+    limited: Callable[[Iterator[bytes]], Iterator[bytes]],
+) -> Iterator[Value]:  # fmt: skip
     """Array elements if the first byte is `[`, unless they are turns; else lines, or objects of several lines."""
-    head = b""
+    head: list[bytes] = []
+    ahead = limited(chunks)
     try:
-        for chunk in chunks:
-            head += chunk
-            start = arrays.BETWEEN.sub(b"", head, count=1)
+        for chunk in ahead:
+            head.append(chunk)
+            start = arrays.BETWEEN.sub(b"", chunk, count=1)
             if start:
-                chunks = prepend(head, chunks)
+                whole = b"".join(head)
                 kind = next((kind for kind in kinds if start.startswith(kind.magic)), None)
-                if kind:
-                    yield from kind.values(chunks, file)
-                elif start[:1] == b"[":
-                    yield from _elements(chunks, file)
+                if kind:  # it knows itself how much it can hold
+                    yield from kind.values(prepend(whole, chunks), file)
+                    return
+                ahead = prepend(whole, ahead)
+                if start[:1] == b"[":
+                    yield from _elements(ahead, file)
                 elif start[:1] == b"{" or not names.columns:
-                    yield from _objects(_lines(chunks, file))
+                    yield from _objects(_lines(ahead, file))
                 else:
                     from vtools.records import tables
 
-                    for row in tables.rows(_lines(chunks, file, blank=True), names.columns.values()):
+                    for row in tables.rows(_lines(ahead, file, blank=True), names.columns.values()):
                         yield Value(*row)
                 return
     except Torn as torn:
-        yield Value(head, file, 1, str(torn))
+        yield Value(b"".join(head), file, 1, str(torn))
 
 
 def _lines(chunks: Iterator[bytes], file: str, number: int = 0, blank: bool = False) -> Iterator[Value]:

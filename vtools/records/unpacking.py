@@ -28,6 +28,8 @@ FOREIGN = {
     b"\x89HDF\r\n": "an HDF5 file; write its rows as JSON or parquet",
 }
 MAGIC = (GZIP, ZSTD, XZ, PARQUET, BZIP2[0] + b"9" + BZIP2[1], *ZIP, *FOREIGN)
+SLICE = 1 << 10  # packed bytes that are unpacked at once: of zeros they become some 30 MB at most
+BOMB = 1 << 26, 1000  # bytes and times its size to which no data of people unpacks
 NESTED = 4  # packings inside each other: some archives contain themselves
 
 
@@ -96,21 +98,31 @@ def _foreign(head: bytes) -> str | None:
 
 def _decompressed(chunks: Chunks, new: Callable[[], Any], name: str) -> Chunks:
     stream: Any = None
+    taken = given = 0
     for chunk in chunks:
-        while chunk:
-            if stream is None:
-                if chunk.count(0) == len(chunk):
-                    break  # zero padding after the last member, as some tools write it
-                stream = new()
-            try:
-                data = stream.decompress(chunk)
-            except Exception:  # zlib.error, ZstdError, LZMAError or OSError
-                raise Torn(f"the {name} data is damaged") from None
-            if data:
-                yield data
-            chunk = b""
-            if stream.eof:
-                chunk, stream = stream.unused_data, None
+        made: list[bytes] = []
+        for start in range(0, len(chunk), SLICE):
+            piece = chunk[start : start + SLICE]
+            taken += len(piece)
+            while piece:
+                if stream is None:
+                    if piece.count(0) == len(piece):
+                        break  # zero padding after the last member, as some tools write it
+                    stream = new()
+                try:
+                    data = stream.decompress(piece)
+                except Exception:  # zlib.error, ZstdError, LZMAError or OSError
+                    yield b"".join(made)
+                    raise Torn(f"the {name} data is damaged") from None
+                given += len(data)
+                if given > BOMB[0] and given > BOMB[1] * taken:
+                    raise Torn(f"the {name} data unpacks to more than {BOMB[1]:,} times its size: a bomb")
+                made.append(data)
+                piece = b""
+                if stream.eof:
+                    piece, stream = stream.unused_data, None
+        if any(made):
+            yield b"".join(made)
     if stream is not None:
         raise Torn(f"the {name} data ends early")
 

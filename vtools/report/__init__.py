@@ -9,7 +9,7 @@ from vtools.files import atomic
 from vtools.process import Failure, shown
 from vtools.records import jsonl
 from vtools.records.question import read_questions
-from vtools.report import grades, reading, reparse, summary, table
+from vtools.report import grades, panel, reading, reparse, summary, table
 
 
 def report(
@@ -35,6 +35,14 @@ def report(
     shares each out by its probabilities. Intervals are 95 % bootstrap intervals over questions (--seed). The score
     ratio is B's total score divided by A's. Grades of single answers are summarised by their means.
 
+    For a run of `vtools judge --stop-when-decided`, the table says when it stopped and what is sure. Its intervals are
+    those of the test that stopped it, which hold although it was looked at after each question; the score ratio has
+    none. The win rate at which a run stops is more likely too far from one half than too close.
+
+    Where several judges have judged a pair of models, another table follows, of the panel: each question goes to the
+    answer that more of them prefer, and scores are the means of theirs. Grades are summarised together for the judges
+    who graded every model.
+
     --reparse blog and --reparse mtbench take the verdicts from the stored replies of the Vicuna blog's reviews and of
     FastChat's judgments, whatever was stored as their scores or winners; what cannot be told counts as unparsed.
 
@@ -52,16 +60,20 @@ def report(
     style = reparse.STYLES[reparse_style] if reparse_style else None
     judgments = reading.read(files or ["-"], read_questions(questions) if questions else {}, style)
     tables = [summary.summarise(pair, list(units.values()), seed) for pair, units in judgments.pairs.items()]
+    panels = panel.tables(judgments.pairs, seed)
+    judgments.grades |= panel.grades(judgments.grades)
     means = [grades.summarise(graded, each, seed) for graded, each in judgments.grades.items()]
     if not tables and not means:
         raise Failure("no judgments in the input; vtools judge writes them")
     if json_output:
         with jsonl.output(None) as output:
-            output.write({"pairs": tables, "grades": means})
+            output.write({"pairs": tables, "panels": panels, "grades": means})
     else:
-        text = "\n\n".join([*(table.text(each) for each in tables), *([grades.text(means)] if means else [])])
-        print(shown(text))
+        texts = [*map(table.text, [*tables, *panels]), *([grades.text(means)] if means else [])]
+        print(shown("\n\n".join(texts)))
     if plot:
+        together = [(each["a"], each["b"]) for each in panels]
+        drawn = [*panels, *(each for each in tables if (each["a"], each["b"]) not in together)]
         if not tables:
             raise Failure("--plot: no chart, for it shows pairs of models, and these are grades of single answers")
-        atomic.write(plot, table.picture(plot, tables))
+        atomic.write(plot, table.picture(plot, drawn))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from vtools.process import Failure
 from vtools.records import jsonl
+from vtools.records.comparison import outcome
 from vtools.records.jsonl import Record
 from vtools.records.question import Question
 
@@ -39,15 +40,13 @@ class Unit:
     first_won: list[bool] = field(default_factory=list)  # whether the answer shown first won
     orders: set[str] = field(default_factory=set)
     unanswered: set[str] = field(default_factory=set)  # `a`, `b`: whose answer is missing
+    stopping: Record | None = None  # of a run that may stop early: its design, and the place in the random order
     repeated: int = 0  # further judgments in an order that there is one of already, which do not count
 
     @property
     def outcome(self) -> str | None:
         """`a`, `b` or `tie`; also a tie if the orders disagree; None if a verdict is missing."""
-        if None in self.verdicts:
-            return None
-        agreed = set(self.verdicts)
-        return "tie" if len(agreed) > 1 or agreed == {"both_bad"} else self.verdicts[0]
+        return outcome(self.verdicts)
 
     @property
     def games(self) -> tuple[float, int]:
@@ -98,7 +97,8 @@ def read(
                     continue
                 pair = judgment["judge"], judgment["a"], judgment["b"]
                 key = f"{question}\0{judgment.get('turn', '')}"
-                unit = judgments.pairs.setdefault(pair, {}).setdefault(key, Unit(question, category))
+                unit = Unit(question, category, stopping=judgment.get("stopping"))
+                unit = judgments.pairs.setdefault(pair, {}).setdefault(key, unit)
                 unit.unanswered |= set(judgment.get("unanswered", ()))
                 if judgment["order"] in unit.orders:
                     unit.repeated += 1

@@ -1,8 +1,9 @@
 """Which model is better, by how much, and how certainly: counts, measures and their intervals."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
+from vtools.report import stopping
 from vtools.report.intervals import resampled
 from vtools.report.reading import Pair, Unit
 
@@ -10,9 +11,21 @@ INCONSISTENT = 0.3  # published judges flip 20 to 80 % of their verdicts; above 
 MEASURES = ("score_ratio", "win_rate", "as_good")
 
 
+class Judged(Protocol):
+    """The answers to a question as they were judged: by one judge, or by several together."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def outcome(self) -> str | None: ...
+    @property
+    def score(self) -> tuple[float, float] | None: ...
+
+
 def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
     """The contents of the table as one object."""
     judge, a, b = pair
+    units, stopped = stopping.counted(units)
     answered = [unit for unit in units if not unit.unanswered]
     counted = [unit for unit in answered if unit.outcome]
     swapped = [unit for unit in counted if len(unit.verdicts) > 1]
@@ -31,8 +44,8 @@ def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
         "first_won": sum(all(unit.first_won) for unit in flipped),
         "second_won": sum("tie" not in unit.verdicts and not any(unit.first_won) for unit in flipped),
         **counts(counted),
-        **intervals(counted, seed),
         **games(counted, seed),
+        **(stopped or {"stopping": None, **intervals(counted, seed)}),
     }
     names = sorted({unit.category for unit in counted if unit.category})
     table["categories"] = {name: counts([unit for unit in counted if unit.category == name]) for name in names}
@@ -40,7 +53,7 @@ def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
     return table
 
 
-def counts(units: list[Unit]) -> dict[str, Any]:
+def counts(units: Sequence[Judged]) -> dict[str, Any]:
     """Wins, ties and losses of b, and the totals of the scores."""
     outcomes = [unit.outcome for unit in units]
     scores = [score for unit in units if (score := unit.score)]
@@ -59,7 +72,7 @@ def counts(units: list[Unit]) -> dict[str, Any]:
     }
 
 
-def intervals(units: list[Unit], seed: int) -> dict[str, Any]:
+def intervals(units: Sequence[Judged], seed: int) -> dict[str, Any]:
     """95 % intervals of the measures, by resampling whole questions, all turns."""
     rows = []
     for unit in units:
@@ -82,6 +95,8 @@ def warnings(table: dict[str, Any]) -> Iterator[str]:
     if any(table["unanswered"].values()):
         missed = " and ".join(f"{side.upper()} has no answer to {n}" for side, n in table["unanswered"].items() if n)
         yield f"{missed} of {table['questions']} questions: these are left out, and whoever fails often gains by it"
+    if table["stopping"] and table["stopping"]["left_out"]:
+        yield f"{table['stopping']['left_out']} further questions were not part of what decided, and are left out"
     if table["repeated"]:
         yield f"{table['repeated']} judgments repeat a question and order: of these, the first in the file counts"
     if table["unparsed"]:

@@ -5,22 +5,22 @@ from typing import Any
 
 def text(table: dict[str, Any]) -> str:
     """The table for people."""
-    lines = [f"A: {table['a']}", f"B: {table['b']}", f"judge: {table['judge']}", ""]
-    flips = "not known" if table["inconsistent"] is None else f"{table['inconsistent']:.1%}"
-    if table["inconsistent"]:
-        flips += f" (the first answer won both times {table['first_won']}, the second {table['second_won']})"
-    by_question = share(table, "win_rate")
-    by_game = share(table, "game_rate") if "game_rate" in table else by_question
+    lines = [f"A: {table['a']}", f"B: {table['b']}", who(table), ""]
+    agreed = ("all judges agree", f"{table['agreed']}/{table['by_several']}") if "judges" in table else orders(table)
+    by_game = table.get("game_rate")
+    unlike = by_game is not None and round(by_game - table["win_rate"], 6)
     rows = [
         ("questions", f"{table['questions']}, judged {table['judged']}, unparsed {table['unparsed']}"),
-        ("orders disagree", flips),
+        agreed,
         ("B wins / ties / A wins", f"{table['b_wins']} / {table['ties']} / {table['a_wins']}"),
-        ("B's win rate, ties half", by_question),
-        *([("B's share of all games", by_game)] if by_game != by_question else []),
+        ("B's win rate, ties half", share(table, "win_rate")),
+        *([("B's share of all games", share(table, "game_rate"))] if unlike else []),
         ("B as good or better", f"{share(table, 'as_good')}, {table['b_wins'] + table['ties']}/{table['n']}"),
         ("total score", f"A {table['score_a']:.1f}, B {table['score_b']:.1f}"),
         ("B's score / A's", share(table, "score_ratio", digits=2)),
     ]
+    if table["stopping"]:
+        rows.insert(1, stopped(table["stopping"]))
     lines += [f"{name:<24} {value}" for name, value in rows]
     if table["categories"]:
         width = max(len(name) for name in [*table["categories"], "category"])
@@ -34,13 +34,38 @@ def text(table: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def who(table: dict[str, Any]) -> str:
+    """Who judges."""
+    if "judges" in table:
+        return f"judges: {', '.join(table['judges'])}; each question goes to the model that more of them prefer"
+    return f"judge: {table['judge']}"
+
+
+def orders(table: dict[str, Any]) -> tuple[str, str]:
+    """How often a judge's verdict changes with the order of the answers."""
+    flips = "not known" if table["inconsistent"] is None else f"{table['inconsistent']:.1%}"
+    if table["inconsistent"]:
+        flips += f" (the first answer won both times {table['first_won']}, the second {table['second_won']})"
+    return "orders disagree", flips
+
+
 def share(table: dict[str, Any], name: str, digits: int = 1) -> str:
     """A measure with its interval, in percent."""
     if table[name] is None:
         return "-"
     text = f"{table[name]:.{digits}%}"
     ends = table[f"{name}_ci"]
-    return text if ends is None else f"{text} (95 %: {ends[0]:.1%} to {ends[1]:.1%})"
+    level = f"{100 * table['stopping']['level'] if table['stopping'] else 95:.4g} %"
+    return text if ends is None else f"{text} ({level}: {ends[0]:.1%} to {ends[1]:.1%})"
+
+
+def stopped(found: dict[str, Any]) -> tuple[str, str]:
+    """The row of a run that could stop early: what it decided, and after how many questions."""
+    after, sure = f"after {found['after']} of {found['of']} questions", f"{100 * found['level']:.4g} % sure"
+    if not found["decided"]:
+        return "not decided", f"{after}: not {sure} which is better"
+    name = "stopped early" if found["after"] < found["of"] else "decided"
+    return name, f"{after}: {sure} that {found['decided'].upper()} is better"
 
 
 def picture(path: str, tables: list[dict[str, Any]]) -> bytes:
@@ -51,7 +76,8 @@ def picture(path: str, tables: list[dict[str, Any]]) -> bytes:
     for table in tables:
         rows.append((f"B: {table['b']}\nA: {table['a']}", bar(table)))
         rows += [(name, bar(row)) for name, row in table["categories"].items()]
-    judges = ", ".join(dict.fromkeys(table["judge"] for table in tables))
+    names = (name for table in tables for name in table.get("judges") or [table["judge"]])
+    judges = ", ".join(dict.fromkeys(names))
     title = f"Judged by {judges}\nThe further B's wins reach to the right, the better B"
     return plots.stacked_bars(path, title, "share of the questions", rows)
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from vtools import options
-from vtools.files import atomic
+from vtools.files import atomic, crawl_state
 from vtools.models.template import Template, load_template
 from vtools.models.tokenizer import Tokenizer, load_tokenizer
 from vtools.process import Failure, UsageFailure, say
@@ -38,13 +38,14 @@ def stats(
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
 ) -> None:
-    """Count what is in a file of records, summarise a training run, or compare two files.
+    """Count what is in a file of records, summarise a training run or a crawl, or compare two files.
 
-    Reads conversations, files of rejected records, or the metrics of `vtools train`, and detects which. Writes one JSON
-    object, and on a terminal also a table to stderr. --tokenizer counts the tokens of whole conversations in the
-    model's prompt template, as `split` and `train` do; of the texts alone if the model has none. Languages are counted
-    only if pycld2 is installed. Duplicates are records whose texts, or whose ids, occurred before. Broken input ends
-    the count with exit status 1 after the counts so far are written, unless --rejects is given.
+    Reads conversations, files of rejected records, the metrics of `vtools train`, or the state of `vtools fetch`,
+    and detects which. Writes one JSON object, and on a terminal also a table to stderr. --tokenizer counts the
+    tokens of whole conversations in the model's prompt template, as `split` and `train` do; of the texts alone if
+    the model has none. Languages are counted only if pycld2 is installed. Duplicates are records whose texts, or
+    whose ids, occurred before. Broken input ends the count with exit status 1 after the counts so far are written,
+    unless --rejects is given.
 
     \b
     Examples:
@@ -52,8 +53,22 @@ def stats(
       vtools stats train.jsonl --tokenizer ./llama --plot lengths.svg
       vtools stats --diff raw.jsonl clean.jsonl
       vtools stats metrics.jsonl --plot loss.svg
+      vtools stats crawl.db
     """
     names, theirs = files or [], naming.parse(role, columns)
+    if any(map(crawl_state.is_state, names)):
+        if len(names) > 1 or any(
+            (role, columns, tokenizer, template, system is not None, fold_system, diff, plot, rejects)
+        ):
+            raise UsageFailure("the state of a crawl is shown alone: vtools stats STATE")
+        summary = crawl_state.summary(names[0])
+        with jsonl.output(out) as output:
+            output.write(summary)
+        if sys.stderr.isatty() and not quiet:
+            from vtools.stats import table
+
+            table.show(summary)
+        return
     if diff and (len(names) != 2 or plot):
         raise UsageFailure("--diff compares two files and draws no chart: vtools stats --diff BEFORE AFTER")
     if (template or system is not None or fold_system) and not tokenizer:

@@ -27,17 +27,23 @@ def show(summary: dict[str, Any]) -> None:
             numbers.add_row(_words(key), _number(value))
     console.print(numbers)
     for key, value in summary.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict) and value and not all(isinstance(count, int | dict) for count in value.values()):
+            console.print(Text(f"\n{_words(key)}", style="bold"))
+            for name, told in value.items():
+                console.print(Text(f"{name}  {shown(str(told))}"))
+        elif isinstance(value, dict) and value:
             console.print(Text(f"\n{_words(key)}", style="bold"))
             console.print(_bars(value))
 
 
-def _bars(counts: dict[str, int]) -> Table:
+def _bars(counts: dict[str, Any]) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(min_width=20)
     table.add_column(justify="right")
     table.add_column(justify="right")
     table.add_column()
+    if counts and all(isinstance(count, dict) for count in counts.values()):  # of each host, by status
+        counts = {f"{name} {status}": count for name, inner in counts.items() for status, count in inner.items()}
     total, most = sum(counts.values()) or 1, max(counts.values()) or 1
     for name, count in counts.items():
         bar = "█" * round(WIDTH * count / most) or ("▏" if count else "")
