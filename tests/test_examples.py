@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import source_files
 import tiny
 import typer.main
 from chats import jsonl
@@ -59,6 +60,10 @@ def world(tmp_path_factory):
         tiny.write(folder / f"{name}.jsonl", records)
     (folder / "sharegpt.json.gz").write_bytes(gzip.compress(json.dumps(records).encode()))
     (folder / "dump.json").write_text(json.dumps(records))
+    with zipfile.ZipFile(folder / "chatgpt-export.zip", "w") as export:
+        update = {"update_time": 1_800_000_000}
+        export.writestr("conversations.json", json.dumps([source_files.chatgpt(**update)]))
+        export.writestr("user.json", '{"id": "u"}')
     (folder / "data").mkdir()
     tiny.write(folder / "data" / "chats.jsonl", records)
     (folder / "more").mkdir()

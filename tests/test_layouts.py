@@ -175,7 +175,7 @@ FOREIGN = {
     "several parquet files": (parquet_twice, "several parquet files one after another; give each"),
     "a tar archive": (tar, "tar archive; unpack it first"),
     "a PDF": (lambda: b"%PDF-1.7\n", "a PDF file"),
-    "a zip file of other things": (lambda: zipped("a.docx", "b.html"), "without JSON, JSONL or parquet in it (a.docx, b.html)"),
+    "a zip file of other things": (lambda: zipped("a.docx", "b.png"), "without JSON, JSONL or parquet in it (a.docx, b.png)"),
     "a web page": (lambda: b"<!DOCTYPE html>\n<html>\n", "an HTML page, not JSON"),
     "a pointer": (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "a table": (lambda: b"nr,question,answer\n1,a,b\n", "CSV with the header nr, question, answer: --columns user=question,assistant=answer"),

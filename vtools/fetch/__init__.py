@@ -2,30 +2,47 @@
 
 import contextlib
 import itertools
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from vtools import options, provenance
 from vtools.fetch.limits import USUAL, Limits
 from vtools.process import UsageFailure
-from vtools.records import conversation, filtering, jsonl, naming, streams
+from vtools.records import filtering, jsonl, naming, streams
 from vtools.records.jsonl import Record
 
 
 def fetch(
-    sources: Annotated[
+    given: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE|FOLDER|URL...]", help="Files, folders, globs or http(s) URLs; - is stdin (default)."
+            metavar="[FILE|FOLDER|URL|hf:OWNER/NAME...]",
+            help="Files, folders, globs, http(s) URLs or data sets of the hub; - is stdin (default).",
         ),
     ] = None,
     role: options.Roles = None,
     columns: options.Columns = None,
+    branches: Annotated[
+        Literal["current", "all"],
+        typer.Option(help="Which branches to read of a conversation that was edited: the one its page shows, or all."),
+    ] = "current",
     license: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Set the license of records that come without a source.")
+        list[str] | None,
+        typer.Option(
+            metavar="[KIND=]NAME", help="Set the license of records that come without a source; repeatable by kind."
+        ),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="DATE", help="Keep conversations from this date on: 2026-01-31, in UTC.")
     ] = None,
     limit: Annotated[int | None, options.number(min=0, help="Stop after N records.")] = None,
+    sample: Annotated[
+        float | None,
+        typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Read a random share, such as 0.01; see --seed."),
+    ] = None,
+    seed: options.Seed = 0,
+    list_sources: Annotated[bool, typer.Option("--list-sources", help="Show what can be read, and stop.")] = False,
     listed: Annotated[
         str | None,
         typer.Option("--sources", metavar="FILE", help="Read more sources from this file, one per line; - is stdin."),
@@ -65,15 +82,17 @@ def fetch(
 ) -> None:
     """Read conversations in all usual formats, from files or URLs, and write them in one format.
 
-    Input is JSONL, JSON (an array, objects over several lines, one list of turns per line) or parquet, plain or packed
-    (gzip, bzip2, xz, zstd, zip), detected by its first bytes. A conversation has OpenAI `messages`, ShareGPT
-    `conversations` or `items`, Alpaca `instruction`/`output`, or `prompt`/`completion`. --columns names the columns of
-    any other table, and reads CSV and TSV by their header; --role names other roles. Of a folder, all data files in it
-    and below are read, sorted by name.
+    Reads the exports of ChatGPT, Claude, Open WebUI and LM Studio, the logs of llm, saved pages of ChatGPT and
+    ShareGPT, the usual data sets, and any JSONL, JSON (an array, objects over several lines, one list of turns per
+    line) or parquet, plain or packed (gzip, bzip2, xz, zstd, zip); --list-sources shows them all. The content tells
+    what a file is, not its name. --columns names the columns of any other table, and reads CSV and TSV by their
+    header; --role names other roles. Of a folder, all data files in it and below are read, sorted by name, and so are
+    those of hf:OWNER/NAME[/PATH][@REVISION], a data set of Hugging Face's hub.
 
-    Output is JSONL with OpenAI's `messages`; the `source` of a record holds its format, its file or URL, the time of
-    the download and the license. An interrupted download is resumed. Unreadable input ends the run with exit status 1,
-    unless --rejects FILE collects it; so does input of which no record can be read.
+    Output is JSONL with OpenAI's `messages`; the `source` of a record holds its kind, its file or URL, the time of the
+    download, the license, and the conversation's title and times. Tools that served an answer, its thoughts and its
+    attachments are named beside it. An interrupted download is resumed. Unreadable input ends the run with exit status
+    1, unless --rejects FILE collects it; so does input of which no record can be read.
 
     Servers are asked politely: by their robots.txt, once per second and host, over one connection, later when they say
     so; a host that fails five times in a row is left alone. A redirect to a private address, or from https to http, is
@@ -86,51 +105,48 @@ def fetch(
     Examples:
       vtools fetch sharegpt.json.gz --rejects rejects.jsonl > raw.jsonl
       vtools fetch https://example.org/chats.jsonl --license cc-by-4.0 -o raw.jsonl
+      vtools fetch chatgpt-export.zip --since 2026-01-01 > raw.jsonl
       vtools fetch --sources list.txt --state crawl.db --append chats.jsonl --rejects rejects.jsonl
       vtools fetch data/ 'more/*.zip' --role helper=assistant > raw.jsonl
       vtools fetch faq.csv --columns user=question,assistant=answer > raw.jsonl
       echo '{"prompt": "Hi", "completion": "Hello!"}' | vtools fetch
     """
-    from vtools.fetch import source
+    from vtools.fetch import selection, source, sources
     from vtools.fetch.keeping import Keeping
     from vtools.records import expand
 
-    _check(sources, listed, state, append, wait, out, rejects, stats)
+    if list_sources:
+        return print(sources.table(), end="")
+    _check(given, listed, state, append, wait, out, rejects, stats)
     names, origin = naming.parse(role, columns), source.Origin()
-    given = list(sources or [])
+    licenses, earliest = selection.licenses(license, sources.NAMES), selection.date(since)
+    wanted = list(given or ([] if listed else ["-"]))
     if listed:
         with streams.open_file(listed) as lines:
-            given += source.listed(lines)
+            wanted += source.listed(lines)
     limits = Limits(rate, timeout, max_seconds, max_bytes)
-    if (limits != USUAL or jobs > 1) and not any(map(source.is_url, given)):
+    if (limits != USUAL or jobs > 1) and not any(map(source.is_url, wanted)):
         limiting = "--rate, --jobs, --timeout, --max-seconds and --max-bytes"
         raise UsageFailure(f"{limiting} are for downloads, and no source is a URL")
 
-    def work(value: Record) -> Record | None:
-        record = conversation.read(value, names)
-        known = record.get("source")
-        if not isinstance(known, dict):
-            named = {} if known is None else {"name": known}
-            record["source"] = {
-                "kind": "columns" if names.columns else conversation.shape(value),
-                **origin.describe(),
-                **named,
-            }
-            if license:
-                record["source"]["license"] = license
-        return None if keeping.knows(record) else provenance.stamp(record, "fetch")
+    def work(value: Record) -> list[Record] | None:
+        found = sources.read(value, names, branches)
+        for record in found:
+            if record["source"] is not value.get("source"):
+                record["source"] = origin.describe(record["source"], licenses)
+        new = [record for record in selection.since(found, earliest) if not keeping.knows(record)]
+        return [provenance.stamp(record, "fetch") for record in new] or None
 
     with contextlib.ExitStack() as stack:
         keeping = stack.enter_context(Keeping.opened(state, append, out, wait))
-        files = expand.expanded(
-            "fetch", given or ([] if listed else ["-"]), names, (out, append, state, rejects), quiet
-        )
+        files = expand.expanded("fetch", wanted, names, (out, append, state, rejects), quiet, sources.KINDS)
         counts = filtering.Rejects("fetch", rejects, files)
         counts.goes_on = state is not None
         many = len(files) > 1
         tick = stack.enter_context(jsonl.progress("fetch", quiet or not many, len(files), " sources"))
         crawl = source.Crawl(limits, contact, counts, keeping, jobs, tick)
-        values = itertools.islice(source.values(files, origin, crawl, names), limit)
+        values = selection.sampled(source.values(files, origin, crawl, names), sample, seed, counts)
+        values = itertools.islice(values, limit)
         common = options.Common(out, rejects, stats, quiet=quiet)
         filtering.run(counts, values, work, common, write=keeping.write, progress=not many)
 

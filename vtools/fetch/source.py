@@ -1,15 +1,18 @@
 """Files and URLs as raw values, each source with its origin; a crawl notes in its state how each one went."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from vtools import provenance
+from vtools.fetch import hub
 from vtools.fetch.keeping import Keeping
 from vtools.fetch.limits import Limits
+from vtools.fetch.sources import KINDS, open_assistant
 from vtools.files.crawl_state import Source
+from vtools.process import Failure
 from vtools.records import streams
 from vtools.records.filtering import Rejects
 from vtools.records.naming import NONE, Names
@@ -24,10 +27,13 @@ class Origin:
 
     uri: str = ""
     fetched_at: str | None = None
+    license: str | None = None
 
-    def describe(self) -> dict[str, str]:
-        """The keys for a record's `source`."""
-        return {"uri": self.uri} | ({"fetched_at": self.fetched_at} if self.fetched_at else {})
+    def describe(self, known: dict[str, Any], licenses: Mapping[str, str]) -> dict[str, Any]:
+        """A record's `source`, given what is known of it and the licenses that the user names by kind."""
+        license = licenses.get(known["kind"]) or licenses.get("") or self.license
+        here = {"uri": self.uri, "fetched_at": self.fetched_at, "license": license}
+        return {"kind": known["kind"], **{key: item for key, item in here.items() if item}, **known}
 
 
 def is_url(name: str) -> bool:
@@ -60,7 +66,7 @@ class Crawl:
 
 
 def values(names: list[str], origin: Origin, crawl: Crawl, columns: Names = NONE) -> Iterator[streams.Value]:
-    """The raw values of files and http(s) URLs, in the order of the sources; `origin` is updated as they come.
+    """The raw values of all sources, in their order; `origin` is updated as they come.
 
     A URL that gives nothing is one value, which says why. When the value after it is asked for, a value is written.
     """
@@ -86,20 +92,33 @@ def values(names: list[str], origin: Origin, crawl: Crawl, columns: Names = NONE
                 stack.callback(ahead.stop)
                 read = ahead.chunks
         for number, name in enumerate(names):
+            origin.license = None
             if number in asked:
                 origin.uri, origin.fetched_at = name, provenance.now()
                 yield from _crawled(asked[number], read(number), crawl, columns)
             elif number in sources:
                 crawl.counts.extra["waiting"] += 1
             else:
-                origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
                 try:
-                    yield from streams.values(name, columns)
-                except OSError as error:
+                    yield from _stored(name, origin, columns)
+                except (OSError, Failure) as error:
                     if not crawl.counts.goes_on:
                         raise
-                    yield streams.Value(b"", name, 0, foreign=error.strerror or str(error), reason="unavailable")
+                    why = getattr(error, "strerror", None) or str(error).removeprefix(f"{name}: ")
+                    yield streams.Value(b"", name, 0, foreign=why, reason="unavailable")
             crawl.tick()
+
+
+def _stored(name: str, origin: Origin, columns: Names) -> Iterator[streams.Value]:
+    """The values of a file, or of a data set of the hub. Raises OSError and Failure."""
+    if not name.startswith(hub.PREFIX):
+        origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
+        yield from open_assistant.trees(streams.values(name, columns, KINDS))
+        return
+    for file in hub.files(name, columns, KINDS):
+        origin.uri, origin.fetched_at, origin.license = file.uri, provenance.now(), file.license
+        for value in open_assistant.trees(streams.values(file.path, columns, KINDS)):
+            yield value._replace(file=value.file.replace(file.path, file.uri, 1))
 
 
 def _crawled(source: Source, chunks: Iterator[bytes], crawl: Crawl, columns: Names) -> Iterator[streams.Value]:
@@ -121,7 +140,7 @@ def _crawled(source: Source, chunks: Iterator[bytes], crawl: Crawl, columns: Nam
             raise
 
     try:
-        yield from streams.split(noted(), source.uri, columns)
+        yield from open_assistant.trees(streams.split(noted(), source.uri, columns, KINDS))
     except Unavailable as error:
         broke.append(str(error))
         asked = error.asked

@@ -7,6 +7,7 @@ from typing import Any
 from vtools.records import conversation, naming, objects
 from vtools.records.jsonl import Reject
 
+_FETCHED = ("mapping", "chat_messages")  # the exports of ChatGPT and Claude
 _KNOWN = ("messages", "conversations", "conversation", "items")
 
 
@@ -16,6 +17,8 @@ def for_record(reject: Reject, record: Any) -> str:
         return ""
     if reject.reason == "unknown_role":
         return _role(reject.detail, record)
+    if any(isinstance(record.get(key), dict | list) for key in _FETCHED):
+        return "`vtools fetch` reads it"
     if reject.reason == "bad_schema" and not any(record.get(key) for key in _KNOWN):
         return _columns(record)
     return ""

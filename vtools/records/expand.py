@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from vtools.process import Failure, say
 from vtools.records import streams
@@ -10,8 +10,9 @@ from vtools.records.naming import NONE, Names
 
 
 def expanded(
-    tool: str, sources: Iterable[str], names: Names = NONE, others: Iterable[str | None] = (), quiet: bool = False
-) -> list[str]:
+    tool: str, sources: Iterable[str], names: Names = NONE, others: Iterable[str | None] = (), quiet: bool = False,
+    kinds: Sequence[streams.Kind] = (),
+) -> list[str]:  # fmt: skip
     """The sources with each folder and each glob replaced by its data files, sorted by name.
 
     What else is in a folder is skipped, and said; so is what is one of `others`, or below it: files and folders that
@@ -19,33 +20,35 @@ def expanded(
     """
     found: list[str] = []
     for given in sources:
-        if given == "-" or given.startswith(("http://", "https://")) or os.path.isfile(given):
+        if given == "-" or given.startswith(("http://", "https://", "hf:")) or os.path.isfile(given):
             found.append(given)
         elif os.path.isdir(given):
-            found += _data_files(tool, given, names, others, quiet)
+            found += _data_files(tool, given, names, others, quiet, kinds)
         elif not os.path.exists(given) and glob.has_magic(given):
             matches = sorted(glob.glob(given, recursive=True))
             if not matches:
                 raise Failure(f"{given}: no file matches")
             for match in matches:
-                found += _data_files(tool, match, names, others, quiet) if os.path.isdir(match) else [match]
+                found += _data_files(tool, match, names, others, quiet, kinds) if os.path.isdir(match) else [match]
         else:
             found.append(given)  # a pipe, or a file that is missing: opening it says so
     return found
 
 
-def _data_files(tool: str, folder: str, names: Names, others: Iterable[str | None], quiet: bool) -> list[str]:
+def _data_files(
+    tool: str, folder: str, names: Names, others: Iterable[str | None], quiet: bool, kinds: Sequence[streams.Kind]
+) -> list[str]:
     used = {os.path.realpath(path) for path in others if path}
-    found: list[str] = []
-    skipped: list[str] = []
-    for path in sorted(_files_below(folder)):
-        wanted = streams.is_data(os.path.relpath(path, folder), names) and not _is_below(os.path.realpath(path), used)
-        (found if wanted else skipped).append(path)
-    shown = ", ".join(os.path.relpath(path, folder) for path in skipped[:4]) + ", ..." * (len(skipped) > 4)
+    there = [os.path.relpath(path, folder) for path in sorted(_files_below(folder))]
+    wanted = set(streams.data(there, names, kinds))
+    wanted = {file for file in wanted if not _is_below(os.path.realpath(os.path.join(folder, file)), used)}
+    found = [os.path.join(folder, file) for file in there if file in wanted]
+    skipped = [file for file in there if file not in wanted]
+    shown = ", ".join(skipped[:4]) + ", ..." * (len(skipped) > 4)
     if not found:
         tables = (
             "; CSV and TSV need `vtools fetch --columns`"
-            if any(name.endswith(streams.TABLES) for name in skipped)
+            if any(file.endswith(streams.TABLES) for file in skipped)
             else ""
         )
         raise Failure(f"{folder}: no JSON, JSONL or parquet file in it ({shown or 'it is empty'}){tables}")

@@ -22,6 +22,7 @@ REASONS = frozenset((
     "blocked_word", "blocked_response", "refusal", "lang", "plugin", "html_parse", "dup_id", "dup_exact",
     "dup_near", "pii", "moderation", "rep_digits", "wrong_list", "special_token", "contaminated", "overlong",
     "template_error", "unanswered", "unmatched", "bad_label", "tool", "thinking", "media", "unavailable",
+    "too_old",
 ))  # fmt: skip
 
 

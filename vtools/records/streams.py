@@ -2,8 +2,9 @@
 
 import io
 import itertools
+import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from vtools.process import Failure
@@ -18,6 +19,9 @@ BETWEEN = b" \t\r\n,"  # what may separate two values
 DATA = (".json", ".jsonl", ".ndjson", ".parquet")
 TABLES = (".csv", ".tsv")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
+# In the exports of ChatGPT and Claude, what is about the account lies beside the conversations.
+ACCOUNT = ("user.json", "users.json")
+EXPORTED = re.compile(r"conversations(-\d+)?\.json")
 
 
 class Value(NamedTuple):
@@ -40,26 +44,54 @@ class Value(NamedTuple):
         return f"{self.file}:{self.number}" if self.number else self.file
 
 
-def is_data(name: str, names: Names = NONE) -> bool:
-    """Whether a file of a folder or of a zip file holds records, by its name; tables do only with --columns."""
+class Kind(NamedTuple):
+    """A kind of file that holds conversations but is no JSON: its first bytes, the ends of its names, its values."""
+
+    magic: bytes
+    ends: tuple[str, ...]
+    values: Callable[[Iterator[bytes], str], Iterator[Value]]
+
+
+def data(files: Iterable[str], names: Names = NONE, kinds: Sequence[Kind] = ()) -> list[str]:
+    """Those files of a folder or of a zip file that hold records, by their names; tables do only with --columns.
+
+    Of an account's export, they are the conversations alone.
+    """
+    found = [file for file in files if _is_data(file, names, kinds)]
+    exports = {_place(file)[0] for file in found if EXPORTED.fullmatch(_place(file)[1])}
+    exports &= {_place(file)[0] for file in found if _place(file)[1] in ACCOUNT}
+    return [file for file in found if _place(file)[0] not in exports or EXPORTED.fullmatch(_place(file)[1])]
+
+
+def _place(file: str) -> tuple[str, str]:
+    folder, _, name = file.rpartition("/")
+    return folder, name
+
+
+def _is_data(name: str, names: Names, kinds: Sequence[Kind]) -> bool:
     *folders, file = name.split("/")
     if file.startswith(".") or "__MACOSX" in folders:
         return False
     file = file.lower()
     for packed in PACKED:
         file = file.removesuffix(packed)
-    return file.endswith((*DATA, ".zip", *TABLES) if names.columns else (*DATA, ".zip"))
+    ends = TABLES if names.columns else tuple(end for kind in kinds for end in kind.ends)
+    return file.endswith((*DATA, ".zip", *ends))
 
 
-def values(file: str, names: Names = NONE) -> Iterator[Value]:
+def values(file: str, names: Names = NONE, kinds: Sequence[Kind] = ()) -> Iterator[Value]:
     """Yield the raw values of a file (`-` is stdin). The last one carries `torn` if the input broke off."""
     with open_file(file) as stream:
         chunks = iter(lambda: stream.read1(CHUNK), b"")  # type: ignore[attr-defined]
-        yield from split(chunks, "stdin" if file == "-" else file, names)
+        yield from split(chunks, "stdin" if file == "-" else file, names, kinds)
 
 
-def split(chunks: Iterable[bytes], file: str, names: Names = NONE) -> Iterator[Value]:
-    """Unpack chunks of bytes and cut them into values; the rows of a table too, if `names` has columns."""
+def split(chunks: Iterable[bytes], file: str, names: Names = NONE, kinds: Sequence[Kind] = ()) -> Iterator[Value]:
+    """Unpack chunks of bytes and cut them into values; the rows of a table too, if `names` has columns.
+
+    Else files of these `kinds` are read as they are told to.
+    """
+    kinds = () if names.columns else kinds
     since = 0  # the last value, in bytes
 
     def limited(part: Iterator[bytes]) -> Iterator[bytes]:
@@ -71,8 +103,9 @@ def split(chunks: Iterable[bytes], file: str, names: Names = NONE) -> Iterator[V
             yield chunk
 
     try:
-        for member, part in unpacked(iter(chunks), lambda name: is_data(name, names)):
-            for value in _cut(limited(part), f"{file}/{member}" if member else file, names):
+        known = [kind.magic for kind in kinds]
+        for member, part in unpacked(iter(chunks), lambda files: data(files, names, kinds), known=known):
+            for value in _cut(part, f"{file}/{member}" if member else file, names, kinds, limited):
                 since = 0
                 yield value
     except Torn as torn:
@@ -81,23 +114,32 @@ def split(chunks: Iterable[bytes], file: str, names: Names = NONE) -> Iterator[V
         yield Value(b"", file, 1, foreign=str(kind))
 
 
-def _cut(chunks: Iterator[bytes], file: str, names: Names) -> Iterator[Value]:
+def _cut(
+    chunks: Iterator[bytes], file: str, names: Names, kinds: Sequence[Kind],
+    limited: Callable[[Iterator[bytes]], Iterator[bytes]],
+) -> Iterator[Value]:  # fmt: skip
     """Array elements if the first byte is `[`, unless they are turns; else lines, or objects of several lines."""
     head: list[bytes] = []
+    ahead = limited(chunks)
     try:
-        for chunk in chunks:
+        for chunk in ahead:
             head.append(chunk)
             start = arrays.BETWEEN.sub(b"", chunk, count=1)
             if start:
-                chunks = prepend(b"".join(head), chunks)
+                whole = b"".join(head)
+                kind = next((kind for kind in kinds if start.startswith(kind.magic)), None)
+                if kind:  # it knows itself how much it can hold
+                    yield from kind.values(prepend(whole, chunks), file)
+                    return
+                ahead = prepend(whole, ahead)
                 if start[:1] == b"[":
-                    yield from _elements(chunks, file)
+                    yield from _elements(ahead, file)
                 elif start[:1] == b"{" or not names.columns:
-                    yield from _objects(_lines(chunks, file))
+                    yield from _objects(_lines(ahead, file))
                 else:
                     from vtools.records import tables
 
-                    for row in tables.rows(_lines(chunks, file, blank=True), names.columns.values()):
+                    for row in tables.rows(_lines(ahead, file, blank=True), names.columns.values()):
                         yield Value(*row)
                 return
     except Torn as torn:

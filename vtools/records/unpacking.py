@@ -1,9 +1,10 @@
 """Unpacking gzip, bzip2, xz, zstd, zip and parquet, detected by the first bytes, not by the file name."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 Chunks = Iterator[bytes]
+Choose = Callable[[list[str]], Collection[str]]
 
 
 class Torn(Exception):
@@ -32,11 +33,13 @@ BOMB = 1 << 26, 1000  # bytes and times its size to which no data of people unpa
 NESTED = 4  # packings inside each other: some archives contain themselves
 
 
-def unpacked(chunks: Chunks, wanted: Callable[[str], bool], depth: int = 0) -> Iterator[tuple[str, Chunks]]:
-    """The streams of a file, unpacked: one without a name, or those members of a zip file whose name is `wanted`.
+def unpacked(
+    chunks: Chunks, choose: Choose, depth: int = 0, known: Collection[bytes] = ()
+) -> Iterator[tuple[str, Chunks]]:
+    """The streams of a file, unpacked: one without a name, or those members of a zip file that `choose` picks by name.
 
-    Waits for more than the first byte only if it may be a magic number's. Raises Torn and Foreign, and so may each
-    stream.
+    `known` are the first bytes of what the caller reads though it is no JSON. Waits for more than the first byte only
+    if it may be a magic number's. Raises Torn and Foreign, and so may each stream.
     """
     head = b""
     for chunk in chunks:
@@ -47,13 +50,13 @@ def unpacked(chunks: Chunks, wanted: Callable[[str], bool], depth: int = 0) -> I
     if depth == NESTED:
         raise Foreign("packed more than four times; unpack it first")
     if packing := _packing(head):
-        yield from unpacked(_decompressed(chunks, *packing), wanted, depth + 1)
+        yield from unpacked(_decompressed(chunks, *packing), choose, depth + 1, known)
     elif head.startswith(ZIP):
-        yield from _members(chunks, wanted, depth)
+        yield from _members(chunks, choose, depth, known)
     elif head.startswith(PARQUET):
         yield "", _parquet(chunks)
     else:
-        if kind := _foreign(head):
+        if not head.startswith(tuple(known)) and (kind := _foreign(head)):
             raise Foreign(kind)
         yield "", chunks
 
@@ -124,8 +127,8 @@ def _decompressed(chunks: Chunks, new: Callable[[], Any], name: str) -> Chunks:
         raise Torn(f"the {name} data ends early")
 
 
-def _members(chunks: Chunks, wanted: Callable[[str], bool], depth: int) -> Iterator[tuple[str, Chunks]]:
-    """The wanted members of a zip file, or its only one. It has its index at the end, so it is copied to disk first."""
+def _members(chunks: Chunks, choose: Choose, depth: int, known: Collection[bytes]) -> Iterator[tuple[str, Chunks]]:
+    """The chosen members of a zip file, or its only one. It has its index at the end, so it is copied to disk first."""
     import tempfile
     import zipfile
 
@@ -136,14 +139,15 @@ def _members(chunks: Chunks, wanted: Callable[[str], bool], depth: int) -> Itera
         except (zipfile.BadZipFile, OSError, ValueError):
             raise Torn("the zip data is damaged or ends early") from None
         members = [each for each in archive.infolist() if not each.is_dir()]
-        chosen = [each for each in members if wanted(each.filename)] or members[: len(members) == 1]
+        picked = choose([each.filename for each in members])
+        chosen = [each for each in members if each.filename in picked] or members[: len(members) == 1]
         if not chosen:
             names = ", ".join(each.filename for each in members[:4]) + ", ..." * (len(members) > 4)
             raise Foreign(f"a zip file without JSON, JSONL or parquet in it ({names or 'it is empty'})")
         for member in chosen:
             if member.flag_bits & 1:
                 raise Foreign(f"{member.filename} is encrypted in the zip file; unpack it first")
-            for name, part in unpacked(_member(archive, member), wanted, depth + 1):
+            for name, part in unpacked(_member(archive, member), choose, depth + 1, known):
                 yield "/".join(filter(None, (member.filename, name))), part
 
 
