@@ -160,7 +160,7 @@ def test_a_page_saved_from_the_screen_gives_its_messages_which_clean_converts(tm
 
 
 @pytest.mark.parametrize("page", [
-    b"<!DOCTYPE html><html><head><title>Just a moment...</title></head><body>challenge-platform</body></html>",
+    b"<!DOCTYPE html><html><head><title>Wait here</title></head><body>challenge-platform</body></html>",
     next_page({"props": {"pageProps": {"serverResponse": {"type": "error"}}}}),
     router_page({"title": "no turns"}),
 ])  # fmt: skip

@@ -12,6 +12,7 @@ from chats import chat, jsonl
 from loopback import Reply, Server
 from misbehaving import Site
 from running import command, good, on_a_terminal, start, wait_until
+from source_files import chatgpt, node
 from test_fetch_crawl import FAST, listed
 
 STATE = ("--state", "s.db", "--append", "all.jsonl")
@@ -137,3 +138,22 @@ def test_a_pipe_that_is_closed_early_leaves_what_it_took_in_the_state(vtools, si
         fetch.wait(60)
     rest = good("fetch", "--sources", "list", *FAST, "--state", "s.db", cwd=tmp_path)
     assert {taken, *(record["id"] for record in rest)} == set(names)
+
+
+def test_of_a_crawled_export_only_the_branches_that_are_new_are_written(vtools, tmp_path):
+    answers = ["a1", "a2"]
+
+    def export(request) -> Reply:
+        replies = [node(name, "q", "assistant", f"Answer {name}") for name in answers]
+        return Reply(jsonl(chatgpt(node("q", None, "user", "Q"), *replies)))
+
+    with Server(export) as server:
+        fetch = ("fetch", "hf:nameless", f"{server.url}/export", "--branches", "all", *FAST, *STATE)
+        done = vtools(*fetch)
+        assert "2 in, 1 out, 1 rejected (unavailable 1)" in done.errors
+        assert "hf:nameless: unavailable: write hf:OWNER/NAME" in vtools(*fetch).errors
+        answers.append("a3")
+        assert vtools(*fetch).returncode == 0
+        answers.reverse()
+        assert "known 1" in vtools(*fetch).errors
+    assert ids(tmp_path / "all.jsonl") == ["c1:a1", "c1:a2", "c1:a3"]

@@ -99,7 +99,8 @@ def fetch(
     refused, and so is a page that asks for a login or tests browsers. Proxies are those of the environment
     (HTTPS_PROXY, NO_PROXY). With --state, a rerun asks only for what has changed and writes only new conversations; a
     source that fails is a reject, and is asked again after a minute at first, later each time. A record is on stdout,
-    or on disk in the file of --append, before the state has it: after a kill none is missing.
+    or on disk in the file of --append, before the state has it: after a kill none is missing. Give a state the same
+    --since, --sample and --branches each time, as a source that has not changed is not read again.
 
     \b
     Examples:
