@@ -140,7 +140,7 @@ FORMS = {
             "a.json": array(halves(data)[0]),
             "b/": b"",
             "b/c.jsonl.gz": gzip.compress(halves(data)[1]),
-            "chat.html": b"<html>",
+            "about.txt": b"what is no data",
             ".DS_Store": b"\0",
         }
     ),
