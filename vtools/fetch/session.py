@@ -242,7 +242,7 @@ def _page(response: Any) -> Iterator[bytes]:
     head = b""
     for chunk in chunks:
         head += chunk
-        if len(head) >= walls.HEAD or not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        if len(head) >= walls.HEAD or not walls.is_page(head):
             break
     if wall := walls.in_page(head):
         raise Unavailable(f"{wall}, no data", host=True)

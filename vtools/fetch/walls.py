@@ -21,9 +21,14 @@ def in_headers(headers: Mapping[str, str]) -> str | None:
     return "a challenge page" if headers.get("cf-mitigated") == "challenge" else None
 
 
+def is_page(head: bytes) -> bool:
+    """Whether this is the beginning of a page."""
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+
+
 def in_page(head: bytes) -> str | None:
     """What the beginning of a page is, if that is no data. Text in scripts, where pages hold chats, does not count."""
-    if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+    if not is_page(head):
         return None
     shown = _SCRIPTS.sub(b"", head)
     if _CHALLENGE.search(shown):

@@ -44,8 +44,8 @@ def summarise(pair: Pair, units: list[Unit], seed: int) -> dict[str, Any]:
         "first_won": sum(all(unit.first_won) for unit in flipped),
         "second_won": sum("tie" not in unit.verdicts and not any(unit.first_won) for unit in flipped),
         **counts(counted),
-        **games(counted, seed),
-        **(stopped or {"stopping": None, **intervals(counted, seed)}),
+        "game_rate": game_rate(counted),
+        **(stopped or {"stopping": None, **intervals(counted, seed), "game_rate_ci": game_interval(counted, seed)}),
     }
     names = sorted({unit.category for unit in counted if unit.category})
     table["categories"] = {name: counts([unit for unit in counted if unit.category == name]) for name in names}
@@ -83,11 +83,15 @@ def intervals(units: Sequence[Judged], seed: int) -> dict[str, Any]:
     return {f"{name}_ci": each for name, each in zip(MEASURES, ends, strict=True)}
 
 
-def games(units: list[Unit], seed: int) -> dict[str, Any]:
-    """B's share of all games, with its interval."""
-    rows = [(unit.question, unit.games) for unit in units]
-    won, number = sum(won for _, (won, _) in rows), sum(number for _, (_, number) in rows)
-    return {"game_rate": won / number if number else None, "game_rate_ci": resampled(rows, [(0, 1)], seed)[0]}
+def game_rate(units: list[Unit]) -> float | None:
+    """B's share of all games."""
+    won, number = (sum(column) for column in zip(*(unit.games for unit in units), strict=True)) if units else (0, 0)
+    return won / number if number else None
+
+
+def game_interval(units: list[Unit], seed: int) -> list[float] | None:
+    """The 95 % interval of B's share of all games."""
+    return resampled([(unit.question, unit.games) for unit in units], [(0, 1)], seed)[0]
 
 
 def warnings(table: dict[str, Any]) -> Iterator[str]:
