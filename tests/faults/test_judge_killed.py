@@ -36,4 +36,4 @@ def test_after_ten_kills_no_answer_is_paid_for_twice_but_those_under_way(vtools,
         done = vtools(*ask)
         assert done.returncode == 0, done.errors
     assert lines(tmp_path / "j.jsonl") == CALLS and not journal.exists()
-    assert server.answered == CALLS + lost
+    assert server.answered == CALLS + lost and lost <= KILLS * JOBS
