@@ -75,6 +75,26 @@ def test_skypilot_reads_every_job_with_two_regions_spot_recovery_a_ceiling_and_w
     assert parsed["train"]["run"] == run_section(SKY / "train.yaml")  # what the rehearsal runs
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_skypilot_follows_the_launch_as_far_as_it_can_without_a_cloud(sky_python, tmp_path):
+    run = tmp_path / "run-v1.1"
+    run.mkdir()
+    for name in ("train", "held"):
+        (run / f"{name}.jsonl").touch()
+    (run / "plan.json").write_text('{"seconds": 36000}')
+    home = {"HOME": str(tmp_path), "PYTHONPATH": "", "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    command = ["bash", str(SKY / "launch.sh"), str(run), "hf:base", "vicuna-v1.1", "2048", QUESTIONS, "", "-y"]
+    try:
+        done = execute(command, env={**home, "SKY_HOME": str(Path(sky_python).parents[1])}, timeout=600)
+    finally:
+        execute([str(Path(sky_python).with_name("sky")), "api", "stop"], env=home)
+    assert "YAML to run: " in done.stdout.decode()  # the options are read, and the job is
+    assert done.returncode == 1 and "Usage:" not in done.errors
+    assert "No in-progress managed jobs" in (run / "sky.log").read_text()  # which is no error of ours
+    assert done.errors.endswith("the job run-v1-1 did not succeed; repeat the command to go on with it\n")
+
+
 class Machine:
     """Spot machines, one after the other, that run a job's own run section; only the bucket outlives them."""
 
