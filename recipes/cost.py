@@ -130,7 +130,8 @@ def page(plans: dict[tuple[str, str], dict[str, Any]], prices: dict[str, float],
         fits = "no" if plan["problem"] else f"{memory['total']:.0f} of {memory['available']:.0f} GB"
         costs = [_dollars(hours * number, prices.get(kind)) for kind in (gpu, f"{gpu}-spot")]
         trained = f"{plan['data_tokens'] * plan['epochs'] / 1e6:,.0f}M"
-        row = [model, name, fits, trained, f"{plan['flops']:.2g}", f"{hours:,.1f}", *costs]
+        spent = ["-"] * 3 if plan["problem"] else [f"{hours:,.1f}", *costs]
+        row = [model, name, fits, trained, f"{plan['flops']:.2g}", *spent]
         lines.append("| " + " | ".join(row) + " |")
     lines += [
         "",
