@@ -18,22 +18,49 @@ def report(
         str | None,
         typer.Option(metavar="FILE", help="Read the categories from these questions if the judgments lack them."),
     ] = None,
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Read the models' answers, which judgments lack, from here; repeatable."),
+    ] = None,
+    form: Annotated[
+        Literal[
+            "vtools",
+            "vtools-single",
+            "blog",
+            "fastchat",
+            "fastchat-single",
+            "alpacaeval",
+            "arena",
+            "arena-hard",
+            "votes",
+            "scores",
+            "checks",
+        ]
+        | None,
+        typer.Option("--read", help="Read the input in this format. Default: what each record looks like."),
+    ] = None,
+    rule: Annotated[
+        Literal["mean", "strict"],
+        typer.Option("--ties", help="Which rule decides: the mean of both orders, or a tie unless they agree."),
+    ] = "mean",
     reparse_style: Annotated[
         Literal["blog", "mtbench"] | None,
         typer.Option("--reparse", help="Read the verdicts from the replies stored in these published judgments."),
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
     plot: options.Plot = None,
-    seed: options.Seed = 0,
     verbose: options.Verbose = False,
 ) -> None:
     """Summarise judgments in a table: which model is better, by how much, how certainly, and in which categories.
 
-    Reads judgments of `vtools judge`, FastChat's judgments, or the Vicuna blog's reviews. A question counts as won
-    only if it is won in both orders; where the orders disagree it is a tie. B's share of all games is also shown where
-    it differs: each order is one game, or three by Arena-Hard's strong verdicts, and a judge asked with --logprobs
-    shares each out by its probabilities. Intervals are 95 % bootstrap intervals over questions (--seed). The score
-    ratio is B's total score divided by A's. Grades of single answers are summarised by their means.
+    Reads judgments of `vtools judge`, FastChat (pairs and single answers), AlpacaEval and Arena-Hard, reviews of the
+    Vicuna blog, battles of the Chatbot Arena, people's votes, scores, and whether programs accept answers; --read names
+    the format where a file does not show it. The unit is a question: the mean of both orders of its answers, so that a
+    win and a tie are three quarters; by --ties strict it is won only if it is won in both. Both are shown where they
+    differ. B's share of all games is also shown where it differs: each order is one game, or three by Arena-Hard's
+    strong verdicts, and a judge asked with --logprobs shares each out by its probabilities. Intervals hold 95 % over
+    questions (Wilson's for shares, Fieller's for the score ratio, which is B's total score divided by A's), and there
+    is none for fewer than 20. Grades of single answers are summarised by their means.
 
     For a run of `vtools judge --stop-when-decided`, the table says when it stopped and what is sure. Its intervals are
     those of the test that stopped it, which hold although it was looked at after each question; the score ratio has
@@ -58,11 +85,15 @@ def report(
 
         plots.check(plot)
     style = reparse.STYLES[reparse_style] if reparse_style else None
-    judgments = reading.read(files or ["-"], read_questions(questions) if questions else {}, style)
-    tables = [summary.summarise(pair, list(units.values()), seed) for pair, units in judgments.pairs.items()]
-    panels = panel.tables(judgments.pairs, seed)
+    known = reading.read_answers(answers or [])
+    known.questions = read_questions(questions) if questions else {}
+    judgments = reading.read(files or ["-"], known, style, form)
+    tables = [summary.summarise(pair, list(units.values()), rule) for pair, units in judgments.pairs.items()]
+    panels = panel.tables(judgments.pairs, rule)
+    summary.decide(tables)
+    summary.decide(panels)
     judgments.grades |= panel.grades(judgments.grades)
-    means = [grades.summarise(graded, each, seed) for graded, each in judgments.grades.items()]
+    means = [grades.summarise(graded, each) for graded, each in judgments.grades.items()]
     if not tables and not means:
         raise Failure("no judgments in the input; vtools judge writes them")
     if json_output:
