@@ -6,10 +6,10 @@ import typer
 
 from vtools import options
 from vtools.files import atomic
-from vtools.process import Failure, shown
+from vtools.process import Failure, UsageFailure, shown
 from vtools.records import jsonl
 from vtools.records.question import read_questions
-from vtools.report import grades, panel, reading, reparse, summary, table
+from vtools.report import measures, reading, reparse, table
 
 
 def report(
@@ -43,6 +43,18 @@ def report(
         Literal["mean", "strict"],
         typer.Option("--ties", help="Which rule decides: the mean of both orders, or a tie unless they agree."),
     ] = "mean",
+    human: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Correct the win rates by people's votes on some of the questions."),
+    ] = None,
+    tie_model: Annotated[
+        Literal["halves", "davidson"],
+        typer.Option("--rate-ties", help="How ratings take a tie: as half a win each, or as an outcome of its own."),
+    ] = "halves",
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Show ratings relative to this model. Default: that with most games."),
+    ] = None,
     reparse_style: Annotated[
         Literal["blog", "mtbench"] | None,
         typer.Option("--reparse", help="Read the verdicts from the replies stored in these published judgments."),
@@ -88,20 +100,20 @@ def report(
     known = reading.read_answers(answers or [])
     known.questions = read_questions(questions) if questions else {}
     judgments = reading.read(files or ["-"], known, style, form)
-    tables = [summary.summarise(pair, list(units.values()), rule) for pair, units in judgments.pairs.items()]
-    panels = panel.tables(judgments.pairs, rule)
-    summary.decide(tables)
-    summary.decide(panels)
-    judgments.grades |= panel.grades(judgments.grades)
-    means = [grades.summarise(graded, each) for graded, each in judgments.grades.items()]
-    if not tables and not means:
+    if not judgments.pairs and not judgments.grades and not judgments.checks:
         raise Failure("no judgments in the input; vtools judge writes them")
+    votes = reading.read([human], known) if human else None
+    if votes and not votes.pairs:
+        raise Failure(f"{human}: no votes on pairs of answers")
+    measured = measures.measure(judgments, votes, rule, tie_model == "davidson", baseline)
+    tables, panels = measured["pairs"], measured["panels"]
+    if baseline and not any(baseline in (table["a"], table["b"]) for table in tables):
+        raise UsageFailure(f"--baseline {baseline}: no judgment is of this model")
     if json_output:
         with jsonl.output(None) as output:
-            output.write({"pairs": tables, "panels": panels, "grades": means})
+            output.write(measured)
     else:
-        texts = [*map(table.text, [*tables, *panels]), *([grades.text(means)] if means else [])]
-        print(shown("\n\n".join(texts)))
+        print(shown(table.text_of_all(measured)))
     if plot:
         together = [(each["a"], each["b"]) for each in panels]
         drawn = [*panels, *(each for each in tables if (each["a"], each["b"]) not in together)]

@@ -2,6 +2,28 @@
 
 from typing import Any
 
+from vtools.report import grades
+
+
+def text_of_all(measured: dict[str, Any]) -> str:
+    """All tables for people."""
+    texts = [*map(text, [*measured["pairs"], *measured["panels"]])]
+    if measured["grades"]:
+        texts.append(grades.text(measured["grades"]))
+    texts += [ratings(each) for each in measured["ratings"]]
+    return "\n\n".join(texts)
+
+
+def ratings(found: dict[str, Any]) -> str:
+    """The ratings of one group of models, the best first."""
+    width = max(len("model"), *(len(row["model"]) for row in found["models"]))
+    lines = [f"ratings against {found['baseline']}", f"{'model':<{width}}  {'rating':>7}  {'95 %':>14}  {'rank':>7}"]
+    for row in found["models"]:
+        ends = "-" if row["rating_ci"] is None else "{:+.0f} to {:+.0f}".format(*row["rating_ci"])
+        rank = "-" if row["rank"] is None else "{}-{}".format(*row["rank"])
+        lines.append(f"{row['model']:<{width}}  {row['rating']:>+7.0f}  {ends:>14}  {rank:>7}")
+    return "\n".join(lines)
+
 
 def text(table: dict[str, Any]) -> str:
     """The table for people."""
