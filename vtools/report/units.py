@@ -108,7 +108,8 @@ class Unit:
     @property
     def read(self) -> bool:
         """Whether there is a verdict for each order in which the judge was asked."""
-        return any(True for _ in self.orders()) and all(any(v.verdict for v in said) for _, said in self.orders())
+        asked = [said for said in (self.ab, self.ba, self.unordered) if said]
+        return bool(asked) and all(any(each.verdict for each in said) for said in asked)
 
     def by_order(self) -> dict[str, float]:
         """What b wins in each order by the verdicts, from 0 to 1; a tie is one half. Only orders with a verdict."""
