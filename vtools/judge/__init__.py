@@ -120,7 +120,8 @@ def judge(
     DeepSeek and OpenRouter in a variable of their own, as ANTHROPIC_API_KEY.
 
     Questions that a model was trained on say little about it: --training-data lists on stderr those that share 13
-    consecutive words with that data, and marks their judgments for `vtools report`. `vtools clean --decontaminate` removes such conversations before training.
+    consecutive words with that data, and marks their judgments, so that `vtools report` shows the result without them.
+    `vtools clean --decontaminate` removes such conversations before training.
 
     With -o FILE, judgments are kept in FILE.journal: after a failure or a kill, the same command asks only for the
     remaining ones, and rows of FILE that it does not ask for follow after its own. A judge that answers under another
