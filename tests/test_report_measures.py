@@ -126,3 +126,19 @@ def test_three_models_get_ratings_with_ranks_and_a_first_place_per_judge(measure
     assert all(each["rating_ci"][1] < 0 for each in named["models"][1:])
     (davidson,) = measure(rows + both("t", "tt", a="x", b="y"), davidson=True)["ratings"]
     assert davidson["ties"] == "davidson" and 0 < davidson["tie_parameter"] < 0.1
+
+
+def test_five_models_against_a_baseline_get_rates_without_what_their_length_wins(measure):
+    dice, rows = random.Random(10), []
+    for n in range(60):
+        base = 300 + 40 * (n % 5)
+        for m in range(5):  # all are equally good; the judge likes long answers, which the last models write
+            length = base + 150 * (m - 2) + dice.randrange(-200, 200)
+            wins = dice.random() < 0.5 + 0.4 * ((length > base) - (length < base))
+            rows += both(n, "bb" if wins else "aa", a="base", b=f"m{m}", len=[base, length])
+    (found,) = measure(rows)["length_adjusted"]
+    rates = {each["model"]: (each["win_rate"], each["adjusted"]) for each in found["models"]}
+    assert found["baseline"] == "base" and found["effect"] > 1
+    assert rates["m4"][0] > 0.7 and rates["m0"][0] < 0.3
+    assert all(abs(adjusted - 0.5) < abs(plain - 0.5) for plain, adjusted in (rates["m0"], rates["m4"]))
+    assert measure([each for each in rows if each["b"] != "m4"])["length_adjusted"] == []

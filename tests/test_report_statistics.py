@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from vtools.report import agreement, checks, human, intervals
+from vtools.report import agreement, checks, human, intervals, length_fit
 from vtools.report.ratings import ELO, Game, connected, ranks, rate
 
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "report_references.json").read_text())
@@ -145,6 +145,28 @@ def test_davidsons_ratings_have_the_greatest_likelihood(seed):
     slopes = [(loss([v + 1e-5 * (i == j) for j, v in enumerate(best)]) - loss([v - 1e-5 * (i == j) for j, v in enumerate(best)])) / 2e-5 for i in range(5)]  # fmt: skip
     assert slopes == pytest.approx([0] * 5, abs=1e-5)
     assert 0.3 < found.ties < 0.7  # one game in five is a tie
+
+
+def test_the_fit_of_length_has_the_greatest_likelihood():
+    optimize = pytest.importorskip("scipy.optimize")
+    dice = np.random.default_rng(6)
+    model, question = np.repeat(np.arange(5), 25), np.tile(np.arange(25), 5)
+    longer = np.tanh(dice.normal(0, 1, 125))
+    odds = 0.3 * model + 1.2 * longer + dice.normal(0, 1, 25)[question] - 1
+    won = dice.binomial(2, 1 / (1 + np.exp(-odds))) / 2
+    won[model == 4] = 1.0  # a model that wins everything
+    found = length_fit.fit(model, question, longer, won)
+
+    def loss(values):
+        odds = values[model] + values[5] * longer + values[6:][question]
+        penalty = 0.01 * np.sum(values[:6] ** 2) + np.sum(values[6:] ** 2)
+        return np.sum(np.logaddexp(0, odds) - won * odds) + penalty / 2
+
+    best = np.concatenate([found.strengths, [found.effect], found.questions])
+    assert optimize.approx_fprime(best, loss, 1e-6) == pytest.approx([0] * 31, abs=1e-4)
+    direct = optimize.minimize(loss, np.zeros(31), method="BFGS", options={"gtol": 1e-9, "maxiter": 10000})
+    assert loss(best) <= direct.fun + 1e-9 and best == pytest.approx(direct.x, abs=1e-5)
+    assert 0.4 < found.effect < 2
 
 
 def test_models_that_no_game_connects_have_ratings_of_their_own_and_one_that_always_wins_has_no_bound():

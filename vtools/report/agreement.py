@@ -10,6 +10,7 @@ from vtools.report.intervals import LEAST, estimate, student
 from vtools.report.units import Judgments, Rule, Unit
 
 OUTCOMES = ("a", "tie", "b")
+VARIED = 8  # questions
 Rated = tuple[str, str, str]  # question, the label by one, the label by the other
 
 
@@ -17,7 +18,8 @@ def kappa(rated: Sequence[Rated]) -> tuple[float | None, list[float] | None]:
     """Cohen's kappa of two raters, and its 95 % interval, clustered by question; None where all say the same.
 
     Its variance is the square of each question's influence, which for one label per question is that of Fleiss, Cohen
-    and Everitt (Psychological Bulletin 72, 1969), up to n / (n - 1). No interval of fewer than 20 questions.
+    and Everitt (Psychological Bulletin 72, 1969), up to n / (n - 1). No interval of fewer than 20 questions, or where
+    one of them says something other than what is most common on fewer than 8: it would hold far less than 95 %.
     """
     number = len(rated)
     if not number:
@@ -33,7 +35,9 @@ def kappa(rated: Sequence[Rated]) -> tuple[float | None, list[float] | None]:
         own = (x == y) - agreed - (1 - value) * ((second[x] + first[y]) / number - 2 * chance)
         influence[question] = influence.get(question, 0.0) + own / (1 - chance) / number
     count = len(influence)
-    if count < LEAST:
+    common = (first + second).most_common(1)[0][0]
+    varied = (len({question for question, *labels in rated if labels[side] != common}) for side in (0, 1))
+    if count < LEAST or min(varied) < VARIED:
         return value, None
     variance = math.fsum(each * each for each in influence.values()) * count / (count - 1)
     # On Fisher's scale, where the interval stays within -1 and 1.

@@ -15,10 +15,11 @@ def measure(
 ) -> dict[str, Any]:
     """The measures of all judgments, by what they are of.
 
-    `pairs`: a table for each judge and two models; `panels`: one for each two models that several judges judged, with
-    `people` corrected by votes in each pair's `human`; `ratings`: of three models or more, a scale for each group that
-    games connect; `grades`: of single answers; `checks`: pass@k; `agreement`: of several judges; `own_family`: how
-    judges treat their own. Raises Failure for a field `stopping` that is not ours.
+    `pairs`: a table for each judge and two models, each with what people's votes correct under `human`; `panels`: one
+    for each two models that several judges judged; `ratings`: of three models or more, a scale for each group that
+    games connect; `length_adjusted`: win rates of five models or more against one; `grades`: of single answers;
+    `checks`: pass@k; `agreement`: of several judges; `own_family`: how judges treat their own; `copies`: rows that were
+    there twice. Raises Failure for a field `stopping` that is not ours.
     """
     tables = [summary.summarise(pair, list(units.values()), rule, judgments) for pair, units in judgments.pairs.items()]
     by_people = human.calibrate(judgments, votes, rule) if votes else {}
@@ -32,6 +33,7 @@ def measure(
         "pairs": tables,
         "panels": panels,
         "ratings": ranking.ratings(judgments, davidson, baseline),
+        "length_adjusted": ranking.by_length(judgments, rule),
         "grades": [grades.summarise(each, own) for each, own in graded.items()],
         "checks": [checks.summarise(model, questions) for model, questions in judgments.checks.items()],
         "agreement": agreement.between(judgments, rule),

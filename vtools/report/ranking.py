@@ -6,9 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vtools.report.intervals import LEAST, student
-from vtools.report.units import Judgments
-
-WEIGHTY = 5  # models, from which on the effect of length can be estimated beside that of the questions
+from vtools.report.units import Judgments, Rule
 
 
 def ratings(judgments: Judgments, davidson: bool, baseline: str | None) -> list[dict[str, Any]]:
@@ -22,6 +20,15 @@ def ratings(judgments: Judgments, davidson: bool, baseline: str | None) -> list[
     from vtools.report.ratings import rate
 
     return [shown(found) for found in rate(list(games(judgments)), davidson, baseline)]
+
+
+def by_length(judgments: Judgments, rule: Rule) -> list[dict[str, Any]]:
+    """Win rates adjusted for length, where five models or more were compared with one. None without NumPy."""
+    if len({model for _, *both in judgments.pairs for model in both}) < 6 or not importlib.util.find_spec("numpy"):
+        return []
+    from vtools.report.length_fit import adjusted
+
+    return adjusted(judgments, rule)
 
 
 def games(judgments: Judgments) -> Iterator[Any]:
