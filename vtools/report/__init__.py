@@ -1,15 +1,17 @@
 """`vtools report`: summarise judgments in a table."""
 
+import sys
 from typing import Annotated, Literal
 
 import typer
 
 from vtools import options
 from vtools.files import atomic
-from vtools.process import Failure, shown
+from vtools.process import Failure, UsageFailure, say
 from vtools.records import jsonl
 from vtools.records.question import read_questions
-from vtools.report import grades, panel, reading, reparse, summary, table
+from vtools.report import gate, grades, headline, panel, preference_records, reading, reparse, summary
+from vtools.report.comparisons import joined
 
 
 def report(
@@ -18,13 +20,53 @@ def report(
         str | None,
         typer.Option(metavar="FILE", help="Read the categories from these questions if the judgments lack them."),
     ] = None,
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Read the models' answers, which judgments lack, from here; repeatable."),
+    ] = None,
+    form: Annotated[
+        Literal[
+            "vtools",
+            "vtools-single",
+            "blog",
+            "fastchat",
+            "fastchat-single",
+            "alpacaeval",
+            "arena",
+            "arena-hard",
+            "votes",
+            "scores",
+            "checks",
+        ]
+        | None,
+        typer.Option("--read", help="Read the input in this format. Default: what each record looks like."),
+    ] = None,
+    rule: Annotated[
+        Literal["mean", "strict"],
+        typer.Option("--ties", help="Which rule decides: the mean of both orders, or a tie unless they agree."),
+    ] = "mean",
     reparse_style: Annotated[
         Literal["blog", "mtbench"] | None,
         typer.Option("--reparse", help="Read the verdicts from the replies stored in these published judgments."),
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    as_table: Annotated[
+        bool | None,
+        typer.Option("--table/--json", help="Print a table, or one JSON object. Default: a table on a terminal."),
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write a page with charts and all questions here.")
+    ] = None,
     plot: options.Plot = None,
-    seed: options.Seed = 0,
+    pairs: Annotated[
+        str | None,
+        typer.Option("--pairs", metavar="FILE", help="Write what was preferred to what here, for training."),
+    ] = None,
+    gate_text: Annotated[
+        str | None,
+        typer.Option(
+            "--gate", metavar="'B >= A - 2%'", help="Check this at 95 %: exit with 0 if so, 1 if not, 75 if undecided."
+        ),
+    ] = None,
     verbose: options.Verbose = False,
 ) -> None:
     """Summarise judgments in a table: which model is better, by how much, how certainly, and in which categories.
@@ -53,27 +95,43 @@ def report(
       vtools report review_gpt35_vicuna-13b.jsonl --questions question.jsonl --plot wins.png
       vtools report review_gpt35_vicuna-13b.jsonl --reparse blog
     """
-    if plot:
+    condition = gate.read(gate_text) if gate_text else None
+    if plot or html:
         from vtools import plots
 
-        plots.check(plot)
+        if plot:
+            plots.check(plot)
+    if pairs and not answers:
+        raise UsageFailure("--pairs needs the answers, which judgments lack: name their files with --answers FILE")
     style = reparse.STYLES[reparse_style] if reparse_style else None
-    judgments = reading.read(files or ["-"], read_questions(questions) if questions else {}, style)
-    tables = [summary.summarise(pair, list(units.values()), seed) for pair, units in judgments.pairs.items()]
-    panels = panel.tables(judgments.pairs, seed)
-    judgments.grades |= panel.grades(judgments.grades)
-    means = [grades.summarise(graded, each, seed) for graded, each in judgments.grades.items()]
+    known = reading.read_answers(answers or [])
+    known.questions = read_questions(questions) if questions else {}
+    judgments = reading.read(files or ["-"], known, style, form)
+    tables = [summary.summarise(pair, list(units.values()), rule) for pair, units in judgments.pairs.items()]
+    panels = panel.tables(judgments.pairs, rule)
+    summary.decide(tables)
+    summary.decide(panels)
+    graded = judgments.grades | panel.grades(judgments.grades)
+    means = [grades.summarise(model, each) for model, each in graded.items()]
     if not tables and not means:
         raise Failure("no judgments in the input; vtools judge writes them")
-    if json_output:
-        with jsonl.output(None) as output:
-            output.write({"pairs": tables, "panels": panels, "grades": means})
+    found = {"pairs": tables, "panels": panels, "grades": means}
+    if sys.stdout.isatty() if as_table is None else as_table:
+        from vtools.report import table
+
+        table.show(found)
     else:
-        texts = [*map(table.text, [*tables, *panels]), *([grades.text(means)] if means else [])]
-        print(shown("\n\n".join(texts)))
+        with jsonl.output(None) as output:
+            output.write({"headline": headline.lines(found), **found})
     if plot:
-        together = [(each["a"], each["b"]) for each in panels]
-        drawn = [*panels, *(each for each in tables if (each["a"], each["b"]) not in together)]
-        if not tables:
-            raise Failure("--plot: no chart, for it shows pairs of models, and these are grades of single answers")
-        atomic.write(plot, table.picture(plot, drawn))
+        from vtools.report import charts
+
+        atomic.write(plot, plots.picture(plot, *charts.charts(found)))
+    if html:
+        from vtools.report import page
+
+        atomic.write(html, page.page(found, judgments, known, rule))
+    if pairs:
+        preference_records.write(pairs, joined(judgments.pairs, rule), known)
+    if condition:
+        say("report", gate.check(condition, found))
