@@ -71,11 +71,14 @@ def report(
 ) -> None:
     """Summarise judgments in a table: which model is better, by how much, how certainly, and in which categories.
 
-    Reads judgments of `vtools judge`, FastChat's judgments, or the Vicuna blog's reviews. A question counts as won
-    only if it is won in both orders; where the orders disagree it is a tie. B's share of all games is also shown where
-    it differs: each order is one game, or three by Arena-Hard's strong verdicts, and a judge asked with --logprobs
-    shares each out by its probabilities. Intervals are 95 % bootstrap intervals over questions (--seed). The score
-    ratio is B's total score divided by A's. Grades of single answers are summarised by their means.
+    Reads judgments of `vtools judge`, FastChat (pairs and single answers), AlpacaEval and Arena-Hard, reviews of the
+    Vicuna blog, battles of the Chatbot Arena, people's votes, scores, and whether programs accept answers; --read names
+    the format where a file does not show it. The unit is a question: the mean of both orders of its answers, so that a
+    win and a tie are three quarters; by --ties strict it is won only if it is won in both. Both are shown where they
+    differ. B's share of all games is also shown where it differs: each order is one game, or three by Arena-Hard's
+    strong verdicts, and a judge asked with --logprobs shares each out by its probabilities. Intervals hold 95 % over
+    questions (Wilson's for shares, Fieller's for the score ratio, which is B's total score divided by A's), and there
+    is none for fewer than 20. Grades of single answers are summarised by their means.
 
     For a run of `vtools judge --stop-when-decided`, the table says when it stopped and what is sure. Its intervals are
     those of the test that stopped it, which hold although it was looked at after each question; the score ratio has
@@ -84,6 +87,15 @@ def report(
     Where several judges have judged a pair of models, another table follows, of the panel: each question goes to the
     answer that more of them prefer, and scores are the means of theirs. Grades are summarised together for the judges
     who graded every model.
+
+    On a terminal it prints a table, in a pipe one JSON object. --html writes a page that works from disk: charts, and
+    every question with its answers side by side and the judge's words, to be filtered. Judgments do not hold the
+    answers: name their files with --answers, as NAME=FILE where the judge was told another name. --pairs writes
+    preference records: the answer that won ends the conversation, the other is under `rejected`.
+
+    --gate 'B >= A - 2%' is for cron: it compares win rates (with "score:" before it, total scores) and is passed if the
+    whole 95 % interval fulfils it (exit status 0), failed if none of it does (1), else undecided (75). A and B name an
+    only pair of models; else write their names.
 
     --reparse blog and --reparse mtbench take the verdicts from the stored replies of the Vicuna blog's reviews and of
     FastChat's judgments, whatever was stored as their scores or winners; what cannot be told counts as unparsed.
@@ -94,6 +106,8 @@ def report(
       vtools report judgments.jsonl --json
       vtools report review_gpt35_vicuna-13b.jsonl --questions question.jsonl --plot wins.png
       vtools report review_gpt35_vicuna-13b.jsonl --reparse blog
+      vtools report judgments.jsonl --questions questions.jsonl --answers x=a.jsonl --answers y=b.jsonl --html page.html
+      vtools report judgments.jsonl --gate 'x >= y - 2%' || echo "exit status $?"
     """
     condition = gate.read(gate_text) if gate_text else None
     if plot or html:

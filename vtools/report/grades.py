@@ -4,16 +4,16 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
-from vtools.report.intervals import resampled
-from vtools.report.reading import Grade, Graded
+from vtools.report.intervals import mean_interval
+from vtools.report.units import Grade, Graded
 
 
-def summarise(graded: Graded, grades: list[Grade], seed: int) -> dict[str, Any]:
+def summarise(graded: Graded, grades: list[Grade]) -> dict[str, Any]:
     """The means of one model as one object; grades without a score are counted and left out."""
     judge, rubric, model = graded
     turns = sorted({grade.turn for grade in grades})
     categories = sorted({grade.category for grade in grades if grade.category})
-    scored = [(grade.question, (grade.score, 1.0)) for grade in grades if grade.score is not None]
+    scored = [(grade.question, grade.score, 1.0) for grade in grades if grade.score is not None]
     return {
         "judge": judge,
         "rubric": rubric,
@@ -22,7 +22,7 @@ def summarise(graded: Graded, grades: list[Grade], seed: int) -> dict[str, Any]:
         "unanswered": sum(grade.unanswered for grade in grades),
         "unparsed": sum(grade.score is None and not grade.unanswered for grade in grades),
         "mean": mean(grades),
-        "mean_ci": resampled(scored, [(0, 1)], seed)[0],
+        "mean_ci": mean_interval(scored),
         "turns": {str(turn): mean(grade for grade in grades if grade.turn == turn) for turn in turns},
         "categories": {name: mean(grade for grade in grades if grade.category == name) for name in categories},
     }

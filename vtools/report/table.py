@@ -73,7 +73,7 @@ def _show_pair(console: Console, table: Table) -> None:
     console.print(_text(f"B: {table['b']}"), style="bold")
     console.print(_text(wording.who(table)))
     console.print()
-    grid = Grid.grid(padding=(0, 1, 0, 0))
+    grid = Grid.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in wording.rows(table):
