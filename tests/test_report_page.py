@@ -89,14 +89,20 @@ def test_the_page_allows_its_own_script_and_style_alone_and_refers_to_nothing_ou
     for tag, attributes in outline.found:
         assert not {"src", "href", "style", "srcset", "action"} & set(attributes), tag
         assert not [name for name in attributes if name.startswith("on")], tag
-    assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\s\"'<]+", page)) <= {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
     assert "url(" not in "".join(outline.raw["style"]) and "@import" not in page
 
 
 def test_hostile_texts_are_no_elements_of_the_page(vtools, tmp_path):
     rows, answers = hostile(tmp_path)
     tame = [{**row, "judge": "j", "a": "a", "b": "b", "category": "c", "text": "t"} for row in rows]
-    expected = [tag for tag, _ in Outline(page_of(vtools, tmp_path, tame)).found]
+    files = [written(tmp_path, f"tame-{name}.jsonl", [answered("1", name, "t")]) for name in "ab"]
+    expected = [
+        tag for tag, _ in Outline(page_of(vtools, tmp_path, tame, "--answers", files[0], "--answers", files[1])).found
+    ]
     page = page_of(vtools, tmp_path, rows, *answers)
     found = [tag for tag, _ in Outline(page).found]
     of_their_own = {"bdi", "td", "tr", "rect", "title", "svg", "path", "g", "text", "tspan", "use", "defs", "p"}
@@ -112,7 +118,9 @@ def test_hostile_texts_are_no_elements_of_the_page(vtools, tmp_path):
 
 def test_every_question_has_both_answers_both_orders_and_the_judges_words(vtools, tmp_path):
     rows = [judged("1", "ab", [5, 9], category="math"), judged("1", "ba", [6, 4], category="math", text="The other.")]
-    files = [written(tmp_path, f"{model}.jsonl", [answered("1", model, f"{model} says")]) for model in ("base", "tuned")]
+    files = [
+        written(tmp_path, f"{model}.jsonl", [answered("1", model, f"{model} says")]) for model in ("base", "tuned")
+    ]
     data = data_of(page_of(vtools, tmp_path, rows, "--answers", files[0], "--answers", files[1]))
     assert data["models"] == ["base", "tuned"] and data["judges"] == ["judge-1"]
     (question,), (item,) = data["questions"], data["items"]
@@ -194,7 +202,16 @@ def test_the_page_opens_from_disk_and_filters_by_category_verdict_disagreement_a
         assert counted(document) == f"{len(questions)} of 120", address
         assert [int(re.search(r"What is q(\d+)\?", row)[1]) for row in listed(document)] == questions[:50]
     (row,) = listed(browsed(page, "#text=Reason+number+7.")[0])
-    for text in ("A: base", "base answers 7", "B: tuned", "tuned answers 7", "A’s answer shown first", "B’s answer shown first", "A 5, B 9", "Reason number 7."):
+    for text in (
+        "A: base",
+        "base answers 7",
+        "B: tuned",
+        "tuned answers 7",
+        "A’s answer shown first",
+        "B’s answer shown first",
+        "A 5, B 9",
+        "Reason number 7.",
+    ):
         assert text in row, row
 
 
@@ -215,7 +232,9 @@ def test_the_blogs_judgments_are_a_page_without_a_complaint_of_the_browser(vtool
     review = BLOG / "review" / "review_gpt35_vicuna-13b.jsonl"
     if not review.exists():
         pytest.skip("the Vicuna blog's reviews are not here (set VTOOLS_TEST_DATA)")
-    answers = [word for name in ("gpt35", "vicuna-13b") for word in ("--answers", BLOG / "answer" / f"answer_{name}.jsonl")]
+    answers = [
+        word for name in ("gpt35", "vicuna-13b") for word in ("--answers", BLOG / "answer" / f"answer_{name}.jsonl")
+    ]
     done = vtools("report", review, "--questions", BLOG / "question.jsonl", *answers, "--html", "page.html")
     assert done.returncode == 0, done.errors
     document, console = browsed(tmp_path / "page.html", "#text=Fermi", *flags)

@@ -21,9 +21,17 @@ def both(*ids: str) -> dict[str, list[dict]]:
 def test_the_answer_that_won_ends_the_conversation_and_the_other_stays_beside_it(vtools, tmp_path):
     rows = in_both_orders("1", [5, 9], category="math") + in_both_orders("2", [9, 5])
     (first, second), said = preferences(vtools, tmp_path, rows, both("1", "2"))
-    assert first["messages"] == [{"role": "user", "content": "What is 1?"}, {"role": "assistant", "content": "tuned on 1"}]
+    assert first["messages"] == [
+        {"role": "user", "content": "What is 1?"},
+        {"role": "assistant", "content": "tuned on 1"},
+    ]
     assert first["rejected"] == [{"role": "assistant", "content": "base on 1"}]
-    assert (first["id"], first["category"], first["model"], first["rejected_model"]) == ("1:tuned>base", "math", "tuned", "base")
+    assert (first["id"], first["category"], first["model"], first["rejected_model"]) == (
+        "1:tuned>base",
+        "math",
+        "tuned",
+        "base",
+    )
     assert first["judges"] == ["judge-1"] and first["unanimous"] is True and first["vtools"][0]["op"] == "report"
     assert second["messages"][-1]["content"] == "base on 2"
     assert "2 preferences in pairs.jsonl" in said
@@ -34,11 +42,16 @@ def test_ties_unread_verdicts_and_unknown_answers_are_left_out_and_counted(vtool
     rows = in_both_orders("1", [5, 9]) + flipped + in_both_orders("3", None) + in_both_orders("4", [5, 9])
     records, said = preferences(vtools, tmp_path, rows, both("1", "2", "3"))
     assert [record["id"] for record in records] == ["1:tuned>base"]
-    assert "1 preferences in pairs.jsonl; 1 left out: ties; 1 left out: no verdict; 1 left out: not all texts are known" in said
+    assert (
+        "1 preferences in pairs.jsonl; 1 left out: ties; 1 left out: no verdict; 1 left out: not all texts are known"
+        in said
+    )
 
 
 def test_of_several_turns_the_rejected_ones_begin_where_the_answers_part(vtools, tmp_path):
-    answers = {model: [answered("1", model, "Same.", f"{model} again", question=["Q1", "Q2"])] for model in ("base", "tuned")}
+    answers = {
+        model: [answered("1", model, "Same.", f"{model} again", question=["Q1", "Q2"])] for model in ("base", "tuned")
+    }
     (record,), _ = preferences(vtools, tmp_path, in_both_orders("1", [5, 9]), answers)
     assert [message["content"] for message in record["messages"]] == ["Q1", "Same.", "Q2", "tuned again"]
     assert record["rejected"] == [{"role": "assistant", "content": "base again"}]

@@ -22,7 +22,9 @@ def report(
     ] = None,
     answers: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Read the models' answers, which judgments lack, from here; repeatable."),
+        typer.Option(
+            metavar="[NAME=]FILE", help="Read a model's answers, which judgments lack, from here; repeatable."
+        ),
     ] = None,
     form: Annotated[
         Literal[
@@ -58,8 +60,7 @@ def report(
     ] = None,
     plot: options.Plot = None,
     pairs: Annotated[
-        str | None,
-        typer.Option("--pairs", metavar="FILE", help="Write what was preferred to what here, for training."),
+        str | None, typer.Option("--pairs", metavar="FILE", help="Write what was preferred to what here, for training.")
     ] = None,
     gate_text: Annotated[
         str | None,
@@ -121,6 +122,7 @@ def report(
     known = reading.read_answers(answers or [])
     known.questions = read_questions(questions) if questions else {}
     judgments = reading.read(files or ["-"], known, style, form)
+    reading.check_answers(known, judgments)
     tables = [summary.summarise(pair, list(units.values()), rule) for pair, units in judgments.pairs.items()]
     panels = panel.tables(judgments.pairs, rule)
     summary.decide(tables)

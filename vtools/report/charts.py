@@ -43,7 +43,11 @@ def bar(counted: Table) -> dict[str, int]:
 def _win_rates(tables: list[Table]) -> list[Chart]:
     pairs = {(table["a"], table["b"]) for table in tables}
     rows = [
-        (f"B: {table['b']}\nA: {table['a']}{_judge(table) if len(pairs) < len(tables) else ''}", table["win_rate"], table["win_rate_ci"])
+        (
+            f"B: {table['b']}\nA: {table['a']}{_judge(table) if len(pairs) < len(tables) else ''}",
+            table["win_rate"],
+            table["win_rate_ci"],
+        )
         for table in tables
         if table["win_rate"] is not None
     ]

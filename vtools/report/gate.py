@@ -53,7 +53,7 @@ def check(gate: Gate, found: dict[str, Any]) -> str:
     said = f"gate {gate.text!r}: {what} is "
     if value is None:
         raise TryAgain(f"{said}not known, so it is undecided: judge more questions")
-    said += f"{value:.1%}, at least {need:.1%} is needed" if not gate.strict else f"{value:.1%}, {need:.1%} is to be beaten"
+    said += f"{value:.1%}, needed is {'more than' if gate.strict else 'at least'} {need:.1%}"
     if ends is None:
         raise TryAgain(f"{said}; undecided, as {table['n']} questions are too few for an interval: judge more")
     said += f" ({headline.level(table)}: {headline.percents(ends)}, {table['n']} questions)"

@@ -99,4 +99,3 @@ def _grades(grades: list[Table], name: Callable[[str], str]) -> tuple[str, str]:
     if best["mean_ci"][0] > second["mean_ci"][1]:
         return first, "This is sure: their 95 % intervals do not overlap."
     return first, "This is not sure: their 95 % intervals overlap."
-

@@ -24,6 +24,10 @@ from vtools.report.units import Judgments, Rule
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 NAME = 200  # characters of a name in a table
+NO_ANSWERS = (
+    "<p class=note>The judgments do not hold the answers; name their files with <code>--answers FILE</code> to read "
+    "them here.</p>"
+)
 Table = dict[str, Any]
 
 
@@ -36,11 +40,7 @@ def page(found: dict[str, Any], judgments: Judgments, known: Known, rule: Rule) 
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; base-uri 'none'; form-action 'none'"
     )
-    body = [
-        f"<header><h1>{first}</h1><p class=lead>{second}</p></header>",
-        *_sections(found),
-        _questions(known),
-    ]
+    body = [f"<header><h1>{first}</h1><p class=lead>{second}</p></header>", *_sections(found), _questions(known)]
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -108,7 +108,7 @@ def _svg(picture: bytes, title: str) -> str:
     root = ElementTree.fromstring(picture)
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag == f"{{{SVG}}}metadata" or (child.tag == f"{{{SVG}}}defs" and child.find(f"{{{SVG}}}style") is not None):
+            if child.tag == f"{{{SVG}}}metadata" or child.find(f"{{{SVG}}}style") is not None:
                 parent.remove(child)
     linked = set(re.findall(rb"url\(#(\w+)\)|href=\"#(\w+)\"", picture))
     linked = {name.decode() for pair in linked for name in pair if name}
@@ -145,7 +145,8 @@ def _overview(tables: list[Table]) -> str:
         rate, ends = table["win_rate"], table["win_rate_ci"]
         judge = "all judges" if "judges" in table else _name(table["judge"])
         shown = ["-" if rate is None else f"{rate:.1%}", "-" if ends is None else headline.percents(ends)]
-        rows.append([_name(table["a"]), _name(table["b"]), judge, str(table["n"]), *shown, wording.sure(table), _bar(table)])
+        names = [_name(table["a"]), _name(table["b"]), judge]
+        rows.append([*names, str(table["n"]), *shown, wording.sure(table), _bar(table)])
     heads = ["A", "B", "judge", "questions", "B’s win rate", "95 %", "better", "B wins, ties, A wins"]
     return _grid(heads, rows, names=3)
 
@@ -213,15 +214,13 @@ def _mean(value: float | None) -> str:
 
 
 def _questions(known: Known) -> str:
-    missing = "" if known.answers else (
-        "<p class=note>The judgments do not hold the answers; name their files with <code>--answers FILE</code> to read "
-        "them here.</p>"
-    )  # fmt: skip
+    missing = "" if known.answers else NO_ANSWERS
     return f"""<section id="questions">
 <h2>Questions</h2>
 {missing}<noscript><p class=note>The list of questions needs JavaScript; nothing else on this page does.</p></noscript>
 <form id="filters" role="search">
-<label>Text <input id="text" type="search" placeholder="in questions, answers, the judge’s words" autocomplete="off"></label>
+<label>Text <input id="text" type="search" autocomplete="off" placeholder="in questions, answers, the judge’s words">
+</label>
 <label>Category <select id="category"></select></label>
 <label>Models <select id="model"></select></label>
 <label>Verdict <select id="verdict"></select></label>

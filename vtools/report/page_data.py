@@ -63,12 +63,7 @@ def build(judgments: Judgments, known: Known, rule: Rule) -> dict[str, Any]:
             items.append({"q": entry["number"], "t": grade.turn, "a": number, "b": None, "won": None, "said": said})
     for entry in questions.values():
         del entry["number"]
-    return {
-        "models": models.listed(),
-        "judges": judges.listed(),
-        "questions": list(questions.values()),
-        "items": items,
-    }
+    return {"models": models.listed(), "judges": judges.listed(), "questions": list(questions.values()), "items": items}
 
 
 def _message(message: dict[str, Any]) -> list[str]:
