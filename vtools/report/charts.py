@@ -16,6 +16,7 @@ def charts(found: dict[str, Any]) -> list[Chart]:
     drawn = [_wins(tables)] if tables else []
     if len(found["pairs"]) > 1:
         drawn += _win_rates(tables if len(tables) > 1 else [*tables, *found["pairs"]])
+    drawn += [_ratings(group) for group in found.get("ratings", [])]
     if len(tables) > 1:
         drawn += _categories(tables)
     if grades:
@@ -72,6 +73,18 @@ def _categories(tables: list[Table]) -> list[Chart]:
         return []
     values = [[_mean(rates[model].get(name, [])) for name in names] for model in rates]
     return [plots.heat_map("Win rate by category, the mean over all opponents", list(rates), names, values)]
+
+
+def _ratings(group: Table) -> Chart:
+    """The ratings of all models, with their ranks."""
+    rows = [(f"{row['model']}{_rank(row['rank'])}", row["rating"], row["rating_ci"]) for row in group["models"]]
+    return plots.intervals(f"Ratings against {group['baseline']}, with intervals", "points", rows)
+
+
+def _rank(ends: list[int] | None) -> str:
+    if ends is None:
+        return ""
+    return f"\nrank {ends[0]}" + (f" to {ends[1]}" if ends[1] > ends[0] else "")
 
 
 def _grades(grades: list[Table]) -> list[Chart]:

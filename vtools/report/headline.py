@@ -12,6 +12,8 @@ def lines(found: Found, name: Callable[[str], str] = str) -> tuple[str, str]:
     tables = decisive(found)
     if len(tables) == 1:
         return _one_pair(tables[0], name)
+    if len(groups := found.get("ratings") or []) == 1:
+        return _ratings(groups[0], name)
     return _pairs(tables, name) if tables else _grades(found["grades"], name)
 
 
@@ -58,6 +60,19 @@ def _one_pair(table: Table, name: Callable[[str], str]) -> tuple[str, str]:
     if better(table):
         return first, f"This is sure: {percents(ends)}, with {level(table)} confidence."
     return first, f"This is not sure: {percents(ends)}, with {level(table)} confidence; half is among that."
+
+
+def _ratings(group: Table, name: Callable[[str], str]) -> tuple[str, str]:
+    """Of several models on one scale: the best, and whether its rank is sure."""
+    best, second = group["models"][:2]
+    lead = best["rating"] - second["rating"]
+    first = f"{name(best['model'])} is the best of {len(group['models'])} models, "
+    first += f"{lead:.0f} points before {name(second['model'])}."
+    if best["rank"] is None:
+        return first, "How sure this is cannot be said: there are too few questions."
+    if best["rank"][1] == 1:
+        return first, "This is sure: it is the first with 95 % confidence."
+    return first, f"This is not sure: with 95 % confidence its rank is 1 to {best['rank'][1]}."
 
 
 def _pairs(tables: list[Table], name: Callable[[str], str]) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from vtools import plots
 from vtools.process import Failure
 from vtools.records import jsonl
 from vtools.report import charts, headline, page_data, wording
+from vtools.report.listings import Listing, listings
 from vtools.report.page_data import visible
 from vtools.report.reading import Known
 from vtools.report.units import Judgments, Rule
@@ -84,7 +85,9 @@ def _sections(found: dict[str, Any]) -> Iterable[str]:
     yield _section("Charts", _charts(found))
     if len(tables) > 1:
         yield _section("Each pair of models", *(_pair(table, alone=False) for table in tables))
-    yield from _grades(found["grades"])
+    tables_of_models = list(listings(found))
+    if tables_of_models:
+        yield _section("Models and judges", *map(_listing, tables_of_models))
 
 
 def _section(title: str, *parts: str) -> str:
@@ -186,31 +189,10 @@ def _pair(table: Table, alone: bool) -> str:
     return f"<details class=pair><summary>{title}</summary>{''.join(parts)}</details>"
 
 
-def _grades(grades: list[Table]) -> Iterable[str]:
-    for judge, rubric in dict.fromkeys((table["judge"], table["rubric"]) for table in grades):
-        tables = [table for table in grades if (table["judge"], table["rubric"]) == (judge, rubric)]
-        tables.sort(key=lambda table: -(table["mean"] or 0))
-        turns = sorted({turn for table in tables for turn in table["turns"]})
-        turns = turns if len(turns) > 1 else []
-        names = sorted({name for table in tables for name in table["categories"]})
-        rows = [
-            [
-                _name(table["model"]),
-                *(str(table[key]) for key in ("n", "unanswered", "unparsed")),
-                _mean(table["mean"]),
-                "-" if table["mean_ci"] is None else " to ".join(map(_mean, table["mean_ci"])),
-                *(_mean(table["turns"].get(turn)) for turn in turns),
-                *(_mean(table["categories"].get(name)) for name in names),
-            ]
-            for table in tables
-        ]
-        heads = ["model", "grades", "no answer", "unparsed", "mean", "95 %"]
-        heads += [f"turn {turn}" for turn in turns] + [_name(name) for name in names]
-        yield _section(f"Grades by {_name(judge)}, rubric {_name(rubric)}", _grid(heads, rows))
-
-
-def _mean(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _listing(listing: Listing) -> str:
+    rows = [[_name(cell) for cell in row] for row in listing.rows]
+    title = f"<h3>{'<br>'.join(map(_text, listing.title.split(chr(10))))}</h3>" if listing.title else ""
+    return title + _grid([_name(head) for head in listing.heads], rows, listing.names)
 
 
 def _questions(known: Known) -> str:

@@ -100,10 +100,8 @@ def check_answers(known: Known, judgments: Judgments) -> None:
     judged = list(dict.fromkeys([*pairs, *(model for _, _, model in judgments.grades), *judgments.checks]))
     for model, file in known.files.items():
         if judged and model not in judged:
-            raise UsageFailure(
-                f"--answers {file}: nobody judged answers of {model}, but of {', '.join(judged)}; say whose they are, as in "
-                f"--answers {judged[0]}={file}"
-            )
+            said = f"--answers {file}: nobody judged answers of {model}, but of {', '.join(judged)}"
+            raise UsageFailure(f"{said}; say whose they are, as in --answers {judged[0]}={file}")
 
 
 def _records(file: str) -> Iterator[tuple[str, Record, bytes]]:

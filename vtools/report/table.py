@@ -9,10 +9,10 @@ from rich.text import Text
 
 from vtools.process import shown
 from vtools.report import headline, wording
+from vtools.report.listings import listings
 
 WIDTH = 80
 NAME = 200  # characters of a name; more are an attack or an accident
-AT_ONCE = 6  # categories beside each other
 MOST = 6  # tables that are shown in full
 Table = dict[str, Any]
 
@@ -21,6 +21,12 @@ def show(found: dict[str, Any]) -> None:
     """Print the report: two lines that say who is better, then a table for each pair of models, then the grades."""
     console = Console(highlight=False, markup=False, emoji=False)
     console.width = min(console.width, WIDTH)
+    with console.capture() as shown_text:
+        _show(console, found)
+    print("\n".join(line.rstrip() for line in shown_text.get().splitlines()))  # rich fills its columns with blanks
+
+
+def _show(console: Console, found: dict[str, Any]) -> None:
     first, second = headline.lines(found, headline.shortened)
     console.print(_text(first), style="bold")
     console.print(_text(second))
@@ -33,7 +39,15 @@ def show(found: dict[str, Any]) -> None:
         _show_pair(console, table)
     if len(tables) > MOST:
         console.print("\nEach pair with its categories: --html FILE, or --json")
-    _show_grades(console, found["grades"])
+    for listing in listings(found):
+        console.print()
+        if listing.title:
+            console.print(_text(listing.title), style="bold")
+            console.print()
+        grid = _grid(*(shown(head[:14]) for head in listing.heads), names=listing.names)
+        for row in listing.rows:
+            grid.add_row(*(_name(cell) for cell in row))
+        console.print(grid)
 
 
 def _text(words: object) -> Text:
@@ -91,34 +105,3 @@ def _show_pair(console: Console, table: Table) -> None:
         console.print()
     for warning in table["warnings"]:
         console.print(_text(f"warning: {warning}"), style="yellow")
-
-
-def _show_grades(console: Console, grades: list[Table]) -> None:
-    for judge, rubric in dict.fromkeys((table["judge"], table["rubric"]) for table in grades):
-        tables = [table for table in grades if (table["judge"], table["rubric"]) == (judge, rubric)]
-        tables.sort(key=lambda table: -(table["mean"] or 0))
-        console.print()
-        console.print(_text(f"judge: {judge}"))
-        console.print(_text(f"rubric: {rubric}"))
-        console.print()
-        turns = sorted({turn for table in tables for turn in table["turns"]})
-        turns = turns if len(turns) > 1 else []
-        grid = _grid("model", "n", "no answer", "unparsed", "mean", "95 %", *(f"turn {turn}" for turn in turns))
-        for table in tables:
-            ends = "-" if table["mean_ci"] is None else " to ".join(map(_mean, table["mean_ci"]))
-            counts = [str(table[key]) for key in ("n", "unanswered", "unparsed")]
-            means = [_mean(table["turns"].get(turn)) for turn in turns]
-            grid.add_row(_name(table["model"]), *counts, _mean(table["mean"]), ends, *means)
-        console.print(grid)
-        categories = sorted({name for table in tables for name in table["categories"]})
-        for start in range(0, len(categories), AT_ONCE):
-            names = categories[start : start + AT_ONCE]
-            console.print()
-            grid = _grid("model", *(shown(name[:14]) for name in names))
-            for table in tables:
-                grid.add_row(_name(table["model"]), *(_mean(table["categories"].get(name)) for name in names))
-            console.print(grid)
-
-
-def _mean(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -31,9 +31,36 @@ def rows(table: Table) -> Iterable[tuple[str, str]]:
     by_game = table.get("game_rate")
     if by_game is not None and round(by_game - table["win_rate"], 6):
         yield "B's share of all games", share(table, "game_rate")
+    yield from certainty(table)
     yield "B as good or better", f"{share(table, 'as_good')}, {table['b_wins'] + table['ties']}/{table['n']}"
     yield "total score", f"A {table['score_a']:.1f}, B {table['score_b']:.1f}"
     yield "B's score / A's", share(table, "score_ratio", digits=2)
+
+
+def certainty(table: Table) -> Iterable[tuple[str, str]]:
+    """What else is known of the win rate: by the other rule, of what is missing, by people, and how sure it is."""
+    if other := table.get("other_rule"):
+        shares = f"{other['win_rate']:.1%}, {other['b_wins']} / {other['ties']} / {other['a_wins']}"
+        yield f"the same, --ties {other['rule']}", shares
+    if table.get("half_width"):
+        yield "so many questions show", f"differences of {100 * table['half_width']:.0f} points or more"
+    if table.get("p") is not None:
+        holm = "" if table.get("p_holm") in (None, table["p"]) else f", {table['p_holm']:.2g} with all pairs (Holm)"
+        yield "p if both were as good", f"{table['p']:.2g}{holm} (sign test)"
+    bounds = table.get("bounds")
+    if bounds and bounds[1] - bounds[0] > 1e-9:
+        yield "if the missing went", f"to A {bounds[0]:.1%}, to B {bounds[1]:.1%}"
+    if length := table.get("length"):
+        ends = "" if length["longer_wins_ci"] is None else f" (95 %: {headline.percents(length['longer_wins_ci'])})"
+        yield "the longer answer wins", f"{length['longer_wins']:.1%}{ends}, of {length['n']}"
+    if human := table.get("human"):
+        ends = "" if human["win_rate_ci"] is None else f" (95 %: {headline.percents(human['win_rate_ci'])})"
+        if human["win_rate"] is not None:
+            yield "corrected by people", f"{human['win_rate']:.1%}{ends}, votes on {human['questions']}"
+        kappa = "" if human["kappa"] is None else f", kappa {human['kappa']:.2f}"
+        ceiling = f"; people with each other {human['ceiling']['agreement']:.1%}" if human["ceiling"] else ""
+        if human["agreement"] is not None:
+            yield "agrees with people", f"{human['agreement']:.1%}{kappa}{ceiling}"
 
 
 def who(table: Table) -> str:
