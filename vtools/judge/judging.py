@@ -14,7 +14,6 @@ from vtools.judge import prompt
 from vtools.judge.answers import Single
 from vtools.judge.asking import Asking
 from vtools.judge.matches import Match
-from vtools.judge.model_names import unpinned
 from vtools.judge.panel import Panel
 from vtools.judge.prompt import Prompt
 from vtools.judge.rubric import PAIR, Mode, Outcome, Rubric
@@ -23,6 +22,7 @@ from vtools.options import Common
 from vtools.process import Failure, say
 from vtools.records import jsonl
 from vtools.records.jsonl import Record, Reject
+from vtools.records.model_names import unpinned
 
 AGAIN = {
     "longer": "were cut off and asked for again with more tokens",

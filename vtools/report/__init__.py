@@ -10,7 +10,7 @@ from vtools.files import atomic
 from vtools.process import Failure, UsageFailure, say
 from vtools.records import jsonl
 from vtools.records.question import read_questions
-from vtools.report import gate, grades, headline, panel, preference_records, reading, reparse, summary
+from vtools.report import gate, headline, measures, preference_records, reading, reparse
 from vtools.report.comparisons import joined
 
 
@@ -47,6 +47,18 @@ def report(
         Literal["mean", "strict"],
         typer.Option("--ties", help="Which rule decides: the mean of both orders, or a tie unless they agree."),
     ] = "mean",
+    human: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Correct the win rates by people's votes on some of the questions."),
+    ] = None,
+    tie_model: Annotated[
+        Literal["halves", "davidson"],
+        typer.Option("--rate-ties", help="How ratings take a tie: as half a win each, or as an outcome of its own."),
+    ] = "halves",
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Show ratings relative to this model. Default: that with most games."),
+    ] = None,
     reparse_style: Annotated[
         Literal["blog", "mtbench"] | None,
         typer.Option("--reparse", help="Read the verdicts from the replies stored in these published judgments."),
@@ -123,15 +135,14 @@ def report(
     known.questions = read_questions(questions) if questions else {}
     judgments = reading.read(files or ["-"], known, style, form)
     reading.check_answers(known, judgments)
-    tables = [summary.summarise(pair, list(units.values()), rule) for pair, units in judgments.pairs.items()]
-    panels = panel.tables(judgments.pairs, rule)
-    summary.decide(tables)
-    summary.decide(panels)
-    graded = judgments.grades | panel.grades(judgments.grades)
-    means = [grades.summarise(model, each) for model, each in graded.items()]
-    if not tables and not means:
+    if not judgments.pairs and not judgments.grades and not judgments.checks:
         raise Failure("no judgments in the input; vtools judge writes them")
-    found = {"pairs": tables, "panels": panels, "grades": means}
+    votes = reading.read([human], known) if human else None
+    if votes and not votes.pairs:
+        raise Failure(f"{human}: no votes on pairs of answers")
+    found = measures.measure(judgments, votes, rule, tie_model == "davidson", baseline)
+    if baseline and not any(baseline in (table["a"], table["b"]) for table in found["pairs"]):
+        raise UsageFailure(f"--baseline {baseline}: no judgment is of this model")
     if sys.stdout.isatty() if as_table is None else as_table:
         from vtools.report import table
 

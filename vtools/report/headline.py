@@ -14,7 +14,9 @@ def lines(found: Found, name: Callable[[str], str] = str) -> tuple[str, str]:
         return _one_pair(tables[0], name)
     if len(groups := found.get("ratings") or []) == 1:
         return _ratings(groups[0], name)
-    return _pairs(tables, name) if tables else _grades(found["grades"], name)
+    if tables:
+        return _pairs(tables, name)
+    return _grades(found["grades"], name) if found["grades"] else _checks(found["checks"], name)
 
 
 def shortened(name: str, most: int = 18) -> str:
@@ -114,3 +116,19 @@ def _grades(grades: list[Table], name: Callable[[str], str]) -> tuple[str, str]:
     if best["mean_ci"][0] > second["mean_ci"][1]:
         return first, "This is sure: their 95 % intervals do not overlap."
     return first, "This is not sure: their 95 % intervals overlap."
+
+
+def _checks(checks: list[Table], name: Callable[[str], str]) -> tuple[str, str]:
+    best, *others = sorted(checks, key=lambda each: -each["pass"]["1"]["rate"])
+    first = f"{name(best['model'])} passes {best['pass']['1']['rate']:.1%} of {best['questions']} questions at once"
+    if not others:
+        return f"{first}.", "There is no other model."
+    second = others[0]
+    first += f", {name(second['model'])} {second['pass']['1']['rate']:.1%}."
+    ends, below = best["pass"]["1"]["ci"], second["pass"]["1"]["ci"]
+    if ends is None or below is None:
+        return first, "How sure this is cannot be said: there are too few questions."
+    sure = ends[0] > below[1]
+    return first, "This is sure: their 95 % intervals do not overlap." if sure else (
+        "This is not sure: their 95 % intervals overlap."
+    )

@@ -9,45 +9,62 @@ from statistics import NormalDist
 from typing import NamedTuple
 
 LEAST = 20  # questions; below, no interval is given: none would hold what it says
+UNSEEN = 0.25
 Z = NormalDist().inv_cdf(0.975)
 
 
 class Estimate(NamedTuple):
-    """A mean of values on questions: of which variance, of how many questions, and its effective number of these."""
+    """A share from 0 to 1, its variance, and the number of questions that it is known from."""
 
     mean: float
     variance: float
     questions: int
-    effective: float
+
+    @property
+    def effective(self) -> float:
+        """The number of questions that a share of wins without ties would need for this variance.
+
+        It is reduced for its degrees of freedom. Where one side wins nearly everything, the variance is known badly: a
+        quarter of what a question that went the other way would add is added, without which some intervals of 80
+        questions hold 92 %. By tests/bench/report_coverage.py those of 20 questions hold 95 to 98.5 %, more than they
+        say where few are won. Sources: Franco, Little, Louis and Slud, Comparative study of confidence intervals for
+        proportions in complex sample surveys, J. Survey Statistics and Methodology 7 (2019); Korn and Graubard, Survey
+        Methodology 24 (1998).
+        """
+        mean, number = min(1.0, max(0.0, self.mean)), self.questions
+        spread, effective = mean * (1 - mean), float(number)
+        if self.variance > 1e-12 and spread > 1e-12:  # else there is no variance to know: it counts as what it is
+            unseen = UNSEEN * max(mean, 1 - mean) ** 2 / (number * max(number - 1, 1))
+            effective = spread / (self.variance + unseen)
+        return effective * (Z / student(number - 1)) ** 2 if number >= LEAST else effective
 
     @property
     def interval(self) -> list[float] | None:
-        """The 95 % interval of a share; None of fewer than 20 questions."""
-        return wilson(self.mean, self.effective) if self.questions >= LEAST else None
+        """The 95 % interval, Wilson's for the effective number of questions; None of fewer than 20."""
+        return wilson(min(1.0, max(0.0, self.mean)), self.effective) if self.questions >= LEAST else None
 
 
 def estimate(rows: Iterable[tuple[str, float, float]]) -> Estimate | None:
     """The mean of values from 0 to 1 with weights, rows of question, value and weight; None without any.
 
-    Its variance is that of a ratio of sums over whole questions. The effective number of questions is the one that a
-    share of wins without ties would have at this variance. Source: Franco, Little, Louis and Slud, Comparative study of
-    confidence intervals for proportions in complex sample surveys, J. Survey Statistics and Methodology 7 (2019).
+    Its variance is that of a ratio of sums over whole questions.
     """
-    sums: dict[str, list[float]] = {}
-    for question, value, weight in rows:
-        each = sums.setdefault(question, [0.0, 0.0])
-        each[0] += weight * value
-        each[1] += weight
-    total = sum(weight for _, weight in sums.values())
+    sums = _sums(rows)
+    total, number = math.fsum(weight for _, weight in sums), len(sums)
     if not total:
         return None
-    mean, number = sum(value for value, _ in sums.values()) / total, len(sums)
-    squares = math.fsum((value - mean * weight) ** 2 for value, weight in sums.values())
-    variance = squares / total**2 * number / max(number - 1, 1)
-    spread = mean * (1 - mean)
-    # Where all questions are alike they show no variance. They count as what they are then: so many questions.
-    effective = spread / variance if variance > 1e-12 and spread > 0 else float(number)
-    return Estimate(mean, variance, number, effective)
+    mean = math.fsum(value for value, _ in sums) / total
+    squares = math.fsum((value - mean * weight) ** 2 for value, weight in sums)
+    return Estimate(mean, squares * number / max(number - 1, 1) / total**2, number)
+
+
+def _sums(rows: Iterable[tuple[str, float, float]]) -> list[tuple[float, float]]:
+    """The sums of each question's weighted values and weights."""
+    sums: dict[str, tuple[float, float]] = {}
+    for question, value, weight in rows:
+        values, weights = sums.get(question, (0.0, 0.0))
+        sums[question] = values + weight * value, weights + weight
+    return list(sums.values())
 
 
 def wilson(share: float, number: float) -> list[float]:
@@ -73,18 +90,37 @@ def student(degrees: int) -> float:
 
 
 def mean_interval(rows: Iterable[tuple[str, float, float]]) -> list[float] | None:
-    """Student's 95 % interval of a mean, rows of question, value and weight; None of fewer than 20 questions."""
-    found = estimate(rows)
-    if found is None or found.questions < LEAST:
+    """The 95 % interval of a mean, rows of question, value and weight; None of fewer than 20 questions.
+
+    Student's, corrected for skewness: of grades that are mostly the lowest, his own holds 91.5 % for 20 questions.
+    Source: Hall, On the removal of skewness by transformation, J. Royal Statistical Society B 54 (1992), 221-228.
+    """
+    sums = _sums(rows)
+    number, total = len(sums), math.fsum(weight for _, weight in sums)
+    if number < LEAST:
         return None
-    half = student(found.questions - 1) * math.sqrt(found.variance)
-    return [found.mean - half, found.mean + half]
+    mean = math.fsum(value for value, _ in sums) / total
+    off = [value - mean * weight for value, weight in sums]
+    square, cube = (math.fsum(each**power for each in off) / number for power in (2, 3))
+    if square <= 1e-12:
+        return [mean, mean]
+    error = math.sqrt(square * number / (number - 1)) * number / total / math.sqrt(number)
+    skewness = cube / square**1.5 / math.sqrt(number)
+
+    def transformed(t: float) -> float:
+        if abs(skewness) < 1e-6:
+            return t
+        return 3 / skewness * (math.cbrt(1 + skewness * (t - skewness / 6)) - 1)
+
+    t = student(number - 1)
+    return [mean - error * transformed(t), mean - error * transformed(-t)]
 
 
 def ratio_interval(rows: Iterable[tuple[str, float, float]]) -> list[float] | None:
     """Fieller's 95 % interval of a ratio of sums, rows of question, upper and lower number; None of fewer than 20
     questions, or where the lower sum may be 0.
 
+    It needs no resampling, and holds 94.5 to 95.7 % of 20 questions where the BCa bootstrap holds 90.5 to 92.5.
     Source: Fieller, Some problems in interval estimation, J. Royal Statistical Society B 16 (1954).
     """
     sums: dict[str, list[float]] = {}

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from vtools.report import intervals, stopping
-from vtools.report.units import Pair, Rule, Unit
+from vtools.report import bias, intervals, stopping
+from vtools.report.units import Judgments, Pair, Rule, Unit
 
 INCONSISTENT = 0.3  # published judges flip 20 to 80 % of their verdicts; above this share, warn
 SURE = 0.05
@@ -28,8 +28,8 @@ def counted(units: Iterable[Unit], rule: Rule) -> list[Counted]:
     ]
 
 
-def summarise(pair: Pair, every: list[Unit], rule: Rule) -> dict[str, Any]:
-    """The contents of the table of a pair as one object.
+def summarise(pair: Pair, every: list[Unit], rule: Rule, judgments: Judgments | None = None) -> dict[str, Any]:
+    """The contents of the table of a pair as one object; `judgments` has what was odd in reading it.
 
     A run of `vtools judge` that could stop early is measured by the rule `strict`, by which it was stopped.
     """
@@ -49,12 +49,15 @@ def summarise(pair: Pair, every: list[Unit], rule: Rule) -> dict[str, Any]:
         "repeated": sum(unit.repeated for unit in units),
         "judged": len(answered),
         "unparsed": len(answered) - len(rows),
-        **orders(answered),
+        **bias.position(answered),
+        "one_order": sum(unit.read and bool(unit.ab) != bool(unit.ba) for unit in answered),
         **counts(rows),
         **certainty(rows),
         "other_rule": None,
         "bounds": bounds(rows, len(units)),
         **games(answered),
+        "length": bias.length(answered, rule),
+        "trained": bias.trained(answered, rule),
         "stopping": None,
         **(stopped or {}),
     }
@@ -63,7 +66,7 @@ def summarise(pair: Pair, every: list[Unit], rule: Rule) -> dict[str, Any]:
         kept = ("b_wins", "ties", "a_wins", "win_rate")
         table["other_rule"] = {"rule": other, **{name: others[name] for name in kept}}
     table["categories"] = categories(rows)
-    table["warnings"] = list(warnings(table))
+    table["warnings"] = [*warnings(table), *(mixed(pair, judgments) if judgments else [])]
     return table
 
 
@@ -116,19 +119,6 @@ def bounds(rows: Sequence[Counted], number: int) -> list[float] | None:
     return [won / number, (won + number - len(rows)) / number] if number else None
 
 
-def orders(units: Sequence[Unit]) -> dict[str, Any]:
-    """What the order of the answers does to the verdicts."""
-    swapped = [unit for unit in units if unit.ab and unit.ba and unit.read]
-    flipped = [unit.by_order() for unit in swapped if unit.flipped]
-    return {
-        "both_orders": len(swapped),
-        "one_order": sum(unit.read and bool(unit.ab) != bool(unit.ba) for unit in units),
-        "inconsistent": len(flipped) / len(swapped) if swapped else None,
-        "first_won": sum(shares["ab"] < 0.5 < shares["ba"] for shares in flipped),
-        "second_won": sum(shares["ba"] < 0.5 < shares["ab"] for shares in flipped),
-    }
-
-
 def games(units: Sequence[Unit]) -> dict[str, Any]:
     """B's share of all games, with its interval."""
     rows = []
@@ -169,6 +159,17 @@ def decide(tables: Sequence[dict[str, Any]]) -> None:
             table["sure"] = table["better"] is not None and table["p_holm"] < SURE and apart
 
 
+def mixed(pair: Pair, judgments: Judgments) -> Iterator[str]:
+    """Caveats about judgments in one table that do not belong together, or contradict themselves."""
+    for what, by in (("prompt", judgments.prompts), ("model behind the judge's name", judgments.reported)):
+        found = {name: count for name, count in by.get(pair, {}).items() if name and count}
+        if len(found) > 1:
+            listed = ", ".join(f"{name} {count}" for name, count in sorted(found.items(), key=lambda each: -each[1]))
+            yield f"judgments by more than one {what} are mixed here: {listed}"
+    if count := judgments.contradicted.get(pair):
+        yield f"{count} verdicts contradict their own scores: the verdict counts"
+
+
 def warnings(table: dict[str, Any]) -> Iterator[str]:
     """Caveats that a reader of the table must know."""
     if any(table["unanswered"].values()):
@@ -184,5 +185,13 @@ def warnings(table: dict[str, Any]) -> Iterator[str]:
         yield f"{table['one_order']} were shown in one order only: the place of an answer may have decided"
     if table["inconsistent"] is not None and table["inconsistent"] > INCONSISTENT:
         yield f"the judge changed its mind with the order in {table['inconsistent']:.0%}: this table says little"
+    if table["position_p"] is not None and table["position_p"] < SURE:
+        place = "first" if table["first_won"] > table["second_won"] else "second"
+        times = sorted((table["first_won"], table["second_won"]), reverse=True)
+        yield f"the judge favours the answer shown {place}: it won both times {times[0]} to {times[1]}"
+    if table["trained"]:
+        without = table["trained"]["win_rate_without"]
+        rest = "" if without is None else f"; without these, B wins {without:.1%}"
+        yield f"{table['trained']['questions']} questions are in the training data{rest}"
     if table["n"] and table["scored"] < table["n"]:
         yield f"the score totals leave out {table['n'] - table['scored']} that have a verdict but no scores"

@@ -1,0 +1,78 @@
+"""All models on one scale: the games of all judgments, and their ratings as an object."""
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from vtools.report.intervals import LEAST, student
+from vtools.report.units import Judgments
+
+WEIGHTY = 5  # models, from which on the effect of length can be estimated beside that of the questions
+
+
+def ratings(judgments: Judgments, davidson: bool, baseline: str | None) -> list[dict[str, Any]]:
+    """The ratings of each group of models that judgments connect, of three models or more.
+
+    None without NumPy, of the extra `report`.
+    """
+    models = {model for _, *both in judgments.pairs for model in both}
+    if len(models) < 3 or importlib.util.find_spec("numpy") is None:
+        return []
+    from vtools.report.ratings import rate
+
+    return [shown(found) for found in rate(list(games(judgments)), davidson, baseline)]
+
+
+def games(judgments: Judgments) -> Iterator[Any]:
+    """A game for each question, judge and order, with the mean of its verdicts."""
+    from vtools.report.ratings import Game
+
+    for (judge, a, b), units in judgments.pairs.items():
+        for unit in units.values():
+            if unit.unanswered:
+                continue
+            for order, said in unit.orders():
+                known = [each for each in said if each.verdict]
+                if known:
+                    won, tied = (sum(each.verdict == side for each in known) / len(known) for side in ("b", "tie"))
+                    weight = sum(each.games for each in known) / len(known)
+                    place = {"ab": -1, "ba": 1}.get(order, 0)
+                    yield Game(unit.question, judge, a, b, place, won, tied, weight)
+
+
+def shown(found: Any) -> dict[str, Any]:
+    """One group's ratings as an object: the best model first, with 400 points for odds of ten to one."""
+    from vtools.report.ratings import ELO, ranks
+
+    enough = found.questions >= LEAST
+    t = student(found.questions - 1) if enough else math.nan
+    places = ranks(found) or {}
+    rows = []
+    for number, model in enumerate(found.models):
+        value, error = found.values[model], math.sqrt(max(0.0, float(found.covariance[number, number])))
+        ends = [value - t * error, value + t * error]
+        certain = enough and model not in found.unbounded and model != found.baseline
+        rows.append({
+            "model": model, "rating": ELO * value, "rating_ci": [ELO * end for end in ends] if certain else None,
+            "win_rate": chance(value), "win_rate_ci": [*map(chance, ends)] if certain else None,
+            "rank": list(places[model]) if model in places else None, "games": found.games[model],
+            "unbounded": model in found.unbounded,
+        })  # fmt: skip
+    rows.sort(key=lambda row: -row["rating"])
+    first = {
+        judge: {
+            "wins": chance(value),
+            "wins_ci": [chance(value + sign * t * found.first_error[judge]) for sign in (-1, 1)] if enough else None,
+        }
+        for judge, value in found.first.items()
+    }
+    return {
+        "baseline": found.baseline, "questions": found.questions, "models": rows, "first_place": first,
+        "ties": "half a win each" if found.ties is None else "davidson", "tie_parameter": found.ties,
+    }  # fmt: skip
+
+
+def chance(value: float) -> float:
+    """The probability of these log-odds."""
+    return 1 / (1 + math.exp(-value))
