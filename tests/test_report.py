@@ -82,7 +82,7 @@ def test_a_judge_that_follows_the_order_or_cannot_be_read_is_named_and_warned_of
     assert "judge: J" in text
     assert "warning: 1 of 5 have no verdict" in text
     assert "warning: the judge changed its mind with the order in 100%" in text
-    assert "the first answer won both times 4, the second 0" in text
+    assert "the first answer won both times 4, the second 0" in " ".join(text.split())
 
 
 def test_a_missing_verdict_counts_for_nobody(vtools):
@@ -134,8 +134,9 @@ def test_a_mean_grade_has_an_interval_over_questions(vtools):
     assert (means["mean"], means["mean_ci"], means["unparsed"]) == (6, pytest.approx([6 - half, 6 + half], abs=1e-3), 1)
     assert alone["mean_ci"] is None
     text = vtools("report", "--table", stdin=jsonl(*rows)).stdout.decode()
-    assert "model      n no answer unparsed    mean          95 %  turn 1  turn 2  turn 3" in text
-    assert "M         61         0        1    6.00  5.04 to 6.96    6.00    6.00    6.00" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert "model n no answer unparsed mean 95 % turn 1 turn 2 turn 3".split() in rows
+    assert "M 61 0 1 6.00 5.04 to 6.96 6.00 6.00 6.00".split() in rows
 
 
 def test_fastchats_judgments_are_read(vtools):
@@ -163,7 +164,7 @@ def test_the_picture_is_drawn(vtools, tmp_path):
 def test_one_question_is_no_picture(vtools, tmp_path):
     pytest.importorskip("matplotlib")
     done = vtools("report", "--plot", "wins.svg", stdin=jsonl(*pair("1", [5, 9], [5, 9], category="math")))
-    assert done.returncode == 1 and "no chart: 1 value," in done.errors and b"B wins" in done.stdout
+    assert done.returncode == 1 and "no chart: 1 value," in done.errors and b'"b_wins"' in done.stdout
     assert not (tmp_path / "wins.svg").exists()
 
 
