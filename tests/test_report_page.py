@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import re
 from html.parser import HTMLParser
 
@@ -216,13 +217,23 @@ def test_the_page_opens_from_disk_and_filters_by_category_verdict_disagreement_a
 
 @pytest.mark.slow
 def test_hostile_texts_stay_texts_in_a_browser(vtools, tmp_path):
-    rows, answers = hostile(tmp_path)
-    page_of(vtools, tmp_path, rows, *answers)
-    for number, text in enumerate(HOSTILE.values()):
-        document, console = browsed(tmp_path / "page.html", f"#text={number}+%3C" if text.startswith("<") else "")
-        assert console == ""
-        assert re.search(r"<title>([^<]*)", document)[1].startswith("tuned") and "<h1>OWNED" not in document
-        assert len(re.findall(r"<script", document)) == 2 and "<img" not in document and "<iframe" not in document
+    every, name = "\n".join(HOSTILE.values()), HOSTILE["an image"]
+    rows = in_both_orders(f"1 {name}", [4, 7], text=every, category=name, judge=f"judge {name}")
+    rows = [{**row, "a": f"a {name}", "b": f"b {name}"} for row in rows]
+    files = []
+    for side in "ab":
+        answer = answered(f"1 {name}", f"{side} {name}", every, question=[every])
+        files += ["--answers", written(tmp_path, f"{side}.jsonl", [answer])]
+    page_of(vtools, tmp_path, rows, *files)
+    document, console = browsed(tmp_path / "page.html")
+    assert console == "" and counted(document) == "1 of 1"
+    title = html.unescape(re.search(r"<title>([^<]*)", document)[1])
+    assert title == f"b {name} beats a {name} in 100.0% of 1 questions, ties half."
+    (row,) = listed(document)  # an only row is open
+    assert row.count("x" * 100_000) == 5 and row.count("safe \\u202eevil") >= 5
+    assert row.count("<script>document.title='OWNED'</script>") >= 10
+    assert len(re.findall(r"<script", document)) == 2
+    assert not re.search(r"<(img|iframe|object|link|base|a) ", document.partition('<script type="application/json"')[0])
 
 
 @pytest.mark.slow
