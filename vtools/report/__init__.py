@@ -1,15 +1,17 @@
 """`vtools report`: summarise judgments in a table."""
 
+import sys
 from typing import Annotated, Literal
 
 import typer
 
 from vtools import options
 from vtools.files import atomic
-from vtools.process import Failure, UsageFailure, shown
+from vtools.process import Failure, UsageFailure, say
 from vtools.records import jsonl
 from vtools.records.question import read_questions
-from vtools.report import measures, reading, reparse, table
+from vtools.report import gate, headline, measures, preference_records, reading, reparse
+from vtools.report.comparisons import joined
 
 
 def report(
@@ -20,7 +22,9 @@ def report(
     ] = None,
     answers: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Read the models' answers, which judgments lack, from here; repeatable."),
+        typer.Option(
+            metavar="[NAME=]FILE", help="Read a model's answers, which judgments lack, from here; repeatable."
+        ),
     ] = None,
     form: Annotated[
         Literal[
@@ -59,8 +63,23 @@ def report(
         Literal["blog", "mtbench"] | None,
         typer.Option("--reparse", help="Read the verdicts from the replies stored in these published judgments."),
     ] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    as_table: Annotated[
+        bool | None,
+        typer.Option("--table/--json", help="Print a table, or one JSON object. Default: a table on a terminal."),
+    ] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write a page with charts and all questions here.")
+    ] = None,
     plot: options.Plot = None,
+    pairs: Annotated[
+        str | None, typer.Option("--pairs", metavar="FILE", help="Write what was preferred to what here, for training.")
+    ] = None,
+    gate_text: Annotated[
+        str | None,
+        typer.Option(
+            "--gate", metavar="'B >= A - 2%'", help="Check this at 95 %: exit with 0 if so, 1 if not, 75 if undecided."
+        ),
+    ] = None,
     verbose: options.Verbose = False,
 ) -> None:
     """Summarise judgments in a table: which model is better, by how much, how certainly, and in which categories.
@@ -82,6 +101,15 @@ def report(
     answer that more of them prefer, and scores are the means of theirs. Grades are summarised together for the judges
     who graded every model.
 
+    On a terminal it prints a table, in a pipe one JSON object. --html writes a page that works from disk: charts, and
+    every question with its answers side by side and the judge's words, to be filtered. Judgments do not hold the
+    answers: name their files with --answers, as NAME=FILE where the judge was told another name. --pairs writes
+    preference records: the answer that won ends the conversation, the other is under `rejected`.
+
+    --gate 'B >= A - 2%' is for cron: it compares win rates (with "score:" before it, total scores) and is passed if the
+    whole 95 % interval fulfils it (exit status 0), failed if none of it does (1), else undecided (75). A and B name an
+    only pair of models; else write their names.
+
     --reparse blog and --reparse mtbench take the verdicts from the stored replies of the Vicuna blog's reviews and of
     FastChat's judgments, whatever was stored as their scores or winners; what cannot be told counts as unparsed.
 
@@ -91,32 +119,46 @@ def report(
       vtools report judgments.jsonl --json
       vtools report review_gpt35_vicuna-13b.jsonl --questions question.jsonl --plot wins.png
       vtools report review_gpt35_vicuna-13b.jsonl --reparse blog
+      vtools report judgments.jsonl --questions questions.jsonl --answers x=a.jsonl --answers y=b.jsonl --html page.html
+      vtools report judgments.jsonl --gate 'x >= y - 2%' || echo "exit status $?"
     """
-    if plot:
+    condition = gate.read(gate_text) if gate_text else None
+    if plot or html:
         from vtools import plots
 
-        plots.check(plot)
+        if plot:
+            plots.check(plot)
+    if pairs and not answers:
+        raise UsageFailure("--pairs needs the answers, which judgments lack: name their files with --answers FILE")
     style = reparse.STYLES[reparse_style] if reparse_style else None
     known = reading.read_answers(answers or [])
     known.questions = read_questions(questions) if questions else {}
     judgments = reading.read(files or ["-"], known, style, form)
+    reading.check_answers(known, judgments)
     if not judgments.pairs and not judgments.grades and not judgments.checks:
         raise Failure("no judgments in the input; vtools judge writes them")
     votes = reading.read([human], known) if human else None
     if votes and not votes.pairs:
         raise Failure(f"{human}: no votes on pairs of answers")
-    measured = measures.measure(judgments, votes, rule, tie_model == "davidson", baseline)
-    tables, panels = measured["pairs"], measured["panels"]
-    if baseline and not any(baseline in (table["a"], table["b"]) for table in tables):
+    found = measures.measure(judgments, votes, rule, tie_model == "davidson", baseline)
+    if baseline and not any(baseline in (table["a"], table["b"]) for table in found["pairs"]):
         raise UsageFailure(f"--baseline {baseline}: no judgment is of this model")
-    if json_output:
-        with jsonl.output(None) as output:
-            output.write(measured)
+    if sys.stdout.isatty() if as_table is None else as_table:
+        from vtools.report import table
+
+        table.show(found)
     else:
-        print(shown(table.text_of_all(measured)))
+        with jsonl.output(None) as output:
+            output.write({"headline": headline.lines(found), **found})
     if plot:
-        together = [(each["a"], each["b"]) for each in panels]
-        drawn = [*panels, *(each for each in tables if (each["a"], each["b"]) not in together)]
-        if not tables:
-            raise Failure("--plot: no chart, for it shows pairs of models, and these are grades of single answers")
-        atomic.write(plot, table.picture(plot, drawn))
+        from vtools.report import charts
+
+        atomic.write(plot, plots.picture(plot, *charts.charts(found)))
+    if html:
+        from vtools.report import page
+
+        atomic.write(html, page.page(found, judgments, known, rule))
+    if pairs:
+        preference_records.write(pairs, joined(judgments.pairs, rule), known)
+    if condition:
+        say("report", gate.check(condition, found))

@@ -1,12 +1,13 @@
 """Reading judgments, in whatever formats, into the units that are measured."""
 
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vtools.process import Failure
+from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
 from vtools.records.jsonl import Record, Reject
 from vtools.records.question import Answered, Question, read_answer
@@ -25,6 +26,7 @@ class Known:
     questions: dict[str, Question] = field(default_factory=dict)
     answers: dict[tuple[str, str], Answered] = field(default_factory=dict)  # by model and question
     models: dict[str, str] = field(default_factory=dict)  # by the id of an answer, whose it is
+    files: dict[str, str] = field(default_factory=dict)  # by model, of its answers
 
 
 def read(
@@ -66,19 +68,40 @@ def read(
 
 
 def read_answers(files: Sequence[str]) -> Known:
-    """The answers of models, of `vtools chat`, FastChat or the Vicuna blog. Raises Failure."""
+    """The answers of models, of `vtools chat`, FastChat or the Vicuna blog. Raises Failure.
+
+    A file is given as FILE or, if the judge was told another name of its model, as NAME=FILE.
+    """
     known = Known()
-    for file in files:
+    for given in files:
+        name, equals, file = given.partition("=")
+        if not equals or os.path.exists(given):
+            name, file = "", given
         for place, record, _ in _records(file):
             try:
                 answer = read_answer(record)
             except Reject as reject:
                 raise Failure(f"{place}: {reject.detail or reject.reason}") from None
-            model = answer.model or Path(file).stem
+            model = name or answer.model or Path(file).stem
+            if (model, answer.id) in known.answers:
+                raise Failure(
+                    f"{place}: a second answer of {model} to question {answer.id}; --answers NAME=FILE names models"
+                )
+            known.files.setdefault(model, file)
             known.answers[model, answer.id] = answer
             if isinstance(identity := record.get("answer_id"), str):
                 known.models[identity] = model
     return known
+
+
+def check_answers(known: Known, judgments: Judgments) -> None:
+    """Raises UsageFailure for answers of a model that nobody judged."""
+    pairs = (model for pair in judgments.pairs for model in pair[1:])
+    judged = list(dict.fromkeys([*pairs, *(model for _, _, model in judgments.grades), *judgments.checks]))
+    for model, file in known.files.items():
+        if judged and model not in judged:
+            said = f"--answers {file}: nobody judged answers of {model}, but of {', '.join(judged)}"
+            raise UsageFailure(f"{said}; say whose they are, as in --answers {judged[0]}={file}")
 
 
 def _records(file: str) -> Iterator[tuple[str, Record, bytes]]:
