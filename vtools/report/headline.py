@@ -31,11 +31,8 @@ def decisive(found: Found) -> list[Table]:
 
 
 def better(table: Table) -> str | None:
-    """`a` or `b`, whose win rate is surely above one half; None if that is not sure."""
-    ends = table["win_rate_ci"]
-    if ends is None:
-        return None
-    return "b" if ends[0] > 0.5 else "a" if ends[1] < 0.5 else None
+    """`a` or `b`, who is surely better, by the test over all pairs and by the interval; None if that is not sure."""
+    return table["better"] if table["sure"] else None
 
 
 def level(table: Table) -> str:
@@ -58,10 +55,13 @@ def _one_pair(table: Table, name: Callable[[str], str]) -> tuple[str, str]:
     if rate == 0.5:
         first = f"{a} and {b} each win half of {table['n']} questions, ties half."
     if ends is None:
-        return first, "How sure this is cannot be said: there are too few questions."
+        said = "This is sure" if better(table) else "This is not sure"
+        return first, f"{said}: p = {table['p']:.2g} by an exact test; for an interval there are too few questions."
     if better(table):
         return first, f"This is sure: {percents(ends)}, with {level(table)} confidence."
-    return first, f"This is not sure: {percents(ends)}, with {level(table)} confidence; half is among that."
+    if ends[0] <= 0.5 <= ends[1]:
+        return first, f"This is not sure: {percents(ends)}, with {level(table)} confidence; half is among that."
+    return first, f"This is not sure: {percents(ends)}, but p = {table['p_holm']:.2g} by an exact test."
 
 
 def _ratings(group: Table, name: Callable[[str], str]) -> tuple[str, str]:

@@ -54,8 +54,14 @@ def fit(model: NDArray[Any], question: NDArray[Any], longer: NDArray[Any], won: 
     return Length(values[:models], float(values[models]), values[models + 1 :])
 
 
-def adjusted(judgments: Judgments, rule: Rule) -> list[dict[str, Any]]:
-    """For each judge and baseline that five or more models were compared with, their rates as they are and adjusted."""
+def adjusted(judgments: Judgments, rule: Rule, baseline: str | None = None) -> list[dict[str, Any]]:
+    """For each judge, the rates of five models or more against the baseline, as they are and adjusted.
+
+    The baseline is the given model, else the one that is in all of the judge's pairs.
+    """
+    everywhere: dict[str, set[str]] = {}
+    for judge, *models in judgments.pairs:
+        everywhere[judge] = everywhere.get(judge, set(models)) & set(models)
     against: dict[tuple[str, str], dict[str, list[tuple[str, float, float]]]] = {}
     for (judge, a, b), units in judgments.pairs.items():
         for unit in units.values():
@@ -66,9 +72,9 @@ def adjusted(judgments: Judgments, rule: Rule) -> list[dict[str, Any]]:
             against.setdefault((judge, a), {}).setdefault(b, []).append((unit.question, more, share))
             against.setdefault((judge, b), {}).setdefault(a, []).append((unit.question, -more, 1 - share))
     return [
-        _adjusted(judge, baseline, models)
-        for (judge, baseline), models in against.items()
-        if len(models) >= LEAST_MODELS
+        _adjusted(judge, base, models)
+        for (judge, base), models in against.items()
+        if len(models) >= LEAST_MODELS and (base == baseline or (baseline is None and base in everywhere[judge]))
     ]
 
 

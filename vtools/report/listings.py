@@ -22,6 +22,8 @@ def listings(found: Found) -> Iterator[Listing]:
     """All that a report has beside its pairs of models."""
     for group in found.get("ratings", []):
         yield from _ratings(group)
+    for each in found.get("length_adjusted", []):
+        yield _length(each)
     yield from _grades(found["grades"])
     if agreement := found.get("agreement"):
         yield _agreement(agreement)
@@ -49,6 +51,15 @@ def _ratings(group: Found) -> Iterator[Listing]:
     if group["first_place"]:
         rows = [[judge, _percent(each["wins"]), _ends(each["wins_ci"])] for judge, each in group["first_place"].items()]
         yield Listing("how often the first of two equal answers wins", ["judge", "wins", "95 %"], rows)
+
+
+def _length(found: Found) -> Listing:
+    """Win rates against a baseline, as they are and as they would be with answers of its length."""
+    rows = [
+        [row["model"], str(row["n"]), _percent(row["win_rate"]), _percent(row["adjusted"])] for row in found["models"]
+    ]
+    title = f"win rates against {found['baseline']}, adjusted for the length of answers by questions and models"
+    return Listing(f"{title}\njudge: {found['judge']}", ["model", "n", "wins", "adjusted"], rows)
 
 
 def _rank(ends: Sequence[int]) -> str:

@@ -33,7 +33,7 @@ def measure(
         "pairs": tables,
         "panels": panels,
         "ratings": ranking.ratings(judgments, davidson, baseline),
-        "length_adjusted": ranking.by_length(judgments, rule),
+        "length_adjusted": ranking.by_length(judgments, rule, baseline),
         "grades": [grades.summarise(each, own) for each, own in graded.items()],
         "checks": [checks.summarise(model, questions) for model, questions in judgments.checks.items()],
         "agreement": agreement.between(judgments, rule),

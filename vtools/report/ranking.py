@@ -22,13 +22,13 @@ def ratings(judgments: Judgments, davidson: bool, baseline: str | None) -> list[
     return [shown(found) for found in rate(list(games(judgments)), davidson, baseline)]
 
 
-def by_length(judgments: Judgments, rule: Rule) -> list[dict[str, Any]]:
+def by_length(judgments: Judgments, rule: Rule, baseline: str | None) -> list[dict[str, Any]]:
     """Win rates adjusted for length, where five models or more were compared with one. None without NumPy."""
     if len({model for _, *both in judgments.pairs for model in both}) < 6 or not importlib.util.find_spec("numpy"):
         return []
     from vtools.report.length_fit import adjusted
 
-    return adjusted(judgments, rule)
+    return adjusted(judgments, rule, baseline)
 
 
 def games(judgments: Judgments) -> Iterator[Any]:
