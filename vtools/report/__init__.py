@@ -49,7 +49,7 @@ def report(
     ] = "mean",
     human: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Correct the win rates by people's votes on some of the questions."),
+        typer.Option(metavar="FILE", help="Read people's votes on some of the questions, which correct the win rates."),
     ] = None,
     tie_model: Annotated[
         Literal["halves", "davidson"],

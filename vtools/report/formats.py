@@ -1,4 +1,4 @@
-"""The formats of judgments, of `vtools judge` and of others: which one a record is in, and what it says.
+"""The formats of judgments, of `vtools judge` and of others: which of them a record is in, and what it says.
 
 What is checked raises Wrong. A verdict in words that the format does not know is one that could not be read: nobody
 loses by it.
