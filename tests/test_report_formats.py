@@ -168,6 +168,15 @@ def test_the_format_can_be_named_where_a_record_looks_like_another(vtools):
     assert only(vtools, rows, "--read", "votes")["a_wins"] == 1
 
 
+def test_votes_in_a_file_of_their_own_need_no_more_than_a_winner(vtools, tmp_path):
+    write(tmp_path / "votes.jsonl", *({"id": n, "a": "B", "b": "A", "winner": "B"} for n in range(2)))
+    rows = [OURS | {"id": str(n), "order": order} for n in range(3) for order in ("ab", "ba")]
+    people = only(vtools, rows, "--human", "votes.jsonl")["human"]
+    assert (people["questions"], people["people"], people["judge"], people["agreement"]) == (2, 1, 0, 0)
+    done = vtools("report", "--baseline", "A", stdin=jsonl(*rows))
+    assert done.returncode == 2 and "need three models" in done.errors
+
+
 def test_scores_and_programs_checks_of_single_answers_are_summarised(vtools):
     rows = [{"id": n, "model": "m", "score": 4 + n} for n in range(3)]
     rows += [{"task_id": n, "model": "m", "passed": n > k} for n in range(3) for k in range(2)]

@@ -7,7 +7,7 @@ import typer
 
 from vtools import options
 from vtools.files import atomic
-from vtools.process import Failure, UsageFailure, say
+from vtools.process import Failure, UsageFailure, install, say
 from vtools.records import jsonl
 from vtools.records.question import read_questions
 from vtools.report import gate, headline, measures, preference_records, reading, reparse
@@ -101,6 +101,15 @@ def report(
     answer that more of them prefer, and scores are the means of theirs. Grades are summarised together for the judges
     who graded every model.
 
+    With --human, people's votes on some of the questions (at least 20) correct the win rates of all, by
+    prediction-powered inference, and show how far the judge agrees with people, and they with each other. A pair is
+    surely better if an exact sign test over questions, adjusted for all pairs (Holm), and the interval both say so.
+
+    Three models or more get ratings (Bradley and Terry's; a tie is half a win, or by --rate-ties davidson an outcome of
+    its own), each with an interval, the ranks that it may have, and what the first place gives. Where five or more were
+    compared with one, win rates adjusted for length follow. Several judges are compared by Cohen's kappa and
+    Krippendorff's alpha, and each by how it treats its own family.
+
     On a terminal it prints a table, in a pipe one JSON object. --html writes a page that works from disk: charts, and
     every question with its answers side by side and the judge's words, to be filtered. Judgments do not hold the
     answers: name their files with --answers, as NAME=FILE where the judge was told another name. --pairs writes
@@ -120,6 +129,7 @@ def report(
       vtools report review_gpt35_vicuna-13b.jsonl --questions question.jsonl --plot wins.png
       vtools report review_gpt35_vicuna-13b.jsonl --reparse blog
       vtools report judgments.jsonl --questions questions.jsonl --answers x=a.jsonl --answers y=b.jsonl --html page.html
+      vtools report judgments.jsonl --human votes.jsonl
       vtools report judgments.jsonl --gate 'x >= y - 2%' || echo "exit status $?"
     """
     condition = gate.read(gate_text) if gate_text else None
@@ -137,12 +147,16 @@ def report(
     reading.check_answers(known, judgments)
     if not judgments.pairs and not judgments.grades and not judgments.checks:
         raise Failure("no judgments in the input; vtools judge writes them")
-    votes = reading.read([human], known) if human else None
+    votes = reading.read([human], known, otherwise="votes") if human else None
     if votes and not votes.pairs:
         raise Failure(f"{human}: no votes on pairs of answers")
     found = measures.measure(judgments, votes, rule, tie_model == "davidson", baseline)
     if baseline and not any(baseline in (table["a"], table["b"]) for table in found["pairs"]):
         raise UsageFailure(f"--baseline {baseline}: no judgment is of this model")
+    if not found["ratings"] and len({model for _, *both in judgments.pairs for model in both}) > 2:
+        say("report", f"for ratings of these models: {install('report')}")
+    elif not found["ratings"] and (baseline or tie_model != "halves"):
+        raise UsageFailure("--baseline and --rate-ties are about ratings, which need three models: leave them out")
     if sys.stdout.isatty() if as_table is None else as_table:
         from vtools.report import table
 

@@ -243,11 +243,13 @@ KNOWN_BY: list[tuple[str, tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
-def recognise(record: Record) -> str:
-    """The name of a record's format. Raises Wrong if it is in none."""
+def recognise(record: Record, otherwise: str | None = None) -> str:
+    """The name of a record's format; `otherwise` if it is in none, or without that Wrong."""
     for name, fields in KNOWN_BY:
         if all(field in record for field in fields):
             return name
+    if otherwise:
+        return otherwise
     raise Wrong(f"not a judgment ({', '.join(list(record)[:6])}); vtools judge writes them")
 
 

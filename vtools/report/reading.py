@@ -34,8 +34,10 @@ def read(
     known: Known | None = None,
     reparse: Callable[[Record], Record] | None = None,
     form: str | None = None,
+    otherwise: str | None = None,
 ) -> Judgments:
-    """All judgments; `reparse` reads their stored replies again, and `form` names the format of all of them.
+    """All judgments; `reparse` reads their stored replies again, and `form` names the format of all of them,
+    `otherwise` of those that do not show it.
 
     Categories, questions, answers and their lengths that a judgment lacks come from `known`. Raises Failure for a
     record that is no judgment, with its file and line.
@@ -47,7 +49,7 @@ def read(
         for place, record, raw in _records(file):
             try:
                 record = reparse(record) if reparse else record
-                name = form or formats.recognise(record)
+                name = form or formats.recognise(record, otherwise)
                 if name in NO_KEYS:
                     if raw in whole:
                         collector.found.copies += 1
