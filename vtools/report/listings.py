@@ -24,6 +24,8 @@ def listings(found: Found) -> Iterator[Listing]:
         yield from _ratings(group)
     for each in found.get("length_adjusted", []):
         yield _length(each)
+    for adjusted in found.get("length_adjusted") or []:
+        yield _adjusted(adjusted)
     yield from _grades(found["grades"])
     if agreement := found.get("agreement"):
         yield _agreement(agreement)
@@ -60,6 +62,15 @@ def _length(found: Found) -> Listing:
     ]
     title = f"win rates against {found['baseline']}, adjusted for the length of answers by questions and models"
     return Listing(f"{title}\njudge: {found['judge']}", ["model", "n", "wins", "adjusted"], rows)
+
+
+def _adjusted(adjusted: Found) -> Listing:
+    rows = [
+        [each["model"], str(each["n"]), _percent(each["win_rate"]), _percent(each["adjusted"])]
+        for each in adjusted["models"]
+    ]
+    title = f"win rates against {adjusted['baseline']}, adjusted for length, by {adjusted['judge']}"
+    return Listing(title, ["model", "n", "win rate", "adjusted"], rows)
 
 
 def _rank(ends: Sequence[int]) -> str:
