@@ -86,11 +86,11 @@ def _adjusted(judge: str, baseline: str, models: dict[str, list[tuple[str, float
     spread = float(more.std()) or 1.0
     model, question = np.array([game[0] for game in games]), np.array([places[game[1]] for game in games])
     found = fit(model, question, np.tanh(more / spread), np.array([game[3] for game in games]))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, place in names.items():
         asked = question[model == place]
         chance = 1 / (1 + np.exp(-(found.strengths[place] + found.questions[asked])))
         share = math.fsum(game[3] for game in games if game[0] == place) / len(asked)
         rows.append({"model": name, "win_rate": share, "adjusted": float(chance.mean()), "n": len(asked)})
-    rows.sort(key=lambda row: -row["adjusted"])
+    rows.sort(key=lambda row: row["adjusted"], reverse=True)
     return {"judge": judge, "baseline": baseline, "effect": found.effect, "models": rows}
