@@ -172,8 +172,8 @@ def heat_map(
             for x, value in enumerate(line):
                 if value is not None:
                     colour = "white" if value > ends[0] + 0.85 * (ends[1] - ends[0]) else INSIDE
-                    middle = {"ha": "center", "va": "center", "size": "small"}
-                    axes.text(x + 0.5, y + 0.5, form.format(value), color=colour, **middle)
+                    number = form.format(value)
+                    axes.text(x + 0.5, y + 0.5, number, ha="center", va="center", color=colour, size="small")
 
     return Chart(1.4 + 0.12 * max(map(len, heads)) * 0.6 + height, title, draw)
 

@@ -49,9 +49,9 @@ def build(judgments: Judgments, known: Known, rule: Rule) -> dict[str, Any]:
         question = question_of(known, comparison.question, comparison.a, comparison.b)
         entry = entry_of(comparison.question, comparison.category, question, comparison.asked(known))
         a, b = models[comparison.a], models[comparison.b]
-        for model, turns in zip((a, b), comparison.answers(known), strict=True):
-            if turns and str(model) not in entry["answers"]:
-                entry["answers"][str(model)] = [visible(turn) for turn in turns]
+        for number, turns in zip((a, b), comparison.answers(known), strict=True):
+            if turns and str(number) not in entry["answers"]:
+                entry["answers"][str(number)] = [visible(turn) for turn in turns]
         items.append({"q": entry["number"], "t": comparison.turn, "a": a, "b": b, **_said(comparison, judges)})
     for (judge, _, model), grades in judgments.grades.items():
         for grade in grades:
