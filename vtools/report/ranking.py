@@ -10,13 +10,18 @@ from vtools.report.intervals import LEAST, student
 from vtools.report.units import Judgments, Rule, Unit
 
 
+def available() -> bool:
+    """Whether there is NumPy, of the extra `report`."""
+    return importlib.util.find_spec("numpy") is not None
+
+
 def ratings(judgments: Judgments, davidson: bool, baseline: str | None) -> list[dict[str, Any]]:
     """The ratings of each group of models that judgments connect, of three models or more.
 
     None without NumPy, of the extra `report`.
     """
     models = {model for _, *both in judgments.pairs for model in both}
-    if len(models) < 3 or importlib.util.find_spec("numpy") is None:
+    if len(models) < 3 or not available():
         return []
     from vtools.report.ratings import rate
 
@@ -33,7 +38,7 @@ def ratings(judgments: Judgments, davidson: bool, baseline: str | None) -> list[
 
 def by_length(judgments: Judgments, rule: Rule, baseline: str | None) -> list[dict[str, Any]]:
     """Win rates adjusted for length, where five models or more were compared with one. None without NumPy."""
-    if len({model for _, *both in judgments.pairs for model in both}) < 6 or not importlib.util.find_spec("numpy"):
+    if len({model for _, *both in judgments.pairs for model in both}) < 6 or not available():
         return []
     from vtools.report.length_fit import adjusted
 
