@@ -142,3 +142,17 @@ def test_five_models_against_a_baseline_get_rates_without_what_their_length_wins
     assert rates["m4"][0] > 0.7 and rates["m0"][0] < 0.3
     assert all(abs(adjusted - 0.5) < abs(plain - 0.5) for plain, adjusted in (rates["m0"], rates["m4"]))
     assert measure([each for each in rows if each["b"] != "m4"])["length_adjusted"] == []
+
+
+def test_what_length_and_layout_win_is_fitted_beside_the_ratings_and_does_not_change_them(measure):
+    dice, rows = random.Random(11), []
+    for n in range(60):
+        for a, b in (("x", "y"), ("x", "z"), ("y", "z")):
+            lengths = [dice.randrange(100, 900), dice.randrange(100, 900)]
+            verdict = "b" if dice.random() < (0.8 if lengths[1] > lengths[0] else 0.2) else "a"
+            rows += both(n, verdict * 2, a=a, b=b, len=lengths)
+    (group,) = measure(rows)["ratings"]
+    low, high = group["style"]["characters"]["wins_ci"]
+    assert list(group["style"]) == ["characters"] and 0.6 < low < group["style"]["characters"]["wins"] < high < 0.95
+    (without,) = measure([{name: value for name, value in each.items() if name != "len"} for each in rows])["ratings"]
+    assert without["style"] == {} and without["models"] == group["models"]

@@ -10,7 +10,7 @@ from vtools.files import atomic
 from vtools.process import Failure, UsageFailure, install, say
 from vtools.records import jsonl
 from vtools.records.question import read_questions
-from vtools.report import gate, headline, measures, preference_records, reading, reparse
+from vtools.report import gate, headline, measures, preference_records, ranking, reading, reparse
 from vtools.report.comparisons import joined
 
 
@@ -153,10 +153,11 @@ def report(
     found = measures.measure(judgments, votes, rule, tie_model == "davidson", baseline)
     if baseline and not any(baseline in (table["a"], table["b"]) for table in found["pairs"]):
         raise UsageFailure(f"--baseline {baseline}: no judgment is of this model")
-    if not found["ratings"] and len({model for _, *both in judgments.pairs for model in both}) > 2:
-        say("report", f"for ratings of these models: {install('report')}")
-    elif not found["ratings"] and (baseline or tie_model != "halves"):
+    several = len({model for _, *both in judgments.pairs for model in both}) > 2
+    if not several and (baseline or tie_model != "halves"):
         raise UsageFailure("--baseline and --rate-ties are about ratings, which need three models: leave them out")
+    if several and not ranking.available():
+        say("report", f"ratings of these models need NumPy: {install('report')}")
     if sys.stdout.isatty() if as_table is None else as_table:
         from vtools.report import table
 

@@ -91,23 +91,17 @@ def between(judgments: Judgments, rule: Rule) -> dict[str, Any] | None:
     for first, second in itertools.combinations(judges, 2):
         rated = []
         for (judge, a, b), units in judgments.pairs.items():
-            if judge != first:
-                continue
-            for turned, pair in ((False, (second, a, b)), (True, (second, b, a))):
-                same = compared(units, judgments.pairs.get(pair, {}), rule, turned)
-                # Different pairs of models on one question share it.
-                rated += [each for *_, each in same]
+            if judge == first:
+                rated += [each for *_, each in compared(units, judgments.pairs.get((second, a, b), {}), rule)]
         if rated:
             two.append({"judges": [first, second], **agreed(rated)})
     if not two:
         return None
     said: dict[tuple[str, ...], list[str]] = {}
     for (_, a, b), units in judgments.pairs.items():
-        turned = a > b
         for key, unit in units.items():
             if outcome := unit.outcome(rule):
-                outcome = {"a": "b", "b": "a", "tie": "tie"}[outcome] if turned else outcome
-                said.setdefault((*sorted((a, b)), key), []).append(outcome)
+                said.setdefault((a, b, key), []).append(outcome)
     return {"two": two, "alpha": alpha(said.values()) if len(judges) > 2 else None, "judges": judges}
 
 

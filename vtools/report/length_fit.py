@@ -92,5 +92,5 @@ def _adjusted(judge: str, baseline: str, models: dict[str, list[tuple[str, float
         chance = 1 / (1 + np.exp(-(found.strengths[place] + found.questions[asked])))
         share = math.fsum(game[3] for game in games if game[0] == place) / len(asked)
         rows.append({"model": name, "win_rate": share, "adjusted": float(chance.mean()), "n": len(asked)})
-    rows.sort(key=lambda row: -row["adjusted"])
+    rows.sort(key=lambda row: row["adjusted"], reverse=True)
     return {"judge": judge, "baseline": baseline, "effect": found.effect, "models": rows}

@@ -53,6 +53,15 @@ def _ratings(group: Found) -> Iterator[Listing]:
     if group["first_place"]:
         rows = [[judge, _percent(each["wins"]), _ends(each["wins_ci"])] for judge, each in group["first_place"].items()]
         yield Listing("how often the first of two equal answers wins", ["judge", "wins", "95 %"], rows)
+    if group["style"]:
+        yield _style(group)
+
+
+def _style(group: Found) -> Listing:
+    """What length and layout win, in a fit of their own."""
+    rows = [[name, _percent(each["wins"]), _ends(each["wins_ci"])] for name, each in group["style"].items()]
+    title = "how often the one with more of it, by a standard deviation, of two equal answers wins"
+    return Listing(title, ["of", "wins", "95 %"], rows)
 
 
 def _length(found: Found) -> Listing:

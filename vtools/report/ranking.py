@@ -5,8 +5,14 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from vtools.report import style
 from vtools.report.intervals import LEAST, student
-from vtools.report.units import Judgments, Rule
+from vtools.report.units import Judgments, Rule, Unit
+
+
+def available() -> bool:
+    """Whether there is NumPy, of the extra `report`."""
+    return importlib.util.find_spec("numpy") is not None
 
 
 def ratings(judgments: Judgments, davidson: bool, baseline: str | None) -> list[dict[str, Any]]:
@@ -15,24 +21,40 @@ def ratings(judgments: Judgments, davidson: bool, baseline: str | None) -> list[
     None without NumPy, of the extra `report`.
     """
     models = {model for _, *both in judgments.pairs for model in both}
-    if len(models) < 3 or importlib.util.find_spec("numpy") is None:
+    if len(models) < 3 or not available():
         return []
     from vtools.report.ratings import rate
 
-    return [shown(found) for found in rate(list(games(judgments)), davidson, baseline)]
+    played = list(games(judgments))
+    every, units = [game for game, _ in played], [unit for _, unit in played]
+    found = [shown(group) for group in rate(every, davidson, baseline)]
+    names, styled = style.games(every, units)
+    for group, fitted in zip(found, rate(styled, davidson, baseline) if names else [], strict=False):
+        group["style"] = {
+            name: _effect(each, fitted.questions) for name, each in zip(names, fitted.effects, strict=True)
+        }
+    return found
 
 
 def by_length(judgments: Judgments, rule: Rule, baseline: str | None) -> list[dict[str, Any]]:
     """Win rates adjusted for length, where five models or more were compared with one. None without NumPy."""
-    if len({model for _, *both in judgments.pairs for model in both}) < 6 or not importlib.util.find_spec("numpy"):
+    if len({model for _, *both in judgments.pairs for model in both}) < 6 or not available():
         return []
     from vtools.report.length_fit import adjusted
 
     return adjusted(judgments, rule, baseline)
 
 
-def games(judgments: Judgments) -> Iterator[Any]:
-    """A game for each question, judge and order, with the mean of its verdicts."""
+def _effect(found: tuple[float, float], questions: int) -> dict[str, Any]:
+    """How often of two equal answers the one with more of it by one standard deviation wins, with its interval."""
+    value, error = found
+    far = student(questions - 1) * error if questions >= LEAST else math.nan
+    ends = None if math.isnan(far) else [chance(value - far), chance(value + far)]
+    return {"wins": chance(value), "wins_ci": ends}
+
+
+def games(judgments: Judgments) -> Iterator[tuple[Any, Unit]]:
+    """A game for each question, judge and order, with the mean of its verdicts; and what it is of."""
     from vtools.report.ratings import Game
 
     for (judge, a, b), units in judgments.pairs.items():
@@ -45,7 +67,7 @@ def games(judgments: Judgments) -> Iterator[Any]:
                     won, tied = (sum(each.verdict == side for each in known) / len(known) for side in ("b", "tie"))
                     weight = sum(each.games for each in known) / len(known)
                     place = {"ab": -1, "ba": 1}.get(order, 0)
-                    yield Game(unit.question, judge, a, b, place, won, tied, weight)
+                    yield Game(unit.question, judge, a, b, place, won, tied, weight), unit
 
 
 def shown(found: Any) -> dict[str, Any]:
@@ -76,7 +98,7 @@ def shown(found: Any) -> dict[str, Any]:
     }
     return {
         "baseline": found.baseline, "questions": found.questions, "models": rows, "first_place": first,
-        "ties": "half a win each" if found.ties is None else "davidson", "tie_parameter": found.ties,
+        "style": {}, "ties": "half a win each" if found.ties is None else "davidson", "tie_parameter": found.ties,
     }  # fmt: skip
 
 

@@ -122,15 +122,15 @@ class Collector:
     known: Known
     found: Judgments = field(default_factory=Judgments)
     files: dict[str, str] = field(default_factory=dict)  # of reviews: by the bare name, the path
+    _models: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # which of two is a, for all judges
     _keys: set[tuple[Pair, str]] = field(default_factory=set)
 
     def add(self, judgment: Judgment) -> None:
         """Add a judgment of a pair to its unit; one of the reversed pair is turned around."""
-        pair = judgment.judge, judgment.a, judgment.b
-        found = self.found
-        if pair not in found.pairs and (judgment.judge, judgment.b, judgment.a) in found.pairs:
+        found, models = self.found, (judgment.a, judgment.b)
+        if self._models.setdefault((min(models), max(models)), models) != models:
             judgment = judgment.reversed()
-            pair = judgment.judge, judgment.a, judgment.b
+        pair = judgment.judge, judgment.a, judgment.b
         units = found.pairs.setdefault(pair, {})
         unit = units.setdefault(
             f"{judgment.id}\0{'' if judgment.turn is None else judgment.turn}",

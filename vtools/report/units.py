@@ -1,8 +1,7 @@
 """What is judged: the verdicts on a question, with both orders of its answers kept apart, and grades of answers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
 from typing import Literal, NamedTuple
 
 from vtools.records.jsonl import Record
@@ -73,6 +72,10 @@ class Grade(NamedTuple):
     words: str = ""
 
 
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)  # many times faster than `statistics.fmean`, and as exact for so few
+
+
 @dataclass(slots=True)
 class Unit:
     """The verdicts of one judge on the answers of a and b to one question (or one turn of it).
@@ -114,7 +117,7 @@ class Unit:
     def by_order(self) -> dict[str, float]:
         """What b wins in each order by the verdicts, from 0 to 1; a tie is one half. Only orders with a verdict."""
         return {
-            order: fmean(known)
+            order: _mean(known)
             for order, said in self.orders()
             if (known := [SHARES[each.verdict] for each in said if each.verdict])
         }
@@ -130,7 +133,7 @@ class Unit:
         shares = list(self.by_order().values())
         if rule == "strict":
             return 1.0 if min(shares) > 0.5 else 0.0 if max(shares) < 0.5 else 0.5
-        return fmean(shares)
+        return _mean(shares)
 
     def outcome(self, rule: Rule = "mean") -> str | None:
         """Who wins the question: `a`, `b` or `tie`; None if an order lacks a verdict."""
@@ -163,8 +166,8 @@ class Unit:
             known = [each.scores for each in said if each.scores]
             if len(known) < sum(each.verdict is not None for each in said) or not known:
                 return None
-            means.append([fmean(column) for column in zip(*known, strict=True)])
-        return (fmean(a for a, _ in means), fmean(b for _, b in means)) if means else None
+            means.append(known[0] if len(known) == 1 else tuple(map(_mean, zip(*known, strict=True))))
+        return (_mean([each[0] for each in means]), _mean([each[1] for each in means])) if means else None
 
 
 @dataclass(slots=True)
