@@ -133,19 +133,18 @@ def _agreement(agreement: Found) -> Listing:
 def _own_family(own: list[Found]) -> Listing:
     rows = [
         [
-            each["judge"],
-            each["model"],
+            *(each[key] for key in ("judge", "model", "against")),
             str(each["n"]),
             f"{100 * each['difference']:+.1f}",
             "-"
             if each["difference_ci"] is None
             else "{:+.1f} to {:+.1f}".format(*(100 * end for end in each["difference_ci"])),
-            each["by"],
         ]
         for each in own
     ]
-    heads = ["judge", "model", "n", "points more", "95 %", "than by"]
-    return Listing("how judges treat their own family", heads, rows, names=2)
+    others = " or ".join(dict.fromkeys(each["by"] for each in own))
+    title = f"points of win rate that judges give their own family more than {others} do"
+    return Listing(title, ["judge", "model", "against", "n", "points", "95 %"], rows, names=3)
 
 
 def _checks(checks: list[Found]) -> Listing:

@@ -82,12 +82,12 @@ def _sections(found: dict[str, Any]) -> Iterable[str]:
         yield _section("All pairs of models", _overview(tables))
     if len(tables) == 1:
         yield _pair(tables[0], alone=True)
-    yield _section("Charts", _charts(found))
-    if len(tables) > 1:
-        yield _section("Each pair of models", *(_pair(table, alone=False) for table in tables))
     tables_of_models = list(listings(found))
     if tables_of_models:
         yield _section("Models and judges", *map(_listing, tables_of_models))
+    yield _section("Charts", _charts(found))
+    if len(tables) > 1:
+        yield _section("Each pair of models", *(_pair(table, alone=False) for table in tables))
 
 
 def _section(title: str, *parts: str) -> str:
@@ -186,7 +186,8 @@ def _pair(table: Table, alone: bool) -> str:
         parts.append(_grid(heads, rows))
     if alone:
         return _section(title, *parts)
-    return f"<details class=pair><summary>{title}</summary>{''.join(parts)}</details>"
+    judge = "all judges" if "judges" in table else _name(table["judge"])
+    return f"<details class=pair><summary>{title}, by {judge}</summary>{''.join(parts)}</details>"
 
 
 def _listing(listing: Listing) -> str:
