@@ -32,7 +32,11 @@ def scored(number: int, wins: int, **fields) -> list[dict]:
         (scored(40, 10), "base beats tuned in 75.0% of 40 questions, ties half.", "This is sure: "),
         (scored(40, 22), "tuned beats base in 55.0% of 40 questions, ties half.", "This is not sure: "),
         (scored(40, 20), "base and tuned each win half of 40 questions, ties half.", "This is not sure: "),
-        (scored(8, 8), "tuned beats base in 100.0% of 8 questions, ties half.", "How sure this is cannot be said"),
+        (
+            scored(8, 8),
+            "tuned beats base in 100.0% of 8 questions, ties half.",
+            "This is sure: p = 0.0078 by an exact test; too few",
+        ),
         ([judged("1", "ab", None)], "Nothing is known of base and tuned:", "no judgment of them has a verdict"),
     ],
 )

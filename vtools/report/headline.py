@@ -56,7 +56,7 @@ def _one_pair(table: Table, name: Callable[[str], str]) -> tuple[str, str]:
         first = f"{a} and {b} each win half of {table['n']} questions, ties half."
     if ends is None:
         said = "This is sure" if better(table) else "This is not sure"
-        return first, f"{said}: p = {table['p']:.2g} by an exact test; for an interval there are too few questions."
+        return first, f"{said}: p = {table['p']:.2g} by an exact test; too few questions for an interval."
     if better(table):
         return first, f"This is sure: {percents(ends)}, with {level(table)} confidence."
     if ends[0] <= 0.5 <= ends[1]:
