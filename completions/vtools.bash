@@ -45,6 +45,9 @@ _vtools() {
         "chat --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
         "judge --mode") COMPREPLY=($(compgen -W "pair single" -- "$word")); return ;;
         "judge --template") COMPREPLY=($(compgen -W "vicuna-v1.1 vicuna-v0 alpaca llama-2 chatml auto" -- "$word")); return ;;
+        "report --read") COMPREPLY=($(compgen -W "vtools vtools-single blog fastchat fastchat-single alpacaeval arena arena-hard votes scores checks" -- "$word")); return ;;
+        "report --ties") COMPREPLY=($(compgen -W "mean strict" -- "$word")); return ;;
+        "report --rate-ties") COMPREPLY=($(compgen -W "halves davidson" -- "$word")); return ;;
         "report --reparse") COMPREPLY=($(compgen -W "blog mtbench" -- "$word")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
@@ -59,7 +62,7 @@ _vtools() {
         serve) words="--port --host --template --system --dtype --max-requests --workers --grace --allow-origin -q --quiet -v --verbose --help" ;;
         chat) words="--model --base-url --temperature --top-p --max-tokens --seed --template --system --text --timeout --prices --max-usd -o --out --rejects --stats --batch -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         judge) words="--name --baseline --rubric --mode --logprobs --questions --training-data --model --judge --own-family --base-url --one-order --stop-when-decided --temperature --max-tokens --seed --template --timeout --prices --max-usd -o --out --rejects --stats --batch -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
-        report) words="--questions --reparse --json --plot --seed -v --verbose --help" ;;
+        report) words="--questions --answers --read --ties --human --rate-ties --baseline --reparse --table --json --html --plot --pairs --gate -v --verbose --help" ;;
     esac
     case "$word" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$word")) ;;

@@ -47,7 +47,7 @@ fi
 if [ ! -e "$RUN/report.txt" ]; then
     vtools judge "$OTHER" "$RUN/answers-tuned.jsonl" --questions "$QUESTIONS" "${judge[@]}" -j 4 -o "$RUN/judgments.jsonl" ||
         [ -e "$RUN/judgments.jsonl" ]
-    vtools report "$RUN/judgments.jsonl" > "$RUN/report.part"
+    vtools report "$RUN/judgments.jsonl" --table > "$RUN/report.part"
     {
         echo
         echo "The blog, GPT-4, one order, B is Vicuna 13B: beside ChatGPT A 693.0, B 638.0 (92.06 %), B as good or better 36/80 (45.0 %);"

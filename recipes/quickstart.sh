@@ -76,7 +76,7 @@ if [ ! -e report.txt ]; then
     fi
     kill $server && wait $server 2>/dev/null || true
     trap - EXIT
-    step report.txt 'vtools report judgments.jsonl >> report.part && mv report.part report.txt'
+    step report.txt 'vtools report judgments.jsonl --table >> report.part && mv report.part report.txt'
 fi
 
 bold "What happened in this run"

@@ -251,6 +251,10 @@ def test_questions_that_stand_in_the_training_data_are_named_at_first_and_at_las
         done = vtools("judge", *asked, "--training-data", "train.jsonl")
         clear = vtools("judge", *asked, "--training-data", "other.jsonl")
     assert done.returncode == clear.returncode == 0
+    assert [row["id"] for row in done.records if row.get("in_training_data")] == ["q0", "q0", "q1", "q1"]
+    assert not any("in_training_data" in row for row in clear.records)
+    (table,) = vtools("report", "--json", stdin=done.stdout).records[0]["pairs"]
+    assert table["trained"] == {"questions": 2, "win_rate_without": 0.5, "win_rate_without_ci": None}
     said = done.errors.splitlines()
     assert said[0] == f"vtools judge: question q0 is in train.jsonl:3: {words}"
     assert said[1] == "vtools judge: question q1 is in train.jsonl:4: who"

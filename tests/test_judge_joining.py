@@ -98,7 +98,7 @@ def test_answers_that_are_missing_empty_or_errors_are_rows_without_a_verdict_and
     (table,) = vtools("report", "--json", stdin=done.stdout).records[0]["pairs"]
     assert (table["questions"], table["judged"], table["unparsed"]) == (6, 1, 0)
     assert table["unanswered"] == {"a": 4, "b": 2}
-    text = vtools("report", stdin=done.stdout).stdout.decode()
+    text = vtools("report", "--table", stdin=done.stdout).stdout.decode()
     assert "A has no answer to 4 and B has no answer to 2 of 6 questions" in text
 
 
@@ -189,7 +189,7 @@ def test_a_judgment_that_stands_twice_counts_once(judge, vtools):
 
 def test_names_from_files_do_not_steer_the_terminal_of_a_report(judge, vtools):
     made = judge([answer(1, "al\x1b[2Jpha\u202e")], [answer(1, "beta")]).stdout
-    text = vtools("report", stdin=made).stdout.decode()
+    text = vtools("report", "--table", stdin=made).stdout.decode()
     assert "A: al\\u001b[2Jpha\\u202e" in text and "\x1b" not in text
 
 

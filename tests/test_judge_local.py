@@ -28,6 +28,8 @@ def test_smollm2_gives_a_mass_for_every_call_and_its_report_says_what_it_is_wort
     assert len(done.records) == 2 * QUESTIONS and {row["form"] for row in done.records} == {"logprobs"}
     assert all(0 < row["mass"] <= 1 for row in done.records)
     assert all((row["verdict"] is None) == (row["mass"] < 0.5) for row in done.records)
-    text = vtools("report", stdin=b"".join(json.dumps(row).encode() + b"\n" for row in done.records)).stdout.decode()
+    text = vtools(
+        "report", "--table", stdin=b"".join(json.dumps(row).encode() + b"\n" for row in done.records)
+    ).stdout.decode()
     print(done.errors, text, sep="\n")
     assert "warning: " in text

@@ -15,7 +15,7 @@ from vtools.inference.budget import Budget, Purse, Spent
 from vtools.inference.client import Sampling
 from vtools.judge import judging, rubric
 from vtools.judge.matches import Match
-from vtools.judge.model_names import families, unpinned
+from vtools.records.model_names import families, unpinned
 from vtools.records.question import Question
 
 MODELS = ("alpaca-13b", "bard", "claude-v1", "gpt-3.5-turbo", "vicuna-13b")

@@ -261,7 +261,7 @@ def test_how_sure_the_judge_was_of_giving_a_verdict_at_all_is_said(vtools, tmp_p
         ("a", pytest.approx(12 / 17)), ("b", pytest.approx(5 / 17)),
     ]  # fmt: skip
     assert done.returncode == 0 and "with a probability of 0.85 on average, 0.85 at least" in done.errors
-    report = vtools("report", stdin=done.stdout).stdout.decode()
+    report = vtools("report", "--table", stdin=done.stdout).stdout.decode()
     assert "the judge changed its mind with the order in 100%" in report and "0 / 1 / 0" in report
     with Probable(("Well", {"Well": 0.6, "B": 0.25})) as server:
         done = vtools(*ask, server.url)
@@ -376,8 +376,8 @@ def test_single_grades_are_written_per_turn_and_reported_by_their_means(vtools, 
         {"math": 6, "roleplay": 6},
     )
     assert base["model"] == "base" and base["rubric"] == "vicuna"
-    text = vtools("report", stdin=done.stdout).stdout.decode()
-    assert re.search(r"^tuned +4 +0 +0 +6\.00 +6\.00 to 6\.00 +4\.00 +8\.00 +6\.00 +6\.00$", text, re.MULTILINE)
+    text = vtools("report", "--table", stdin=done.stdout).stdout.decode()
+    assert re.search(r"^tuned +4 +0 +0 +6\.00 +- +4\.00 +8\.00 +6\.00 +6\.00$", text, re.MULTILINE)
 
 
 def test_a_question_without_a_checklist_is_left_out_and_counted():

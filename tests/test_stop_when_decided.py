@@ -100,7 +100,7 @@ def files(tmp_path):
 
 def report(vtools, file: str) -> tuple[dict, str]:
     """The only table, as an object and as text."""
-    return vtools("report", file, "--json").records[0]["pairs"][0], vtools("report", file).stdout.decode()
+    return vtools("report", file, "--json").records[0]["pairs"][0], vtools("report", "--table", file).stdout.decode()
 
 
 def test_a_run_stops_when_it_is_sure_a_rerun_asks_nothing_and_one_without_the_option_the_rest(vtools, tmp_path, files):
@@ -210,7 +210,7 @@ def test_each_pair_stops_by_itself_and_one_that_is_alike_takes_all_questions(vto
     assert "beta-13b and beta-again: not 95 % sure after 40 of 40 questions which is better" in done.errors
     assert len(server.bodies) <= 80 + 2 * 16 + 4
     (tmp_path / "j.jsonl").write_bytes(done.stdout)
-    text = vtools("report", "j.jsonl").stdout.decode()
+    text = vtools("report", "--table", "j.jsonl").stdout.decode()
     assert text.count("stopped early") == 2
     assert "not decided              after 40 of 40 questions: not 95 % sure which is better" in text
 
@@ -230,7 +230,7 @@ def test_judgments_of_another_order_do_not_count_with_those_of_a_run_that_stoppe
     assert (table["n"], table["b_wins"], table["a_wins"]) == (11, 11, 0)
     assert any("15 further questions" in warning for warning in table["warnings"])
     del rows[0]["stopping"]["of"]
-    done = vtools("report", stdin=jsonl(*rows))
+    done = vtools("report", "--table", stdin=jsonl(*rows))
     assert done.returncode == 1 and "question 0.1" in done.errors and done.errors.count("\n") == 1
 
 

@@ -120,7 +120,8 @@ def judge(
     DeepSeek and OpenRouter in a variable of their own, as ANTHROPIC_API_KEY.
 
     Questions that a model was trained on say little about it: --training-data lists on stderr those that share 13
-    consecutive words with that data. `vtools clean --decontaminate` removes such conversations before training.
+    consecutive words with that data, and marks their judgments, so that `vtools report` shows the result without them.
+    `vtools clean --decontaminate` removes such conversations before training.
 
     With -o FILE, judgments are kept in FILE.journal: after a failure or a kill, the same command asks only for the
     remaining ones, and rows of FILE that it does not ask for follow after its own. A judge that answers under another
@@ -209,16 +210,17 @@ def judge(
     if not quiet:
         for warning in answer_files.warnings(every):
             say("judge", f"warning: {warning}")
-    seen = None
+    seen, contaminated = None, None
     if training_data:
         from vtools.judge import training_data as trained
 
-        seen = trained.seen(tasks, files[0], training_data)
+        seen, contaminated = trained.seen(tasks, files[0], training_data)
     if dry_run:
         judging.estimate(tasks, board, asked, out, at_once, stopping)
         return
     try:
-        judging.judge_all(tasks, board, asked, options.Common(out, rejects, stats, at_once, quiet), stopping)
+        outputs = options.Common(out, rejects, stats, at_once, quiet)
+        judging.judge_all(tasks, board, asked, outputs, stopping, contaminated)
     finally:
         if seen and not quiet:
             say("judge", seen)

@@ -14,7 +14,6 @@ from vtools.judge import prompt
 from vtools.judge.answers import Single
 from vtools.judge.asking import Asking
 from vtools.judge.matches import Match
-from vtools.judge.model_names import unpinned
 from vtools.judge.panel import Panel
 from vtools.judge.prompt import Prompt
 from vtools.judge.rubric import PAIR, Mode, Outcome, Rubric
@@ -23,6 +22,7 @@ from vtools.options import Common
 from vtools.process import Failure, say
 from vtools.records import jsonl
 from vtools.records.jsonl import Record, Reject
+from vtools.records.model_names import unpinned
 
 AGAIN = {
     "longer": "were cut off and asked for again with more tokens",
@@ -122,9 +122,16 @@ class Judge:
 
 
 def judge_all(
-    tasks: Sequence[Task], panel: Panel, judge: Judge, common: Common, stopping: Stopping | None = None
+    tasks: Sequence[Task],
+    panel: Panel,
+    judge: Judge,
+    common: Common,
+    stopping: Stopping | None = None,
+    contaminated: frozenset[str] | None = None,
 ) -> None:
     """Have every task judged, or with `stopping` its tasks until all is sure, and write the judgments.
+
+    Those on `contaminated` questions, by id, are marked; None leaves the marks of an earlier run.
 
     Raises Failure if some have no verdict.
     """
@@ -155,6 +162,9 @@ def judge_all(
 
     def write(output: jsonl.Output, record: Record) -> None:
         record.pop("stopping", None)  # of an earlier run
+        if contaminated is not None:
+            record.pop("in_training_data", None)
+            record |= {"in_training_data": True} if record["id"] in contaminated else {}
         output.write(stopping.stamped(record) if stopping else record)
 
     for line in said:

@@ -14,8 +14,8 @@ from vtools.inference.budget import Purse
 from vtools.inference.client import Client
 from vtools.inference.connect import Target, connect, where
 from vtools.inference.journal import Task
-from vtools.judge.model_names import families
 from vtools.process import UsageFailure
+from vtools.records.model_names import families
 
 AT = re.compile(r"(?P<name>.+?)=(?P<url>https?://.+)", re.DOTALL)
 

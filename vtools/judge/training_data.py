@@ -8,8 +8,8 @@ from vtools.records import conversation, jsonl, overlap
 from vtools.records.jsonl import Reject
 
 
-def seen(tasks: Sequence[Task], name: str, files: Sequence[str]) -> str:
-    """List on stderr the questions found in the training data; returns a summary line. Raises Failure."""
+def seen(tasks: Sequence[Task], name: str, files: Sequence[str]) -> tuple[str, frozenset[str]]:
+    """List on stderr the questions found in the training data; returns a summary line and their ids. Raises Failure."""
     asked = {task.question.question.id: task.question.question for task in tasks if task.question}
     index = overlap.Index((name, question) for question in asked.values())
     found: dict[str, str] = {}
@@ -29,4 +29,4 @@ def seen(tasks: Sequence[Task], name: str, files: Sequence[str]) -> str:
         if identity in found:
             say("judge", found[identity])
     names = ": " * bool(found) + ", ".join(identity for identity in asked if identity in found)
-    return f"{len(found)} of {len(asked)} questions are in the training data{names}"
+    return f"{len(found)} of {len(asked)} questions are in the training data{names}", frozenset(found)

@@ -1,53 +1,15 @@
 """Several judges together: whom more of them prefer on each question, and the means of all their grades."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from statistics import fmean
 from typing import Any
 
 from vtools.report import summary
-from vtools.report.reading import Grade, Graded, Pair, Unit
+from vtools.report.summary import Counted
+from vtools.report.units import Grade, Graded, Pair, Rule, Unit
 
 
-@dataclass(slots=True)
-class Votes:
-    """What several judges say of the answers to one question (or one turn of it)."""
-
-    units: list[Unit]
-
-    @property
-    def question(self) -> str:
-        """Its id, as they are drawn by questions: the verdicts of several judges on one are not independent."""
-        return self.units[0].question
-
-    @property
-    def category(self) -> str | None:
-        """That of the question."""
-        return self.units[0].category
-
-    @property
-    def outcomes(self) -> list[str]:
-        """The outcome of each judge that has one."""
-        return [unit.outcome for unit in self.units if unit.outcome]
-
-    @property
-    def outcome(self) -> str | None:
-        """Whom more judges prefer than prefer the other, else a tie; None without any verdict."""
-        outcomes = self.outcomes
-        lead = outcomes.count("b") - outcomes.count("a")
-        return ("b" if lead > 0 else "a" if lead < 0 else "tie") if outcomes else None
-
-    @property
-    def score(self) -> tuple[float, float] | None:
-        """The means of the judges' scores, if every judge with a verdict gave some."""
-        scores = [unit.score for unit in self.units if unit.outcome]
-        known = [score for score in scores if score]
-        if not known or len(known) < len(scores):
-            return None
-        a, b = zip(*known, strict=True)
-        return sum(a) / len(a), sum(b) / len(b)
-
-
-def tables(pairs: dict[Pair, dict[str, Unit]], seed: int) -> list[dict[str, Any]]:
+def tables(pairs: dict[Pair, dict[str, Unit]], rule: Rule) -> list[dict[str, Any]]:
     """A table for each pair of models that several judges have judged, all of them every question: none if one could
     stop early.
     """
@@ -57,30 +19,51 @@ def tables(pairs: dict[Pair, dict[str, Unit]], seed: int) -> list[dict[str, Any]
         early = any(unit.stopping for units in judged.values() for unit in units.values())
         if len(judged) > 1 and not early:
             keys = dict.fromkeys(key for units in judged.values() for key in units)
-            votes = [Votes([units[key] for units in judged.values() if key in units]) for key in keys]
-            found.append(_summarise(list(judged), a, b, votes, seed))
+            votes = [[units[key] for units in judged.values() if key in units] for key in keys]
+            found.append(_summarise(list(judged), a, b, votes, rule))
     return found
 
 
-def _summarise(judges: list[str], a: str, b: str, every: list[Votes], seed: int) -> dict[str, Any]:
-    answered = [votes for votes in every if not any(unit.unanswered for unit in votes.units)]
-    counted = [votes for votes in answered if votes.outcomes]
-    several = [votes for votes in counted if len(votes.outcomes) > 1]
-    partly = sum(len(votes.outcomes) < len(judges) for votes in counted)
-    names = sorted({votes.category for votes in counted if votes.category})
+def vote(units: Sequence[Unit], rule: Rule) -> Counted | None:
+    """The answers to one question as several judges see them, whom each unit is of; None without any verdict.
+
+    It goes to the answer that more judges prefer, else it is a tie. Scores are the means of the judges', if every judge
+    with a verdict gave some.
+    """
+    units = [unit for unit in units if unit.read]
+    if not units:
+        return None
+    outcomes = [unit.outcome(rule) for unit in units]
+    lead = outcomes.count("b") - outcomes.count("a")
+    scores = [unit.score for unit in units]
+    known = [score for score in scores if score]
+    together = tuple(map(fmean, zip(*known, strict=True))) if len(known) == len(scores) else None
+    share = 0.5 if not lead else float(lead > 0)
+    return Counted(units[0].question, units[0].category, share, (together[0], together[1]) if together else None)
+
+
+def _summarise(judges: list[str], a: str, b: str, every: list[list[Unit]], rule: Rule) -> dict[str, Any]:
+    answered = [units for units in every if not any(unit.unanswered for unit in units)]
+    rows = [row for units in answered if (row := vote(units, rule))]
+    said = [[unit.outcome(rule) for unit in units if unit.read] for units in answered]
+    several = [outcomes for outcomes in said if len(outcomes) > 1]
+    partly = sum(0 < len(outcomes) < len(judges) for outcomes in said)
     return {
         "judges": judges,
         "a": a,
         "b": b,
-        "questions": len({votes.question for votes in every}),
+        "rule": rule,
+        "questions": len({units[0].question for units in every}),
         "judged": len(answered),
-        "unparsed": len(answered) - len(counted),
+        "unparsed": len(answered) - len(rows),
         "by_several": len(several),
-        "agreed": sum(len(set(votes.outcomes)) == 1 for votes in several),
-        **summary.counts(counted),
-        **summary.intervals(counted, seed),
+        "agreed": sum(len(set(outcomes)) == 1 for outcomes in several),
+        **summary.counts(rows),
+        **summary.certainty(rows),
+        "other_rule": None,
+        "bounds": summary.bounds(rows, len(every)),
         "stopping": None,
-        "categories": {name: summary.counts([each for each in counted if each.category == name]) for name in names},
+        "categories": summary.categories(rows),
         "warnings": [f"{partly} lack the verdict of a judge: the others decide"] if partly else [],
     }
 

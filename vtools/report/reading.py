@@ -1,162 +1,197 @@
-"""Reading judgments in every format: of `vtools judge`, FastChat and the Vicuna blog."""
+"""Reading judgments, in whatever formats, into the units that are measured."""
 
-import operator
-from collections.abc import Callable, Iterable, Iterator
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
-from vtools.process import Failure
+from vtools.process import Failure, UsageFailure
 from vtools.records import jsonl
-from vtools.records.comparison import outcome
-from vtools.records.jsonl import Record
-from vtools.records.question import Question
+from vtools.records.jsonl import Record, Reject
+from vtools.records.question import Answered, Question, read_answer
+from vtools.report import formats
+from vtools.report.units import Judgment, Judgments, Pair, Unit
+from vtools.report.values import Wrong
 
-FASTCHAT = {"model_1": "a", "model_2": "b", "tie": "tie"}
-Pair = tuple[str, str, str]  # judge, a, b
-Graded = tuple[str, str, str]  # judge, rubric, model
-
-
-class Grade(NamedTuple):
-    """The score of one turn of an answer, None if the judge's reply had none that could be read."""
-
-    question: str
-    category: str | None
-    turn: int
-    score: float | None
-    unanswered: bool = False  # there was no answer to grade
+NAMED = re.compile(r"review_([^_]+)_([^_]+)")  # how the Vicuna blog names its files
+NO_KEYS = {"alpacaeval", "blog", "fastchat"}  # of which a whole row that comes twice is one judgment
 
 
 @dataclass(slots=True)
-class Unit:
-    """The verdicts of one judge on the answers to one question (or one turn of it), in the orders shown."""
+class Known:
+    """What is known beside the judgments: questions by id; answers by model and question, and whose they are by id."""
 
-    question: str
-    category: str | None
-    verdicts: list[str | None] = field(default_factory=list)
-    scores: list[tuple[float, float]] = field(default_factory=list)
-    shares: list[float] = field(default_factory=list)  # of a comparison that b wins by each verdict, ties as halves
-    weights: list[int] = field(default_factory=list)  # how many games each verdict counts
-    first_won: list[bool] = field(default_factory=list)  # whether the answer shown first won
-    orders: set[str] = field(default_factory=set)
-    unanswered: set[str] = field(default_factory=set)  # `a`, `b`: whose answer is missing
-    stopping: Record | None = None  # of a run that may stop early: its design, and the place in the random order
-    repeated: int = 0  # further judgments in an order that there is one of already, which do not count
-
-    @property
-    def outcome(self) -> str | None:
-        """`a`, `b` or `tie`; also a tie if the orders disagree; None if a verdict is missing."""
-        return outcome(self.verdicts)
-
-    @property
-    def games(self) -> tuple[float, int]:
-        """What b won of all games, and their number: one for each order, three where Arena-Hard's verdict is strong."""
-        return sum(map(operator.mul, self.shares, self.weights)), sum(self.weights)
-
-    @property
-    def score(self) -> tuple[float, float] | None:
-        """The mean scores of a and b, if every verdict came with scores."""
-        if not self.scores or len(self.scores) < len(self.verdicts):
-            return None
-        a, b = zip(*self.scores, strict=True)
-        return sum(a) / len(a), sum(b) / len(b)
-
-
-@dataclass(slots=True)
-class Judgments:
-    """Those of pairs, by pair of models, then by question; and those of single answers, by model."""
-
-    pairs: dict[Pair, dict[str, Unit]] = field(default_factory=dict)
-    grades: dict[Graded, list[Grade]] = field(default_factory=dict)
+    questions: dict[str, Question] = field(default_factory=dict)
+    answers: dict[tuple[str, str], Answered] = field(default_factory=dict)  # by model and question
+    models: dict[str, str] = field(default_factory=dict)  # by the id of an answer, whose it is
+    files: dict[str, str] = field(default_factory=dict)  # by model, of its answers
 
 
 def read(
-    files: Iterable[str], questions: dict[str, Question], reparse: Callable[[Record], Record] | None = None
+    files: Iterable[str],
+    known: Known | None = None,
+    reparse: Callable[[Record], Record] | None = None,
+    form: str | None = None,
+    otherwise: str | None = None,
 ) -> Judgments:
-    """All judgments; missing categories come from `questions`, and `reparse` reads their stored replies again.
+    """All judgments; `reparse` reads their stored replies again, and `form` names the format of all of them,
+    `otherwise` of those that do not show it.
 
-    Raises Failure for a record that is no judgment.
+    Categories, questions, answers and their lengths that a judgment lacks come from `known`. Raises Failure for a
+    record that is no judgment, with its file and line.
     """
-    judgments = Judgments()
+    collector = Collector(known or Known())
+    whole: set[bytes] = set()
     for file in files:
-        for record in jsonl.records([file]):
-            if reparse:
-                try:
-                    record = reparse(record)
-                except Failure as failure:
-                    raise Failure(f"{file}: {failure}") from None
-            for judgment in read_judgment(record, file):
-                question = judgment["id"]
-                category = judgment.get("category")
-                if not category and question in questions:
-                    category = questions[question].category
-                if judgment.get("mode") == "single":
-                    graded = judgment["judge"], judgment["rubric"], judgment["model"]
-                    grade = Grade(question, category, judgment["turn"], judgment["score"], "unanswered" in judgment)
-                    judgments.grades.setdefault(graded, []).append(grade)
-                    continue
-                pair = judgment["judge"], judgment["a"], judgment["b"]
-                key = f"{question}\0{judgment.get('turn', '')}"
-                unit = Unit(question, category, stopping=judgment.get("stopping"))
-                unit = judgments.pairs.setdefault(pair, {}).setdefault(key, unit)
-                unit.unanswered |= set(judgment.get("unanswered", ()))
-                if judgment["order"] in unit.orders:
-                    unit.repeated += 1
-                    continue
-                unit.orders.add(judgment["order"])
-                verdict = judgment["verdict"]
-                unit.verdicts.append(verdict)
-                unit.first_won.append(verdict == judgment["order"][0])
-                expected = judgment.get("expectation")  # a's share, by the probabilities that the judge gave
-                unit.shares.append({"a": 0.0, "b": 1.0}.get(verdict, 0.5) if expected is None else 1 - expected)
-                unit.weights.append(judgment.get("games", 1))
-                if judgment["scores"]:
-                    unit.scores.append((float(judgment["scores"][0]), float(judgment["scores"][1])))
-    return judgments
+        reviews: list[Judgment] = []
+        for place, record, raw in _records(file):
+            try:
+                record = reparse(record) if reparse else record
+                name = form or formats.recognise(record, otherwise)
+                if name in NO_KEYS:
+                    if raw in whole:
+                        collector.found.copies += 1
+                        continue
+                    whole.add(raw)
+                for each in formats.FORMATS[name](record, file):
+                    if not isinstance(each, Judgment):
+                        collector.add_other(each)
+                    elif name == "blog":
+                        reviews.append(each)
+                    else:
+                        collector.add(each)
+            except (Wrong, Failure) as error:
+                raise Failure(f"{place}: {error}") from None
+        for review in _named(reviews, file, collector):
+            collector.add(review)
+    return collector.found
 
 
-def read_judgment(record: Record, file: str) -> Iterator[Record]:
-    """A judgment of `vtools judge`, one of FastChat's (of a pair: two of ours), or a Vicuna blog review."""
-    if ("verdict" in record and "order" in record) or ("score" in record and "rubric" in record):
-        yield record
-    elif "judgment" in record and "score" in record:
-        score, (judge, rubric) = record["score"], _judge_and_prompt(record)
-        yield {
-            "id": str(record["question_id"]), "mode": "single", "judge": judge, "rubric": rubric,
-            "model": record["model"], "turn": record.get("turn", 1), "score": None if score < 0 else float(score),
-        }  # fmt: skip
-    elif "g1_winner" in record and "g2_winner" in record:
-        shared = {
-            "id": str(record["question_id"]), "turn": record.get("turn"), "scores": None,
-            "a": record["model_1"], "b": record["model_2"],
-            "judge": _judge_and_prompt(record)[0],
-        }  # fmt: skip
-        for winner, order in (("g1_winner", "ab"), ("g2_winner", "ba")):
-            yield {**shared, "order": order, "verdict": FASTCHAT.get(record[winner])}
-    elif "score" in record and "question_id" in record:
-        # The models are named only in the file name; -1 means an unreadable reply.
-        stem = "review" if file == "-" else Path(file).stem
-        scores = [float(score) for score in record["score"]]
-        scored = len(scores) == 2 and min(scores) >= 0
-        # The reviewer's name ends with the prompt's: gpt-4-0328-generic, -coding and -math are one judge.
-        judge = str(record.get("reviewer_id") or "unknown").removesuffix("-generic").removesuffix("-coding")
-        yield {
-            "id": str(record["question_id"]), "a": f"{stem}: Assistant 1", "b": f"{stem}: Assistant 2",
-            "judge": judge.removesuffix("-math"), "order": "ab", "scores": scores if scored else None,
-            "verdict": better(*scores) if scored else None,
-        }  # fmt: skip
-    else:
-        raise Failure(f"{file}: not a judgment ({', '.join(list(record)[:6])}); vtools judge writes them")
+def read_answers(files: Sequence[str]) -> Known:
+    """The answers of models, of `vtools chat`, FastChat or the Vicuna blog. Raises Failure.
+
+    A file is given as FILE or, if the judge was told another name of its model, as NAME=FILE.
+    """
+    known = Known()
+    for given in files:
+        name, equals, file = given.partition("=")
+        if not equals or os.path.exists(given):
+            name, file = "", given
+        for place, record, _ in _records(file):
+            try:
+                answer = read_answer(record)
+            except Reject as reject:
+                raise Failure(f"{place}: {reject.detail or reject.reason}") from None
+            model = name or answer.model or Path(file).stem
+            if (model, answer.id) in known.answers:
+                raise Failure(
+                    f"{place}: a second answer of {model} to question {answer.id}; --answers NAME=FILE names models"
+                )
+            known.files.setdefault(model, file)
+            known.answers[model, answer.id] = answer
+            if isinstance(identity := record.get("answer_id"), str):
+                known.models[identity] = model
+    return known
 
 
-def _judge_and_prompt(record: Record) -> tuple[str, str]:
-    """FastChat's two names of a judge, of which older files have only the first."""
-    judge: Any = record.get("judge")
-    if isinstance(judge, list) and judge:
-        return str(judge[0]), str(judge[-1])
-    return str(judge), "unknown"
+def check_answers(known: Known, judgments: Judgments) -> None:
+    """Raises UsageFailure for answers of a model that nobody judged."""
+    pairs = (model for pair in judgments.pairs for model in pair[1:])
+    judged = list(dict.fromkeys([*pairs, *(model for _, _, model in judgments.grades), *judgments.checks]))
+    for model, file in known.files.items():
+        if judged and model not in judged:
+            said = f"--answers {file}: nobody judged answers of {model}, but of {', '.join(judged)}"
+            raise UsageFailure(f"{said}; say whose they are, as in --answers {judged[0]}={file}")
 
 
-def better(a: float, b: float) -> str:
-    """The verdict that follows from two scores."""
-    return "tie" if a == b else "a" if a > b else "b"
+def _records(file: str) -> Iterator[tuple[str, Record, bytes]]:
+    """The records of a file with their places. Raises Failure."""
+    for value in jsonl.values([file]):
+        record = jsonl.parse(value)[0]
+        if isinstance(record, Reject):
+            raise Failure(f"{value.place}: {record.detail or record.reason}")
+        yield value.place, record, value.raw.strip()
+
+
+@dataclass(slots=True)
+class Collector:
+    """Judgments as they are collected into units."""
+
+    known: Known
+    found: Judgments = field(default_factory=Judgments)
+    files: dict[str, str] = field(default_factory=dict)  # of reviews: by the bare name, the path
+    _models: dict[tuple[str, str], tuple[str, str]] = field(default_factory=dict)  # which of two is a, for all judges
+    _keys: set[tuple[Pair, str]] = field(default_factory=set)
+
+    def add(self, judgment: Judgment) -> None:
+        """Add a judgment of a pair to its unit; one of the reversed pair is turned around."""
+        found, models = self.found, (judgment.a, judgment.b)
+        if self._models.setdefault((min(models), max(models)), models) != models:
+            judgment = judgment.reversed()
+        pair = judgment.judge, judgment.a, judgment.b
+        units = found.pairs.setdefault(pair, {})
+        unit = units.setdefault(
+            f"{judgment.id}\0{'' if judgment.turn is None else judgment.turn}",
+            Unit(judgment.id, judgment.category, judgment.turn, stopping=judgment.stopping),
+        )
+        self._complete(unit, judgment)
+        unit.unanswered |= judgment.unanswered
+        if judgment.key is not None:
+            if (pair, judgment.key) in self._keys:
+                unit.repeated += 1
+                return
+            self._keys.add((pair, judgment.key))
+        said = judgment.said
+        {"ab": unit.ab, "ba": unit.ba, "": unit.unordered}[judgment.order].append(said)
+        found.prompts.setdefault(pair, Counter())[judgment.prompt or ""] += judgment.prompt is not None
+        found.reported.setdefault(pair, Counter())[judgment.reported or ""] += judgment.reported is not None
+        if said.verdict and said.scores and formats.better(*said.scores) != said.verdict:
+            found.contradicted[pair] = found.contradicted.get(pair, 0) + 1
+
+    def add_other(self, read: formats.Graded1 | formats.Checked) -> None:
+        """Add the grade of one answer, or a program's check of it."""
+        if len(read) == 3:
+            model, question, passed = read
+            self.found.checks.setdefault(model, defaultdict(list))[question].append(passed)
+            return
+        graded, grade = read
+        if not grade.category and grade.question in self.known.questions:
+            grade = grade._replace(category=self.known.questions[grade.question].category)
+        self.found.grades.setdefault(graded, []).append(grade)
+
+    def _complete(self, unit: Unit, judgment: Judgment) -> None:
+        """Fill in what the unit lacks, from the judgment or from what is known beside it."""
+        question = self.known.questions.get(unit.question)
+        unit.category = unit.category or judgment.category or (question.category if question else None)
+        unit.trained |= judgment.trained
+        unit.asked = unit.asked or judgment.asked or (tuple(question.turns) if question else ())
+        unit.answers, unit.lengths = unit.answers or judgment.answers, unit.lengths or judgment.lengths
+        if unit.answers is None:
+            both = [self.known.answers.get((model, unit.question)) for model in (judgment.a, judgment.b)]
+            if both[0] and both[1]:
+                unit.answers = tuple(both[0].turns), tuple(both[1].turns)
+                unit.asked = unit.asked or (tuple(both[0].question.turns) if both[0].question else ())
+        if unit.lengths is None and unit.answers is not None:
+            unit.lengths = float(sum(map(len, unit.answers[0]))), float(sum(map(len, unit.answers[1])))
+
+
+def _named(reviews: Sequence[Judgment], file: str, collector: Collector) -> Iterator[Judgment]:
+    """The reviews of one file of the Vicuna blog with the names of their models.
+
+    By the ids of the answers if `known` has these, or if all answers have the same, which is then a name; else by the
+    file's name. Another file of the same name is another pair.
+    """
+    stem = "review" if file == "-" else Path(file).stem
+    other = collector.files.setdefault(stem, file) != file if reviews else False
+    match = NAMED.fullmatch(stem)
+    by_file = match.groups() if match and match[1] != match[2] else (f"{stem}: Assistant 1", f"{stem}: Assistant 2")
+    constant = len(reviews) > 1 and len({review.a for review in reviews}) == len({review.b for review in reviews}) == 1
+    for review in reviews:
+        a, b = (collector.known.models.get(identity) for identity in (review.a, review.b))
+        if a is None or b is None:
+            a, b = (review.a, review.b) if constant and review.a and review.b and review.a != review.b else by_file
+        if other:
+            a, b = f"{a} ({file})", f"{b} ({file})"
+        yield review._replace(a=a, b=b)

@@ -4,7 +4,7 @@ from typing import Any
 
 from vtools.process import Failure
 from vtools.records.comparison import WON, Design, SequentialTest
-from vtools.report.reading import Unit
+from vtools.report.units import Unit
 
 GOOD = {"a": 0.0, "tie": 1.0, "b": 1.0}  # whether b is as good or better, by the outcome
 
@@ -31,7 +31,7 @@ def counted(units: list[Unit]) -> tuple[list[Unit], dict[str, Any] | None]:
     won, good = SequentialTest(design.level, design.of), SequentialTest(design.level, design.of)
     for place in range(1, max(known) + 1):
         found = known.get(place)
-        result = found.outcome if found and len(found.verdicts) == design.orders else None
+        result = found.outcome("strict") if found and len(list(found.orders())) == design.orders else None
         won.add(WON.get(result or ""))
         good.add(GOOD.get(result or ""))
         if won.decided:

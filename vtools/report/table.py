@@ -1,87 +1,107 @@
-"""The summary for people, as a table and as a chart."""
+# ruff: noqa: TID253  imported only where the table is shown
+"""The report for people, on a terminal of 80 columns or fewer."""
 
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
 
-def text(table: dict[str, Any]) -> str:
-    """The table for people."""
-    lines = [f"A: {table['a']}", f"B: {table['b']}", who(table), ""]
-    agreed = ("all judges agree", f"{table['agreed']}/{table['by_several']}") if "judges" in table else orders(table)
-    by_game = table.get("game_rate")
-    unlike = by_game is not None and round(by_game - table["win_rate"], 6)
-    rows = [
-        ("questions", f"{table['questions']}, judged {table['judged']}, unparsed {table['unparsed']}"),
-        agreed,
-        ("B wins / ties / A wins", f"{table['b_wins']} / {table['ties']} / {table['a_wins']}"),
-        ("B's win rate, ties half", share(table, "win_rate")),
-        *([("B's share of all games", share(table, "game_rate"))] if unlike else []),
-        ("B as good or better", f"{share(table, 'as_good')}, {table['b_wins'] + table['ties']}/{table['n']}"),
-        ("total score", f"A {table['score_a']:.1f}, B {table['score_b']:.1f}"),
-        ("B's score / A's", share(table, "score_ratio", digits=2)),
-    ]
-    if table["stopping"]:
-        rows.insert(1, stopped(table["stopping"]))
-    lines += [f"{name:<24} {value}" for name, value in rows]
+from vtools.process import shown
+from vtools.report import headline, wording
+from vtools.report.listings import listings
+
+WIDTH = 80
+NAME = 200  # characters of a name; more are an attack or an accident
+MOST = 6  # tables that are shown in full
+Table = dict[str, Any]
+
+
+def show(found: dict[str, Any]) -> None:
+    """Print the report: two lines that say who is better, then a table for each pair of models, then the grades."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.width = min(console.width, WIDTH)
+    with console.capture() as shown_text:
+        _show(console, found)
+    print("\n".join(line.rstrip() for line in shown_text.get().splitlines()))  # rich fills its columns with blanks
+
+
+def _show(console: Console, found: dict[str, Any]) -> None:
+    first, second = headline.lines(found, headline.shortened)
+    console.print(_text(first), style="bold")
+    console.print(_text(second))
+    tables = wording.ordered(found)
+    if len(tables) > 1:
+        console.print()
+        console.print(_overview(tables))
+    for table in tables if len(tables) <= MOST else ():
+        console.print()
+        _show_pair(console, table)
+    if len(tables) > MOST:
+        console.print("\nEach pair with its categories: --html FILE, or --json")
+    for listing in listings(found):
+        console.print()
+        if listing.title:
+            console.print(_text(listing.title), style="bold")
+            console.print()
+        grid = _grid(*(shown(head[:14]) for head in listing.heads), names=listing.names)
+        for row in listing.rows:
+            grid.add_row(*(_name(cell) for cell in row))
+        console.print(grid)
+
+
+def _text(words: object) -> Text:
+    """Words from outside as they may be shown, cut where they are absurdly long."""
+    text = str(words)
+    return Text(shown(text if len(text) <= 4 * NAME else text[: 4 * NAME] + "…"))
+
+
+def _name(name: str) -> Text:
+    return Text(shown(name if len(name) <= NAME else name[:NAME] + "…"))
+
+
+def _grid(*heads: str, names: int = 1) -> Grid:
+    """A table whose first columns are names, folded where they are too long, and the others numbers."""
+    grid = Grid(box=None, pad_edge=False, header_style="bold")
+    for number, head in enumerate(heads):
+        if number < names:
+            grid.add_column(Text(head), overflow="fold")
+        else:
+            grid.add_column(Text(head), justify="right", no_wrap=True)
+    return grid
+
+
+def _overview(tables: list[Table]) -> Grid:
+    grid = _grid("A", "B", "judge", "n", "B's rate", "95 %", "better", names=3)
+    for table in tables:
+        judge = "all" if "judges" in table else headline.shortened(table["judge"], 12)
+        names = [Text(shown(name)) for name in (*(headline.shortened(table[side], 15) for side in "ab"), judge)]
+        rate, ends = table["win_rate"], table["win_rate_ci"]
+        numbers = ["-" if rate is None else f"{rate:.1%}", "-" if ends is None else headline.percents(ends)]
+        grid.add_row(*names, str(table["n"]), *numbers, wording.sure(table))
+    return grid
+
+
+def _show_pair(console: Console, table: Table) -> None:
+    console.print(_text(f"A: {table['a']}"), style="bold")
+    console.print(_text(f"B: {table['b']}"), style="bold")
+    console.print(_text(wording.who(table)))
+    console.print()
+    grid = Grid.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in wording.rows(table):
+        grid.add_row(name, _text(value))
+    console.print(grid)
     if table["categories"]:
-        width = max(len(name) for name in [*table["categories"], "category"])
-        lines += ["", f"{'category':<{width}}  {'n':>4} {'B wins':>7} {'ties':>5} {'A wins':>7} {'score B/A':>10}"]
+        console.print()
+        grid = _grid("category", "n", "B wins", "ties", "A wins", "score B/A")
         for name, row in table["categories"].items():
             ratio = "-" if row["score_ratio"] is None else f"{row['score_ratio']:.2f}"
-            lines.append(
-                f"{name:<{width}}  {row['n']:>4} {row['b_wins']:>7} {row['ties']:>5} {row['a_wins']:>7} {ratio:>10}"
-            )
-    lines += [""] * bool(table["warnings"]) + [f"warning: {warning}" for warning in table["warnings"]]
-    return "\n".join(lines)
-
-
-def who(table: dict[str, Any]) -> str:
-    """Who judges."""
-    if "judges" in table:
-        return f"judges: {', '.join(table['judges'])}; each question goes to the model that more of them prefer"
-    return f"judge: {table['judge']}"
-
-
-def orders(table: dict[str, Any]) -> tuple[str, str]:
-    """How often a judge's verdict changes with the order of the answers."""
-    flips = "not known" if table["inconsistent"] is None else f"{table['inconsistent']:.1%}"
-    if table["inconsistent"]:
-        flips += f" (the first answer won both times {table['first_won']}, the second {table['second_won']})"
-    return "orders disagree", flips
-
-
-def share(table: dict[str, Any], name: str, digits: int = 1) -> str:
-    """A measure with its interval, in percent."""
-    if table[name] is None:
-        return "-"
-    text = f"{table[name]:.{digits}%}"
-    ends = table[f"{name}_ci"]
-    level = f"{100 * table['stopping']['level'] if table['stopping'] else 95:.4g} %"
-    return text if ends is None else f"{text} ({level}: {ends[0]:.1%} to {ends[1]:.1%})"
-
-
-def stopped(found: dict[str, Any]) -> tuple[str, str]:
-    """The row of a run that could stop early: what it decided, and after how many questions."""
-    after, sure = f"after {found['after']} of {found['of']} questions", f"{100 * found['level']:.4g} % sure"
-    if not found["decided"]:
-        return "not decided", f"{after}: not {sure} which is better"
-    name = "stopped early" if found["after"] < found["of"] else "decided"
-    return name, f"{after}: {sure} that {found['decided'].upper()} is better"
-
-
-def picture(path: str, tables: list[dict[str, Any]]) -> bytes:
-    """Wins, ties and losses: one bar for each pair and, below it, for each of its categories."""
-    from vtools import plots
-
-    rows = []
-    for table in tables:
-        rows.append((f"B: {table['b']}\nA: {table['a']}", bar(table)))
-        rows += [(name, bar(row)) for name, row in table["categories"].items()]
-    names = (name for table in tables for name in table.get("judges") or [table["judge"]])
-    judges = ", ".join(dict.fromkeys(names))
-    title = f"Judged by {judges}\nThe further B's wins reach to the right, the better B"
-    return plots.stacked_bars(path, title, "share of the questions", rows)
-
-
-def bar(counted: dict[str, Any]) -> dict[str, int]:
-    """The parts of a bar."""
-    return {name: counted[key] for name, key in (("B wins", "b_wins"), ("tie", "ties"), ("A wins", "a_wins"))}
+            counts = [str(row[key]) for key in ("n", "b_wins", "ties", "a_wins")]
+            grid.add_row(_name(name), *counts, ratio)
+        console.print(grid)
+    if table["warnings"]:
+        console.print()
+    for warning in table["warnings"]:
+        console.print(_text(f"warning: {warning}"), style="yellow")

@@ -166,4 +166,4 @@ def picture(summary: dict[str, Any], path: str) -> bytes:
     from vtools import plots
 
     panels = {f"Records by {name}": summary[key] for key, name in HISTOGRAMS.items() if key in summary}
-    return plots.histograms(path, f"{summary['records']:,} records by their length", panels)
+    return plots.picture(path, plots.histograms(f"{summary['records']:,} records by their length", panels))

@@ -30,4 +30,5 @@ def picture(steps: list[Record], path: str) -> bytes:
             step["step"]: step[key] for step in steps if "step" in step and isinstance(step.get(key), int | float)
         }
         series[name] = sorted(points.items())
-    return plots.lines(path, "Loss of the training run (lower is better)", series, "step", "loss per trained token")
+    title = "Loss of the training run (lower is better)"
+    return plots.picture(path, plots.lines(title, series, "step", "loss per trained token"))
