@@ -83,6 +83,7 @@ def world(tmp_path_factory):
         tiny.write(folder / f"{name}.jsonl", [{"id": f"q{n}", "model": name, "question": [f"Question {n}?"], "turns": [f"{name} {n}"]} for n in range(2)])  # fmt: skip
     verdicts = [{"id": f"q{n}", "category": "generic", "mode": "pair", "a": "x", "b": "y", "order": order, "judge": "j", "scores": [8, 7], "verdict": "a"} for n in range(2) for order in ("ab", "ba")]  # fmt: skip
     tiny.write(folder / "judgments.jsonl", verdicts)
+    tiny.write(folder / "votes.jsonl", [{"id": "q1", "a": "x", "b": "y", "vote": "y"}])
     for source in ("question.jsonl", "review/review_gpt35_vicuna-13b.jsonl"):
         if (DATA / "vicuna-blog" / source).exists():
             shutil.copy(DATA / "vicuna-blog" / source, folder)
