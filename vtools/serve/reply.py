@@ -36,8 +36,10 @@ Event = Callable[[dict[str, Any]], None]
 class Reply:
     """A request; closed exactly once, however it ends."""
 
-    def __init__(self, event: Event, metrics: Metrics) -> None:
+    def __init__(self, event: Event, metrics: Metrics, key: str | None = None) -> None:
+        """`key` is the name of the client's key."""
         self.model: str | None = None
+        self._key = {} if key is None else {"key": key}
         self.release: Callable[[], None] = lambda: None
         self.status = CLIENT_GONE  # until the last byte is sent
         self._answers: list[Answer] = []
@@ -196,6 +198,7 @@ class Reply:
         self._event(
             {
                 "event": "request",
+                **self._key,
                 "model": self.model,
                 "status": status,
                 "finish": self._answers[0].finish if self._answers else None,

@@ -1,0 +1,114 @@
+"""Workers that join edges: from anywhere, before or after them, and leave without losing an answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import pytest
+import running
+from engines import made
+from running import run, wait_until
+from serving import Joined, Server, body, states, status
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("fleet") / "m", context=4096, endless=True, seed=1)
+
+
+@pytest.fixture(scope="module")
+def edges():
+    pair = [Server(), Server()]
+    yield pair
+    for edge in pair:
+        assert edge.end() == 0
+
+
+@pytest.fixture(scope="module")
+def workers(model, edges):
+    """Two workers of one model, joined to both edges."""
+    pair = [Joined(f"m={model}", *edges) for _ in range(2)]
+    for edge in edges:
+        wait_until(lambda: list(states(edge).values()) == ["ready", "ready"])  # noqa: B023
+    yield pair
+    for worker in pair:
+        assert worker.end() == 0
+
+
+def names(edge: Server) -> list[str]:
+    return [model["id"] for model in httpx2.get(f"{edge.url}/models").json()["data"]]
+
+
+def test_a_worker_serves_through_every_edge_that_it_joined(edges, workers):
+    asked = body(model="m", max_tokens=32)
+    assert [names(edge) for edge in edges] == [["m"], ["m"]]
+    answers = [edge.post(asked).json() for edge in edges]
+    assert answers[0]["choices"] == answers[1]["choices"] and answers[0]["usage"]["completion_tokens"] == 32
+    assert answers[0]["system_fingerprint"] == answers[1]["system_fingerprint"]
+
+
+def test_an_edge_that_dies_and_starts_again_knows_its_workers_from_their_next_leases(edges, workers):
+    edge = edges[0]
+    (child,) = edge.children()
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: edge.children() not in ([], [child]))
+    wait_until(lambda: list(states(edge).values()) == ["ready", "ready"])
+    assert edge.post(body(model="m")).status_code == 200
+
+
+@pytest.mark.slow
+def test_a_worker_leaves_when_it_is_drained_and_its_answers_end_as_they_would_have(model, edges):
+    edge = edges[0]
+    alone = Joined(f"other={model}", edge)
+    wait_until(lambda: "other" in names(edge))
+    (name,) = [name for name in states(edge) if name.startswith("other@")]
+    asked = body(model="other", max_tokens=600)
+    wanted = edge.post(asked).json()["choices"]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(edge.post, asked)
+        wait_until(lambda: edge.health()["in_flight"] == 1)
+        assert running.good("serve", "--drain", name, edge.url) == [{"draining": name}]
+        assert answer.result().json()["choices"] == wanted
+    assert alone.process.wait(60) == 0
+    assert [event["state"] for event in alone.workers] == ["up", "draining", "down"]
+    wait_until(lambda: states(edge)[name] == "expired")
+    assert "no worker 'x'" in run("serve", "--drain", "x", edge.url).errors
+
+
+@pytest.mark.slow
+def test_other_weights_of_the_same_name_are_refused_until_they_are_swapped_in(tmp_path, model, edges):
+    edge = edges[1]
+    old = Joined(f"s={model}", edge)
+    wait_until(lambda: "s" in names(edge))
+    before = edge.post(body(model="s")).json()
+    weights = made(tmp_path / "new", context=4096, endless=True, seed=2)
+    other = Joined(f"s={weights}", edge)
+    wait_until(lambda: "refused" in states(edge).values())
+    (refused,) = [one for one in status(edge)["workers"] if one["state"] == "refused"]
+    assert "digest" in refused["reason"] and "--swap" in refused["reason"]
+    assert other.end() == 0
+    assert edge.post(body(model="s")).json()["choices"] == before["choices"]
+
+    first, begun = threading.Event(), []
+
+    def stream() -> str:
+        with edge.client().chat.completions.create(**body(model="s", max_tokens=500), stream=True) as chunks:
+            for chunk in chunks:
+                begun.append(chunk.choices[0].delta.content or "")
+                first.set()
+        return "".join(begun)
+
+    whole = edge.post(body(model="s", max_tokens=500)).json()["choices"][0]["message"]["content"]
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(stream)
+        assert first.wait(60)
+        new = Server("--swap", f"s={weights}", edge.url)
+        assert old.process.wait(60) == 0  # it was drained
+        assert answer.result() == whole
+    after = edge.post(body(model="s")).json()
+    assert after["system_fingerprint"] != before["system_fingerprint"]
+    assert new.end() == 0
