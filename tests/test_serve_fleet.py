@@ -10,9 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 import running
-from engines import made
+from engines import ask, made
 from running import run, wait_until
 from serving import Joined, Server, body, states, status
+
+from vtools.inference.client import Sampling
+from vtools.inference.endpoint import Endpoint
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,36 @@ def test_an_edge_that_dies_and_starts_again_knows_its_workers_from_their_next_le
     wait_until(lambda: edge.children() not in ([], [child]))
     wait_until(lambda: list(states(edge).values()) == ["ready", "ready"])
     assert edge.post(body(model="m")).status_code == 200
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_client_that_knows_two_edges_gets_the_whole_text_though_one_dies_amid_it(edges, workers, temperature):
+    sampling = Sampling(max_tokens=400, temperature=temperature, seed=7)
+    messages = ask("the cat")
+    urls = ",".join(edge.url for edge in edges)
+    whole = "".join(Endpoint(edges[1].url, "m").stream(messages, sampling))
+    client = Endpoint(urls, "m")
+    pieces = []
+    for piece in client.stream(messages, sampling):
+        pieces.append(piece)
+        if len(pieces) == 20:
+            os.kill(edges[0].children()[0], signal.SIGKILL)
+    assert client.url == edges[1].url and "".join(pieces) == whole
+    os.kill(edges[1].children()[0], signal.SIGKILL)
+    assert client.complete(messages, sampling).text == whole
+    for edge in edges:
+        wait_until(lambda: len(edge.children()) == 1 and list(states(edge).values()) == ["ready", "ready"])  # noqa: B023
+
+
+def test_an_answer_goes_on_after_the_ids_that_it_has_begun_with(edges, workers):
+    asked = body(model="m", max_tokens=24, return_token_ids=True)
+    choice = edges[0].post(asked).json()["choices"][0]
+    for count in (1, 10, 24):
+        found = edges[1].post({**asked, "answer_token_ids": choice["token_ids"][:count]}).json()
+        assert found["choices"][0] == choice and found["usage"]["completion_tokens"] == 24
+    for wrong in ([0] * 25, [100_000], ["a"]):
+        reply = edges[0].post({**asked, "answer_token_ids": wrong})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, "answer_token_ids")
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,6 +19,7 @@ from vtools.models.template import Template
 from vtools.serve import body
 from vtools.serve.admission import Admission, middleware
 from vtools.serve.errors import SHOWN, ApiError
+from vtools.serve.foreign import Foreign
 from vtools.serve.keys import Key
 from vtools.serve.metrics import TYPE, Metrics
 from vtools.serve.openapi import openapi
@@ -40,9 +41,10 @@ class Api:
         event: Event,
         metrics: Metrics,
         more: Sequence[Route] = (),
+        engines: Mapping[str, Foreign] | None = None,
     ) -> None:
         self._models, self._admission, self._most, self._event = models, admission, most, event
-        self._metrics = metrics
+        self._metrics, self._engines = metrics, {} if engines is None else engines
         self._taken: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._draining = False
@@ -99,15 +101,15 @@ class Api:
 
     async def _ready(self, request: Request) -> Response:
         up = {name: len(model.workers) for name, (model, _) in self._models.items()}
+        for name, engines in self._engines.items():
+            up[name] = up.get(name, 0) + sum(engine.up for engine in engines.engines.values())
         return json_response({"workers": up}, 200 if all(up.values()) and not self._draining else 503)
 
     async def _openapi(self, request: Request, key: Key) -> Response:
         return json_response(openapi())
 
     async def _list(self, request: Request, key: Key) -> Response:
-        return json_response(
-            {"object": "list", "data": [self._describe(name) for name in self._models if key.allows(name)]}
-        )
+        return json_response({"object": "list", "data": [self._describe(name) for name in self._names(key)]})
 
     async def _model(self, request: Request, key: Key) -> Response:
         name = request.path_params["name"]
@@ -116,16 +118,22 @@ class Api:
 
     def _describe(self, name: str) -> dict[str, Any]:
         about = {"id": name, "object": "model", "created": self._started, "owned_by": "vtools"}
+        if name not in self._models:
+            return about
         model, template = self._models[name]
         return {**about, "max_model_len": model.context, "system_fingerprint": fingerprint(model.digest, template)}
 
-    def _model_of(self, name: str, key: Key) -> tuple[Model, Template]:
-        if name not in self._models or not key.allows(name):
-            known = ", ".join(each for each in self._models if key.allows(each)) or "none: no worker has joined yet"
+    def _names(self, key: Key) -> Iterator[str]:
+        """The models that a key may ask."""
+        return (name for name in dict.fromkeys((*self._models, *self._engines)) if key.allows(name))
+
+    def _model_of(self, name: str, key: Key) -> tuple[Model, Template] | Foreign:
+        if name not in self._names(key):
+            known = ", ".join(self._names(key)) or "none: no worker has joined yet"
             raise ApiError(
                 404, f"no model {name[:SHOWN]!r}; choose one of {known}", code="model_not_found", param="model"
             )
-        return self._models[name]
+        return self._models[name] if name in self._models else self._engines[name]
 
     async def _chat(self, request: Request, key: Key) -> Response:
         return await self._reply(request, key, CHAT)
@@ -138,7 +146,7 @@ class Api:
         try:
             key.take()
             wanted = parse(await body.read(request), route)
-            model, template = self._model_of(wanted.model, key)
+            model = self._model_of(wanted.model, key)
             reply.model = wanted.model
             if self._draining:
                 raise ApiError(503, "the server is stopping", code="stopping", headers={"retry-after": "5"})
@@ -155,7 +163,10 @@ class Api:
             self._taken[wanted.model] += wanted.n
             self._metrics.in_flight.labels(wanted.model).inc()
             reply.release = lambda: self._release(wanted.model, wanted.n)
-            await reply.begin(model, template, wanted, route)
+            if isinstance(model, Foreign):
+                reply.begin_elsewhere(model, wanted, route)
+            else:
+                await reply.begin(*model, wanted, route)
             return reply.events() if wanted.stream else await reply.whole(request)
         except ApiError as error:
             reply.close(error.status)

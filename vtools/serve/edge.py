@@ -22,6 +22,7 @@ from vtools.serve import child, fleet_routes, signatures, worker_url
 from vtools.serve.admission import Admission
 from vtools.serve.api import Api
 from vtools.serve.fleet import Catalog, Fleet
+from vtools.serve.foreign import Engines, Named
 from vtools.serve.keys import Keys
 from vtools.serve.metrics import Metrics
 from vtools.serve.upstream import Model, Worker
@@ -47,6 +48,7 @@ async def _serve(settings: dict[str, Any], tell: child.Tell) -> None:
     token, keys = signatures.token(), Keys(os.environb)
     policy = Policy(worker_url.networks(settings["networks"]), settings["loopback"])
     fleet = Fleet(catalog, token=token, policy=policy, metrics=metrics, tell=tell)
+    engines = Engines([Named(*each) for each in settings["engines"]], metrics)
     api = Api(
         catalog,
         admission=Admission(keys, settings["host"]),
@@ -54,14 +56,15 @@ async def _serve(settings: dict[str, Any], tell: child.Tell) -> None:
         most=settings["most"],
         event=tell,
         metrics=metrics,
-        more=fleet_routes.routes(fleet, token, settings["host"], settings["loopback"]),
+        more=fleet_routes.routes(fleet, engines, token, settings["host"], settings["loopback"]),
+        engines=engines.models,
     )
     tls = {"ssl_certfile": settings["tls_cert"], "ssl_keyfile": settings["tls_key"]}
     config = child.config(api.application, http=_Protocol, timeout_graceful_shutdown=1, **tls)
     server = child.Server(config, lambda: tell({"up": {}}))
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    tasks = [loop.create_task(_listen(reader, own, keys)), loop.create_task(fleet.sweep())]
+    tasks = [loop.create_task(each) for each in (_listen(reader, own, keys), fleet.sweep(), engines.watch())]
 
     async def drain() -> None:
         await api.drain(settings["grace"])

@@ -1,4 +1,3 @@
-
 """The workers that have joined an edge, by their leases: vetted, routed to, drained, forgotten.
 
 Nothing of it is kept: an edge that starts again learns all of it from the next leases.

@@ -13,13 +13,14 @@ from vtools.serve import lease, signatures
 from vtools.serve.admission import is_here
 from vtools.serve.errors import SHOWN, ApiError
 from vtools.serve.fleet import Fleet
+from vtools.serve.foreign import Engines
 from vtools.serve.reply import json_response
 
 LEASE, STATUS, DRAIN = "/fleet/lease", "/fleet/status", "/fleet/drain"
 BODY = 1 << 17  # bytes
 
 
-def routes(fleet: Fleet, token: bytes, host: str, loopback: bool) -> list[Route]:
+def routes(fleet: Fleet, engines: Engines, token: bytes, host: str, loopback: bool) -> list[Route]:
     """The routes; `host` is what the edge listens on, and `loopback` whether only this machine reaches it."""
 
     def signed(handler: Callable[[Any, str], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
@@ -60,8 +61,12 @@ def routes(fleet: Fleet, token: bytes, host: str, loopback: bool) -> list[Route]
             raise ApiError(404, f"no worker {name[:SHOWN]!r}; see vtools serve --status", code="no_such_worker")
         return {"draining": name}
 
+    def status(body: Any, peer: str) -> dict[str, Any]:
+        found = fleet.status()
+        return {**found, "workers": found["workers"] + engines.status()}
+
     return [
         Route(LEASE, signed(lambda body, peer: fleet.beat(lease.read(body), peer)), methods=["POST"]),
-        Route(STATUS, signed(lambda body, peer: fleet.status()), methods=["POST"]),
+        Route(STATUS, signed(status), methods=["POST"]),
         Route(DRAIN, signed(drain), methods=["POST"]),
     ]

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vtools.inference.address import Server
 from vtools.models.reference import model_folder
 from vtools.process import UsageFailure, say
 from vtools.serve import admission, keys, listen, signatures, spot, worker_url
 from vtools.serve.supervisor import Supervisor
 
 PORT = 8000
+URLS = ("http://", "https://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class Settings:
 
 def start(given: Settings) -> None:
     """Serve until SIGTERM. Raises Failure."""
-    named = names(given.models)
+    engines, models = divided(given.models)
+    named = names(models)
     _check_tls(given)
     for reference in named.values():
         model_folder(reference)
@@ -51,14 +54,18 @@ def start(given: Settings) -> None:
         "template": given.template, "system": given.system, "dtype": given.dtype, "threads": threads,
         "max_requests": given.max_requests, "grace": given.grace,
     }  # fmt: skip
-    if given.edges:
-        _join(given, named, worker)
+    if not given.edges:
+        _serve(given, named, engines, worker)
+    elif engines:
+        raise UsageFailure(f"{engines[0][1]} is an engine of its own: name it as a MODEL of the edge, not with --join")
     else:
-        _serve(given, named, worker)
+        _join(given, named, worker)
 
 
-def _serve(given: Settings, named: dict[str, str], worker: dict[str, Any]) -> None:
-    """Run an edge, and its workers."""
+def _serve(
+    given: Settings, named: dict[str, str], engines: list[tuple[str | None, str]], worker: dict[str, Any]
+) -> None:
+    """Run an edge with its workers, in front of engines of others."""
     if given.spot:
         raise UsageFailure("--spot is for workers, whose answers others go on with: add --join")
     known = keys.Keys(os.environb)
@@ -70,7 +77,7 @@ def _serve(given: Settings, named: dict[str, str], worker: dict[str, Any]) -> No
     if not loopback and not known:
         needed = f"set {keys.KEY} or {keys.FILE} in the environment first"
         raise UsageFailure(f"--host {given.host} is open to other machines: {needed}")
-    if not loopback and not named and not signatures.token():
+    if not loopback and not named and not engines and not signatures.token():
         raise UsageFailure(
             f"--host {given.host}: an edge alone needs workers, and they {signatures.TOKEN}: set it first"
         )
@@ -79,14 +86,14 @@ def _serve(given: Settings, named: dict[str, str], worker: dict[str, Any]) -> No
 
     def ready() -> dict[str, Any]:
         if not given.quiet:
-            what = ", ".join(named) or "an edge that workers join"
+            what = ", ".join([*named, *(name or url for name, url in engines)]) or "an edge that workers join"
             say("serve", f"{what} at {url} (Ctrl-C stops)")
         return {"event": "ready", "url": url, "models": list(named)}
 
     edge = {
         "template": given.template, "system": given.system, "most": given.max_requests, "grace": given.grace,
         "host": given.host, "origins": origins, "networks": networks, "loopback": loopback,
-        "tls_cert": given.tls_cert, "tls_key": given.tls_key,
+        "tls_cert": given.tls_cert, "tls_key": given.tls_key, "engines": engines,
     }  # fmt: skip
     _run(lambda put: Supervisor(named, given.workers, listener, edge, worker, put), ready)
 
@@ -142,8 +149,6 @@ def _check_reach(given: Settings, holder: socket.socket) -> None:
                 f"--host {given.host} is open to other machines: set {signatures.TOKEN} in the environment"
             )
         return
-    from vtools.inference.address import Server
-
     for edge in given.edges:
         if not Server(edge).loopback:
             raise UsageFailure(
@@ -160,6 +165,20 @@ def _check_tls(given: Settings) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(given.tls_cert, given.tls_key)
         except (OSError, ssl.SSLError) as error:
             raise UsageFailure(f"--tls-cert {given.tls_cert}, --tls-key {given.tls_key}: {error}") from None
+
+
+def divided(models: list[str]) -> tuple[list[tuple[str | None, str]], list[str]]:
+    """The engines of others among `[NAME=]MODEL` arguments, name and URL, and the rest. Raises UsageFailure."""
+    engines: list[tuple[str | None, str]] = []
+    rest = []
+    for argument in models:
+        name, _, url = ("", "", argument) if argument.startswith(URLS) else argument.partition("=")
+        if url.startswith(URLS):
+            Server(url)
+            engines.append((name or None, url))
+        else:
+            rest.append(argument)
+    return engines, rest
 
 
 def names(models: list[str]) -> dict[str, str]:
