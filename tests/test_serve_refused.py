@@ -48,7 +48,7 @@ def good(edge, model):
 def rogue(edge, good, model):
     with Rogue(model, edge.url, TOKEN.encode()).listening() as worker:
         yield worker
-        good.beat()
+        wait_until(lambda: good.beat()["state"] == "ready")
         asked = body(model="good", max_tokens=2)
         assert edge.post(asked, headers={"authorization": f"Bearer {KEY}"}).status_code == 200
 
@@ -56,7 +56,7 @@ def rogue(edge, good, model):
 def reason(edge: Server, rogue: Rogue, **changes: object) -> str:
     """Why the edge refuses a worker, as its keeper reads it in the status."""
     wait_until(lambda: rogue.beat(**changes)["state"] == "refused")
-    (row,) = [row for row in status(edge, **ENV)["workers"] if row["state"] == "refused" and row["seconds"] < 2]
+    (row,) = [row for row in status(edge, **ENV)["workers"] if row.get("id") == rogue.lease.id]
     return row["reason"]
 
 

@@ -35,11 +35,11 @@ def serve(
     ] = "127.0.0.1",
     join: Annotated[
         str | None,
-        typer.Option(metavar="URL[,URL]", help="Be a worker of the edges at these URLs, which must reach HOST."),
+        typer.Option(metavar="URL[,URL]", help="Join the edges at these URLs as a worker; they must reach HOST."),
     ] = None,
     spot: Annotated[
         str | None,
-        typer.Option(metavar="CLOUD[=URL]", help="Leave when aws, gcp or azure says that this machine is taken away."),
+        typer.Option(metavar="CLOUD[=URL]", help="Stop when aws, gcp or azure says that this machine is taken away."),
     ] = None,
     swap: Annotated[
         str | None,
@@ -53,16 +53,18 @@ def serve(
     ] = False,
     drain: Annotated[
         str | None,
-        typer.Option(metavar="WORKER", help="Have a worker of the EDGE named in place of a model finish, and end."),
+        typer.Option(
+            metavar="WORKER", help="Stop this worker of the EDGE named in place of a model, after its last answer."
+        ),
     ] = None,
     new_key: Annotated[
         str | None, typer.Option(metavar="NAME", help="Add a client's key to VTOOLS_KEYS_FILE, and print it once.")
     ] = None,
     allow_net: Annotated[
         list[str] | None,
-        typer.Option(metavar="NETWORK", help="Take workers from this private network, as 10.0.0.0/8; repeatable."),
+        typer.Option(metavar="NETWORK", help="Accept workers from this private network, as 10.0.0.0/8; repeatable."),
     ] = None,
-    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Speak TLS with this certificate (PEM).")] = None,
+    tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="Use TLS with this certificate (PEM).")] = None,
     tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="Use this private key of --tls-cert.")] = None,
     template: options.TemplateName = None,
     system: options.SystemText = None,

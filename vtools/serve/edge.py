@@ -1,4 +1,4 @@
-# ruff: noqa: TID253  a process of its own
+
 """The edge: the OpenAI API in a process of its own, in front of the workers.
 
 Its supervisor passes the listening socket, and says on stdin which of its workers are up; others join by their leases.
@@ -13,8 +13,6 @@ import socket
 import sys
 from typing import Any
 
-from uvicorn.protocols.http import h11_impl
-
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.process import UsageFailure, say
@@ -27,8 +25,6 @@ from vtools.serve.keys import Keys
 from vtools.serve.metrics import Metrics
 from vtools.serve.upstream import Model, Worker
 from vtools.serve.worker_url import Policy
-
-HEADERS = 10.0  # seconds for those of a request
 
 
 def main() -> None:
@@ -60,7 +56,7 @@ async def _serve(settings: dict[str, Any], tell: child.Tell) -> None:
         engines=engines.models,
     )
     tls = {"ssl_certfile": settings["tls_cert"], "ssl_keyfile": settings["tls_key"]}
-    config = child.config(api.application, http=_Protocol, timeout_graceful_shutdown=1, **tls)
+    config = child.config(api.application, http=child.Protocol, timeout_graceful_shutdown=1, **tls)
     server = child.Server(config, lambda: tell({"up": {}}))
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -73,37 +69,6 @@ async def _serve(settings: dict[str, Any], tell: child.Tell) -> None:
     loop.add_signal_handler(signal.SIGTERM, lambda: tasks.append(loop.create_task(drain())))
     await server.serve(sockets=[socket.socket(fileno=settings["fd"])])
     tell({"event": "drained"})
-
-
-class _Protocol(h11_impl.H11Protocol):
-    """A connection that must send the headers of a request in time: silent ones would take all file descriptors."""
-
-    _waiting: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._expect()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._expect()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop_waiting()
-
-    def _expect(self) -> None:
-        # Or it was answered before its body had come, which is then awaited no longer than headers are.
-        answered = self.cycle is not None and self.cycle.response_complete
-        if self.conn.their_state is not h11_impl.h11.IDLE and not answered:
-            self._stop_waiting()
-        elif self._waiting is None:
-            self._waiting = self.loop.call_later(HEADERS, self.transport.close)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
 
 
 async def _listen(reader: asyncio.StreamReader, models: dict[str, Model], keys: Keys) -> None:

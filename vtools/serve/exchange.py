@@ -70,7 +70,7 @@ class Exchange:
 
 
 def trusting(certificate: str) -> ssl.SSLContext:
-    """TLS with a peer that has just this certificate (PEM), whoever issued it. Raises ValueError."""
+    """TLS with a peer that has this very certificate (PEM), whoever issued it. Raises ValueError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # the certificate came with a signed lease, and no other will do
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN

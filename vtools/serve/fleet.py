@@ -198,6 +198,7 @@ class Fleet:
         """Have a ready worker asked, or not if it drains."""
         worker, model, lease = member.worker, member.model, member.lease
         assert worker is not None and model is not None
+        worker.elsewhere = max(0, lease.in_flight - worker.in_flight)
         if lease.draining or member.leaving:
             if not worker.draining:
                 worker.draining = True
@@ -310,6 +311,7 @@ class Fleet:
                     **({"reason": member.reason} if member.reason else {}),
                     "in_flight": asked.in_flight if asked else 0,
                     "load": lease.in_flight,
+                    "id": lease.id,
                     "url": lease.url,
                     "from": member.peer,
                     "digest": lease.digest,

@@ -72,6 +72,7 @@ class Worker:
     place: str | Remote
     suspect_until: float = 0.0  # it lost an answer: others are asked first
     draining: bool = False  # it ends with the answers that it is writing
+    elsewhere: int = 0  # answers that it writes for other edges, when it last said so
     _open: set[Exchange] = field(default_factory=set)
 
     @property
@@ -204,9 +205,11 @@ class Model:
             free = [one for one in self.workers.values() if not one.draining]
             new = [worker for worker in free if worker not in tried]
             calm = [worker for worker in free if worker.suspect_until <= now]
-            for choice in ([worker for worker in calm if worker in new], new, calm):
+            # One that drains is better than none: all of them do where other weights have replaced theirs.
+            last = [one for one in self.workers.values() if one.draining and one not in tried]
+            for choice in ([worker for worker in calm if worker in new], new, calm, last):
                 if choice:
-                    return min(choice, key=lambda worker: worker.in_flight)
+                    return min(choice, key=lambda worker: worker.in_flight + worker.elsewhere)
             if now >= end:
                 raise NoWorker(f"no worker of {self.name} answers; try again later")
             self.changed.clear()

@@ -173,7 +173,9 @@ def main() -> None:
 def config(worker: Worker, settings: dict[str, Any], **more: Any) -> uvicorn.Config:
     """Of a worker's server."""
     grace = int(settings["grace"])
-    return child.config(worker.application, http="h11", date_header=False, timeout_graceful_shutdown=grace, **more)
+    return child.config(
+        worker.application, http=child.Protocol, date_header=False, timeout_graceful_shutdown=grace, **more
+    )
 
 
 if __name__ == "__main__":
