@@ -23,7 +23,8 @@ from vtools.serve import keys, spot
 
 BACKOFF = (0.0, 0.0, 0.5, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the next start, by deaths in a row
 LIVED = 60.0  # seconds after which a death is the first in a row
-FROZEN = 10.0  # seconds to answer for a worker that lost an answer, or joined others; to end for what had its grace
+FROZEN = 10.0  # seconds to answer for a worker that lost an answer; to end for what has had its grace
+UNMOVED = 30.0  # seconds without a sign of life from a worker whose edges, which have left it by then, are elsewhere
 LINE = 1 << 20  # bytes of the longest line that a child writes
 Event = Callable[[dict[str, Any]], None]
 
@@ -164,8 +165,8 @@ class Supervisor:
         while True:
             await asyncio.sleep(1.0)
             for child in self._workers:
-                if child.up.is_set() and _runs(child) and time.monotonic() - child.heard > FROZEN:
-                    say("serve", f"{child.name} has not moved for {FROZEN:g} s: killed")
+                if child.up.is_set() and _runs(child) and time.monotonic() - child.heard > UNMOVED:
+                    say("serve", f"{child.name} has not moved for {UNMOVED:g} s: killed")
                     self._kill(child)
 
     def _event(self, what: dict[str, Any]) -> None:
