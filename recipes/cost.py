@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
 """Write cost.md: tokens, FLOPs, hours and dollars of both Vicunas on several machines, by `vtools train --dry-run`.
 
-    python recipes/cost.py train.jsonl --of 15768 --tokenizer llama-tokenizer > recipes/cost.md
+    python recipes/cost.py clean.jsonl --tokenizer llama-tokenizer > recipes/cost.md
 
-train.jsonl is what `split` made of --of clean conversations for LLaMA (recipes/vicuna-7b.sh makes it). Its counts are
-multiplied to those of --conversations with the same lengths. Dollars are by --prices, a file to edit. Weights are not
-needed: the configurations of LLaMA are written here, beside the vocabulary of --tokenizer.
+clean.jsonl is what `vtools clean` left of a dump (recipes/vicuna-7b.sh makes it). Its conversations are repeated until
+there are --conversations of the same lengths. Dollars are by --prices, a file to edit. Weights are not needed: the
+configurations of LLaMA are written here, beside the vocabulary of --tokenizer. Takes 10 minutes.
 """
 
 import argparse
+import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -33,23 +35,36 @@ SYSTEM = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write cost.md from dry runs of `vtools train`.")
-    parser.add_argument(
-        "train", type=Path, help="segments, from `vtools split --template vicuna-v1.1 --max-tokens 2048`"
-    )
-    parser.add_argument("--of", type=int, required=True, help="how many conversations they are of")
+    parser.add_argument("clean", type=Path, help="conversations, from `vtools clean`")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a folder with LLaMA's tokenizer.model")
     parser.add_argument("--conversations", type=int, default=70_000, help="how many to count for (70000)")
     parser.add_argument("--prices", type=Path, default=HERE / "data" / "prices.json", help="dollars per GPU-hour")
     asked = parser.parse_args()
     prices = json.loads(asked.prices.read_text())["gpu"]
+    lines = asked.clean.read_bytes().splitlines(keepends=True)
     plans = {}
     with tempfile.TemporaryDirectory() as folder:
-        for model, sizes in MODELS.items():
-            base = configured(Path(folder) / model, asked.tokenizer, sizes)
+        bases = {name: configured(Path(folder) / name, asked.tokenizer, sizes) for name, sizes in MODELS.items()}
+        real = segments(asked.clean, asked.tokenizer, Path(folder) / "real.jsonl")
+        one = planned(bases["7B"], real, "h100", 8)
+        counted = tokens_of(real, asked.tokenizer)
+        (Path(folder) / "many.jsonl").write_bytes(
+            b"".join(itertools.islice(itertools.cycle(lines), asked.conversations))
+        )
+        corpus = segments(Path(folder) / "many.jsonl", asked.tokenizer, Path(folder) / "train.jsonl")
+        for model, base in bases.items():
             for gpu, number, _ in MACHINES:
-                plans[model, gpu] = planned(base, asked.train, gpu, number)
-    counted = tokens_of(asked.train, asked.tokenizer)
-    print(page(plans, prices, asked.conversations, asked.of, counted), end="")
+                plans[model, gpu] = planned(base, corpus, gpu, number)
+    tokens = one["data_tokens"]
+    told = f"{tokens:,} tokens, SentencePiece alone {counted:,}: {abs(tokens / counted - 1):.3%} off."
+    print(page(plans, prices, asked.conversations, len(lines), told), end="")
+
+
+def segments(conversations: Path, tokenizer: Path, out: Path) -> Path:
+    """The file `out`, with the segments that `vtools split` makes of the conversations."""
+    command = ["vtools", "split", conversations, "--template", "vicuna-v1.1", "--max-tokens", "2048", "--quiet"]
+    subprocess.run([*command, "--tokenizer", tokenizer, "--rejects", os.devnull, "-o", out], check=True)
+    return out
 
 
 def configured(folder: Path, tokenizer: Path, sizes: tuple[int, int, int, int]) -> Path:
@@ -91,21 +106,17 @@ def tokens_of(train: Path, tokenizer: Path) -> int:
     return total
 
 
-def page(
-    plans: dict[tuple[str, str], dict[str, Any]], prices: dict[str, float], wanted: int, of: int, counted: int
-) -> str:
-    """The text of cost.md."""
+def page(plans: dict[tuple[str, str], dict[str, Any]], prices: dict[str, float], of: int, real: int, told: str) -> str:
+    """The text of cost.md: the plans for `of` conversations, and what was `told` of those that are real."""
     first = next(iter(plans.values()))
-    scale, epochs = wanted / of, first["epochs"]
-    off = first["data_tokens"] / counted - 1
-    pieces, tokens, steps = first["conversations"], first["data_tokens"], round(first["steps"] * scale)
+    steps = first["steps"] // first["epochs"]
     lines = [
         "# What Vicuna costs",
         "",
-        f"Written by `python recipes/cost.py`: dry runs of `vtools train --preset vicuna-v1.1` on {of:,} real",
-        f"conversations, cleaned and split to {pieces:,} segments of {tokens:,} tokens, multiplied to {wanted:,}",
-        f"of the same lengths: {tokens * scale / 1e6:,.0f}M tokens, {epochs} epochs of {steps // epochs:,} steps.",
-        f"SentencePiece alone counts {counted:,} tokens in the real ones: the dry run is {abs(off):.3%} off.",
+        "Written by `python recipes/cost.py`: dry runs of `vtools train --preset vicuna-v1.1` over "
+        f"{of:,} conversations\nwith the lengths of {real:,} cleaned real ones: {first['conversations']:,} segments "
+        f"of at most 2048 tokens,\n{first['data_tokens'] / 1e6:,.0f}M tokens, {first['epochs']} epochs of {steps:,} "
+        f"steps. In the real ones the dry run counts\n{told}",
         f"Hours assume {100 * first['assumed_mfu']:.0f} % of the peak; nothing was measured on these machines.",
         "Dollars are by `data/prices.json`, whose prices are examples: edit them, and repeat the command.",
         "",
@@ -114,12 +125,13 @@ def page(
     ]
     for (model, gpu), plan in plans.items():
         number, name = next((number, name) for kind, number, name in MACHINES if kind == gpu)
-        hours = plan["seconds"] * scale / 3600
+        hours = plan["seconds"] / 3600
         memory = plan["memory_gb"]
         fits = "no" if plan["problem"] else f"{memory['total']:.0f} of {memory['available']:.0f} GB"
         costs = [_dollars(hours * number, prices.get(kind)) for kind in (gpu, f"{gpu}-spot")]
-        trained = f"{plan['data_tokens'] * epochs * scale / 1e6:,.0f}M"
-        row = [model, name, fits, trained, f"{plan['flops'] * scale:.2g}", f"{hours:,.1f}", *costs]
+        trained = f"{plan['data_tokens'] * plan['epochs'] / 1e6:,.0f}M"
+        spent = ["-"] * 3 if plan["problem"] else [f"{hours:,.1f}", *costs]
+        row = [model, name, fits, trained, f"{plan['flops']:.2g}", *spent]
         lines.append("| " + " | ".join(row) + " |")
     lines += [
         "",

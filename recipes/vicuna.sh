@@ -45,11 +45,11 @@ case ${PRESET:-} in
 esac
 MODEL=${1:-$base} RUN=${3:-runs/${SMOKE:+smoke-}vicuna-$SIZE-$VERSION-$WINDOW${PRESET:+-$PRESET}${LORA:+-lora}}
 SHARED=${2:-https://huggingface.co/datasets/anon8231489123/ShareGPT_Vicuna_unfiltered/resolve/main/ShareGPT_V3_unfiltered_cleaned_split.json}
-QUESTIONS=${BLOG:+$BLOG/question.jsonl}
+QUESTIONS=${BLOG:+$BLOG/question.jsonl} ANSWERS=${BLOG:+$BLOG/answer/answer_gpt35.jsonl}
 QUESTIONS=${QUESTIONS:-$here/data/questions.jsonl}
 mkdir -p "$RUN"
 
-smoke=() answering=(--temperature 0.7 --max-tokens 1024) held_out=1%
+smoke=() held_out=1%
 if [ -n "${SMOKE:-}" ]; then
     [ -z "${SKY:-}" ] || fail "SMOKE is for this machine: leave out SKY"
     package() { python3 -c 'import importlib.util as u, sys; print(u.find_spec(sys.argv[1]).submodule_search_locations[0])' "$1"; }
@@ -58,7 +58,7 @@ if [ -n "${SMOKE:-}" ]; then
     WINDOW=512 batch=4 held_out=40% network="layers=30 heads=9 width=576 vocabulary=49152"
     head -n 4 "$QUESTIONS" > "$RUN/questions.jsonl"
     QUESTIONS=$RUN/questions.jsonl
-    smoke=(--batch 4 --max-steps 3 --lr 1e-4) answering=(--temperature 0.7 --max-tokens 32)
+    smoke=(--batch 4 --max-steps 3 --lr 1e-4)
 fi
 
 # 1. Data: whole conversations, of which 1 % are held out, and 59 about who the model is.
@@ -88,7 +88,7 @@ for name, value in (word.split("=") for word in sys.argv[2:]):
     if str(plan[name]) != value:
         sys.exit(f"{sys.argv[1]}: {name} is {plan[name]}, and {value} in the model to reproduce (EXPECT= allows any)")
 PY
-if [ -n "${SKY:-}" ]; then OPTIONS="${LORA:+--lora $LORA} ${scaling[*]}" exec bash "$here/sky/launch.sh" "$RUN" "$MODEL" "$template" "$WINDOW"; fi
+if [ -n "${SKY:-}" ]; then OPTIONS="${LORA:+--lora $LORA} ${scaling[*]}" exec bash "$here/sky/launch.sh" "$RUN" "$MODEL" "$template" "$WINDOW" "$QUESTIONS" "$ANSWERS"; fi
 [ -n "${TRAIN:-}" ] || { echo "That was the plan (also in $RUN/plan.json). Set TRAIN=1 to start training on the GPUs of this machine." >&2; exit; }
 
 # 3. Training: every GPU a rank, the weights sharded over all (FSDP).
@@ -96,45 +96,5 @@ if [ -n "${SKY:-}" ]; then OPTIONS="${LORA:+--lora $LORA} ${scaling[*]}" exec ba
     train --out "$RUN/tuned" --rejects "$RUN/untrained.jsonl" --samples 2 --eval-every 200 >> "$RUN/metrics.jsonl"
 vtools stats "$RUN/metrics.jsonl" --plot "$RUN/loss.svg" > "$RUN/loss.json"
 
-# 4. The delta, which may be published; LLaMA's weights may not.
-[ -e "$RUN/delta/delta.json" ] || vtools make-delta "$MODEL" "$RUN/tuned" "$RUN/delta" > "$RUN/delta.jsonl"
-
-# 5. Questions to the tuned model, and to the base where there are no answers of ChatGPT's: served one after the other.
-ask() { # NAME MODEL
-    rm -f "$RUN/serve.jsonl"
-    vtools serve "$1=$2" --port 0 > "$RUN/serve.jsonl" &
-    local server=$! url
-    # shellcheck disable=SC2064 # this server
-    trap "kill $server 2> /dev/null || true" EXIT
-    until grep -qs '"ready"' "$RUN/serve.jsonl"; do kill -0 $server; sleep 0.5; done
-    url=$(python3 -c 'import json, sys; print(json.loads(open(sys.argv[1]).readline())["url"])' "$RUN/serve.jsonl")
-    vtools chat "$QUESTIONS" --base-url "$url" --model "$1" "${answering[@]}" -j 8 -o "$RUN/answers-$1.jsonl"
-    kill $server && wait $server 2> /dev/null || true
-    trap - EXIT
-}
-other=${BLOG:+$BLOG/answer/answer_gpt35.jsonl}
-other=${other:-$RUN/answers-base.jsonl}
-[ -e "$other" ] || ask base "$MODEL"
-[ -e "$RUN/answers-tuned.jsonl" ] || ask tuned "$RUN/tuned"
-
-# 6. A judge sees both answers in both orders. A verdict that cannot be read makes it exit with 1, though all others are there.
-if [ -n "${SMOKE:-}" ]; then
-    judge=(--model "$MODEL" --logprobs)
-elif [ -n "${OPENAI_API_KEY:-}${OPENAI_BASE_URL:-}" ]; then
-    judge=(--model "${VTOOLS_JUDGE:-gpt-4.1}")
-else
-    fail "the answers are in $RUN; to have them judged, repeat this with OPENAI_API_KEY (or OPENAI_BASE_URL and VTOOLS_JUDGE)"
-fi
-if [ ! -e "$RUN/report.txt" ]; then
-    vtools judge "$other" "$RUN/answers-tuned.jsonl" --questions "$QUESTIONS" "${judge[@]}" -j 4 -o "$RUN/judgments.jsonl" ||
-        [ -e "$RUN/judgments.jsonl" ]
-    vtools report "$RUN/judgments.jsonl" > "$RUN/report.part"
-    {
-        echo
-        echo "The blog, GPT-4, one order, B is Vicuna 13B: beside ChatGPT A 693.0, B 638.0 (92.06 %), B as good or better 36/80 (45.0 %);"
-        echo "beside LLaMA 13B A 513.0, B 694.0, B better 77/80."
-        [ -z "${SMOKE:-}" ] || echo "This run: a small model judges itself, A CHECK OF THE COMMANDS; ITS VERDICTS MEAN NOTHING."
-    } >> "$RUN/report.part"
-    mv "$RUN/report.part" "$RUN/report.txt"
-fi
-cat "$RUN/report.txt"
+# 4. The delta, answers, a judge's verdicts.
+SMOKE=${SMOKE:-} exec bash "$here/evaluate.sh" "$RUN" "$MODEL" "$QUESTIONS" "$ANSWERS"

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import running
 from running import ROOT
@@ -27,6 +28,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the other workers need the other cores
 for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "VTOOLS_MODEL"):
     os.environ.pop(name, None)  # what a person at work has set is no part of a test
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 machine.spin(machine.SPINS)  # here, and in the processes that tests start
 # A shell's background job ignores Ctrl-C, nohup a hang-up, and so would every process under test.
 for signum, own in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

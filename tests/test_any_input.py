@@ -37,9 +37,7 @@ TURNS = st.fixed_dictionaries({}, optional={
 TALK = st.lists(TURNS, max_size=5)
 RECORDS = st.dictionaries(KEYS, TALK | TEXTS | VALUES | st.lists(TEXTS, max_size=3) | st.lists(TALK, max_size=2), max_size=6)  # fmt: skip
 LINES = st.lists(RECORDS | VALUES | TALK, max_size=6).map(lambda values: b"".join(json.dumps(one).encode() + b"\n" for one in values))  # fmt: skip
-whatever = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+whatever = settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=["fetch", "clean", "split"])

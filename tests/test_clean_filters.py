@@ -22,7 +22,7 @@ from vtools.records.jsonl import Reject
 PASSED_OVER = st.sampled_from(["x", " ", "\n", "é", "1 / 2", "Copy", "&lt;p&gt;", "```", "\t", " words", " chars / ", "a < b", "<p>y</p>", "Copy1 chars / 2 words", "2 / 2 ", "\x1b[1m", "\x00"])  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.lists(PASSED_OVER, max_size=4).map("".join), min_size=1, max_size=4))
 def test_a_text_that_the_html_step_passes_over_is_one_that_the_converter_leaves_alone(texts):
     roles = ["user", "assistant"] * 2
@@ -84,7 +84,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(PIECES | st.text("0123456789.+-( )@ab_", max_size=20), max_size=6).map("".join))
 def test_a_text_that_is_passed_over_holds_no_personal_data(text):
     found: Counter[str] = Counter()
@@ -108,7 +108,7 @@ CHOSEN = st.lists(st.sampled_from(list(OPTIONS)), unique=True, max_size=6).flatm
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(MESSAGES, st.booleans(), st.sampled_from(["keep", "break"]), st.sampled_from([None, "redact", "tag"]))
 def test_cleaning_a_record_twice_with_the_same_choices_changes_nothing(turns, merge, special_tokens, pii):
     chosen = {"merge_same_role": merge, "special_tokens": special_tokens, "pii": pii, "skip_lang": "zh"}
@@ -121,7 +121,7 @@ def test_cleaning_a_record_twice_with_the_same_choices_changes_nothing(turns, me
         assert not any(control_tokens.found(message["content"]) for message in once["messages"])
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(MESSAGES, max_size=25), CHOSEN)
 def test_with_any_options_nothing_vanishes_twice_is_once_and_two_processes_write_the_same_bytes(
     tmp_path_factory, conversations, chosen

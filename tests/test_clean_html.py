@@ -162,7 +162,7 @@ BLOCKS = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=1500, suppress_health_check=[HealthCheck.too_slow])
 @given(BLOCKS, st.sampled_from(ENGINES))
 def test_the_short_way_gives_what_the_long_way_gives(text, engine):
     short, long = fast_path.document(text), page.document(text)
@@ -205,7 +205,7 @@ CONVERSATIONS = st.lists(
     st.fixed_dictionaries({"from": st.sampled_from(["human", "gpt", "gpt", "human", "system"]), "value": TEXTS}),
     max_size=5,
 )
-thorough = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 
 
 def attempt(record, **options):
@@ -240,7 +240,7 @@ def test_cleaning_twice_gives_the_same_record(turns, merge):
         assert attempt(conversation.to_sharegpt(once), merge_same_role=merge) == once
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(CONVERSATIONS, max_size=30), st.booleans())
 def test_nothing_vanishes_and_two_processes_write_the_same_bytes(tmp_path_factory, conversations, merge):
     folder = tmp_path_factory.mktemp("clean")

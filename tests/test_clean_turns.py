@@ -163,7 +163,7 @@ def readable(records: list[dict], every: bool) -> int:
     return found
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.too_slow])
 @given(RECORDS, OPTIONS)
 @example([{"messages": [{"role": "system", "content": ""}] * 2}], ["--preset", "vicuna"])
 def test_every_turn_is_written_merged_or_counted_by_its_reason_in_clean_and_in_split(

@@ -274,7 +274,7 @@ def test_a_reason_outside_the_fixed_list_cannot_be_given():
         Reject("made_up")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(RECORD)
 def test_any_object_becomes_a_valid_record_or_a_reject(value):
     before = copy.deepcopy(value)

@@ -100,7 +100,7 @@ def test_a_model_of_thousands_of_tensors_comes_back(tmp_path):
     assert contents(tmp_path / "out") == contents(tmp_path / "target") and totals["tensors"] == 5000
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data(), st.sampled_from([1, 2, 4, 8]), st.sampled_from(["planes", "raw"]))
 def test_the_difference_of_any_two_bit_patterns_is_exact(data, width, codec):
     size = width * data.draw(st.integers(1, 40))

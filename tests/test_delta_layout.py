@@ -99,7 +99,7 @@ def changes(draw):
     return base, target.view("u1"), width
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(changes(), st.sampled_from(["planes", "raw"]))
 def test_a_chunk_stands_for_what_its_description_says(change, codec):
     base, target, width = change
@@ -168,7 +168,7 @@ def test_a_plane_is_stored_in_the_way_that_suits_it():
     assert ways(8, 1)[2] < 0.05
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(changes(), st.data())
 def test_a_damaged_chunk_is_said_to_be_one_or_gives_other_words(change, data):
     base, target, width = change

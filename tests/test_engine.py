@@ -170,7 +170,7 @@ def test_an_answer_depends_on_its_seed_and_not_on_who_else_is_served(engine):
         stream.close()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
+@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no failure
 @given(st.text(), st.lists(st.text(min_size=1, max_size=3), max_size=3), st.data())
 def test_pieces_are_whole_characters_and_give_nothing_of_a_stop_string(text, stops, data):
     from vtools.inference.detokenize import Detokenizer

@@ -19,7 +19,7 @@ from vtools.records import streams
 from vtools.records.jsonl import Reject
 from vtools.records.naming import Names
 
-thorough = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=120, suppress_health_check=[HealthCheck.too_slow])
 OBJECTS = st.lists(st.dictionaries(st.text(max_size=5), VALUES, min_size=1, max_size=4), min_size=1, max_size=5)
 
 

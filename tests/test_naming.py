@@ -40,7 +40,7 @@ CELLS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.samp
 LINES = st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LINES, st.sampled_from(",;\t|"), st.sampled_from(["\n", "\r\n"]), st.booleans(), SIZES)
 def test_a_table_gives_the_cells_that_were_written_whatever_is_in_them(lines, separator, end, marked, sizes):
     lines = [[cell.replace("\r", "") for cell in line] for line in lines]

@@ -146,7 +146,7 @@ def test_operators_and_symbols_are_words_and_punctuation_and_markdown_are_not(te
     assert with_operators(text) == words.split()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.lists(st.sampled_from("a b cc ddd eeee".split()), max_size=12), max_size=4),
     st.lists(st.sampled_from("a b cc ddd eeee".split()), max_size=30),

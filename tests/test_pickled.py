@@ -476,7 +476,7 @@ def test_of_thousands_of_damaged_pickles_none_ends_in_anything_but_an_error(tmp_
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape")
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.binary(max_size=200))
 def test_no_bytes_at_all_end_in_anything_but_what_a_pickle_may_end_in(data):
     expected = (pickled.Refused, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)

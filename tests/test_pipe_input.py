@@ -237,9 +237,7 @@ JUNK = st.one_of(
 )  # fmt: skip
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(chunks=st.lists(JUNK, max_size=40))
 def test_in_equals_out_plus_rejected_for_any_input(vtools, tool, tmp_path, chunks):
     done = vtools(*tool, "--rejects", "rejects.jsonl", "--stats", "stats.json", stdin=b"".join(chunks))

@@ -61,14 +61,14 @@ KEPT = [
 ]
 
 
-@settings(max_examples=2, deadline=None, phases=[Phase.generate], suppress_health_check=KEPT)
+@settings(max_examples=2, phases=[Phase.generate], suppress_health_check=KEPT)
 @given(ROWS)
 def test_what_comes_out_is_valid_and_every_turn_is_accounted_for(vtools, tmp_path, eot, rows):
     check(vtools, tmp_path, eot, rows)
 
 
 @pytest.mark.slow
-@settings(max_examples=25, deadline=None, phases=[Phase.generate], suppress_health_check=KEPT)
+@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=KEPT)
 @given(ROWS)
 def test_a_thousand_random_records_of_every_shape_are_accounted_for(vtools, tmp_path, eot, rows):
     check(vtools, tmp_path, eot, rows)

@@ -213,7 +213,7 @@ JSON = st.recursive(
 NAMES = sorted({one.name for one in PARAMETERS})
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=5), JSON, max_size=4), st.sampled_from([*ASKED]))
 def test_any_value_is_read_or_refused_with_the_parameter_that_was_sent(changes, route):
     asked = ASKED[route] | changes

@@ -121,7 +121,7 @@ def test_words_are_counted_once_wherever_no_token_can_cross_a_cut(tokenizers):
     assert {name for name, kind in kinds.items() if kind is None} == {"joined", "prefixed", "unknown"}
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=200, suppress_health_check=FIXTURES)
 @given(messages=CHATS)
 def test_every_template_counts_to_the_token_what_it_renders(renderings, messages):
     for name, style, rendering in renderings:
@@ -140,7 +140,7 @@ def counters(tokenizers):
     return {name: token_counts.Counts(one, template.encoders(one)) for name, one in tokenizers.items()}
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=200, suppress_health_check=FIXTURES)
 @given(text=st.lists(TEXT, max_size=6).map("".join), size=st.integers(1, 40))
 def test_a_long_text_is_counted_in_pieces_to_the_token(counters, text, size):
     with pytest.MonkeyPatch.context() as patch:

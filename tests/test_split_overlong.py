@@ -68,7 +68,7 @@ def test_a_code_block_longer_than_a_segment_is_cut_between_its_lines():
     assert all(part.endswith("\n") for part in parts)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=st.lists(TEXT, max_size=12).map("".join), limit=st.integers(1, 30))
 def test_the_parts_of_an_answer_are_the_answer(text, limit):
     def count(part):

@@ -54,7 +54,7 @@ def cut(messages, reference, limit, system=None, **options):
     return made, lead
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=100, suppress_health_check=FIXTURES)
 @given(
     messages=st.one_of(TALK, ROLES),
     limit=st.integers(60, 400),
@@ -86,7 +86,7 @@ def test_segments_hold_every_turn_and_none_is_too_long_but_a_single_pair(
         assert [m["role"] for m in repeated].count("user") <= overlap
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=150, suppress_health_check=FIXTURES)
 @given(
     messages=st.one_of(TALK, TALK, ROLES),
     limit=st.integers(30, 250),
@@ -124,7 +124,7 @@ def test_no_segment_is_too_long_and_every_turn_is_written_or_rejected(eot, messa
     assert again == messages
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=100, suppress_health_check=FIXTURES)
 @given(messages=TALK, limit=st.integers(60, 400))
 def test_what_split_says_fits_train_takes_uncut(eot, messages, limit):
     from vtools.train import data

@@ -76,7 +76,7 @@ def fastchat(llama):
 FROM = st.sampled_from(["human", "gpt"] * 9 + ["system", "chatgpt", "tool"])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=FIXTURES)
+@settings(max_examples=200, suppress_health_check=FIXTURES)
 @given(
     values=st.lists(st.tuples(FROM, st.one_of(st.just(""), TEXT, WORDS)), max_size=9),
     regular=st.booleans(),

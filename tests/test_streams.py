@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vtools.records import arrays as cutter
 from vtools.records import streams
 
-thorough = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+thorough = settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow])
 # What a cutter could take for structure, inside strings.
 PIECES = st.sampled_from(['"', "\\", '\\"', "}, {", "},\n  {", "],[", '{"id": "', "[", "]", "{", "}", ",", ":", "\n", "é", "\ud800", "x", " "])  # fmt: skip
 STRINGS = st.lists(PIECES, max_size=8).map("".join) | st.text(max_size=5)

@@ -60,7 +60,7 @@ def test_it_stands_where_the_published_formats_have_a_system_message(llama, name
     assert given.render(chat("Hi", "Yes")) == plain.render(chat("Hi", "Yes", system=TEXT))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text(max_size=40).map(lambda text: LONE.sub("", text)))
 def test_any_text_is_stored_and_read_back_and_replaced(eot_tokenizer, text):
     tokenizer = eot_tokenizer

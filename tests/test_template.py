@@ -161,7 +161,7 @@ def templates(tokenizers):
 ENDS = {"vicuna-v0": "\n###", "llama-2": " {eos}"}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=CHATS)
 def test_trained_tokens_decode_to_exactly_the_answers_and_their_ends(templates, tokenizers, messages):
     for name, style, render in templates:
@@ -191,7 +191,7 @@ def survives(render, text):
     return render.tokenizer.decode(ids, skip_special=False) == text
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=CHATS)
 def test_no_text_ever_becomes_a_control_token(templates, tokenizers, messages):
     plain = [{**message, "content": "x"} for message in messages]
@@ -201,7 +201,7 @@ def test_no_text_ever_becomes_a_control_token(templates, tokenizers, messages):
         assert found == [number for number in render.render(plain).ids if number in special], (name, style)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=CHATS)
 def test_a_prompt_is_the_start_of_the_training_sequence(templates, tokenizers, messages):
     for name, style, render in templates:
@@ -234,7 +234,7 @@ def holds_special(tokenizer, messages):
     return any(text in message["content"] for message in messages for text in tokenizer.added)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(messages=CHATS)
 def test_the_stored_template_gives_transformers_the_same_ids(stored, tokenizers, messages):
     for message in messages:

@@ -53,7 +53,7 @@ text = st.text(st.characters(codec="utf-8"), max_size=60) | st.sampled_from(["<|
 answer = text.filter(str.strip)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     chats=st.lists(st.lists(st.tuples(text, answer), min_size=1, max_size=3), min_size=1, max_size=5),
     limit=st.integers(1, 120),

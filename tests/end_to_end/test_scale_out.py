@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,23 +56,29 @@ def test_four_shards_give_the_bytes_of_one_machine_and_a_repeated_command_resume
     assert sorted(rejected) == sorted(expected)
 
 
+def test_gnu_parallel_over_hosts_gives_the_same_bytes(corpus, tmp_path):
+    if not shutil.which("parallel"):
+        pytest.skip("no GNU parallel here: apt install parallel")
+    files = [str(file) for file in shards(tmp_path, [*corpus[:900], *corpus[-900:]], 4)]
+    together = []
+    for hosts in ("", "2/:"):  # ":" is this machine, without ssh
+        env = {"NEAR": "0.8", "HOSTS": hosts, "PATH": on_path(tmp_path / "bin"), "HOME": str(tmp_path)}
+        done = execute(["bash", str(RECIPE), f"out{hosts[:1]}", *files], cwd=tmp_path, env=env)
+        assert done.returncode == 0, done.errors
+        together.append([file.read_bytes() for file in sorted((tmp_path / f"out{hosts[:1]}" / "done").glob("*.jsonl"))])
+    assert len(together[0]) == 4 and together[0] == together[1]
+
+
 def test_the_memory_of_a_shard_does_not_grow_with_it(corpus, tmp_path):
-    for name in ("rejects", "digests"):
-        (tmp_path / name).mkdir()
-    peaks = {}
+    env, peaks = {"NEAR": "0.8", "PATH": on_path(tmp_path / "bin")}, {}
     for number in (1_000, 10_000):
-        shard = tmp_path / f"{number}.jsonl"
-        shard.write_bytes(b"".join(corpus[:number]))
-        for arguments in (
-            ["keys", "0", shard],
-            ["sketches", "0", shard, tmp_path, "0.8"],
-            ["keep", "0", shard, tmp_path],
-        ):
-            command = [sys.executable, str(ROOT / "recipes/scale_out.py"), *map(str, arguments)]
-            done, _, peaks[number, arguments[0]] = measured(command)
+        (tmp_path / f"{number}.jsonl").write_bytes(b"".join(corpus[:number]))
+        for step in ("clean", "sketch", "keep"):
+            part = ["part", step, str(tmp_path / f"out-{number}"), "00000", str(tmp_path / f"{number}.jsonl")]
+            done, _, peaks[number, step] = measured(["bash", str(RECIPE), *part], env=env)
             assert done.returncode == 0, done.errors
     print(peaks)
-    for step in ("keys", "sketches", "keep"):
+    for step in ("clean", "sketch", "keep"):
         assert peaks[10_000, step] < 1.1 * peaks[1_000, step]
 
 

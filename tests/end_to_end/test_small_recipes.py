@@ -22,14 +22,14 @@ def test_the_notebook_is_the_one_that_its_command_writes() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_notebook_runs_from_its_first_cell_to_its_last(smollm2, tmp_path, tmp_path_factory):
+def test_the_notebook_runs_from_its_first_cell_to_its_last(installed, recipes, tmp_path, tmp_path_factory):
     venv = tmp_path_factory.mktemp("jupyter")
     for command in ([sys.executable, "-m", "venv", venv], [venv / "bin/pip", "install", "-q", *INSTALLED]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"Jupyter cannot be installed here: {done.stderr.strip().splitlines()[-1]}")
-    (tmp_path / "colab.ipynb").write_bytes((RECIPES / "colab.ipynb").read_bytes())
-    env = {"SMOKE": "1", "PATH": on_path(tmp_path / "bin"), "HOME": str(tmp_path), "OMP_NUM_THREADS": "2"}
+    (tmp_path / "colab.ipynb").write_bytes((recipes / "colab.ipynb").read_bytes())
+    env = installed | {"HOME": str(tmp_path)}
     command = [str(venv / "bin/jupyter-execute"), "--inplace", "--timeout=900", "colab.ipynb"]
     done = execute(command, cwd=tmp_path, env=env, timeout=1000)
     assert done.returncode == 0, done.errors
@@ -43,12 +43,11 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(smollm2, tmp_path, tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_alpaca_goes_from_instructions_to_answers(smollm2, tmp_path):
-    env = {"SMOKE": "1", "PATH": on_path(tmp_path / "bin"), "OMP_NUM_THREADS": "2"}
-    command = ["bash", str(RECIPES / "alpaca.sh"), "", "", "run"]
+def test_alpaca_from_a_wheel_goes_from_instructions_to_answers(installed, recipes, tmp_path):
+    command = ["bash", str(recipes / "alpaca.sh"), "", "", "run"]
     stamps = []
     for _ in range(2):
-        done = execute(command, cwd=tmp_path, env=env, timeout=900)
+        done = execute(command, cwd=tmp_path, env=installed, timeout=900)
         assert done.returncode == 0, done.errors
         stamps.append((tmp_path / "run/answers.jsonl").stat().st_mtime_ns)
     assert stamps[0] == stamps[1]
@@ -60,15 +59,15 @@ def test_alpaca_goes_from_instructions_to_answers(smollm2, tmp_path):
 
 @pytest.mark.slow
 def test_the_table_of_costs_has_the_prices_of_the_file_and_counts_tokens_as_sentencepiece_does(llama, tmp_path):
-    rows = [{"messages": [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi! " * number}]} for number in range(1, 40)]  # fmt: skip
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"id": f"row-{number}", "messages": [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi! " * number}]} for number in range(1, 40)]  # fmt: skip
+    (tmp_path / "clean.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "prices.json").write_text('{"gpu": {"a100": 1000000, "a100-spot": 500000}}')
-    command = [sys.executable, str(RECIPES / "cost.py"), "train.jsonl", "--of", "39", "--tokenizer", llama]
+    command = [sys.executable, str(RECIPES / "cost.py"), "clean.jsonl", "--tokenizer", llama]
     env = {"PATH": on_path(tmp_path / "bin")}
-    done = execute([*command, "--conversations", "3900000", "--prices", "prices.json"], cwd=tmp_path, env=env)
+    done = execute([*command, "--conversations", "3900", "--prices", "prices.json"], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.errors
     page = done.stdout.decode()
-    assert "the dry run is 0.000% off" in page
+    assert "over 3,900 conversations\nwith the lengths of 39 cleaned real ones" in page and ": 0.000% off" in page
     table = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith(("| 7B", "| 13B"))]
     assert len(table) == 8 and table[0][:2] == ["7B", "8 × A100-40G"]
     on_demand, spot = (float(cell.strip("$").replace(",", "")) for cell in table[0][-2:])
