@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 
 import httpx2
@@ -78,7 +79,7 @@ def test_a_line_that_is_no_key_is_named(tmp_path, line):
 def test_requests_of_a_minute_are_given_back_as_it_passes(monkeypatch):
     now = 100.0
     monkeypatch.setattr(keys.time, "monotonic", lambda: now)
-    key = keys.Key("ana", "", per_minute=60)
+    key = keys.Key("ana", "", per_minute=60, at=now)
     for _ in range(60):
         key.take()
     with pytest.raises(ApiError) as refused:
@@ -124,7 +125,12 @@ def test_edge_and_worker_speak_tls_with_certificates_of_their_own(tmp_path):
     os.environ["SSL_CERT_FILE"] = str(pair[0])
     try:
         wait_until(lambda: "ready" in states(edge).values())
-        reply = httpx2.post(f"{edge.url}/chat/completions", json=body(model="m"), verify=str(pair[0]), timeout=60)
+        reply = httpx2.post(
+            f"{edge.url}/chat/completions",
+            json=body(model="m"),
+            verify=ssl.create_default_context(cafile=pair[0]),
+            timeout=60,
+        )
         assert reply.status_code == 200
         edge.end()
         worker.end()

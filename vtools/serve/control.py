@@ -1,6 +1,7 @@
 """What a fleet's keeper asks of an edge: the status as JSON or a table, to drain a worker."""
 
 import json
+import ssl
 import sys
 from typing import Any
 
@@ -29,7 +30,9 @@ def ask(edge: str, path: str, asked: dict[str, Any]) -> Any:
     body = orjson.dumps(asked)
     headers = {"content-type": "application/json", **signatures.headers(signatures.token(), path, body)}
     try:
-        reply = httpx2.post(f"{edge}{path}", content=body, headers=headers, timeout=SECONDS, trust_env=False)
+        trusted = ssl.create_default_context()  # with the certificates of SSL_CERT_FILE
+        with httpx2.Client(verify=trusted, trust_env=False, timeout=SECONDS) as client:
+            reply = client.post(f"{edge}{path}", content=body, headers=headers)
         answer = reply.json()
     except httpx2.HTTPError as error:
         raise Failure(f"{edge}: no answer ({error}); is it the URL of an edge that runs?") from None

@@ -1,4 +1,3 @@
-
 """The edge: the OpenAI API in a process of its own, in front of the workers.
 
 Its supervisor passes the listening socket, and says on stdin which of its workers are up; others join by their leases.
