@@ -21,11 +21,14 @@ from vtools.serve.admission import Admission, middleware
 from vtools.serve.errors import SHOWN, ApiError
 from vtools.serve.foreign import Foreign
 from vtools.serve.keys import Key
+from vtools.serve.lease import LIFE
 from vtools.serve.metrics import TYPE, Metrics
 from vtools.serve.openapi import openapi
 from vtools.serve.parameters import CHAT, COMPLETIONS, parse
 from vtools.serve.reply import CLIENT_GONE, Event, Reply, failed, json_response
 from vtools.serve.upstream import Model
+
+LEARNING = 0.05  # seconds between two looks
 
 
 class Api:
@@ -48,7 +51,7 @@ class Api:
         self._taken: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._draining = False
-        self._started = int(time.time())
+        self._started, self._began = int(time.time()), time.monotonic()
         routes = [
             Route("/v1/chat/completions", self._answer(self._chat), methods=["POST"]),
             Route("/v1/completions", self._answer(self._completions), methods=["POST"]),
@@ -108,7 +111,15 @@ class Api:
     async def _openapi(self, request: Request, key: Key) -> Response:
         return json_response(openapi())
 
+    async def _learned(self, name: str | None = None) -> None:
+        """Wait for a model, or for any, while a new edge has not heard of all its workers yet."""
+        while time.monotonic() - self._began < LIFE:
+            if name in self._models or name in self._engines or (name is None and (self._models or self._engines)):
+                return
+            await asyncio.sleep(LEARNING)
+
     async def _list(self, request: Request, key: Key) -> Response:
+        await self._learned()
         return json_response({"object": "list", "data": [self._describe(name) for name in self._names(key)]})
 
     async def _model(self, request: Request, key: Key) -> Response:
@@ -146,6 +157,7 @@ class Api:
         try:
             key.take()
             wanted = parse(await body.read(request), route)
+            await self._learned(wanted.model)
             model = self._model_of(wanted.model, key)
             reply.model = wanted.model
             if self._draining:

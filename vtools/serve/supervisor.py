@@ -162,10 +162,14 @@ class Supervisor:
 
     async def _watch(self) -> None:
         """Kill workers that do not move: the edges that they joined leave them by themselves."""
+        looked = time.monotonic()
         while True:
             await asyncio.sleep(1.0)
+            before, looked = looked, time.monotonic()
             for child in self._workers:
-                if child.up.is_set() and _runs(child) and time.monotonic() - child.heard > UNMOVED:
+                if looked - before > FROZEN:  # the whole machine stood still
+                    child.heard = looked
+                if child.up.is_set() and _runs(child) and looked - child.heard > UNMOVED:
                     say("serve", f"{child.name} has not moved for {UNMOVED:g} s: killed")
                     self._kill(child)
 
