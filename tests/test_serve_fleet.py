@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -145,3 +146,28 @@ def test_other_weights_of_the_same_name_are_refused_until_they_are_swapped_in(tm
     after = edge.post(body(model="s")).json()
     assert after["system_fingerprint"] != before["system_fingerprint"]
     assert new.end() == 0
+
+
+@pytest.mark.slow
+def test_the_recipe_of_a_fleet_serves_one_model_through_two_edges(tmp_path, model):
+    with socket.socket() as first, socket.socket() as second:
+        for held in (first, second):
+            held.bind(("127.0.0.1", 0))
+        ports = [held.getsockname()[1] for held in (first, second)]
+    env = {"MODEL": str(model), "PORTS": " ".join(map(str, ports)), "PATH": running.on_path(tmp_path / "bin")}
+    with running.begun(["bash", str(running.ROOT / "recipes/serve-fleet.sh")], env=env) as recipe:
+        urls = [f"http://127.0.0.1:{port}/v1" for port in ports]
+        client = Endpoint(",".join(urls), "chat", start_wait=120)
+        wait_until(lambda: all(workers_of(url) == 2 for url in urls))
+        assert client.complete(ask("the cat"), Sampling(max_tokens=8, temperature=0)).text
+        recipe.terminate()
+        recipe.wait(60)
+        wait_until(lambda: running.processes_of(recipe.pid) == [])
+
+
+def workers_of(url: str) -> int:
+    """How many workers answer for all models of an edge."""
+    try:
+        return sum(httpx2.get(f"{url.removesuffix('/v1')}/ready").json()["workers"].values())
+    except httpx2.HTTPError:
+        return 0

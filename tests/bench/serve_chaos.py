@@ -33,6 +33,8 @@ import httpx2
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from engines import made
 
+from vtools.serve import control
+
 TOKENS = 60
 MODELS = ("a", "b")
 PATIENCE = 240.0  # seconds for a process to be there
@@ -109,10 +111,11 @@ class Fleet:
 
         threading.Thread(target=listen, daemon=True).start()
 
-    def status(self) -> dict[str, Any]:
-        command = [sys.executable, "-m", "vtools", "serve", "--status", self.url]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment())
-        return json.loads(done.stdout) if done.returncode == 0 else {"workers": [], "models": []}
+    def status(self) -> Any:
+        return self._ask("/fleet/status", {})
+
+    def _ask(self, path: str, asked: dict[str, Any]) -> Any:
+        return control.ask(self.url.removesuffix("/v1"), path, asked)
 
     def ready(self, model: str) -> list[str]:
         workers = self.status()["workers"]
@@ -131,8 +134,7 @@ class Fleet:
             return "b"
         victim = dice.choice(ready)
         if what == "drain":
-            command = [sys.executable, "-m", "vtools", "serve", "--drain", victim, self.url]
-            subprocess.run(command, check=True, capture_output=True, env=environment())
+            self._ask("/fleet/drain", {"worker": victim})
             self._join(model)
         else:
             os.kill(self._pids[victim], signal.SIGKILL if what == "kill" else signal.SIGSTOP)

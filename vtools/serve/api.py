@@ -21,18 +21,20 @@ from vtools.serve.admission import Admission, middleware
 from vtools.serve.errors import SHOWN, ApiError
 from vtools.serve.foreign import Foreign
 from vtools.serve.keys import Key
-from vtools.serve.lease import LIFE
 from vtools.serve.metrics import TYPE, Metrics
 from vtools.serve.openapi import openapi
 from vtools.serve.parameters import CHAT, COMPLETIONS, parse
 from vtools.serve.reply import CLIENT_GONE, Event, Reply, failed, json_response
 from vtools.serve.upstream import Model
 
-LEARNING = 0.05  # seconds between two looks
+LOOK = 0.05  # seconds between two looks
 
 
 class Api:
-    """The routes. Each model writes at most `most` answers at a time, running and waiting."""
+    """The routes. Each model writes at most `most` answers at a time, running and waiting.
+
+    For `learning` seconds a model that is not known yet is waited for: its workers will say that they are there.
+    """
 
     def __init__(
         self,
@@ -45,13 +47,14 @@ class Api:
         metrics: Metrics,
         more: Sequence[Route] = (),
         engines: Mapping[str, Foreign] | None = None,
+        learning: float = 0.0,
     ) -> None:
         self._models, self._admission, self._most, self._event = models, admission, most, event
         self._metrics, self._engines = metrics, {} if engines is None else engines
         self._taken: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._draining = False
-        self._started, self._began = int(time.time()), time.monotonic()
+        self._started, self._learns_until = int(time.time()), time.monotonic() + learning
         routes = [
             Route("/v1/chat/completions", self._answer(self._chat), methods=["POST"]),
             Route("/v1/completions", self._answer(self._completions), methods=["POST"]),
@@ -113,10 +116,10 @@ class Api:
 
     async def _learned(self, name: str | None = None) -> None:
         """Wait for a model, or for any, while a new edge has not heard of all its workers yet."""
-        while time.monotonic() - self._began < LIFE:
+        while time.monotonic() < self._learns_until:
             if name in self._models or name in self._engines or (name is None and (self._models or self._engines)):
                 return
-            await asyncio.sleep(LEARNING)
+            await asyncio.sleep(LOOK)
 
     async def _list(self, request: Request, key: Key) -> Response:
         await self._learned()

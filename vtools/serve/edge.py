@@ -21,6 +21,7 @@ from vtools.serve.api import Api
 from vtools.serve.fleet import Catalog, Fleet
 from vtools.serve.foreign import Engines, Named
 from vtools.serve.keys import Keys
+from vtools.serve.lease import LIFE
 from vtools.serve.metrics import Metrics
 from vtools.serve.upstream import Model, Worker
 from vtools.serve.worker_url import Policy
@@ -53,6 +54,7 @@ async def _serve(settings: dict[str, Any], tell: child.Tell) -> None:
         metrics=metrics,
         more=fleet_routes.routes(fleet, engines, token, settings["host"], settings["loopback"]),
         engines=engines.models,
+        learning=LIFE,
     )
     tls = {"ssl_certfile": settings["tls_cert"], "ssl_keyfile": settings["tls_key"]}
     config = child.config(api.application, http=child.Protocol, timeout_graceful_shutdown=1, **tls)
