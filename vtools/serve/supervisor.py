@@ -24,7 +24,7 @@ from vtools.serve import keys, spot
 BACKOFF = (0.0, 0.0, 0.5, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)  # seconds before the next start, by deaths in a row
 LIVED = 60.0  # seconds after which a death is the first in a row
 FROZEN = 10.0  # seconds to answer for a worker that lost an answer; to end for what has had its grace
-UNMOVED = 30.0  # seconds without a sign of life from a worker whose edges, which have left it by then, are elsewhere
+UNMOVED = 15.0  # seconds without a sign of life from a worker whose edges, which have left it by then, are elsewhere
 LINE = 1 << 20  # bytes of the longest line that a child writes
 Event = Callable[[dict[str, Any]], None]
 

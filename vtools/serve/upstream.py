@@ -73,6 +73,7 @@ class Worker:
     suspect_until: float = 0.0  # it lost an answer: others are asked first
     draining: bool = False  # it ends with the answers that it is writing
     elsewhere: int = 0  # answers that it writes for other edges, when it last said so
+    asked: int = 0  # how often, so that equally busy ones take turns
     _open: set[Exchange] = field(default_factory=set)
 
     @property
@@ -83,6 +84,7 @@ class Worker:
     async def stream(self, body: bytes) -> AsyncGenerator[Some]:
         """The ids of an answer. Raises Lost, Refused."""
         exchange = Exchange(self.place)
+        self.asked += 1
         self._open.add(exchange)
         try:
             await self._within(CONNECT, "connect", exchange.post("/v1/completions", body))
@@ -209,7 +211,7 @@ class Model:
             last = [one for one in self.workers.values() if one.draining and one not in tried]
             for choice in ([worker for worker in calm if worker in new], new, calm, last):
                 if choice:
-                    return min(choice, key=lambda worker: worker.in_flight + worker.elsewhere)
+                    return min(choice, key=lambda worker: (worker.in_flight + worker.elsewhere, worker.asked))
             if now >= end:
                 raise NoWorker(f"no worker of {self.name} answers; try again later")
             self.changed.clear()
