@@ -6,6 +6,7 @@ Workers are those of its own edge, or join edges that run elsewhere; an edge may
 import asyncio
 import itertools
 import json
+import math
 import os
 import signal
 import socket
@@ -168,7 +169,7 @@ class Supervisor:
             before, looked = looked, time.monotonic()
             for child in self._workers:
                 if looked - before > FROZEN:  # the whole machine stood still
-                    child.heard = looked
+                    child.heard = max(child.heard, looked)
                 if child.up.is_set() and _runs(child) and looked - child.heard > UNMOVED:
                     say("serve", f"{child.name} has not moved for {UNMOVED:g} s: killed")
                     self._kill(child)
@@ -254,11 +255,12 @@ class Supervisor:
                 self._tell(self._told[child.name])
                 self._report(child, "up")
         elif "moves" in said:
-            child.heard = time.monotonic()
+            child.heard = max(child.heard, time.monotonic())
         elif "retire" in said:
             self._retire(said["retire"])
         elif "draining" in said:
             child.retired = child.retired or said.get("for_good", False)
+            child.heard = math.inf  # it has until its grace is over
             self._told.pop(child.name, None)
             self._tell({"draining": _about(child)})
             asyncio.get_running_loop().call_later(self._grace + FROZEN, self._kill, child, child.process.pid)
