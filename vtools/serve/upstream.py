@@ -232,6 +232,7 @@ class Model:
         while True:
             worker = await self._chosen(tried)
             tried.add(worker)
+            before = len(given)
             trace.workers.append(worker.name)
             body = {**options, "prompt": prompt + given, "max_tokens": limit - len(given)}
             try:
@@ -258,7 +259,8 @@ class Model:
                         raise Broken(f"{deaths} workers failed while they wrote this answer") from None
                     if resumes >= RESUMES:
                         raise Broken(f"the answer was lost {resumes + 1} times") from None
-                    resumes += 1
+                    # One that is frozen and gave nothing costs no resume: several may freeze before it is known.
+                    resumes += lost.reason != "stall" or len(given) > before
                 trace.resumes += 1
                 self.metrics.resumes.labels(self.name, lost.reason).inc()
 
