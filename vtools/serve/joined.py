@@ -20,7 +20,7 @@ from vtools.serve.beats import Beats
 from vtools.serve.child import Tell
 from vtools.serve.lease import BEAT, Lease
 from vtools.serve.vetting import CHALLENGE, TEMPLATE, signed
-from vtools.serve.worker import DRAIN, Worker, config
+from vtools.serve.worker import DRAIN, Worker, config, load
 
 STUCK = 10.0  # seconds of one forward pass after which no lease is sent
 TOLD = 2.0  # seconds for the edges to hear that the worker drains
@@ -109,3 +109,14 @@ class Joined:
             return Response(status_code=401)
         files = await asyncio.to_thread(template_files.written, self._engine.template)
         return Response(orjson.dumps(files), media_type="application/json")
+
+
+def main() -> None:
+    """Load the model, join the edges, and serve until it has drained or the parent ends."""
+    settings, tell = child.begin()
+    engine, about = load(settings, tell)
+    Joined(settings, engine, about, tell).run()
+
+
+if __name__ == "__main__":
+    main()

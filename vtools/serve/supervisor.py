@@ -79,7 +79,7 @@ class Supervisor:
             for (name, model, path), gpu in zip(names, gpus, strict=False)
         ]
         for child, joining in zip(self._workers, places or [], strict=False):
-            child.settings |= {**joining, "name": child.model}
+            child.module, child.settings = "vtools.serve.joined", {**child.settings, **joining, "name": child.model}
         fd = listener.fileno() if listener else -1
         self._edge = Child("edge", "vtools.serve.edge", {**edge, "models": models, "fd": fd}) if listener else None
         self._told: dict[str, dict[str, Any]] = {}  # of the workers that are up, for an edge that starts again

@@ -127,9 +127,8 @@ def end(reason: str) -> NoReturn:
     os._exit(1)
 
 
-def main() -> None:
-    """Load the model, say that the worker is up, and serve until the parent ends."""
-    settings, tell = child.begin()
+def load(settings: dict[str, Any], tell: child.Tell) -> tuple[Any, dict[str, Any]]:
+    """The engine and what is to be known of it; a failure is told, and ends the process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until it is up
     machine.spin(machine.LONG_SPINS)
     machine.repeat_products()
@@ -146,16 +145,17 @@ def main() -> None:
             "vocabulary": engine.vocabulary,
             "digest": digest(model_folder(settings["model"]), quiet=True),
         }
+        return engine, about
     except Exception as error:
         reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
         tell({"failed": reason})
         os._exit(1)
 
-    if "join" in settings:
-        from vtools.serve.joined import Joined
 
-        Joined(settings, engine, about, tell).run()
-        return
+def main() -> None:
+    """Load the model, say that the worker is up, and serve until the parent ends."""
+    settings, tell = child.begin()
+    engine, about = load(settings, tell)
 
     def drain(loop: asyncio.AbstractEventLoop) -> None:
         tell({"draining": True})
