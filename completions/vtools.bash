@@ -59,7 +59,7 @@ _vtools() {
         make-delta) words="--base --base-model-path --target --target-model-path -o --out --delta --delta-path --codec -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         apply-delta) words="--base --base-model-path --delta --delta-path -o --out --target --target-model-path --template --add-dtype --extra-rows --expect-sum --verify -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
         export) words="-o --out --to --type --dtype --max-shard --template -j --jobs --force -n --dry-run -q --quiet -v --verbose --help" ;;
-        serve) words="--port --host --template --system --dtype --max-requests --workers --grace --allow-origin -q --quiet -v --verbose --help" ;;
+        serve) words="--port --host --join --spot --swap --status --drain --new-key --allow-net --tls-cert --tls-key --template --system --dtype --max-requests --workers --grace --allow-origin -q --quiet -v --verbose --help" ;;
         chat) words="--model --base-url --temperature --top-p --max-tokens --seed --template --system --text --timeout --prices --max-usd -o --out --rejects --stats --batch -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         judge) words="--name --baseline --rubric --mode --logprobs --questions --training-data --model --judge --own-family --base-url --one-order --stop-when-decided --temperature --max-tokens --seed --template --timeout --prices --max-usd -o --out --rejects --stats --batch -j --jobs -n --dry-run -q --quiet -v --verbose --help" ;;
         report) words="--questions --answers --read --ties --human --rate-ties --baseline --reparse --table --json --html --plot --pairs --gate -v --verbose --help" ;;

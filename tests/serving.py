@@ -22,11 +22,13 @@ class Server:
     def __init__(self, *arguments: object, limit: int | None = None, **environment: str) -> None:
         """`limit` is how many files a process may have open."""
         limits = {"preexec_fn": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))} if limit else {}
-        self._running = running.start("serve", *arguments, "--port", 0, env=environment, **limits)
+        ported = arguments if "--port" in arguments else (*arguments, "--port", 0)
+        self._running = running.start("serve", *ported, env=environment, **limits)
         self.process = self._running.__enter__()
         self.lines: list[bytes] = []
         self.errors: list[bytes] = []
         self.workers: list[dict] = []  # events of workers, which come at any time
+        self.leases: list[dict] = []  # events of workers that joined
         self._events: queue.Queue = queue.Queue()
         self._threads = [
             threading.Thread(target=self._read, daemon=True),
@@ -35,7 +37,7 @@ class Server:
         for thread in self._threads:
             thread.start()
         self.ready = self.event()
-        self.url = self.ready["url"]
+        self.url = self.ready.get("url", "")  # none of a worker that joins
         number = arguments[arguments.index("--workers") + 1] if "--workers" in arguments else 1
         wait_until(lambda: len(self.workers) >= number * len(self.ready["models"]))
 
@@ -43,8 +45,8 @@ class Server:
         for line in self.process.stdout:
             self.lines.append(line)
             event = json.loads(line)
-            if event["event"] == "worker":
-                self.workers.append(event)
+            if event["event"] in ("worker", "lease"):
+                (self.workers if event["event"] == "worker" else self.leases).append(event)
             else:
                 self._events.put(event)
 
@@ -94,6 +96,23 @@ class Server:
             elif up.get(event["worker"]) == event["pid"]:
                 del up[event["worker"]]
         return up
+
+
+class Joined(Server):
+    """`vtools serve MODEL --join` as a process."""
+
+    def __init__(self, model: object, *edges: Server, options: tuple[object, ...] = (), **environment: str) -> None:
+        super().__init__(model, "--join", ",".join(edge.url for edge in edges), *options, **environment)
+
+
+def status(edge: Server, **environment: str) -> dict:
+    """What `--status` says of an edge."""
+    return running.good("serve", "--status", edge.url, env=environment)[0]
+
+
+def states(edge: Server, **environment: str) -> dict[str, str]:
+    """The states of an edge's workers, by name."""
+    return {worker["worker"]: worker["state"] for worker in status(edge, **environment)["workers"]}
 
 
 def body(**changes: object) -> dict:

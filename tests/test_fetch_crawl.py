@@ -127,7 +127,7 @@ def test_a_name_that_changes_its_address_leads_nowhere_private(tmp_path):
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "192.168.0.1", "100.64.0.1", "0.0.0.0", "::1", "fe80::1%eth0", "fd00::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::"])  # fmt: skip
 def test_an_address_that_is_not_of_the_public_internet_is_known_in_every_form(address):
-    from vtools.fetch.addresses import is_private
+    from vtools.network_addresses import is_private
 
     assert is_private(address)
     assert not is_private("93.184.216.34") and not is_private("2606:2800:220:1:248:1893:25c8:1946")

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from vtools.process import UsageFailure
 from vtools.serve import admission, body
 from vtools.serve.errors import ApiError
+from vtools.serve.keys import Keys
 from vtools.serve.openapi import openapi
 from vtools.serve.parameters import CHAT, COMPLETIONS, PARAMETERS, parse
 
@@ -312,7 +313,7 @@ def admitted(door: admission.Admission, **headers: bytes) -> bool:
     ],
 )  # fmt: skip
 def test_without_a_key_only_the_names_of_this_machine_are_let_in(host, ours):
-    assert admitted(admission.Admission(None, "My-PC.lan"), host=host) == ours
+    assert admitted(admission.Admission(Keys({}), "My-PC.lan"), host=host) == ours
 
 
 @pytest.mark.parametrize(
@@ -320,7 +321,7 @@ def test_without_a_key_only_the_names_of_this_machine_are_let_in(host, ours):
 )
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
 def test_a_key_is_read_without_its_line_end_and_may_be_any_text(key, end):
-    door = admission.Admission(admission.key({b"VTOOLS_API_KEY": key + end}), "0.0.0.0")
+    door = admission.Admission(Keys({b"VTOOLS_API_KEY": key + end}), "0.0.0.0")
     assert admitted(door, authorization=b"Bearer " + key, host=b"anything")
     assert admitted(door, authorization=b"bearer  " + key + b" ")
     for wrong in (b"", b"Bearer ", b"Bearer " + key[:-1], b"Bearer " + key + b"x", key, b"Basic " + key):
@@ -329,13 +330,13 @@ def test_a_key_is_read_without_its_line_end_and_may_be_any_text(key, end):
 
 
 def test_a_key_is_also_known_as_browsers_send_it():
-    door = admission.Admission("schlüssel".encode(), "0.0.0.0")
+    door = admission.Admission(Keys({b"VTOOLS_API_KEY": "schlüssel".encode()}), "0.0.0.0")
     assert admitted(door, authorization="Bearer schlüssel".encode("latin-1"))
 
 
 @pytest.mark.parametrize("value", [{}, {b"VTOOLS_API_KEY": b""}, {b"VTOOLS_API_KEY": b"\n"}])
 def test_an_empty_key_is_none(value):
-    assert admission.key(value) is None
+    assert not Keys(value)
 
 
 @pytest.mark.parametrize(
@@ -349,7 +350,7 @@ def test_an_empty_key_is_none(value):
 )
 def test_an_origin_that_no_browser_sends_is_refused(origin, said):
     with pytest.raises(UsageFailure, match=said):
-        admission.check_origins([origin], None)
+        admission.check_origins([origin], False)
 
 
 def test_a_gzip_body_is_unpacked_up_to_the_limit_and_no_further():

@@ -17,6 +17,7 @@ from vtools.models.tokenizer import load_tokenizer
 from vtools.serve import reply, upstream
 from vtools.serve.admission import Admission
 from vtools.serve.api import Api
+from vtools.serve.keys import Keys
 from vtools.serve.metrics import Metrics
 
 
@@ -107,7 +108,7 @@ class Within:
         self.metrics = Metrics(["short"])
         model = upstream.Model("short", self.metrics)
         model.up(self._worker("short.0", 1, ""), 512, 400, "digest")
-        own = {"admission": Admission(None, "x"), "origins": [], "most": 4, "metrics": self.metrics}
+        own = {"admission": Admission(Keys({}), "x"), "origins": [], "most": 4, "metrics": self.metrics}
         api = Api({"short": (model, self.template)}, **own, event=self.events.append)
         transport = httpx2.ASGITransport(api.application)
         async with httpx2.AsyncClient(transport=transport, base_url="http://localhost/v1") as client:

@@ -80,8 +80,8 @@ class Cluster:
         self.trace = upstream.Trace()
         self._folder, self._ways = folder, ways
 
-    def _doubted(self, pid: int) -> None:
-        self.doubted.append(pid)
+    def _doubted(self, worker: upstream.Worker) -> None:
+        self.doubted.append(worker.pid)
 
     async def _serve(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.asked.append(f"w{number}")

@@ -66,7 +66,11 @@ AskedModel = Annotated[
 ]
 BaseUrl = Annotated[
     str | None,
-    typer.Option("--base-url", metavar="URL", help="Ask this OpenAI-compatible server. [env var: OPENAI_BASE_URL]"),
+    typer.Option(
+        "--base-url",
+        metavar="URL[,URL]",
+        help="Ask this OpenAI-compatible server; where it fails, the next. [env var: OPENAI_BASE_URL]",
+    ),
 ]
 Timeout = Annotated[
     float, typer.Option("--timeout", min=0.1, metavar="SECONDS", help="Give up when the server is silent for so long.")

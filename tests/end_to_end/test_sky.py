@@ -62,13 +62,16 @@ def test_skypilot_reads_every_job_with_two_regions_spot_recovery_a_ceiling_and_w
     done = execute([sky_python, "-c", PARSED, *map(str, files)], cwd=tmp_path, env=env)
     assert done.returncode == 0, done.errors
     parsed = dict(zip([file.stem for file in files], done.records, strict=True))
-    assert set(parsed) == {"data", "evaluate", "train", "train-nodes"}
-    for job in parsed.values():
+    assert set(parsed) == {"data", "evaluate", "serve-workers", "train", "train-nodes"}
+    for name, job in parsed.items():
         assert len({region for _, region, *_ in job["offers"]}) >= 2
-        for _, _, spot, recovery, ceiling in job["offers"]:
-            assert spot and ceiling > 0
+        spots = [spot for _, _, spot, *_ in job["offers"]]
+        assert all(spots) if name != "serve-workers" else {True, False} == set(spots)  # or on demand
+        for _, _, _, recovery, ceiling in job["offers"]:
+            assert ceiling > 0
             assert recovery["strategy"] == "EAGER_NEXT_REGION" and recovery["recover_on_exit_codes"] == [75]
     assert {cloud for cloud, *_ in parsed["train"]["offers"]} == {"AWS", "GCP", "Azure"}
+    assert len({region for _, region, spot, *_ in parsed["serve-workers"]["offers"] if spot}) >= 3
     for name in ("data", "evaluate", "train"):
         assert parsed[name]["mounts"] == {"/bucket": "MOUNT_CACHED"}
     assert parsed["train-nodes"]["volumes"] == ["/bucket"] and parsed["train-nodes"]["nodes"] == 2

@@ -1,13 +1,15 @@
 """Which address a name may be reached at: the one that was checked is the one that is dialled."""
 
 import ipaddress
-import socket
 import ssl
 import urllib.request
 from collections.abc import Callable
 from typing import Any
 
 import httpx2  # noqa: TID253  this module is imported inside functions
+
+from vtools import network_addresses
+from vtools.network_addresses import is_private, literal
 
 Resolve = Callable[[str], list[str]]
 ELSEWHERE = "redirected"  # in a request's extensions: whether another server sent us here
@@ -16,33 +18,9 @@ ELSEWHERE = "redirected"  # in a request's extensions: whether another server se
 def resolve(host: str) -> list[str]:
     """The addresses of a name, each once. Raises httpx2.ConnectError."""
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return network_addresses.resolve(host)
     except (OSError, UnicodeError) as error:
         raise httpx2.ConnectError(f"{host}: {getattr(error, 'strerror', None) or error}") from None
-    return list(dict.fromkeys(str(each[4][0]) for each in found))
-
-
-def literal(host: str) -> bool:
-    """Whether a host is an address, not a name."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def is_private(address: str) -> bool:
-    """Whether an address is not one of the public internet: this machine, a local network, a cloud's metadata.
-
-    An IPv6 address that stands for an IPv4 one is judged as that.
-    """
-    found = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo[1] if found.teredo else None)
-        if inner is None and found in ipaddress.ip_network("64:ff9b::/96"):
-            inner = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF)
-        found = inner or found
-    return not found.is_global or found.is_multicast
 
 
 class Refused(Exception):

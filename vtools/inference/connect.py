@@ -80,6 +80,8 @@ def connect(target: Target, start_wait: float | None = None, purse: Purse | None
         model = endpoint.model
         endpoint.budget = Budget(listed.tokens(model), target.max_usd, listed.batch_tokens(model), purse)
     if target.batch:
+        if "," in url:
+            raise UsageFailure(f"--batch: a batch is one server's, and {url} are several: name one")
         from vtools.inference.batch_client import Batches
 
         return Batches(endpoint, target.batch), endpoint.model

@@ -1,21 +1,26 @@
 """A client for any OpenAI-compatible server: retries, timeouts, and parameters that servers refuse."""
 
+from __future__ import annotations
+
 import contextlib
 import itertools
 import json
-import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vtools.inference import retry, trouble
-from vtools.inference.address import Server, one_line
+from vtools.inference.address import one_line
 from vtools.inference.budget import Bill, Budget
 from vtools.inference.client import TOKENS, Answer, Messages, Sampling, Slot
+from vtools.inference.servers import Servers
 from vtools.inference.trouble import Trouble
 from vtools.process import Failure, UsageFailure, shown
+
+if TYPE_CHECKING:
+    import openai
 
 START_WAIT = 30.0  # seconds to wait until a server on this machine listens
 LISTING = 10.0  # seconds of silence while a server lists its models, which takes it no time
@@ -40,32 +45,31 @@ class Endpoint:
         self, url: str, model: str | None = None, *, timeout: float = 600.0, retries: int = retry.RETRIES,
         start_wait: float = START_WAIT,
     ) -> None:  # fmt: skip
-        """`timeout` limits a silence of the server, in seconds. Without `model`, the server must have exactly one."""
-        self._server = Server(url)
-        self.url, key = self._server.url, self._server.key
-        if not key and self._server.is_openai:
-            raise Failure(f"{self.url}: OPENAI_API_KEY is not set; set it, or name another server with --base-url")
-        import httpx2
-        import openai
-
+        """`url` may be several with commas between them, of servers of the same models: where one fails, even amid an
+        answer, the next goes on. `timeout` limits a silence, in seconds. Without `model`, there must be exactly one.
+        """
+        self._servers = Servers(url, timeout)
         self.retries, self.timeout = retries, timeout
         self.budget: Budget | None = None
         self.slot: Slot = contextlib.nullcontext
         self.lacks: set[str] = set()  # parameters that this server refused
         self._learning = threading.Lock()
         self._fingerprint: str | None = None  # of the model, once it was asked for
-        self.client = openai.OpenAI(
-            base_url=self.url,
-            api_key=key or "none",
-            # We retry ourselves: the library retries timeouts as often as refusals (600 s six times is an hour), and
-            # its waits for Retry-After have no jitter, so all threads would return at once.
-            max_retries=0,
-            timeout=httpx2.Timeout(timeout, connect=10.0),
-            http_client=openai.DefaultHttpxClient(trust_env=False) if self._server.loopback else None,
-        )
-        if self._server.loopback:
-            self._wait_for_start(start_wait)
+        try:
+            self._servers.wait_for_start(start_wait)
+        except Failure as failure:
+            raise EndpointError(str(failure), fatal=True) from None
         self.model = model or self._only_model()
+
+    @property
+    def url(self) -> str:
+        """Of the server that is asked."""
+        return self._servers.current.server.url
+
+    @property
+    def client(self) -> openai.OpenAI:
+        """Of the server that is asked."""
+        return self._servers.current.client
 
     def identity(self) -> str:
         """The fingerprint that the server lists for its model, else its URL. Raises EndpointError."""
@@ -73,13 +77,16 @@ class Endpoint:
         if not isinstance(listed, Trouble):
             named = (model.get("system_fingerprint") for model in listed if model["id"] == self.model)
             self._fingerprint = next((name for name in named if isinstance(name, str)), None)
-        return self._fingerprint or self.url
+        return self._fingerprint or self._servers.first.server.url
 
     def complete(self, messages: Messages, sampling: Sampling) -> Answer:
         """Ask, and wait for the whole answer. Raises EndpointError."""
         started = time.monotonic()
-        client = self.client.chat.completions.with_raw_response
-        reply = self._ask(self.request(messages, sampling), client.create, lambda raw: completion(raw.text))
+
+        def send(client: openai.OpenAI, sent: dict[str, Any]) -> Any:
+            return client.chat.completions.with_raw_response.create(**sent)
+
+        reply = self._ask(self.request(messages, sampling), send, lambda raw: completion(raw.text))
         known = self._fingerprint
         if known and reply.get("system_fingerprint", known) != known:
             message = f"{self.url}: another model is served as {self.model} since this run began; repeat the command"
@@ -87,29 +94,38 @@ class Endpoint:
         return answer(reply, round((time.monotonic() - started) * 1000))
 
     def stream(self, messages: Messages, sampling: Sampling) -> Generator[str]:
-        """Ask, and yield the answer as it comes. Retries only before the first piece. Raises EndpointError."""
-        import httpx2
-        import openai
+        """Ask, and yield the answer as it comes. Raises EndpointError.
 
+        With one server, it retries only before the first piece; of several, the next goes on with the answer.
+        """
         request = {**self.request(messages, sampling), "stream": True}
-        chunks = self._ask(request, self.client.chat.completions.create, _events)
-        finished = False
-        try:
-            for chunk in chunks:
-                for choice in (chunk.choices or [])[:1]:
-                    finished = finished or choice.finish_reason is not None
-                    if choice.delta and choice.delta.content:
-                        yield _text(choice.delta.content)
-        except (openai.APIError, httpx2.HTTPError, ValueError) as error:
-            raise EndpointError(f"{self.url}: the answer broke off ({one_line(error)})") from None
-        finally:
-            chunks.close()
-        if not finished:
-            raise EndpointError(f"{self.url}: the answer broke off (the server closed the connection)")
+        if len(self._servers) > 1:
+            request["extra_body"] = {"return_token_ids": True}
+        said, moves = "", 0
+        while True:
+            heard = Heard()
+            try:
+                for piece in heard.through(self._ask(request, _streamed, _events)):
+                    if len(heard.text) - len(piece) >= len(said):
+                        said += piece
+                        yield piece
+                    elif not heard.text.startswith(said[: len(heard.text)]):
+                        raise EndpointError(f"{self.url}: the answer broke off, and goes on otherwise here")
+                    elif more := heard.text[len(said) :]:
+                        said += more
+                        yield more
+                return
+            except BrokeOff as error:
+                if moves >= len(self._servers) - 1:
+                    raise EndpointError(f"{self.url}: the answer broke off ({error})") from None
+            moves += 1
+            self._servers.leave(self._servers.current)
+            if heard.ids and len(heard.text) >= len(said):
+                request["extra_body"] = {**request["extra_body"], "answer_token_ids": heard.ids}
 
     def close(self) -> None:
         """Close the connections."""
-        self.client.close()
+        self._servers.close()
 
     def request(self, messages: Messages, sampling: Sampling) -> dict[str, Any]:
         """A request's body, before it is `adapted` to what the server takes."""
@@ -122,17 +138,18 @@ class Endpoint:
         """Send a request, with retries; `read` gives its result, or a Trouble if that is not a chat completion."""
         import openai
 
-        attempt, most = 0, request.get("max_tokens")
+        attempt, moves, most = 0, 0, request.get("max_tokens")
         while True:
-            sent = self.adapted(request)
+            sent, link = self.adapted(request), self._servers.current
             with self.slot(), self._billed(request["messages"], most) as bill:
                 try:
-                    reply = read(send(**sent))
+                    reply = read(send(link.client, sent))
                 except openai.APIError as error:
                     reply = trouble.of(error)
                 if isinstance(reply, Trouble):
                     bill.may_cost = reply.may_cost
-                    if reply.fatal and not reply.retries(self.retries, self.timeout):
+                    elsewhere = len(self._servers) > 1 and reply.elsewhere
+                    if reply.fatal and not elsewhere and not reply.retries(self.retries, self.timeout):
                         raise self.error(reply, attempt + 1)  # while the slot is held: no other is asked for nothing
                 elif isinstance(reply, dict) and (used := _usage(reply)):
                     bill.tokens = used["in"], used["out"]
@@ -144,6 +161,11 @@ class Endpoint:
                 # Without a limit of ours the answer ends where the context does, which is below it.
                 request = {name: value for name, value in request.items() if name != "max_tokens"}
                 continue
+            if elsewhere:
+                self._servers.leave(link)
+                moves += 1
+                if moves % len(self._servers):
+                    continue  # at once, until all have been asked
             wait = retry.wait(attempt, reply.retries(self.retries, self.timeout), reply.after)
             if wait is None:
                 raise self.error(reply, attempt + 1)
@@ -170,6 +192,9 @@ class Endpoint:
         have no `seed`, and some models only one temperature."""
         if told.status not in (400, 422):
             return False
+        if "extra_body" in sent and told.blames("return_token_ids"):
+            self.lacks.add("extra_body")
+            return True
         if "max_tokens" in sent and "max_completion_tokens" in told.said:
             self.lacks.add("max_tokens")
             return True
@@ -199,9 +224,9 @@ class Endpoint:
         status = told.status or 0
         advice = ""
         if told.unpaid:
-            advice = f"; check the account that {self._server.key_name} belongs to"
+            advice = f"; check the account that {self._servers.current.server.key_name} belongs to"
         elif status in (401, 403):
-            advice = f"; check {self._server.key_name}"
+            advice = f"; check {self._servers.current.server.key_name}"
         elif status == 404:
             advice = f"; is {self.model} the right --model, and {self.url} the right --base-url?"
         elif status == 429:
@@ -210,37 +235,21 @@ class Endpoint:
             advice = "; see the server's log"
         return EndpointError(f"{self.url}: HTTP {status}{tries}: {told.said}{advice}", status, told.fatal)
 
-    def _wait_for_start(self, seconds: float) -> None:
-        """Wait until the port is open: a server started a moment ago may still be loading its model."""
-        deadline = time.monotonic() + seconds
-        for attempt in itertools.count():
-            try:
-                socket.create_connection((self._server.host, self._server.port), timeout=5).close()
-                return
-            except ConnectionRefusedError:
-                if time.monotonic() >= deadline:
-                    message = (
-                        f"{self.url}: no server listens there; start it (vtools serve MODEL) or name another --base-url"
-                    )
-                    raise EndpointError(message, fatal=True) from None
-            except OSError as error:
-                raise EndpointError(f"{self.url}: {error.strerror or error}", fatal=True) from None
-            if attempt == 0:
-                print(f"vtools: waiting for {self.url} to start ({seconds:.0f} s at most)", file=sys.stderr)
-            time.sleep(0.2)
-
     def _models(self) -> list[dict[str, Any]] | Trouble:
         """What the server lists of its models, or why it lists none. Raises EndpointError if it cannot be reached."""
         import openai
 
         for attempt in itertools.count():
+            link = self._servers.current
             try:
-                raw = self.client.models.with_raw_response.list(timeout=LISTING)
+                raw = link.client.models.with_raw_response.list(timeout=LISTING)
                 return [{**model, "id": str(model["id"])} for model in json.loads(raw.text)["data"]]
             except openai.APIError as error:
                 told = trouble.of(error)
             except (ValueError, KeyError, TypeError):
                 return trouble.in_reply(raw.text)
+            if told.elsewhere:
+                self._servers.leave(link)
             wait = retry.wait(attempt, told.retries(min(LISTING_RETRIES, self.retries), LISTING), told.after)
             if wait is None:
                 if told.kind == "status" and not retry.is_transient(told.status or 0):
@@ -279,6 +288,44 @@ def answer(reply: dict[str, Any], ms: int, batch: str | None = None) -> Answer:
     text = _text(choice["message"].get("content"))
     named = model if isinstance(model, str) else None
     return Answer(text, choice.get("finish_reason"), _usage(reply), named, ms, _logprobs(choice), batch)
+
+
+class BrokeOff(Exception):
+    """A streamed answer that did not end."""
+
+
+class Heard:
+    """What came of a streamed answer: its text and, if the server gives them, its token ids."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.ids: list[int] = []
+
+    def through(self, chunks: Any) -> Generator[str]:
+        """The pieces of its text. Raises BrokeOff."""
+        import httpx2
+        import openai
+
+        finished = False
+        try:
+            for chunk in chunks:
+                for choice in (chunk.choices or [])[:1]:
+                    finished = finished or choice.finish_reason is not None
+                    self.ids += getattr(choice, "token_ids", None) or []
+                    if choice.delta and choice.delta.content:
+                        piece = _text(choice.delta.content)
+                        self.text += piece
+                        yield piece
+        except (openai.APIError, httpx2.HTTPError, ValueError) as error:
+            raise BrokeOff(one_line(error)) from None
+        finally:
+            chunks.close()
+        if not finished:
+            raise BrokeOff("the server closed the connection")
+
+
+def _streamed(client: openai.OpenAI, sent: dict[str, Any]) -> Any:
+    return client.chat.completions.create(**sent)
 
 
 def _events(chunks: Any) -> Any:

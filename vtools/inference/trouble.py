@@ -44,6 +44,11 @@ class Trouble:
         return self.unpaid or self.kind == "broken" or self.code == "not_a_server" or self.status in FATAL
 
     @property
+    def elsewhere(self) -> bool:
+        """Whether another server of the same model may answer."""
+        return self.kind in ("broken", "silent") or (self.status or 0) >= 500
+
+    @property
     def may_cost(self) -> bool:
         """Whether the server may have computed an answer, and count it."""
         return self.kind in ("silent", "broken")

@@ -1,7 +1,7 @@
-# ruff: noqa: TID253  a process of its own
 """The edge: the OpenAI API in a process of its own, in front of the workers.
 
-Its supervisor passes the listening socket, and says on stdin which workers are up. Events go to stdout, as JSON lines.
+Its supervisor passes the listening socket, and says on stdin which of its workers are up; others join by their leases.
+Events go to stdout, as JSON lines.
 """
 
 import asyncio
@@ -12,17 +12,19 @@ import socket
 import sys
 from typing import Any
 
-from uvicorn.protocols.http import h11_impl
-
 from vtools.models.template import load_template
 from vtools.models.tokenizer import load_tokenizer
-from vtools.serve import child
-from vtools.serve.admission import Admission, key
+from vtools.process import UsageFailure, say
+from vtools.serve import child, fleet_routes, signatures, worker_url
+from vtools.serve.admission import Admission
 from vtools.serve.api import Api
+from vtools.serve.fleet import Catalog, Fleet
+from vtools.serve.foreign import Engines, Named
+from vtools.serve.keys import Keys
+from vtools.serve.lease import LIFE
 from vtools.serve.metrics import Metrics
 from vtools.serve.upstream import Model, Worker
-
-HEADERS = 10.0  # seconds for those of a request
+from vtools.serve.worker_url import Policy
 
 
 def main() -> None:
@@ -33,20 +35,33 @@ def main() -> None:
 
 async def _serve(settings: dict[str, Any], tell: child.Tell) -> None:
     loop = asyncio.get_running_loop()
-    models = {}
     metrics = Metrics(list(settings["models"]))
+    catalog: Catalog = {}
     for name, reference in settings["models"].items():
         template = load_template(settings["template"], load_tokenizer(reference), settings["system"])
-        models[name] = (Model(name, metrics, doubted=lambda pid: tell({"doubted": pid})), template)
-    admitted = Admission(key(os.environb), settings["host"])
+        catalog[name] = (Model(name, metrics), template)
+    own = {name: model for name, (model, _) in catalog.items()}
+    token, keys = signatures.token(), Keys(os.environb)
+    policy = Policy(worker_url.networks(settings["networks"]), settings["loopback"])
+    fleet = Fleet(catalog, token=token, policy=policy, metrics=metrics, tell=tell)
+    engines = Engines([Named(*each) for each in settings["engines"]], metrics)
     api = Api(
-        models, admission=admitted, origins=settings["origins"], most=settings["most"], event=tell, metrics=metrics
+        catalog,
+        admission=Admission(keys, settings["host"]),
+        origins=settings["origins"],
+        most=settings["most"],
+        event=tell,
+        metrics=metrics,
+        more=fleet_routes.routes(fleet, engines, token, settings["host"], settings["loopback"]),
+        engines=engines.models,
+        learning=LIFE,
     )
-    config = child.config(api.application, http=_Protocol, timeout_graceful_shutdown=1)
+    tls = {"ssl_certfile": settings["tls_cert"], "ssl_keyfile": settings["tls_key"]}
+    config = child.config(api.application, http=child.Protocol, timeout_graceful_shutdown=1, **tls)
     server = child.Server(config, lambda: tell({"up": {}}))
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    tasks = [loop.create_task(_listen(reader, {name: model for name, (model, _) in models.items()}))]
+    tasks = [loop.create_task(each) for each in (_listen(reader, own, keys), fleet.sweep(), engines.watch())]
 
     async def drain() -> None:
         await api.drain(settings["grace"])
@@ -57,42 +72,17 @@ async def _serve(settings: dict[str, Any], tell: child.Tell) -> None:
     tell({"event": "drained"})
 
 
-class _Protocol(h11_impl.H11Protocol):
-    """A connection that must send the headers of a request in time: silent ones would take all file descriptors."""
-
-    _waiting: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._expect()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._expect()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop_waiting()
-
-    def _expect(self) -> None:
-        # Or it was answered before its body had come, which is then awaited no longer than headers are.
-        answered = self.cycle is not None and self.cycle.response_complete
-        if self.conn.their_state is not h11_impl.h11.IDLE and not answered:
-            self._stop_waiting()
-        elif self._waiting is None:
-            self._waiting = self.loop.call_later(HEADERS, self.transport.close)
-
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
-
-
-async def _listen(reader: asyncio.StreamReader, models: dict[str, Model]) -> None:
-    """What the supervisor says of workers."""
+async def _listen(reader: asyncio.StreamReader, models: dict[str, Model], keys: Keys) -> None:
+    """What the supervisor says of its workers, and of the file of keys."""
     async for line in reader:
         said = json.loads(line)
-        if up := said.get("up"):
+        if "keys" in said:
+            try:
+                keys.read()
+                say("serve", "the file of keys was read again")
+            except UsageFailure as error:
+                say("serve", f"{error}; the keys stay as they were")
+        elif up := said.get("up"):
             worker = Worker(up["worker"], up["pid"], up["socket"])
             models[up["model"]].up(worker, up["context"], up["vocabulary"], up["digest"])
         elif alive := said.get("alive"):

@@ -18,8 +18,11 @@ from vtools.process import Failure, UsageFailure
 UNREAD = 60_000  # milliseconds after which a client that does not read loses its connection
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A socket that owns the port but does not listen yet. Raises Failure if the port is taken."""
+def bind(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A socket that owns the port but does not listen yet. Raises Failure if the port is taken.
+
+    Where it is `shared`, another socket of this user can listen on it.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -28,11 +31,22 @@ def bind(host: str, port: int) -> socket.socket:
         raise UsageFailure(f"--host {host}: {error}") from None
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, int(shared))
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD)  # of the connections, too
     try:
         listener.bind(address)
     except OSError as error:
         raise _taken(error, host, port) from None
+    return listener
+
+
+def shared(address: list[Any]) -> socket.socket:
+    """A socket that listens on the address of a shared one, until its process ends: then connections are refused."""
+    listener = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(tuple(address))
+    listener.listen(2048)
     return listener
 
 
@@ -47,9 +61,10 @@ def is_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
-def url(listener: socket.socket, host: str) -> str:
-    """The base URL for clients."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}/v1"
+def url(listener: socket.socket, host: str, tls: bool = False) -> str:
+    """The URL of a server that is called `host`."""
+    scheme = "https" if tls else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
 
 
 class Events:

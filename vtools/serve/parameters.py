@@ -58,6 +58,7 @@ class Parameters:
     n: int
     logprobs: int | None
     return_token_ids: bool
+    answer_token_ids: list[int]  # with which an answer begins that goes on
 
 
 def _kind(schema: Schema, wanted: str, accepts: Callable[[Any], bool]) -> Kind:
@@ -137,6 +138,11 @@ _STOP = _kind(
     ),
 )  # fmt: skip
 _ID = {"type": "integer", "minimum": 0, "maximum": TOKEN_IDS}
+_IDS = _kind(
+    {"type": "array", "items": _ID},
+    "a list of token ids",
+    lambda value: isinstance(value, list) and all(type(number) is int and 0 <= number <= TOKEN_IDS for number in value),
+)
 _PROMPT = _kind(
     {"anyOf": [
         {"type": "string", "minLength": 1},
@@ -207,7 +213,8 @@ PARAMETERS = (
     Parameter("logprobs", _FLAG, (CHAT,), "Give the log-probability of each token."),
     Parameter("top_logprobs", _whole(0, ALTERNATIVES), (CHAT,), "Alternatives to give with each; only with logprobs."),
     Parameter("logprobs", _whole(0, ALTERNATIVES), (COMPLETIONS,), "Give log-probabilities, and so many alternatives."),
-    Parameter("return_token_ids", _FLAG, (COMPLETIONS,), "Give the token ids of prompt and answer, too."),
+    Parameter("return_token_ids", _FLAG, about="Give the answer's token ids, too, and a completion's prompt as ids."),
+    Parameter("answer_token_ids", _IDS, (CHAT,), "Go on after these, which another server of the model gave."),
     # No answer depends on these.
     Parameter("user", _TEXT),
     Parameter("safety_identifier", _TEXT),
@@ -283,6 +290,7 @@ def parse(raw: bytes, route: str) -> Parameters:
         n=given.get("n", 1),
         logprobs=_alternatives(given) if route == CHAT else given.get("logprobs"),
         return_token_ids=given.get("return_token_ids", False),
+        answer_token_ids=_begun(given),
     )
 
 
@@ -291,6 +299,13 @@ def _max_tokens(given: dict[str, Any]) -> int | None:
     if len(wanted) > 1:
         raise _conflict("max_tokens", "max_tokens and max_completion_tokens differ")
     return wanted.pop() if wanted else None
+
+
+def _begun(given: dict[str, Any]) -> list[int]:
+    ids: list[int] = given.get("answer_token_ids", [])
+    if ids and (given.get("n", 1) > 1 or given.get("logprobs")):
+        raise _conflict("answer_token_ids", "answer_token_ids is for one answer without logprobs")
+    return ids
 
 
 def _alternatives(given: dict[str, Any]) -> int | None:

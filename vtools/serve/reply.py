@@ -5,7 +5,8 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -14,33 +15,39 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from vtools.inference.client import Token
 from vtools.inference.identity import fingerprint
 from vtools.inference.limits import AnswerTooLong, PromptTooLong, limit
 from vtools.inference.text import chat_text, continued_text
 from vtools.models.template import Template
 from vtools.process import say
 from vtools.records.jsonl import Reject
+from vtools.serve import foreign
 from vtools.serve.answer import Answer, Piece
-from vtools.serve.errors import ApiError
+from vtools.serve.errors import ApiError, unsupported
+from vtools.serve.foreign import Foreign
 from vtools.serve.metrics import Metrics
 from vtools.serve.parameters import CHAT, COMPLETION_TOKENS, COMPLETIONS, Parameters
 from vtools.serve.shapes import Chat, Completion
-from vtools.serve.upstream import Broken, Model, NoWorker, Refused, Trace
+from vtools.serve.upstream import Broken, Model, NoWorker, Refused, Some, Trace
 
 CLIENT_GONE = 499  # nginx's status for it; appears only in our events
 KEEPALIVE = 15.0  # seconds without an event before a comment is sent, as proxies close silent connections
 
+_PATHS = {CHAT: "/chat/completions", COMPLETIONS: "/completions"}
 Event = Callable[[dict[str, Any]], None]
 
 
 class Reply:
     """A request; closed exactly once, however it ends."""
 
-    def __init__(self, event: Event, metrics: Metrics) -> None:
+    def __init__(self, event: Event, metrics: Metrics, key: str | None = None) -> None:
+        """`key` is the name of the client's key."""
         self.model: str | None = None
+        self._key = {} if key is None else {"key": key}
         self.release: Callable[[], None] = lambda: None
         self.status = CLIENT_GONE  # until the last byte is sent
-        self._answers: list[Answer] = []
+        self._answers: list[Answer | foreign.Answer] = []
         self._trace = Trace()
         self._prompt_tokens = 0
         self._event, self._metrics = event, metrics
@@ -70,6 +77,12 @@ class Reply:
                 400, f"prompt has token ids of {model.vocabulary} and more, which the model does not have",
                 code="invalid_value", param="prompt",
             )  # fmt: skip
+        begun = wanted.answer_token_ids
+        if max(begun, default=0) >= model.vocabulary or len(begun) > most:
+            raise ApiError(
+                400, f"answer_token_ids are more than {most}, or of another model", code="invalid_value",
+                param="answer_token_ids",
+            )  # fmt: skip
         seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
         options: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p}
         if wanted.logprobs is not None:
@@ -80,7 +93,10 @@ class Reply:
                 text = chat_text(template, wanted.messages, prompt, sampling.stop)
             else:
                 text = continued_text(template, prompt, sampling.stop)
-            self._answers.append(Answer(model.answer(prompt, most, own, self._trace), text, template.stop_ids))
+            some = model.answer(prompt, most, own, self._trace, begun)
+            if begun:
+                some = _gone_on(begun, some, most, template.stop_ids)
+            self._answers.append(Answer(some, text, template.stop_ids))
         self._prompt_tokens = len(prompt)
         self._waits = True
         self._metrics.waiting.labels(self.model).inc()
@@ -89,7 +105,24 @@ class Reply:
         named = fingerprint(model.digest, template)
         about = (wanted.model, named, template.tokenizer.named, wanted.logprobs is not None)
         ids = prompt if wanted.return_token_ids else None
-        self._shapes: Chat | Completion = Chat(*about) if route == CHAT else Completion(*about, ids)
+        self._shapes: Chat | Completion
+        self._shapes = Chat(*about, wanted.return_token_ids) if route == CHAT else Completion(*about, ids)
+
+    def begin_elsewhere(self, model: Foreign, wanted: Parameters, route: str) -> None:
+        """Prepare answers of engines of others, which give text alone. Raises ApiError."""
+        for name, value in (("logprobs", wanted.logprobs is not None), ("return_token_ids", wanted.return_token_ids)):
+            if value:
+                raise unsupported(name, "leave it out for this model, whose engine is not vtools'")
+        asked = {"messages": wanted.messages} if route == CHAT else {"prompt": wanted.prompt}
+        for index in range(wanted.n):
+            seed = None if wanted.sampling.seed is None else wanted.sampling.seed + index
+            sampling = replace(wanted.sampling, seed=seed)
+            self._answers.append(foreign.Answer(model, _PATHS[route], asked, sampling, self._trace))
+        self._waits = True
+        self._metrics.waiting.labels(self.model).inc()
+        self._include_usage, self._detailed = wanted.include_usage, False
+        about = (wanted.model, "another-engine", str, False)
+        self._shapes = Chat(*about) if route == CHAT else Completion(*about, None)
 
     async def whole(self, request: Request) -> Response:
         """The reply at once; generation stops if the client disconnects."""
@@ -154,7 +187,7 @@ class Reply:
         self.status = 200
         yield b"data: [DONE]\n\n"
 
-    async def _collected(self, answer: Answer) -> list[Piece]:
+    async def _collected(self, answer: Answer | foreign.Answer) -> list[Piece]:
         pieces = []
         async for piece in answer:
             self._timed()
@@ -178,8 +211,9 @@ class Reply:
     def usage(self) -> dict[str, int]:
         """The tokens so far."""
         answered = sum(answer.count for answer in self._answers)
-        counts = {"prompt_tokens": self._prompt_tokens, "completion_tokens": answered}
-        return {**counts, "total_tokens": self._prompt_tokens + answered}
+        elsewhere = (answer.prompt_tokens for answer in self._answers if isinstance(answer, foreign.Answer))
+        prompt = max(elsewhere, default=self._prompt_tokens)
+        return {"prompt_tokens": prompt, "completion_tokens": answered, "total_tokens": prompt + answered}
 
     def close(self, status: int) -> None:
         """Write the event."""
@@ -196,6 +230,7 @@ class Reply:
         self._event(
             {
                 "event": "request",
+                **self._key,
                 "model": self.model,
                 "status": status,
                 "finish": self._answers[0].finish if self._answers else None,
@@ -263,6 +298,19 @@ def _data(value: dict[str, Any]) -> bytes:
     return b"data: " + orjson.dumps(value) + b"\n\n"
 
 
+async def _gone_on(
+    begun: list[int], rest: AsyncGenerator[Some], most: int, stop_ids: frozenset[int]
+) -> AsyncGenerator[Some]:
+    """The answer that has begun with these ids elsewhere, from its start."""
+    async with contextlib.aclosing(rest):
+        ended = begun[-1] in stop_ids
+        finish = "stop" if ended else "length" if len(begun) == most else None
+        yield Some([Token(number) for number in begun], finish)
+        if finish is None:
+            async for some in rest:
+                yield some
+
+
 async def _prompt(template: Template, wanted: Parameters, route: str) -> list[int]:
     """The ids to continue. Raises ApiError."""
     if route == CHAT:
@@ -285,7 +333,7 @@ async def _together(works: list[Any]) -> list[Any]:
         return await asyncio.gather(*tasks)
 
 
-async def _interleaved(answers: list[Answer]) -> AsyncIterator[tuple[int, Piece | None]]:
+async def _interleaved(answers: list[Answer | foreign.Answer]) -> AsyncIterator[tuple[int, Piece | None]]:
     """The pieces of several answers by number, as they come; None after the last of each."""
     if len(answers) == 1:
         async for piece in answers[0]:
@@ -294,7 +342,7 @@ async def _interleaved(answers: list[Answer]) -> AsyncIterator[tuple[int, Piece 
         return
     arrived: asyncio.Queue[tuple[int, Piece | Exception | None]] = asyncio.Queue(len(answers))
 
-    async def pump(index: int, answer: Answer) -> None:
+    async def pump(index: int, answer: Answer | foreign.Answer) -> None:
         try:
             async for piece in answer:
                 await arrived.put((index, piece))

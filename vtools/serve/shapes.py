@@ -19,9 +19,9 @@ Object = dict[str, Any]
 class Chat:
     """The shapes of a chat."""
 
-    def __init__(self, model: str, fingerprint: str, named: Named, logprobs: bool) -> None:
+    def __init__(self, model: str, fingerprint: str, named: Named, logprobs: bool, with_ids: bool = False) -> None:
         self._head = _head("chatcmpl", model, fingerprint)
-        self._named, self._logprobs = named, logprobs
+        self._named, self._logprobs, self._with_ids = named, logprobs, with_ids
 
     def whole(self, choices: list[Object], usage: Object) -> Object:
         """The reply to a request that is not streamed."""
@@ -36,7 +36,8 @@ class Chat:
         text = "".join(piece.text for piece in pieces)
         message = {"role": "assistant", "content": text, "refusal": None}
         tokens = [token for piece in pieces for token in piece.tokens]
-        return {"index": index, "message": message, "logprobs": self._logs(tokens), "finish_reason": finish}
+        logs = self._logs(tokens)
+        return {"index": index, "message": message, "logprobs": logs, "finish_reason": finish, **self._ids(tokens)}
 
     def begin(self, index: int) -> Object | None:
         """What comes before the first piece."""
@@ -44,11 +45,14 @@ class Chat:
 
     def piece(self, index: int, piece: Piece) -> Object:
         """A piece of an answer."""
-        return self._delta(index, {"content": piece.text}, self._logs(piece.tokens))
+        return self._delta(index, {"content": piece.text}, self._logs(piece.tokens)) | self._ids(piece.tokens)
 
     def end(self, index: int, finish: str) -> Object:
         """What comes after the last piece."""
         return self._delta(index, {}, finish=finish)
+
+    def _ids(self, tokens: list[Token]) -> Object:
+        return {"token_ids": [token.id for token in tokens]} if self._with_ids else {}
 
     def _delta(self, index: int, delta: Object, logprobs: Object | None = None, finish: str | None = None) -> Object:
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}

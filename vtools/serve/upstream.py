@@ -8,7 +8,7 @@ the same seed draws the same numbers at the same positions, so that sampled answ
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import h11
 import orjson
 
 from vtools.inference.client import Token
-from vtools.serve.exchange import Exchange
+from vtools.serve.exchange import Exchange, Remote
 from vtools.serve.metrics import Metrics
 
 CONNECT = 2.0  # seconds
@@ -25,6 +25,7 @@ SUSPECT = 30.0  # for which others are asked before a worker that lost an answer
 RESTART = 120.0  # for a worker to come up, or to show that it lives, where none can be asked
 RESUMES = 2  # of one answer
 DEATHS = 2  # of workers under one request, which is then suspected to be their cause
+EVENT = 1 << 20  # bytes of the longest event that a worker writes
 
 
 class Lost(Exception):
@@ -64,13 +65,15 @@ class Trace:
 
 @dataclass(eq=False)
 class Worker:
-    """A process that is up."""
+    """A process that is up; `pid` is 0 on another machine."""
 
     name: str
     pid: int
-    socket: str
+    place: str | Remote
     suspect_until: float = 0.0  # it lost an answer: others are asked first
     draining: bool = False  # it ends with the answers that it is writing
+    elsewhere: int = 0  # answers that it writes for other edges, when it last said so
+    asked: int = 0  # how often, so that equally busy ones take turns
     _open: set[Exchange] = field(default_factory=set)
 
     @property
@@ -80,7 +83,8 @@ class Worker:
 
     async def stream(self, body: bytes) -> AsyncGenerator[Some]:
         """The ids of an answer. Raises Lost, Refused."""
-        exchange = Exchange(self.socket)
+        exchange = Exchange(self.place)
+        self.asked += 1
         self._open.add(exchange)
         try:
             await self._within(CONNECT, "connect", exchange.post("/v1/completions", body))
@@ -90,8 +94,10 @@ class Worker:
                 event = await self._within(STALL, "lost", exchange.next())
                 if isinstance(event, h11.Data):
                     *blocks, rest = (rest + event.data).split(b"\n\n")
+                    if len(rest) > EVENT:
+                        raise Lost("lost")
                 elif status == 400:
-                    raise Refused(orjson.loads(rest)["error"]["message"])
+                    raise Refused(str(orjson.loads(rest)["error"]["message"]))
                 else:  # 503 is of a worker that ends
                     raise Lost("lost" if status == 200 else "connect")
                 for block in blocks:
@@ -104,6 +110,8 @@ class Worker:
                     yield Some(_tokens(choice), choice["finish_reason"])
                     if choice["finish_reason"]:
                         return
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError):  # what it says makes no sense
+            raise Lost("lost") from None
         finally:
             self._open.remove(exchange)
             exchange.close()
@@ -136,7 +144,7 @@ class Model:
     workers: dict[str, Worker] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     closed: bool = False
-    doubted: Callable[[int], None] = lambda pid: None  # is told of a worker that lost an answer
+    doubted: Callable[[Worker], None] = lambda worker: None  # is told of a worker that lost an answer
 
     def close(self) -> None:
         """End the answers that are still written: their iterators raise Broken."""
@@ -148,6 +156,7 @@ class Model:
     def up(self, worker: Worker, context: int, vocabulary: int, digest: str) -> None:
         """A worker has come up; all that do have the same weights."""
         self.context, self.vocabulary, self.digest = context, vocabulary, digest
+        worker.draining = False
         self.workers[worker.name] = worker
         self.changed.set()
         self._count()
@@ -174,12 +183,18 @@ class Model:
             if not self.closed:
                 self.metrics.restarts.labels(self.name).inc()
 
+    def leave(self, name: str) -> None:
+        """A worker takes no new requests, and what it writes it may finish."""
+        if worker := self.workers.pop(name, None):
+            worker.draining = True
+            self._count()
+
     async def ready(self) -> None:
         """Wait until a worker has said what the model's context is. Raises NoWorker, Broken."""
         if not self.context:
             await self._chosen(set())
 
-    async def _chosen(self, tried: set[int]) -> Worker:
+    async def _chosen(self, tried: set[Worker]) -> Worker:
         """The least busy worker, rather one that was not tried than one that was, and no suspect that was.
 
         Raises NoWorker after a while without any, Broken.
@@ -190,11 +205,13 @@ class Model:
                 raise Broken("the server is stopping, and its time for running answers is over")
             now = time.monotonic()
             free = [one for one in self.workers.values() if not one.draining]
-            new = [worker for worker in free if worker.pid not in tried]
+            new = [worker for worker in free if worker not in tried]
             calm = [worker for worker in free if worker.suspect_until <= now]
-            for choice in ([worker for worker in calm if worker in new], new, calm):
+            # One that drains is better than none: all of them do where other weights have replaced theirs.
+            last = [one for one in self.workers.values() if one.draining and one not in tried]
+            for choice in ([worker for worker in calm if worker in new], new, calm, last):
                 if choice:
-                    return min(choice, key=lambda worker: worker.in_flight)
+                    return min(choice, key=lambda worker: (worker.in_flight + worker.elsewhere, worker.asked))
             if now >= end:
                 raise NoWorker(f"no worker of {self.name} answers; try again later")
             self.changed.clear()
@@ -203,24 +220,28 @@ class Model:
                 await asyncio.wait_for(self.changed.wait(), until - now)
 
     async def answer(
-        self, prompt: list[int], limit: int, options: dict[str, Any], trace: Trace
+        self, prompt: list[int], limit: int, options: dict[str, Any], trace: Trace, begun: Sequence[int] = ()
     ) -> AsyncGenerator[Some]:
         """The ids of an answer of at most `limit` tokens, whatever happens to the workers.
 
-        Raises NoWorker, Broken, Refused.
+        It goes on after the ids of its begin, if there is one. Raises NoWorker, Broken, Refused.
         """
-        given: list[int] = []
-        tried: set[int] = set()
+        given = list(begun)
+        tried: set[Worker] = set()
         deaths = resumes = 0
         while True:
             worker = await self._chosen(tried)
-            tried.add(worker.pid)
+            tried.add(worker)
+            before = len(given)
             trace.workers.append(worker.name)
             body = {**options, "prompt": prompt + given, "max_tokens": limit - len(given)}
             try:
                 async with contextlib.aclosing(worker.stream(orjson.dumps(body))) as stream:
                     async for found in stream:
-                        given += [token.id for token in found.tokens]
+                        new = [token.id for token in found.tokens]
+                        if len(given) + len(new) > limit or not all(0 <= number < self.vocabulary for number in new):
+                            raise Lost("lost")
+                        given += new
                         yield found
                         if found.finish:
                             return
@@ -228,16 +249,18 @@ class Model:
             except Lost as lost:
                 if self.closed:
                     raise Broken("the server is stopping, and its time for running answers is over") from None
-                worker.suspect_until = time.monotonic() + SUSPECT
-                self.doubted(worker.pid)
-                if lost.reason == "stall":
-                    self.metrics.stalls.labels(self.name).inc()
-                deaths += lost.reason == "lost"
-                if deaths >= DEATHS:
-                    raise Broken(f"{deaths} workers failed while they wrote this answer") from None
-                if resumes >= RESUMES:
-                    raise Broken(f"the answer was lost {resumes + 1} times") from None
-                resumes += 1
+                if not worker.draining:  # one that drains could not finish in time, which is nobody's fault
+                    worker.suspect_until = time.monotonic() + SUSPECT
+                    self.doubted(worker)
+                    if lost.reason == "stall":
+                        self.metrics.stalls.labels(self.name).inc()
+                    deaths += lost.reason == "lost"
+                    if deaths >= DEATHS:
+                        raise Broken(f"{deaths} workers failed while they wrote this answer") from None
+                    if resumes >= RESUMES:
+                        raise Broken(f"the answer was lost {resumes + 1} times") from None
+                    # One that is frozen and gave nothing costs no resume: several may freeze before it is known.
+                    resumes += lost.reason != "stall" or len(given) > before
                 trace.resumes += 1
                 self.metrics.resumes.labels(self.name, lost.reason).inc()
 

@@ -1,20 +1,23 @@
 # ruff: noqa: TID253  a process of its own: it imports torch once it has started
 """A worker: one model in a process of its own, which answers token ids with token ids.
 
-`python -m vtools.serve.worker SETTINGS` (a JSON object) serves the OpenAI completions API on a Unix socket, with vLLM's
-names for ids: `prompt` as ids, and `token_ids` in each chunk. On stdout it says once that it is up, with its context
-length and the digest of its weights. It ends with its parent.
+`python -m vtools.serve.worker SETTINGS` (a JSON object) serves the OpenAI completions API on a Unix socket, or on a
+port for the edges that it joins, with vLLM's names for ids: `prompt` as ids, and `token_ids` in each chunk. On stdout
+it says once that it is up, with its context length and the digest of its weights. It ends with its parent.
 """
 
 import asyncio
+import contextlib
+import hmac
 import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, NoReturn
 
 import orjson
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -34,15 +37,24 @@ END = b"data: [DONE]\n\n"
 class Worker:
     """The application around an engine."""
 
-    def __init__(self, engine: Any) -> None:
-        self._engine = engine
-        routes = [Route("/v1/completions", self._completions, methods=["POST"]), Route("/health", self._health)]
+    def __init__(self, engine: Any, key: str | None = None, more: Sequence[Route] = ()) -> None:
+        """`key` is what edges on other machines must show."""
+        self._engine, self._key = engine, key
+        self.in_flight = 0
+        routes = [Route("/v1/completions", self._completions, methods=["POST"]), Route("/health", self._health), *more]
         self.application = Starlette(routes=routes)
 
     async def _health(self, request: Request) -> Response:
         return Response(b"{}", media_type="application/json")
 
+    def knows(self, request: Request) -> bool:
+        """Whether a request is of an edge that this worker has joined."""
+        given = request.headers.get("authorization", "")
+        return self._key is None or hmac.compare_digest(given.encode("latin-1"), f"Bearer {self._key}".encode())
+
     async def _completions(self, request: Request) -> Response:
+        if not self.knows(request):
+            return Response(status_code=401)
         asked = orjson.loads(await request.body())
         named = ("max_tokens", "temperature", "top_p", "seed", "logprobs")
         sampling = Sampling(**{name: asked[name] for name in named if name in asked})
@@ -51,10 +63,19 @@ class Worker:
         except Failure as failure:
             status = 503 if isinstance(failure, TryAgain) else 400
             return Response(orjson.dumps({"error": {"message": str(failure)}}), status, media_type="application/json")
-        return StreamingResponse(_events(tokens, self._engine), media_type="text/event-stream")
+        return StreamingResponse(self._counted(tokens), media_type="text/event-stream")
+
+    async def _counted(self, tokens: Any) -> AsyncIterator[bytes]:
+        self.in_flight += 1
+        try:
+            async with contextlib.aclosing(_events(tokens, self._engine)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self.in_flight -= 1
 
 
-async def _events(tokens: Any, engine: Any) -> AsyncIterator[bytes]:
+async def _events(tokens: Any, engine: Any) -> AsyncGenerator[bytes]:
     """The ids as server-sent events, as they come; generation ends when nobody listens any more."""
     loop = asyncio.get_running_loop()
     asked = time.monotonic()
@@ -106,9 +127,8 @@ def end(reason: str) -> NoReturn:
     os._exit(1)
 
 
-def main() -> None:
-    """Load the model, say that the worker is up, and serve until the parent ends."""
-    settings, tell = child.begin()
+def load(settings: dict[str, Any], tell: child.Tell) -> tuple[Any, dict[str, Any]]:
+    """The engine and what is to be known of it; a failure is told, and ends the process."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # until it is up
     machine.spin(machine.LONG_SPINS)
     machine.repeat_products()
@@ -125,10 +145,17 @@ def main() -> None:
             "vocabulary": engine.vocabulary,
             "digest": digest(model_folder(settings["model"]), quiet=True),
         }
+        return engine, about
     except Exception as error:
         reason = str(error) if isinstance(error, Failure) else f"{type(error).__name__}: {error}"
         tell({"failed": reason})
         os._exit(1)
+
+
+def main() -> None:
+    """Load the model, say that the worker is up, and serve until the parent ends."""
+    settings, tell = child.begin()
+    engine, about = load(settings, tell)
 
     def drain(loop: asyncio.AbstractEventLoop) -> None:
         tell({"draining": True})
@@ -139,15 +166,16 @@ def main() -> None:
         loop.add_signal_handler(signal.SIGTERM, drain, loop)
         tell({"up": about})
 
-    config = child.config(
-        Worker(engine).application,
-        uds=settings["socket"],
-        http="h11",
-        date_header=False,
-        timeout_graceful_shutdown=int(settings["grace"]),
-    )
-    server = child.Server(config, up)
+    server = child.Server(config(Worker(engine), settings, uds=settings["socket"]), up)
     server.run()
+
+
+def config(worker: Worker, settings: dict[str, Any], **more: Any) -> uvicorn.Config:
+    """Of a worker's server."""
+    grace = int(settings["grace"])
+    return child.config(
+        worker.application, http=child.Protocol, date_header=False, timeout_graceful_shutdown=grace, **more
+    )
 
 
 if __name__ == "__main__":
