@@ -96,9 +96,8 @@ def test_fewer_than_two_values_are_counted_but_not_drawn(vtools, tmp_path, rows,
 def test_names_of_any_kind_are_drawn_whole():
     long = "a/name-with no end, " * 12
     names = ["<script> & co", "a $x_1$ b", "\x1b[31m", "名前", long]
-    drawn = plots.stacked_bars(
-        "x.svg", "a < b & c", "share", [(name, {"win": 1, "tie": 0, "loss": 2}) for name in names]
-    )
+    bars = plots.stacked_bars("a < b & c", "share", [(name, {"win": 1, "tie": 0, "loss": 2}) for name in names])
+    drawn = plots.picture("x.svg", bars)
     texts = [element.text or "" for element in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")]
     for shown in ("a < b & c", "<script> & co (3)", "a $x_1$ b (3)", "\ufffd[31m (3)", "名前 (3)"):
         assert shown in texts
@@ -108,7 +107,7 @@ def test_names_of_any_kind_are_drawn_whole():
 def test_no_words_of_a_picture_lie_outside_of_it():
     rows = [("HuggingFaceTB/SmolLM2-135M-Instruct-" * 4, {"win": 1, "tie": 0, "loss": 2}), ("x", {"win": 1, "tie": 1, "loss": 999})]  # fmt: skip
     with plots.matplotlib.rc_context(plots.STYLE):
-        figure = plots.stacked_bars.__wrapped__("A title of many words " * 9, "share", rows)
+        figure = plots.drawn(plots.stacked_bars("A title of many words " * 9, "share", rows))
         figure.draw_without_rendering()
     for text in figure.findobj(lambda artist: hasattr(artist, "get_text") and artist.get_text()):
         box = text.get_window_extent()

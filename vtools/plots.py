@@ -55,17 +55,22 @@ def check(path: str) -> str:
 def picture(path: str, *charts: Chart) -> bytes:
     """The charts, one below the other, as the bytes of a file of this name."""
     kind, stream = check(path), io.BytesIO()
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn instead
-        heights = [chart.height for chart in charts]
-        figure = Figure(figsize=(WIDTH, sum(heights)))
-        parts = figure.subfigures(len(charts), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for chart, part in zip(charts, parts if len(charts) > 1 else [figure], strict=True):
-            chart.draw(part)
-            part.suptitle(_shown(chart.title, 64))
-        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        figure.savefig(stream, format=kind, metadata=metadata)
+        drawn(*charts).savefig(stream, format=kind, metadata=metadata)
     return stream.getvalue()
+
+
+def drawn(*charts: Chart) -> Figure:
+    """The charts, one below the other."""
+    heights = [chart.height for chart in charts]
+    figure = Figure(figsize=(WIDTH, sum(heights)))
+    parts = figure.subfigures(len(charts), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for chart, part in zip(charts, parts if len(charts) > 1 else [figure], strict=True):
+        chart.draw(part)
+        part.suptitle(_shown(chart.title, 64))
+    return figure
 
 
 def lines(title: str, series: dict[str, Points], x_label: str, y_label: str) -> Chart:
@@ -222,6 +227,6 @@ def _enough(values: int) -> None:
 
 
 def _shown(text: str, width: int) -> str:
-    """Text wrapped to `width`, three lines of it at most, without characters that a chart cannot show."""
+    """Text wrapped to `width`, eight lines of it at most, without characters that a chart cannot show."""
     kept = ("".join(one if one.isprintable() else "\ufffd" for one in line) for line in text.split("\n"))
-    return "\n".join(textwrap.fill(line, width, max_lines=3, placeholder="…") for line in kept)
+    return "\n".join(textwrap.fill(line, width, max_lines=8, placeholder="…") for line in kept)
