@@ -28,7 +28,8 @@ def new_key(file, name: str) -> str:
 
 
 def listed(edge: Server, key: str) -> httpx2.Response:
-    return httpx2.get(f"{edge.url}/models", headers={"authorization": f"Bearer {key}"})
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx2.get(f"{edge.url}/models", headers=headers, timeout=30)  # a new edge waits for workers first
 
 
 def test_a_key_has_a_name_limits_and_models_and_the_file_is_read_again(tmp_path):
