@@ -84,8 +84,8 @@ def fetch(
 
     Reads the exports of ChatGPT, Claude, Open WebUI and LM Studio, the logs of llm, saved pages of ChatGPT and
     ShareGPT, the usual data sets, and any JSONL, JSON (an array, objects over several lines, one list of turns per
-    line) or parquet, plain or packed (gzip, bzip2, xz, zstd, zip); --list-sources shows them all. The content tells
-    what a file is, not its name. --columns names the columns of any other table, and reads CSV and TSV by their
+    line) or parquet, plain or packed (gzip, bzip2, xz, zstd, zip, tar); --list-sources shows them all. The content
+    tells what a file is, not its name. --columns names the columns of any other table, and reads CSV and TSV by their
     header; --role names other roles. Of a folder, all data files in it and below are read, sorted by name, and so are
     those of hf:OWNER/NAME[/PATH][@REVISION], a data set of Hugging Face's hub.
 
