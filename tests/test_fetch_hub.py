@@ -62,9 +62,18 @@ def test_a_file_that_is_not_reached_is_not_downloaded(hub, env):
 
 def test_a_gated_data_set_says_where_its_terms_are_and_is_read_with_a_token(hub, env):
     hub.gated = {"reeds/talk"}
-    said = running.bad("fetch", "hf:reeds/talk", env=env)
-    assert "accept its terms at https://huggingface.co/datasets/reeds/talk" in said and "HF_TOKEN" in said
+    for token in ({}, {"HF_TOKEN": "hf_of_one_who_did_not"}):  # HTTP 401 and 403
+        said = running.bad("fetch", "hf:reeds/talk", env={**env, **token})
+        assert "accept its terms at https://huggingface.co/datasets/reeds/talk" in said and "HF_TOKEN" in said
     assert len(running.good("fetch", "hf:reeds/talk/test.jsonl", env={**env, "HF_TOKEN": "hf_x"})) == 40
+
+
+def test_a_busy_hub_is_exit_75_and_with_a_state_a_reject(hub, env, tmp_path):
+    hub.busy = True
+    assert "the hub answers HTTP 429; try again later" in running.bad("fetch", "hf:reeds/talk", env=env, code=75)
+    (tmp_path / "more.jsonl").write_bytes(jsonl({"prompt": "Q", "completion": "A"}))
+    given = ("hf:reeds/talk", "more.jsonl", "--state", "s.db")
+    assert len(running.good("fetch", *given, env=env, cwd=tmp_path)) == 1
 
 
 @pytest.mark.parametrize(("given", "why"), [
