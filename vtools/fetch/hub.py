@@ -68,7 +68,9 @@ def _failure(reference: str, repository: str, error: Any) -> Failure:
     page = f"https://huggingface.co/datasets/{repository}"
     status = getattr(getattr(error, "response", None), "status_code", 0)
     if retry.is_transient(status):
-        return TryAgain(f"{reference}: the hub answers HTTP {status}; try again later, or with HF_TOKEN for higher limits")
+        return TryAgain(
+            f"{reference}: the hub answers HTTP {status}; try again later, or with HF_TOKEN for higher limits"
+        )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, errors.GatedRepoError):
         reason = f"the data set is gated: accept its terms at {page}, then `hf auth login` or set HF_TOKEN"
