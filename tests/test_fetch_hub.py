@@ -55,6 +55,16 @@ def test_a_download_that_breaks_off_is_finished_and_the_second_run_downloads_not
     assert len(hub.fetched) == before
 
 
+@pytest.mark.slow
+def test_a_large_download_that_breaks_off_is_resumed_where_it_broke_off(hub, env):
+    large = [{"id": str(number), "prompt": "Q", "completion": "word " * 200_000} for number in range(30)]
+    (hub.root / "datasets/reeds/talk/large.jsonl").write_bytes(jsonl(*large))
+    hub.breaking = {"store/reeds/talk/large.jsonl"}
+    assert len(running.good("fetch", "hf:reeds/talk/large.jsonl", env=env)) == 30
+    first, second = [each.headers.get("Range") for each in hub.requests if each.method == "GET" and "/store/" in each.path]  # fmt: skip
+    assert first is None and int(second.removeprefix("bytes=").rstrip("-")) >= 10_000_000
+
+
 def test_a_file_that_is_not_reached_is_not_downloaded(hub, env):
     assert len(running.good("fetch", "hf:reeds/talk", "--limit", 5, env=env)) == 5
     assert hub.fetched == ["reeds/talk/data/train-0.parquet"]
