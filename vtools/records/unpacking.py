@@ -154,7 +154,8 @@ def _members(
     kind: str, found: Members, choose: Choose, depth: int, known: Collection[bytes]
 ) -> Iterator[tuple[str, Chunks]]:
     """The chosen members of an archive, or its only one; of one that is torn, those before that, and then Torn."""
-    members, torn = [], None
+    members: list[tuple[str, Callable[[], Chunks]]] = []
+    torn = None
     try:
         members += found
     except Torn as error:
