@@ -55,6 +55,17 @@ def test_a_download_that_breaks_off_is_finished_and_the_second_run_downloads_not
     assert len(hub.fetched) == before
 
 
+def test_with_a_state_a_data_set_is_read_again_only_at_another_commit(hub, env, tmp_path):
+    fetch = ("fetch", "hf:reeds/talk/test.jsonl", "--state", "s.db")
+    assert len(running.good(*fetch, env=env, cwd=tmp_path)) == 40
+    asked = len(hub.requests)
+    again = running.run(*fetch, env=env, cwd=tmp_path)
+    assert again.stdout == b"" and "0 in, 0 out, 0 rejected, unchanged 1" in again.errors
+    assert not any("/resolve/" in request.path or "/store/" in request.path for request in hub.requests[asked:])
+    (shown,) = running.good("stats", "s.db", cwd=tmp_path)
+    assert shown["hosts"] == {"the hub": {"unchanged": 1}}
+
+
 @pytest.mark.slow
 def test_a_large_download_that_breaks_off_is_resumed_where_it_broke_off(hub, env):
     large = [{"id": str(number), "prompt": "Q", "completion": "word " * 200_000} for number in range(30)]

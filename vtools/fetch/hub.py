@@ -20,8 +20,12 @@ class File(NamedTuple):
     license: str | None
 
 
-def files(reference: str, names: Names = NONE, kinds: Sequence[streams.Kind] = ()) -> Iterator[File]:
+def files(
+    reference: str, names: Names = NONE, kinds: Sequence[streams.Kind] = (), known: str | None = None
+) -> Iterator[File]:
     """The data files of a reference, each downloaded when it is reached. PATH is a file, a folder or a glob.
+
+    There are none if the data set is still at the commit that is `known`.
 
     A download that broke off is resumed. Raises Failure, and TryAgain if the hub is busy.
     """
@@ -40,6 +44,8 @@ def files(reference: str, names: Names = NONE, kinds: Sequence[streams.Kind] = (
         about = huggingface_hub.HfApi().dataset_info(repository, revision=revision or None)
     except Exception as error:  # the hub library has a dozen error classes
         raise _failure(reference, repository, error) from None
+    if known and about.sha == known:
+        return
     there = sorted(file.rfilename for file in about.siblings or ())
     found = _chosen(there, wanted.strip("/"), names, kinds)
     if not found:

@@ -61,7 +61,7 @@ class Crawl:
 
     def source(self, uri: str) -> Source:
         """What is known of a URL."""
-        host = urlsplit(uri).netloc.rpartition("@")[2]
+        host = "the hub" if uri.startswith(hub.PREFIX) else urlsplit(uri).netloc.rpartition("@")[2]
         return self.keeping.state.source(uri, host) if self.keeping.state else Source(uri, host)
 
     def session(self) -> Any:
@@ -103,6 +103,8 @@ def values(names: list[str], origin: Origin, crawl: Crawl, columns: Names = NONE
                 yield from _crawled(asked[number], read(number), crawl, columns)
             elif number in sources:
                 crawl.counts.extra["waiting"] += 1
+            elif crawl.keeping.state and name.startswith(hub.PREFIX):
+                yield from _kept_of_hub(name, origin, crawl, columns)
             elif name in mirror.LISTS:
                 yield from _listed(name, session, origin, crawl, columns)
             else:
@@ -122,10 +124,37 @@ def _stored(name: str, origin: Origin, columns: Names) -> Iterator[streams.Value
         origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
         yield from open_assistant.trees(streams.values(name, columns, KINDS))
         return
-    for file in hub.files(name, columns, KINDS):
+    yield from _of_hub(name, origin, columns)
+
+
+def _of_hub(name: str, origin: Origin, columns: Names, known: str | None = None) -> Iterator[streams.Value]:
+    """The values of a data set, unless it is still at the commit that is known. Raises OSError and Failure."""
+    for file in hub.files(name, columns, KINDS, known):
         origin.uri, origin.fetched_at, origin.license = file.uri, provenance.now(), file.license
         for value in open_assistant.trees(streams.values(file.path, columns, KINDS)):
             yield value._replace(file=value.file.replace(file.path, file.uri, 1))
+
+
+def _kept_of_hub(name: str, origin: Origin, crawl: Crawl, columns: Names) -> Iterator[streams.Value]:
+    """The values of a data set, if it has changed. When all are written, the state says how it went."""
+    source = crawl.source(name)
+    if source.waits():
+        crawl.counts.extra["waiting"] += 1
+        return
+    torn, origin.uri = crawl.counts.reasons["torn_input"], ""
+    try:
+        yield from _of_hub(name, origin, columns, source.etag)
+        source.went("fetched" if origin.uri else "unchanged")
+        source.etag = origin.uri.rpartition("@")[2] or source.etag
+        if crawl.counts.reasons["torn_input"] > torn:
+            source.failed("its data is cut off")
+            source.etag = None
+    except (OSError, Failure) as error:
+        why = str(error).removeprefix(f"{name}: ")
+        source.failed(why)
+        yield streams.Value(b"", name, 0, foreign=why, reason="unavailable")
+    crawl.counts.extra["unchanged"] += source.status == "unchanged"
+    crawl.keeping.settle(source)
 
 
 def _listed(name: str, session: Any, origin: Origin, crawl: Crawl, columns: Names) -> Iterator[streams.Value]:
