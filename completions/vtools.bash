@@ -51,7 +51,7 @@ _vtools() {
         "report --reparse") COMPREPLY=($(compgen -W "blog mtbench" -- "$word")); return ;;
     esac
     case "${COMP_WORDS[1]}" in
-        fetch) words="--role --columns --branches --license --since --limit --sample --seed --list-sources --sources --state --append --wait --rate -j --jobs --timeout --max-seconds --max-bytes --contact -o --out --rejects --stats -q --quiet -v --verbose --help" ;;
+        fetch) words="--role --columns --branches --license --since --limit --sample --seed --list-sources --sources --api-base --state --append --wait --rate -j --jobs --timeout --max-seconds --max-bytes --contact -o --out --rejects --stats -q --quiet -v --verbose --help" ;;
         clean) words="--role --columns --format --engine --merge-same-role --preset --keep --blocked-words --drop-refusals --refusals --keep-lang --skip-lang --pii --special-tokens --dedupe --near-duplicates --decontaminate --decontaminate-ngram --moderation --moderation-model --explain -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
         split) words="--role --columns --max-tokens --tokenizer --template --system --fold-system --overlong --overlap-turns --preset --hold-out --hold-out-file --group --format -o --out --rejects --stats -j --jobs -q --quiet -v --verbose --help" ;;
         stats) words="--role --columns --tokenizer --template --system --fold-system --diff --plot -o --out --rejects -q --quiet -v --verbose --help" ;;

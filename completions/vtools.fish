@@ -21,6 +21,7 @@ complete -c vtools -n '__fish_seen_subcommand_from fetch' -l sample -r -d 'Read 
 complete -c vtools -n '__fish_seen_subcommand_from fetch' -l seed -r -d 'Set the random seed.'
 complete -c vtools -n '__fish_seen_subcommand_from fetch' -l list-sources -d 'Show what can be read, and stop.'
 complete -c vtools -n '__fish_seen_subcommand_from fetch' -l sources -r -d 'Read more sources from this file, one per line; - is stdin.'
+complete -c vtools -n '__fish_seen_subcommand_from fetch' -l api-base -r -d 'Ask this mirror of ShareGPT for sharegpt,ID, sharegpt,new and sharegpt,top.'
 complete -c vtools -n '__fish_seen_subcommand_from fetch' -l state -r -d 'Keep what was seen in this SQLite file; write only what is new or changed.'
 complete -c vtools -n '__fish_seen_subcommand_from fetch' -l append -r -d 'Add the records to this file, not to stdout; each stays whole.'
 complete -c vtools -n '__fish_seen_subcommand_from fetch' -l wait -d 'Wait while another run has the state or the file; else exit with 75.'

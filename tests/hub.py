@@ -13,14 +13,18 @@ COMMIT = "0" * 40
 class Hub(Server):
     """Its URL is for HF_ENDPOINT; `fetched` are the files that were fetched from it.
 
-    Data sets named in `gated` need a token; the first download of a file in `breaking` breaks off.
+    Data sets named in `gated` need a token, and one of whom its terms were accepted; the first download of a file in
+    `breaking` breaks off. While it is `busy`, it answers 429 about data sets.
     """
+
+    accepted = "hf_x"
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.fetched: list[str] = []
         self.gated: set[str] = set()
         self.breaking: set[str] = set()
+        self.busy = False
         super().__init__(self._reply)
 
     def _reply(self, request: Request) -> Reply:
@@ -44,6 +48,8 @@ class Hub(Server):
     def _about_dataset(self, path: str, request: Request) -> Reply:
         _, owner, name, *rest = path.split("/")
         folder = self.root / "datasets" / owner / name
+        if self.busy:
+            return Reply(status=429, headers={"Retry-After": "1"})
         if not folder.is_dir():
             return Reply(status=401, headers={"X-Error-Code": "RepoNotFound"})
         if rest and rest[1] not in ("main", COMMIT):
@@ -56,8 +62,9 @@ class Hub(Server):
     def _linked(self, path: str, request: Request) -> Reply:
         """A large file is elsewhere: the answer tells where, and the digest of its content."""
         _, owner, name, _, _, file = path.split("/", 5)
-        if f"{owner}/{name}" in self.gated and "Authorization" not in request.headers:
-            return Reply(status=401, headers={"X-Error-Code": "GatedRepo"})
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if f"{owner}/{name}" in self.gated and token != self.accepted:
+            return Reply(status=403 if token else 401, headers={"X-Error-Code": "GatedRepo"})
         place = self.root / "datasets" / owner / name / file
         body = place.read_bytes()
         about = {"X-Repo-Commit": COMMIT, "X-Linked-Etag": f'"{hashlib.sha256(body).hexdigest()}"', "X-Linked-Size": str(len(body))}  # fmt: skip

@@ -55,6 +55,27 @@ def test_a_download_that_breaks_off_is_finished_and_the_second_run_downloads_not
     assert len(hub.fetched) == before
 
 
+def test_with_a_state_a_data_set_is_read_again_only_at_another_commit(hub, env, tmp_path):
+    fetch = ("fetch", "hf:reeds/talk/test.jsonl", "--state", "s.db")
+    assert len(running.good(*fetch, env=env, cwd=tmp_path)) == 40
+    asked = len(hub.requests)
+    again = running.run(*fetch, env=env, cwd=tmp_path)
+    assert again.stdout == b"" and "0 in, 0 out, 0 rejected, unchanged 1" in again.errors
+    assert not any("/resolve/" in request.path or "/store/" in request.path for request in hub.requests[asked:])
+    (shown,) = running.good("stats", "s.db", cwd=tmp_path)
+    assert shown["hosts"] == {"the hub": {"unchanged": 1}}
+
+
+@pytest.mark.slow
+def test_a_large_download_that_breaks_off_is_resumed_where_it_broke_off(hub, env):
+    large = [{"id": str(number), "prompt": "Q", "completion": "word " * 200_000} for number in range(30)]
+    (hub.root / "datasets/reeds/talk/large.jsonl").write_bytes(jsonl(*large))
+    hub.breaking = {"store/reeds/talk/large.jsonl"}
+    assert len(running.good("fetch", "hf:reeds/talk/large.jsonl", env=env)) == 30
+    first, second = [each.headers.get("Range") for each in hub.requests if each.method == "GET" and "/store/" in each.path]  # fmt: skip
+    assert first is None and int(second.removeprefix("bytes=").rstrip("-")) >= 10_000_000
+
+
 def test_a_file_that_is_not_reached_is_not_downloaded(hub, env):
     assert len(running.good("fetch", "hf:reeds/talk", "--limit", 5, env=env)) == 5
     assert hub.fetched == ["reeds/talk/data/train-0.parquet"]
@@ -62,9 +83,18 @@ def test_a_file_that_is_not_reached_is_not_downloaded(hub, env):
 
 def test_a_gated_data_set_says_where_its_terms_are_and_is_read_with_a_token(hub, env):
     hub.gated = {"reeds/talk"}
-    said = running.bad("fetch", "hf:reeds/talk", env=env)
-    assert "accept its terms at https://huggingface.co/datasets/reeds/talk" in said and "HF_TOKEN" in said
+    for token in ({}, {"HF_TOKEN": "hf_of_one_who_did_not"}):  # HTTP 401 and 403
+        said = running.bad("fetch", "hf:reeds/talk", env={**env, **token})
+        assert "accept its terms at https://huggingface.co/datasets/reeds/talk" in said and "HF_TOKEN" in said
     assert len(running.good("fetch", "hf:reeds/talk/test.jsonl", env={**env, "HF_TOKEN": "hf_x"})) == 40
+
+
+def test_a_busy_hub_is_exit_75_and_with_a_state_a_reject(hub, env, tmp_path):
+    hub.busy = True
+    assert "the hub answers HTTP 429; try again later" in running.bad("fetch", "hf:reeds/talk", env=env, code=75)
+    (tmp_path / "more.jsonl").write_bytes(jsonl({"prompt": "Q", "completion": "A"}))
+    given = ("hf:reeds/talk", "more.jsonl", "--state", "s.db")
+    assert len(running.good("fetch", *given, env=env, cwd=tmp_path)) == 1
 
 
 @pytest.mark.parametrize(("given", "why"), [

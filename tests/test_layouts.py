@@ -143,7 +143,8 @@ def arrow(kind: str) -> bytes:
 def tar() -> bytes:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w:gz") as archive:
-        archive.addfile(tarfile.TarInfo("data.jsonl"), io.BytesIO())
+        for name in ("a.docx", "b.png"):
+            archive.addfile(tarfile.TarInfo(name), io.BytesIO())
     return sink.getvalue()
 
 
@@ -173,7 +174,7 @@ FOREIGN = {
     "an Arrow file": (lambda: arrow("file"), "Arrow or Feather file; write it as parquet"),
     "an Arrow stream": (lambda: arrow("stream"), "Arrow stream; write it as parquet"),
     "several parquet files": (parquet_twice, "several parquet files one after another; give each"),
-    "a tar archive": (tar, "tar archive; unpack it first"),
+    "a tar archive of other things": (tar, "a tar archive without JSON, JSONL or parquet in it (a.docx, b.png)"),
     "a PDF": (lambda: b"%PDF-1.7\n", "a PDF file"),
     "a zip file of other things": (lambda: zipped("a.docx", "b.png"), "without JSON, JSONL or parquet in it (a.docx, b.png)"),
     "a web page": (lambda: b"<!DOCTYPE html>\n<html>\n", "an HTML page, not JSON"),

@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import lzma
+import tarfile
 import zipfile
 
 import pytest
@@ -120,6 +121,16 @@ def zipped(**members: bytes) -> bytes:
     return sink.getvalue()
 
 
+def in_tar(mode: str = "w", **members: bytes) -> bytes:
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode=mode) as archive:
+        for name, content in members.items():
+            about = tarfile.TarInfo(name)
+            about.size = len(content)
+            archive.addfile(about, io.BytesIO(content))
+    return sink.getvalue()
+
+
 def pretty(data: bytes) -> bytes:
     return b"".join(json.dumps(json.loads(line), indent=2).encode() + b"\n" for line in data.splitlines())
 
@@ -143,6 +154,10 @@ FORMS = {
             "about.txt": b"what is no data",
             ".DS_Store": b"\0",
         }
+    ),
+    "tar": lambda data: in_tar(**{"a/folder/of/its.own/data.jsonl": data}),
+    "tar.xz of several": lambda data: in_tar(
+        "w:xz", **{"about.txt": b"x", "a.json": array(halves(data)[0]), "c.jsonl.gz": gzip.compress(halves(data)[1])}
     ),
     "gzip of parquet": lambda data: gzip.compress(parquet(data)),
     "objects over several lines": pretty,
@@ -220,6 +235,14 @@ def test_a_torn_input_gives_every_whole_record_then_says_where_it_tore(vtools, t
     (reject,) = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert (reject["reason"], reject["line"]) == ("torn_input", len(ids) + 1)
     assert f"{len(ids) + 1} in, {len(ids)} out, 1 rejected" in saved.errors
+
+
+@pytest.mark.parametrize(("kept", "whole"), [(2048, 20), (700, 4), (100, 0)])
+def test_of_a_torn_tar_archive_every_whole_record_is_read_before_it_is_said(vtools, kept, whole):
+    data = b"".join(jsonl({"id": str(number), "prompt": "Q", "completion": "A"}) for number in range(10))
+    done = vtools("fetch", "--rejects", "r", stdin=in_tar(**{"1.jsonl": data, "2.jsonl": data})[:kept])
+    assert (done.returncode, len(done.records)) == (0 if whole else 1, whole), done.errors
+    assert (whole == 0) or "torn_input" in done.errors
 
 
 def test_records_of_a_wholly_unknown_shape_are_an_error_not_an_empty_file(vtools, tool):

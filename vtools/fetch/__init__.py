@@ -17,7 +17,7 @@ def fetch(
     given: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FILE|FOLDER|URL|hf:OWNER/NAME...]",
+            metavar="[FILE|FOLDER|URL|hf:OWNER/NAME|sharegpt:ID...]",
             help="Files, folders, globs, http(s) URLs or data sets of the hub; - is stdin (default).",
         ),
     ] = None,
@@ -46,6 +46,10 @@ def fetch(
     listed: Annotated[
         str | None,
         typer.Option("--sources", metavar="FILE", help="Read more sources from this file, one per line; - is stdin."),
+    ] = None,
+    api_base: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Ask this mirror of ShareGPT for sharegpt:ID, sharegpt:new and sharegpt:top."),
     ] = None,
     state: Annotated[
         str | None,
@@ -84,10 +88,11 @@ def fetch(
 
     Reads the exports of ChatGPT, Claude, Open WebUI and LM Studio, the logs of llm, saved pages of ChatGPT and
     ShareGPT, the usual data sets, and any JSONL, JSON (an array, objects over several lines, one list of turns per
-    line) or parquet, plain or packed (gzip, bzip2, xz, zstd, zip); --list-sources shows them all. The content tells
-    what a file is, not its name. --columns names the columns of any other table, and reads CSV and TSV by their
+    line) or parquet, plain or packed (gzip, bzip2, xz, zstd, zip, tar); --list-sources shows them all. The content
+    tells what a file is, not its name. --columns names the columns of any other table, and reads CSV and TSV by their
     header; --role names other roles. Of a folder, all data files in it and below are read, sorted by name, and so are
-    those of hf:OWNER/NAME[/PATH][@REVISION], a data set of Hugging Face's hub.
+    those of hf:OWNER/NAME[/PATH][@REVISION], a data set of Hugging Face's hub. ShareGPT's site is gone: sharegpt:ID
+    and its lists, sharegpt:new and sharegpt:top, are asked from the mirror that --api-base names.
 
     Output is JSONL with OpenAI's `messages`; the `source` of a record holds its kind, its file or URL, the time of the
     download, the license, and the conversation's title and times. Tools that served an answer, its thoughts and its
@@ -112,7 +117,7 @@ def fetch(
       vtools fetch faq.csv --columns user=question,assistant=answer > raw.jsonl
       echo '{"prompt": "Hi", "completion": "Hello!"}' | vtools fetch
     """
-    from vtools.fetch import selection, source, sources
+    from vtools.fetch import mirror, selection, source, sources
     from vtools.fetch.keeping import Keeping
     from vtools.records import expand
 
@@ -125,6 +130,7 @@ def fetch(
     if listed:
         with streams.open_file(listed) as lines:
             wanted += source.listed(lines)
+    wanted = mirror.addressed(wanted, api_base)
     limits = Limits(rate, timeout, max_seconds, max_bytes)
     if (limits != USUAL or jobs > 1) and not any(map(source.is_url, wanted)):
         limiting = "--rate, --jobs, --timeout, --max-seconds and --max-bytes"
@@ -145,7 +151,7 @@ def fetch(
         counts.goes_on = state is not None
         many = len(files) > 1
         tick = stack.enter_context(jsonl.progress("fetch", quiet or not many, len(files), " sources"))
-        crawl = source.Crawl(limits, contact, counts, keeping, jobs, tick)
+        crawl = source.Crawl(limits, contact, counts, keeping, jobs, api_base or "", tick)
         values = selection.sampled(source.values(files, origin, crawl, names), sample, seed, counts)
         values = itertools.islice(values, limit)
         common = options.Common(out, rejects, stats, quiet=quiet)

@@ -4,7 +4,8 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from vtools.process import Failure, install
+from vtools.inference import retry
+from vtools.process import Failure, TryAgain, install
 from vtools.records import streams
 from vtools.records.naming import NONE, Names
 
@@ -19,10 +20,14 @@ class File(NamedTuple):
     license: str | None
 
 
-def files(reference: str, names: Names = NONE, kinds: Sequence[streams.Kind] = ()) -> Iterator[File]:
+def files(
+    reference: str, names: Names = NONE, kinds: Sequence[streams.Kind] = (), known: str | None = None
+) -> Iterator[File]:
     """The data files of a reference, each downloaded when it is reached. PATH is a file, a folder or a glob.
 
-    A download that broke off is resumed. Raises Failure.
+    There are none if the data set is still at the commit that is `known`.
+
+    A download that broke off is resumed. Raises Failure, and TryAgain if the hub is busy.
     """
     where, at, revision = reference.removeprefix(PREFIX).rpartition("@")
     where, revision = (where, revision) if at else (revision, "")
@@ -39,6 +44,8 @@ def files(reference: str, names: Names = NONE, kinds: Sequence[streams.Kind] = (
         about = huggingface_hub.HfApi().dataset_info(repository, revision=revision or None)
     except Exception as error:  # the hub library has a dozen error classes
         raise _failure(reference, repository, error) from None
+    if known and about.sha == known:
+        return
     there = sorted(file.rfilename for file in about.siblings or ())
     found = _chosen(there, wanted.strip("/"), names, kinds)
     if not found:
@@ -65,6 +72,11 @@ def _failure(reference: str, repository: str, error: Any) -> Failure:
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/datasets/{repository}"
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    if retry.is_transient(status):
+        return TryAgain(
+            f"{reference}: the hub answers HTTP {status}; try again later, or with HF_TOKEN for higher limits"
+        )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, errors.GatedRepoError):
         reason = f"the data set is gated: accept its terms at {page}, then `hf auth login` or set HF_TOKEN"

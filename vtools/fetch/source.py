@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from vtools import provenance
-from vtools.fetch import hub
+from vtools.fetch import hub, mirror
 from vtools.fetch.keeping import Keeping
 from vtools.fetch.limits import Limits
 from vtools.fetch.sources import KINDS, open_assistant
@@ -38,7 +38,7 @@ class Origin:
 
 def is_url(name: str) -> bool:
     """Whether a source is downloaded."""
-    return name.startswith(("http://", "https://"))
+    return name.startswith(("http://", "https://")) or name in mirror.LISTS
 
 
 def listed(lines: Iterable[bytes]) -> list[str]:
@@ -56,7 +56,13 @@ class Crawl:
     counts: Rejects
     keeping: Keeping
     jobs: int = 1
+    mirror: str = ""  # of ShareGPT
     tick: Callable[[], Any] = lambda: None
+
+    def source(self, uri: str) -> Source:
+        """What is known of a URL."""
+        host = "the hub" if uri.startswith(hub.PREFIX) else urlsplit(uri).netloc.rpartition("@")[2]
+        return self.keeping.state.source(uri, host) if self.keeping.state else Source(uri, host)
 
     def session(self) -> Any:
         """What downloads."""
@@ -72,20 +78,19 @@ def values(names: list[str], origin: Origin, crawl: Crawl, columns: Names = NONE
     """
     sources: dict[int, Source] = {}
     for number, name in enumerate(names):
-        if is_url(name):
-            host = urlsplit(name).netloc.rpartition("@")[2]
-            sources[number] = state.source(name, host) if (state := crawl.keeping.state) else Source(name, host)
+        if is_url(name) and name not in mirror.LISTS:
+            sources[number] = crawl.source(name)
     asked = {number: source for number, source in sources.items() if not source.waits()}
     with contextlib.ExitStack() as stack:
         read: Callable[[int], Iterator[bytes]]
-        if asked:
+        if asked or not set(mirror.LISTS).isdisjoint(names):
             session = crawl.session()
             stack.callback(session.close)
 
             def read(number: int) -> Iterator[bytes]:
                 return session.read(asked[number])
 
-            if crawl.jobs > 1:
+            if crawl.jobs > 1 and asked:
                 from vtools.fetch.ahead import Ahead
 
                 ahead = Ahead([(number, source.uri) for number, source in asked.items()], read, crawl.jobs)
@@ -98,6 +103,10 @@ def values(names: list[str], origin: Origin, crawl: Crawl, columns: Names = NONE
                 yield from _crawled(asked[number], read(number), crawl, columns)
             elif number in sources:
                 crawl.counts.extra["waiting"] += 1
+            elif crawl.keeping.state and name.startswith(hub.PREFIX):
+                yield from _kept_of_hub(name, origin, crawl, columns)
+            elif name in mirror.LISTS:
+                yield from _listed(name, session, origin, crawl, columns)
             else:
                 try:
                     yield from _stored(name, origin, columns)
@@ -115,10 +124,57 @@ def _stored(name: str, origin: Origin, columns: Names) -> Iterator[streams.Value
         origin.uri, origin.fetched_at = "stdin" if name == "-" else name, None
         yield from open_assistant.trees(streams.values(name, columns, KINDS))
         return
-    for file in hub.files(name, columns, KINDS):
+    yield from _of_hub(name, origin, columns)
+
+
+def _of_hub(name: str, origin: Origin, columns: Names, known: str | None = None) -> Iterator[streams.Value]:
+    """The values of a data set, unless it is still at the commit that is known. Raises OSError and Failure."""
+    for file in hub.files(name, columns, KINDS, known):
         origin.uri, origin.fetched_at, origin.license = file.uri, provenance.now(), file.license
         for value in open_assistant.trees(streams.values(file.path, columns, KINDS)):
             yield value._replace(file=value.file.replace(file.path, file.uri, 1))
+
+
+def _kept_of_hub(name: str, origin: Origin, crawl: Crawl, columns: Names) -> Iterator[streams.Value]:
+    """The values of a data set, if it has changed. When all are written, the state says how it went."""
+    source = crawl.source(name)
+    if source.waits():
+        crawl.counts.extra["waiting"] += 1
+        return
+    torn, origin.uri = crawl.counts.reasons["torn_input"], ""
+    try:
+        yield from _of_hub(name, origin, columns, source.etag)
+        source.went("fetched" if origin.uri else "unchanged")
+        source.etag = origin.uri.rpartition("@")[2] or source.etag
+        if crawl.counts.reasons["torn_input"] > torn:
+            source.failed("its data is cut off")
+            source.etag = None
+    except (OSError, Failure) as error:
+        why = str(error).removeprefix(f"{name}: ")
+        source.failed(why)
+        yield streams.Value(b"", name, 0, foreign=why, reason="unavailable")
+    crawl.counts.extra["unchanged"] += source.status == "unchanged"
+    crawl.keeping.settle(source)
+
+
+def _listed(name: str, session: Any, origin: Origin, crawl: Crawl, columns: Names) -> Iterator[streams.Value]:
+    """The values of all conversations in a list of a mirror of ShareGPT; the list is asked for as they are read."""
+    from vtools.fetch.session import Unavailable
+
+    def read(uri: str) -> bytes:
+        return b"".join(session.read(Source(uri)))
+
+    try:
+        for uri in mirror.listed(name, crawl.mirror, read):
+            source = crawl.source(uri)
+            if source.waits():
+                crawl.counts.extra["waiting"] += 1
+                continue
+            origin.uri, origin.fetched_at = uri, provenance.now()
+            yield from _crawled(source, session.read(source), crawl, columns)
+    except (Unavailable, Torn, ValueError) as error:
+        why = f"no list of conversations: {error}" if isinstance(error, ValueError) else str(error)
+        yield streams.Value(b"", name, 0, foreign=why, reason="unavailable")
 
 
 def _crawled(source: Source, chunks: Iterator[bytes], crawl: Crawl, columns: Names) -> Iterator[streams.Value]:

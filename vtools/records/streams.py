@@ -2,7 +2,9 @@
 
 import io
 import itertools
+import os
 import re
+import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
@@ -18,6 +20,7 @@ BOM = b"\xef\xbb\xbf"
 BETWEEN = b" \t\r\n,"  # what may separate two values
 DATA = (".json", ".jsonl", ".ndjson", ".parquet")
 TABLES = (".csv", ".tsv")
+ARCHIVES = (".zip", ".tar", ".tgz")
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 # In the exports of ChatGPT and Claude, what is about the account lies beside the conversations.
 ACCOUNT = ("user.json", "users.json")
@@ -76,20 +79,23 @@ def _is_data(name: str, names: Names, kinds: Sequence[Kind]) -> bool:
     for packed in PACKED:
         file = file.removesuffix(packed)
     ends = TABLES if names.columns else tuple(end for kind in kinds for end in kind.ends)
-    return file.endswith((*DATA, ".zip", *ends))
+    return file.endswith((*DATA, *ARCHIVES, *ends))
 
 
 def values(file: str, names: Names = NONE, kinds: Sequence[Kind] = ()) -> Iterator[Value]:
     """Yield the raw values of a file (`-` is stdin). The last one carries `torn` if the input broke off."""
     with open_file(file) as stream:
         chunks = iter(lambda: stream.read1(CHUNK), b"")  # type: ignore[attr-defined]
-        yield from split(chunks, "stdin" if file == "-" else file, names, kinds)
+        whole = stream if file != "-" and stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else None
+        yield from split(chunks, "stdin" if file == "-" else file, names, kinds, whole)
 
 
-def split(chunks: Iterable[bytes], file: str, names: Names = NONE, kinds: Sequence[Kind] = ()) -> Iterator[Value]:
+def split(
+    chunks: Iterable[bytes], file: str, names: Names = NONE, kinds: Sequence[Kind] = (), whole: BinaryIO | None = None
+) -> Iterator[Value]:
     """Unpack chunks of bytes and cut them into values; the rows of a table too, if `names` has columns.
 
-    Else files of these `kinds` are read as they are told to.
+    Else files of these `kinds` are read as they are told to. `whole` is the file on disk that the chunks are read from.
     """
     kinds = () if names.columns else kinds
     since = 0  # the last value, in bytes
@@ -104,7 +110,7 @@ def split(chunks: Iterable[bytes], file: str, names: Names = NONE, kinds: Sequen
 
     try:
         known = [kind.magic for kind in kinds]
-        for member, part in unpacked(iter(chunks), lambda files: data(files, names, kinds), known=known):
+        for member, part in unpacked(iter(chunks), lambda files: data(files, names, kinds), 0, known, whole):
             for value in _cut(part, f"{file}/{member}" if member else file, names, kinds, limited):
                 since = 0
                 yield value

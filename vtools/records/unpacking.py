@@ -1,7 +1,9 @@
-"""Unpacking gzip, bzip2, xz, zstd, zip and parquet, detected by the first bytes, not by the file name."""
+"""Unpacking gzip, bzip2, xz, zstd, zip, tar and parquet, detected by the first bytes, not by the file name."""
 
+import contextlib
+import functools
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
+from typing import IO, Any
 
 Chunks = Iterator[bytes]
 Choose = Callable[[list[str]], Collection[str]]
@@ -18,6 +20,7 @@ class Foreign(Exception):
 GZIP, ZSTD, XZ, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\0", b"PAR1"
 BZIP2 = (b"BZh", b"1AY&SY", b"\x17rE8P\x90")  # followed by the block size and by a block, or by the end
 ZIP = (b"PK\3\4", b"PK\5\6")  # with members, or empty
+TAR = 257, (b"ustar\x0000", b"ustar  \0")  # the place of its magic number: POSIX's, GNU's
 FOREIGN = {
     b"ARROW1": "an Arrow or Feather file; write it as parquet",
     b"\xff\xff\xff\xff": "an Arrow stream; write it as parquet",
@@ -34,12 +37,13 @@ NESTED = 4  # packings inside each other: some archives contain themselves
 
 
 def unpacked(
-    chunks: Chunks, choose: Choose, depth: int = 0, known: Collection[bytes] = ()
+    chunks: Chunks, choose: Choose, depth: int = 0, known: Collection[bytes] = (), whole: IO[bytes] | None = None
 ) -> Iterator[tuple[str, Chunks]]:
-    """The streams of a file, unpacked: one without a name, or those members of a zip file that `choose` picks by name.
+    """The streams of a file, unpacked: one without a name, or those members of an archive that `choose` picks by name.
 
-    `known` are the first bytes of what the caller reads though it is no JSON. Waits for more than the first byte only
-    if it may be a magic number's. Raises Torn and Foreign, and so may each stream.
+    `known` are the first bytes of what the caller reads though it is no JSON; `whole` is the file that the chunks are
+    read from, if it can be read from any place. Waits for more than the first byte only if it may be a magic number's.
+    Raises Torn and Foreign, and so may each stream.
     """
     head = b""
     for chunk in chunks:
@@ -52,9 +56,13 @@ def unpacked(
     if packing := _packing(head):
         yield from unpacked(_decompressed(chunks, *packing), choose, depth + 1, known)
     elif head.startswith(ZIP):
-        yield from _members(chunks, choose, depth, known)
+        with _on_disk(chunks, whole) as file:
+            yield from _members("zip file", _zipped(file), choose, depth, known)
+    elif head[TAR[0] :].startswith(TAR[1]):
+        with _on_disk(chunks, whole) as file:
+            yield from _members("tar archive", _in_tar(file), choose, depth, known)
     elif head.startswith(PARQUET):
-        yield "", _parquet(chunks)
+        yield "", _parquet(chunks, whole)
     else:
         if not head.startswith(tuple(known)) and (kind := _foreign(head)):
             raise Foreign(kind)
@@ -91,8 +99,6 @@ def _foreign(head: bytes) -> str | None:
         one == b"\0\0" and 0 not in other and other.isascii() for one, other in ((even, odd), (odd, even))
     ):
         return "a UTF-16 file; convert it: iconv -f UTF-16 -t UTF-8 FILE"
-    if head[257:262] == b"ustar":
-        return "a tar archive; unpack it first: tar -xf FILE"
     return None
 
 
@@ -127,28 +133,87 @@ def _decompressed(chunks: Chunks, new: Callable[[], Any], name: str) -> Chunks:
         raise Torn(f"the {name} data ends early")
 
 
-def _members(chunks: Chunks, choose: Choose, depth: int, known: Collection[bytes]) -> Iterator[tuple[str, Chunks]]:
-    """The chosen members of a zip file, or its only one. It has its index at the end, so it is copied to disk first."""
+@contextlib.contextmanager
+def _on_disk(chunks: Chunks, whole: IO[bytes] | None) -> Iterator[IO[bytes]]:
+    """What has its index at its end, as a file: it is copied to disk, unless it is there."""
+    if whole:
+        yield whole
+        return
     import tempfile
-    import zipfile
 
     with tempfile.TemporaryFile() as spool:
         spool.writelines(chunks)
-        try:
-            archive = zipfile.ZipFile(spool)
-        except (zipfile.BadZipFile, OSError, ValueError):
-            raise Torn("the zip data is damaged or ends early") from None
-        members = [each for each in archive.infolist() if not each.is_dir()]
-        picked = choose([each.filename for each in members])
-        chosen = [each for each in members if each.filename in picked] or members[: len(members) == 1]
-        if not chosen:
-            names = ", ".join(each.filename for each in members[:4]) + ", ..." * (len(members) > 4)
-            raise Foreign(f"a zip file without JSON, JSONL or parquet in it ({names or 'it is empty'})")
-        for member in chosen:
-            if member.flag_bits & 1:
-                raise Foreign(f"{member.filename} is encrypted in the zip file; unpack it first")
-            for name, part in unpacked(_member(archive, member), choose, depth + 1, known):
-                yield "/".join(filter(None, (member.filename, name))), part
+        spool.flush()
+        yield spool
+
+
+Members = Iterator[tuple[str, Callable[[], Chunks]]]
+
+
+def _members(
+    kind: str, found: Members, choose: Choose, depth: int, known: Collection[bytes]
+) -> Iterator[tuple[str, Chunks]]:
+    """The chosen members of an archive, or its only one; of one that is torn, those before that, and then Torn."""
+    members: list[tuple[str, Callable[[], Chunks]]] = []
+    torn = None
+    try:
+        members += found
+    except Torn as error:
+        torn = error
+    picked = choose([name for name, _ in members])
+    chosen = [member for member in members if member[0] in picked] or members[: len(members) == 1]
+    if not chosen and not torn:
+        names = ", ".join(name for name, _ in members[:4]) + ", ..." * (len(members) > 4)
+        raise Foreign(f"a {kind} without JSON, JSONL or parquet in it ({names or 'it is empty'})")
+    for name, content in chosen:
+        for inner, part in unpacked(content(), choose, depth + 1, known):
+            yield "/".join(filter(None, (name, inner))), part
+    if torn:
+        raise torn
+
+
+def _in_tar(file: IO[bytes]) -> Members:
+    import tarfile
+
+    def content(member: Any) -> Chunks:
+        file.seek(member.offset_data)
+        left = member.size
+        while left:
+            chunk = file.read(min(left, 1 << 16))
+            if not chunk:
+                raise Torn(f"the tar data of {member.name} ends early")
+            left -= len(chunk)
+            yield chunk
+
+    file.seek(0)
+    try:
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  it is as open as its file
+        for member in archive:
+            if member.isfile() and not member.issparse():
+                yield member.name, functools.partial(content, member)
+        file.seek(archive.offset)
+        ended = file.read(1)  # two empty blocks are its end
+    except (tarfile.TarError, OSError, ValueError):
+        ended = b""
+    if not ended:
+        raise Torn("the tar data is damaged or ends early")
+
+
+def _zipped(file: IO[bytes]) -> Members:
+    import zipfile
+
+    def content(member: Any) -> Chunks:
+        if member.flag_bits & 1:
+            raise Foreign(f"{member.filename} is encrypted in the zip file; unpack it first")
+        return _member(archive, member)
+
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, OSError, ValueError):
+        raise Torn("the zip data is damaged or ends early") from None
+    for member in archive.infolist():
+        if not member.is_dir():
+            yield member.filename, functools.partial(content, member)
 
 
 def _member(archive: Any, member: Any) -> Chunks:
@@ -165,19 +230,15 @@ def _member(archive: Any, member: Any) -> Chunks:
         raise Torn(f"the zip data of {member.filename} is damaged") from None
 
 
-def _parquet(chunks: Chunks) -> Chunks:
-    """Rows as JSON lines. Parquet has its index at the end, so the input is copied to disk first."""
-    import tempfile
-
+def _parquet(chunks: Chunks, whole: IO[bytes] | None) -> Chunks:
+    """Rows as JSON lines."""
     from vtools.records import parquet
 
-    with tempfile.TemporaryFile() as spool:
-        spool.writelines(chunks)
-        spool.flush()
-        if parquet.several(spool):
+    with _on_disk(chunks, whole) as file:
+        if parquet.several(file):
             raise Foreign("several parquet files one after another; give each as a file of its own: FILE FILE")
         try:
-            yield from parquet.rows(spool)
+            yield from parquet.rows(file)
         except parquet.Unreadable as error:
             raise Torn(str(error)) from None
 

@@ -30,7 +30,8 @@ def read(value: Record, names: Names) -> Record:
     record["source"] = {"kind": "columns" if names.columns else conversation.shape(value)}
     if isinstance(title := value.get("title"), str) and title:
         record["source"]["title"] = title
-    if created := next(filter(None, (turns.when(value.get(key)) for key in _TIMES)), None):
+    times = [] if value.keys().isdisjoint(_TIMES) else [turns.when(value.get(key)) for key in _TIMES]
+    if created := next(filter(None, times), None):
         record["source"]["created_at"] = created
     if known is not None:
         record["source"]["name"] = known
