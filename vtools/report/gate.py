@@ -19,7 +19,7 @@ Table = dict[str, Any]
 class Gate:
     """The condition `left >= right + margin`, or `>` if it is `strict`.
 
-    Win rates, of which a tie is half a win, are compared by their difference: 50 % against 52 % are - 2 %. Scores are
+    Win rates, of which a tie is half a win, are compared by their difference: 49 % against 51 % are - 2 %. Scores are
     compared by their ratio: 98 % of the other's total score are - 2 %.
     """
 
