@@ -60,6 +60,11 @@ def test_a_judge_that_favours_a_place_is_found_by_an_exact_test(measure):
     assert "the judge favours the answer shown first: it won both times 11 to 1" in table["warnings"]
 
 
+def test_the_answer_shown_first_stays_the_first_when_a_reversed_pair_is_turned(measure):
+    (table,) = measure([*both("1", "ab"), *both("2", "ab", a="B", b="A")])["pairs"]
+    assert (table["a"], table["b"], table["first_won"], table["second_won"]) == ("A", "B", 2, 0)
+
+
 def test_the_longer_answers_share_of_wins_has_an_interval(measure):
     rows = [each for n in range(24) for each in both(n, "bb" if n % 2 else "aa", len=[20, 10 + 40 * (n % 3 > 0)])]
     (table,) = measure(rows)["pairs"]
