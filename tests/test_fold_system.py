@@ -81,6 +81,7 @@ def test_it_is_refused_where_it_would_do_nothing(smollm2, tokenizer, tmp_path):
         folding.folding_system()
 
 
+@pytest.mark.slow
 def test_every_tool_counts_the_same_tokens_and_the_trained_model_keeps_it(vtools, tmp_path):
     make(tmp_path / "base")
     config = json.loads((tmp_path / "base/tokenizer_config.json").read_text())

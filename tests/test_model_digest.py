@@ -78,6 +78,7 @@ def test_a_cache_that_cannot_be_written_only_costs_time(model: Path, tmp_path: P
     assert model_digest.digest(model) == before
 
 
+@pytest.mark.slow
 def test_another_base_under_the_same_name_is_refused_where_a_run_would_resume(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     import tiny

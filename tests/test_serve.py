@@ -358,6 +358,7 @@ def test_a_server_whose_events_have_lost_their_reader_goes_on_serving(short):
         assert process.stderr.read() == b""
 
 
+@pytest.mark.slow
 def test_a_server_whose_events_nobody_reads_goes_on_serving(short):
     with running.start("serve", short, "--port", 0, "-q", pipesize=4096) as process:
         url = next(event["url"] for event in map(json.loads, process.stdout) if event["event"] == "ready")

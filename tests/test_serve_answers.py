@@ -181,6 +181,7 @@ def test_a_worker_that_is_asked_to_end_finishes_its_answers_and_another_takes_it
     assert [event["state"] for event in server.workers] == ["up", "draining", "down", "up"]
 
 
+@pytest.mark.slow
 def test_workers_take_the_gpus_in_turn(short):
     server = Server(f"short={short}", "--workers", 3, CUDA_VISIBLE_DEVICES="4,GPU-6c5f")
     given = [

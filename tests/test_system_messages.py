@@ -149,6 +149,7 @@ def test_every_tool_counts_the_same_tokens_with_it_and_the_dry_run_shows_it(vtoo
         assert whole - counted == 12 * longer
 
 
+@pytest.mark.slow
 def test_it_is_trained_with_stored_with_the_weights_and_served(vtools, base, tmp_path):
     run = vtools(
         "train", "--model", base / "base", "--data", base / "chats.jsonl", "--out", "tuned", "--system", "one red bird",

@@ -99,6 +99,7 @@ def test_weights_too_large_for_a_dtype_are_named_before_the_first_step(base: Pat
     )
 
 
+@pytest.mark.slow
 def test_a_result_that_overflows_is_not_saved_and_the_run_goes_on_in_another_dtype(base: Path, tmp_path: Path) -> None:
     name = "model.layers.1.self_attn.o_proj.weight"
     edge = load_file(base / "model.safetensors")[name]

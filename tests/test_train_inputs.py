@@ -67,6 +67,7 @@ def test_a_thousand_files_and_more_can_be_one_input(template: Template, tmp_path
     assert len(token_cache.read(names, template, 512, "truncate", quiet=True)) == 1500
 
 
+@pytest.mark.slow
 def test_operands_folders_globs_and_data_options_mean_the_same(base: Path, folder: Path) -> None:
     ways: list[list[object]] = [
         ["whole.jsonl"],

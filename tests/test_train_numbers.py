@@ -243,6 +243,7 @@ def train(network: Any, corpus: data.Corpus, alone: Any, out: Path, **changes: A
     return rows
 
 
+@pytest.mark.slow
 def test_how_a_step_is_cut_into_micro_batches_does_not_change_its_loss(
     base: Path, template: Template, tmp_path: Path, alone: Any
 ) -> None:

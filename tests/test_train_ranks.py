@@ -70,6 +70,7 @@ def test_two_ranks_have_the_losses_and_the_weights_of_one(dtype: str, tolerance:
     assert abouts[0]["run"] == abouts[1]["run"]
 
 
+@pytest.mark.slow
 def test_torchrun_starts_the_same_run(runs: Runs) -> None:
     python, *rest = command(*runs.arguments("torchrun", "--dtype", "fp32", "--max-steps", 3))
     launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -111,6 +112,7 @@ def test_a_rank_that_dies_ends_the_run_with_a_word_about_it_and_no_process_left(
         wait_until(lambda: not processes_of(child.pid))
 
 
+@pytest.mark.slow
 def test_ranks_die_with_their_launcher(runs: Runs) -> None:
     with runs.started("orphans", "--max-steps", 5000, "--nproc", 2) as child:
         assert len(ranks_of(child.pid)) == 2
@@ -148,6 +150,7 @@ def pending(pid: int, signum: int) -> bool:
     return bool(int(status(pid, "ShdPnd")[0], 16) >> signum - 1 & 1)
 
 
+@pytest.mark.slow
 def test_a_second_signal_does_not_wait_for_the_save(runs: Runs) -> None:
     with runs.started("impatient", "--max-steps", 5000, "--nproc", 2) as child:
         ranks = ranks_of(child.pid)
