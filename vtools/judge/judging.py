@@ -169,15 +169,17 @@ def judge_all(
 
     for line in said:
         tell(line)
+    identities = {name: client.identity() for name, client in clients.items()}
+    before = _known(stopping, judge.keyed(shared, identities), common.out, judge) if stopping else None
     complaint = ask_all(
         "judge",
-        judge.keyed(shared, {name: client.identity() for name, client in clients.items()}),
+        judge.keyed(shared, identities),
         lambda task: judge.record(task, asking[task.question.judge]),
         common,
         judge.kind,
         write=write,
         seen=count,
-        needed=stopping.needed if stopping else lambda task: True,
+        needed=lambda task: all(each.needed(task) for each in (stopping, before) if each),
         unit="judgments",
         total=len(shared),
         clients=list(clients.values()),
@@ -202,6 +204,23 @@ def judge_all(
     if not total:
         both = "no question has an answer in both files; are the question ids the same?"
         raise Failure(f"nothing to judge: {both if judge.mode.name == PAIR else 'no answer fits its question'}")
+
+
+def _known(stopping: Stopping, tasks: Iterable[Task], out: str | None, judge: Judge) -> Stopping:
+    """What an earlier run knew, up to the first judgment that it lacks.
+
+    Without it, threads that are ahead of the one that counts would ask for what is decided already.
+    """
+    known = stopping.copy()
+    with journal.peek(out, judge.kind) as found:
+        for task in tasks:
+            if task.reject or not known.needed(task):
+                continue
+            record = found.get(task.key)
+            if record is None:
+                break
+            known.seen(task, record)
+    return known
 
 
 def is_same(asked: Match | Single) -> bool:

@@ -1,5 +1,6 @@
 """Judging each pair of models in random order, until it is sure which is better."""
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -60,6 +61,12 @@ class Stopping:
             pair: _Progress(Design(level, seed, len(own), len(orders)), own, SequentialTest(level, len(own)))
             for pair, own in places.items()
         }
+
+    def copy(self) -> "Stopping":
+        """The same, to be told other judgments."""
+        other = copy.copy(self)
+        other._pairs = copy.deepcopy(self._pairs)
+        return other
 
     def needed(self, task: Task) -> bool:
         """Whether a task is still to be asked: not if its question comes after the one that decided. Thread-safe."""
