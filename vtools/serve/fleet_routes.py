@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -29,6 +29,8 @@ def routes(fleet: Fleet, engines: Engines, token: bytes, host: str, loopback: bo
             try:
                 body = await _checked(request)
                 return json_response(handler(body, peer))
+            except ClientDisconnect:
+                return Response(status_code=400)  # which nobody reads
             except (ApiError, signatures.Unsigned, lease.BadLease) as error:
                 if request.url.path == LEASE:
                     fleet.stranger(peer, str(error))
