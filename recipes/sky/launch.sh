@@ -37,7 +37,7 @@ echo "Before: about $(cost "$(python3 -c 'import json, sys; print(json.load(open
     "$SKY_HOME/bin/pip" install --quiet "skypilot[${CLOUDS:-aws,gcp}]>=0.14.1,<0.15"
 }
 sky() { "$SKY_HOME/bin/sky" "$@"; }
-job() { # NAME FIELD: of the newest job of this name; nothing where there is none
+job() { # NAME: status, recoveries and seconds of the newest job of this name; nothing where there is none
     local jobs
     jobs=$(sky jobs queue --all --output json 2> "$RUN/sky.log") || {
         grep -q "No in-progress managed jobs" "$RUN/sky.log" || { cat "$RUN/sky.log" >&2; return 1; } # it has no queue before the first job
@@ -47,28 +47,30 @@ job() { # NAME FIELD: of the newest job of this name; nothing where there is non
 import json, sys
 
 jobs = [job for job in json.load(sys.stdin) if job["job_name"] == sys.argv[1]]
-print(max(jobs, key=lambda job: job["job_id"])[sys.argv[2]] if jobs else "")' "$1" "$2" <<< "$jobs"
+newest = max(jobs, key=lambda job: job["job_id"], default=None)
+print(*(newest[field] for field in ("status", "recovery_count", "job_duration")) if newest else ())' "$1" <<< "$jobs"
 }
 BUCKET=${BUCKET:-vtools-$name}
-ended() { # NAME FILE [OPTION...]: launched unless it was, and awaited
-    local state
-    state=$(job "$1" status)
-    case $state in
-        "" | CANCELLED | FAILED*)
+ended() { # NAME FILE [OPTION...]: launched unless it was, and awaited; sets status, recoveries, seconds
+    local now
+    now=$(job "$1")
+    case $now in
+        "" | CANCELLED* | FAILED*)
             sky jobs launch -n "$1" ${ON_DEMAND:+--no-use-spot} ${HF_TOKEN:+--secret HF_TOKEN} --env RUN="$RUN" \
                 --env MODEL="$MODEL" --env BUCKET="$BUCKET" ${VTOOLS:+--env VTOOLS="$VTOOLS"} "${@:3}" "$here/$2" || true # `sky` has said why
             ;;
-        SUCCEEDED) ;;
+        SUCCEEDED*) ;;
         *) sky jobs logs --name "$1" || true ;;
     esac
+    [[ $now = SUCCEEDED* ]] || now=$(job "$1")
+    read -r status recoveries seconds <<< "$now"
 }
-succeeded() { # NAME
-    [ "$(job "$1" status)" = SUCCEEDED ] || { echo "$0: the job $1 did not succeed; repeat the command to go on with it" >&2; exit 1; }
+succeeded() { # NAME: the job that `ended` has awaited
+    [ "$status" = SUCCEEDED ] || { echo "$0: the job $1 did not succeed; repeat the command to go on with it" >&2; exit 1; }
 }
 cp "$here/../data/identity.jsonl" "$RUN/identity.jsonl"
 ended "$name" train.yaml --env PRESET="$PRESET" --env WINDOW="$WINDOW" --env OPTIONS="${OPTIONS:-}" "$@"
-[ -z "$(job "$name" status)" ] ||
-    echo "After: $(job "$name" status), $(job "$name" recovery_count) recoveries, $(cost "$(job "$name" job_duration)")" >&2
+[ -z "$status" ] || echo "After: $status, $recoveries recoveries, $(cost "$seconds")" >&2
 succeeded "$name"
 echo "The model is in $(basename "$RUN")/tuned of the bucket $BUCKET." >&2
 if [ -n "${OPENAI_API_KEY:-}" ]; then

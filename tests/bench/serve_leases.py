@@ -30,8 +30,8 @@ from vtools.inference.identity import fingerprint
 from vtools.models.template import Template, load_template
 from vtools.models.tokenizer import load_tokenizer
 from vtools.serve import signatures, template_files
-from vtools.serve.beats import PATH
 from vtools.serve.lease import BEAT, Lease
+from vtools.serve.signatures import LEASE
 from vtools.serve.vetting import CHALLENGE, TEMPLATE, signed
 
 DIGEST = "0" * 32
@@ -72,7 +72,7 @@ class Idle:
                 body = json.dumps(dataclasses.asdict(self.lease)).encode()
                 try:
                     reply = await client.post(
-                        f"{self._edge}{PATH}", content=body, headers=signatures.headers(b"", PATH, body)
+                        f"{self._edge}{LEASE}", content=body, headers=signatures.headers(b"", LEASE, body)
                     )
                     if reply.status_code != 200 or reply.json()["state"] == "refused":
                         failed.append(reply.text)

@@ -26,7 +26,7 @@ def addressed(names: list[str], base: str | None) -> list[str]:
         raise UsageFailure(f"{own[0]}: ShareGPT's site is gone; name a mirror that speaks its API: --api-base URL")
     if base is not None and not own:
         raise UsageFailure("--api-base is the mirror that sharegpt:ID is asked from, and no source is one")
-    return [_page(name, base) if base and name in own and name not in LISTS else name for name in names]
+    return [_page(name, base) if base and name.startswith(PREFIX) and name not in LISTS else name for name in names]
 
 
 def listed(name: str, base: str, read: Callable[[str], bytes]) -> Iterator[str]:

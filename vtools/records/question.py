@@ -144,14 +144,19 @@ def _question(value: Record, turns: list[str], context: list[dict[str, Any]]) ->
     )
 
 
+def spelled(given: object) -> str:
+    """An id as text. Spellings of one id are one: a number or its digits, Unicode's forms, with blanks around it."""
+    text = str(int(given) if isinstance(given, float) and given.is_integer() else given)
+    return unicodedata.normalize("NFC", text).strip()
+
+
 def _identity(value: Record) -> str | None:
-    """The id as text. Spellings of one id are one: a number or its digits, Unicode's forms, with blanks around it."""
+    """The id as text."""
     for name in ("id", "question_id"):
         given = value.get(name)
         if given is None:
             continue
-        spelled = str(int(given) if isinstance(given, float) and given.is_integer() else given)
-        if text := unicodedata.normalize("NFC", spelled).strip():
+        if text := spelled(given):
             return text
     return None
 

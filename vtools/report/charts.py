@@ -6,6 +6,7 @@ from vtools import plots
 from vtools.plots import Chart
 from vtools.process import Failure
 from vtools.report import headline
+from vtools.report.grades import by_rubric
 
 Table = dict[str, Any]
 
@@ -90,18 +91,15 @@ def _rank(ends: list[int] | None) -> str:
 def _grades(grades: list[Table]) -> list[Chart]:
     """The mean grades of each judge and rubric, best model first, with intervals; and by category."""
     drawn = []
-    for judge, rubric in dict.fromkeys((table["judge"], table["rubric"]) for table in grades):
-        tables = [table for table in grades if (table["judge"], table["rubric"]) == (judge, rubric)]
-        tables = sorted((table for table in tables if table["mean"] is not None), key=lambda table: -table["mean"])
-        if not tables:
-            continue
+    known = (table for table in grades if table["mean"] is not None)
+    for (judge, rubric), tables in by_rubric(known).items():
         rows = [(table["model"], table["mean"], table["mean_ci"]) for table in tables]
         drawn.append(plots.intervals(f"Mean grades by {judge}, rubric {rubric}, with intervals", "mean grade", rows))
         names = sorted({name for table in tables for name in table["categories"]})
         values = [[table["categories"].get(name) for name in names] for table in tables]
-        known = [value for line in values for value in line if value is not None]
-        if known:
-            models, ends = [table["model"] for table in tables], (min(known), max(known))
+        means = [value for line in values for value in line if value is not None]
+        if means:
+            models, ends = [table["model"] for table in tables], (min(means), max(means))
             title = f"Mean grades by {judge} and category"
             drawn.append(plots.heat_map(title, models, names, values, ends, "{:.1f}"))
     return drawn

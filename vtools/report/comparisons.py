@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from vtools.records.question import Question
 from vtools.report.reading import Known
-from vtools.report.units import Pair, Rule, Unit
+from vtools.report.units import Pair, Rule, Unit, preferred
 
 Turns = tuple[str, ...]
 
@@ -28,10 +28,8 @@ class Comparison:
 
     @property
     def outcome(self) -> str | None:
-        """`a` or `b`, whom more judges prefer than prefer the other, else `tie`; None without any verdict."""
-        outcomes = [outcome for unit in self.judged.values() if (outcome := unit.outcome(self._rule(unit)))]
-        lead = outcomes.count("b") - outcomes.count("a")
-        return ("b" if lead > 0 else "a" if lead < 0 else "tie") if outcomes else None
+        """That of most judges; None without any verdict."""
+        return preferred(self._outcomes())
 
     @property
     def orders_disagree(self) -> bool:
@@ -41,11 +39,12 @@ class Comparison:
     @property
     def judges_disagree(self) -> bool:
         """Whether the judges' outcomes differ."""
-        return len({outcome for unit in self.judged.values() if (outcome := unit.outcome(self._rule(unit)))}) > 1
+        return len(set(self._outcomes())) > 1
 
-    def _rule(self, unit: Unit) -> Rule:
-        """The rule by which a verdict decides; a run that may stop early was stopped by `strict`."""
-        return "strict" if unit.stopping else self.rule
+    def _outcomes(self) -> list[str]:
+        """Those of the judges with a verdict; a run that may stop early was stopped by `strict`."""
+        every = (unit.outcome("strict" if unit.stopping else self.rule) for unit in self.judged.values())
+        return [outcome for outcome in every if outcome]
 
     def asked(self, known: Known) -> Turns:
         """The turns of the question; none if they are not known."""

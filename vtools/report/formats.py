@@ -8,8 +8,9 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vtools.records.comparison import WON
 from vtools.records.jsonl import Record
-from vtools.report.units import SHARES, Grade, Graded, Judgment, Verdict
+from vtools.report.units import Grade, Graded, Judgment, Verdict
 from vtools.report.values import Wrong, identity, is_number, number, one_of, optional, shown, text, two, whole
 
 Graded1 = tuple[Graded, Grade]  # a grade, and whose it is by whom
@@ -34,7 +35,7 @@ PROMPTS = ("-generic", "-coding", "-math")  # of the Vicuna blog, at the end of 
 
 def said(side: str | None, share: float | None = None, **more: Any) -> Verdict:
     """A verdict, with the share that it gives b unless that is known better."""
-    return Verdict(side, SHARES.get(side or "") if share is None else share, **more)
+    return Verdict(side, WON.get(side or "") if share is None else share, **more)
 
 
 def better(a: float, b: float) -> str:

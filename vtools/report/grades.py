@@ -28,6 +28,14 @@ def summarise(graded: Graded, grades: list[Grade]) -> dict[str, Any]:
     }
 
 
+def by_rubric(tables: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """The summaries of each judge and rubric, the best model first."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for table in tables:
+        found.setdefault((table["judge"], table["rubric"]), []).append(table)
+    return {key: sorted(own, key=lambda table: -(table["mean"] or 0)) for key, own in found.items()}
+
+
 def mean(grades: Iterable[Grade]) -> float | None:
     """The mean score, None if there is none."""
     scores = [grade.score for grade in grades if grade.score is not None]

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from vtools.report.grades import by_rubric
+
 Table = dict[str, Any]
 Found = dict[str, Any]
 
@@ -99,10 +101,7 @@ def _grades(grades: list[Table], name: Callable[[str], str]) -> tuple[str, str]:
     known = [table for table in grades if table["mean"] is not None]
     if not known:
         return "Nothing is known:", "no answer has a grade that could be read."
-    judges = list(dict.fromkeys((table["judge"], table["rubric"]) for table in known))
-    judge, rubric = judges[-1]  # all judges together, where there are several
-    ranked = [table for table in known if (table["judge"], table["rubric"]) == (judge, rubric)]
-    ranked.sort(key=lambda table: -table["mean"])
+    *_, ranked = by_rubric(known).values()  # at last all judges together, where there are several
     best, *others = ranked
     if not others:
         ends = best["mean_ci"]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from vtools.report.grades import by_rubric
 from vtools.report.headline import percents
 
 AT_ONCE = 6  # categories beside each other
@@ -24,8 +25,6 @@ def listings(found: Found) -> Iterator[Listing]:
         yield from _ratings(group)
     for each in found.get("length_adjusted", []):
         yield _length(each)
-    for adjusted in found.get("length_adjusted") or []:
-        yield _adjusted(adjusted)
     yield from _grades(found["grades"])
     if agreement := found.get("agreement"):
         yield _agreement(agreement)
@@ -73,24 +72,13 @@ def _length(found: Found) -> Listing:
     return Listing(f"{title}\njudge: {found['judge']}", ["model", "n", "wins", "adjusted"], rows)
 
 
-def _adjusted(adjusted: Found) -> Listing:
-    rows = [
-        [each["model"], str(each["n"]), _percent(each["win_rate"]), _percent(each["adjusted"])]
-        for each in adjusted["models"]
-    ]
-    title = f"win rates against {adjusted['baseline']}, adjusted for length, by {adjusted['judge']}"
-    return Listing(title, ["model", "n", "win rate", "adjusted"], rows)
-
-
 def _rank(ends: Sequence[int]) -> str:
     return f"{ends[0]}" if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
 def _grades(grades: list[Found]) -> Iterator[Listing]:
     """The mean grades by each judge and rubric, best model first, then by category."""
-    for judge, rubric in dict.fromkeys((table["judge"], table["rubric"]) for table in grades):
-        tables = [table for table in grades if (table["judge"], table["rubric"]) == (judge, rubric)]
-        tables.sort(key=lambda table: -(table["mean"] or 0))
+    for (judge, rubric), tables in by_rubric(grades).items():
         turns = sorted({turn for table in tables for turn in table["turns"]})
         turns = turns if len(turns) > 1 else []
         rows = [

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
+from vtools.records.comparison import WON
 from vtools.report import summary
 from vtools.report.summary import Counted
-from vtools.report.units import Grade, Graded, Pair, Rule, Unit
+from vtools.report.units import Grade, Graded, Pair, Rule, Unit, preferred
 
 
 def tables(pairs: dict[Pair, dict[str, Unit]], rule: Rule) -> list[dict[str, Any]]:
@@ -31,15 +32,13 @@ def vote(units: Sequence[Unit], rule: Rule) -> Counted | None:
     with a verdict gave some.
     """
     units = [unit for unit in units if unit.read]
-    if not units:
+    winner = preferred([unit.outcome(rule) for unit in units])
+    if winner is None:
         return None
-    outcomes = [unit.outcome(rule) for unit in units]
-    lead = outcomes.count("b") - outcomes.count("a")
     scores = [unit.score for unit in units]
     known = [score for score in scores if score]
     together = tuple(map(fmean, zip(*known, strict=True))) if len(known) == len(scores) else None
-    share = 0.5 if not lead else float(lead > 0)
-    return Counted(units[0].question, units[0].category, share, (together[0], together[1]) if together else None)
+    return Counted(units[0].question, units[0].category, WON[winner], (together[0], together[1]) if together else None)
 
 
 def _summarise(judges: list[str], a: str, b: str, every: list[list[Unit]], rule: Rule) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from vtools.records.comparison import WON
 from vtools.records.jsonl import Record
 
 Pair = tuple[str, str, str]  # judge, a, b
@@ -11,7 +12,12 @@ Graded = tuple[str, str, str]  # judge, rubric, model
 Rule = Literal["mean", "strict"]  # what a question is worth to b: the mean of both orders; or half, unless they agree
 Sides = tuple[str, str]
 ORDERS = ("ab", "ba", "")  # a's answer is shown first; b's is; the order is not recorded
-SHARES = {"a": 0.0, "tie": 0.5, "b": 1.0}  # of a comparison, what b wins by a verdict
+
+
+def preferred(outcomes: Sequence[str | None]) -> str | None:
+    """`a` or `b`, whom more judges prefer than prefer the other, else `tie`; None without any outcome."""
+    lead = outcomes.count("b") - outcomes.count("a")
+    return ("b" if lead > 0 else "a" if lead < 0 else "tie") if outcomes else None
 
 
 class Verdict(NamedTuple):
@@ -119,7 +125,7 @@ class Unit:
         return {
             order: _mean(known)
             for order, said in self.orders()
-            if (known := [SHARES[each.verdict] for each in said if each.verdict])
+            if (known := [WON[each.verdict] for each in said if each.verdict])
         }
 
     def share(self, rule: Rule = "mean") -> float | None:

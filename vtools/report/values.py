@@ -1,11 +1,11 @@
 """Checked values of a record: each is what its format says, or the error says what is wrong."""
 
 import math
-import unicodedata
 from collections.abc import Collection
 from typing import Any, TypeGuard
 
 from vtools.records.jsonl import KINDS, Record
+from vtools.records.question import spelled
 
 
 class Wrong(Exception):
@@ -26,10 +26,8 @@ def identity(record: Record, *names: str) -> str:
         value = record.get(name)
         if isinstance(value, bool) or not isinstance(value, str | int | float | None):
             raise Wrong(f"{name} is {shown(value)}, not an id")
-        if value is not None:
-            whole = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-            if found := unicodedata.normalize("NFC", whole).strip():
-                return found
+        if value is not None and (found := spelled(value)):
+            return found
     raise Wrong(f"no {' or '.join(names)}")
 
 

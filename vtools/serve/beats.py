@@ -13,8 +13,8 @@ import orjson
 from vtools.process import say
 from vtools.serve import signatures
 from vtools.serve.lease import BEAT
+from vtools.serve.signatures import LEASE
 
-PATH = "/fleet/lease"
 SILENT = 3.0  # seconds for an edge to answer
 AGAIN = 1.0  # seconds after a beat that failed
 
@@ -60,9 +60,9 @@ class Beats:
     async def _beat(self, client: httpx2.AsyncClient, edge: str, lease: dict[str, Any]) -> bool:
         """Send a lease; whether the edge has taken it."""
         body = orjson.dumps(lease)
-        headers = {"content-type": "application/json", **signatures.headers(self._token, PATH, body)}
+        headers = signatures.headers(self._token, LEASE, body)
         try:
-            reply = await client.post(f"{edge}{PATH}", content=body, headers=headers)
+            reply = await client.post(f"{edge}{LEASE}", content=body, headers=headers)
             told = orjson.loads(reply.content)
             if reply.status_code != 200:
                 state, reason = "refused", str(told["error"]["message"])

@@ -28,7 +28,7 @@ def ask(edge: str, path: str, asked: dict[str, Any]) -> Any:
     import orjson
 
     body = orjson.dumps(asked)
-    headers = {"content-type": "application/json", **signatures.headers(signatures.token(), path, body)}
+    headers = signatures.headers(signatures.token(), path, body)
     try:
         trusted = ssl.create_default_context()  # with the certificates of SSL_CERT_FILE
         with httpx2.Client(verify=trusted, trust_env=False, timeout=SECONDS) as client:
@@ -45,7 +45,7 @@ def ask(edge: str, path: str, asked: dict[str, Any]) -> Any:
 
 def status(edge: str) -> None:
     """Print an edge's status: a table on a terminal, else one JSON object."""
-    found = ask(edge, "/fleet/status", {})
+    found = ask(edge, signatures.STATUS, {})
     if not sys.stdout.isatty():
         print(json.dumps(found))
         return
@@ -69,4 +69,4 @@ def _cell(value: Any) -> str:
 
 def drain(edge: str, worker: str) -> None:
     """Have a worker finish and end."""
-    print(json.dumps(ask(edge, "/fleet/drain", {"worker": worker})))
+    print(json.dumps(ask(edge, signatures.DRAIN, {"worker": worker})))

@@ -15,8 +15,8 @@ from vtools.serve.errors import SHOWN, ApiError
 from vtools.serve.fleet import Fleet
 from vtools.serve.foreign import Engines
 from vtools.serve.reply import json_response
+from vtools.serve.signatures import DRAIN, LEASE, STATUS
 
-LEASE, STATUS, DRAIN = "/fleet/lease", "/fleet/status", "/fleet/drain"
 BODY = 1 << 17  # bytes
 
 

@@ -45,7 +45,6 @@ class Engine:
     model: str
     in_flight: int = 0
     moved: float = 0.0  # when a token last came from it
-    reason: str = ""  # why it gives none
 
     @property
     def up(self) -> bool:

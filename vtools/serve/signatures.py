@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 TOKEN = "VTOOLS_JOIN_TOKEN"
+LEASE, STATUS, DRAIN = "/fleet/lease", "/fleet/status", "/fleet/drain"  # the paths of signed requests
 TIME, SIGNATURE = "vtools-time", "vtools-signature"  # headers of a signed request
 AGE = 60.0  # seconds for which a signed request is taken
 
@@ -32,9 +33,9 @@ def signs(signature: str, token: bytes, *parts: bytes) -> bool:
 
 
 def headers(token: bytes, path: str, body: bytes = b"") -> dict[str, str]:
-    """Those that sign a request."""
+    """Those of a request whose body is this JSON, which they sign."""
     now = f"{time.time():.3f}"
-    return {TIME: now, SIGNATURE: sign(token, path.encode(), now.encode(), body)}
+    return {"content-type": "application/json", TIME: now, SIGNATURE: sign(token, path.encode(), now.encode(), body)}
 
 
 def check(token: bytes, path: str, body: bytes, given: Mapping[str, str]) -> None:
